@@ -1,0 +1,56 @@
+# make test | bench | lint | format | build | clean
+#
+# Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
+#
+#   ARGS     for the program that is run:         make test ARGS=tests/test_cli.py, make bench ARGS=--help
+#   TORCH    another torch than the one found:    make build TORCH='torch==2.14.1'
+#   PYTHON   the Python for a new environment:    make test PYTHON=python3.12
+#   VENV     the environment's folder:            make test VENV=$HOME/envs/fastrnn
+#   JOBS     test processes at a time:            make test JOBS=8
+#
+# pip reads its own settings: PIP_INDEX_URL or PIP_FIND_LINKS chooses where torch comes from.
+
+ARGS ?=
+TORCH ?=
+PYTHON ?=
+VENV ?= .venv
+JOBS ?= 2
+
+PY := $(VENV)/bin/python
+CPP_FILES = find csrc -name '*.h' -o -name '*.cpp'
+
+.DEFAULT_GOAL := build
+.PHONY: bench test lint style format build deps venv clean
+
+bench: build
+	@$(PY) -m fastrnn bench $(ARGS)
+
+test: build
+	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+lint: style
+	@$(PY) -m mypy
+
+# What is quick enough to run before every commit.
+style: deps
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(CPP_FILES) | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+format: deps
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+	@$(CPP_FILES) | xargs $(VENV)/bin/clang-format -i
+
+build: venv
+	@$(PY) tools/dev_env.py build --torch "$(TORCH)"
+
+deps: venv
+	@$(PY) tools/dev_env.py deps --torch "$(TORCH)"
+
+venv:
+	@tools/create_venv.sh "$(VENV)" "$(PYTHON)"
+
+clean:
+	rm -rf build dist *.egg-info fastrnn/_C*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find fastrnn tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

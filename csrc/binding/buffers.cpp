@@ -1,0 +1,49 @@
+#include "binding/buffers.h"
+
+#include "cpu/workspace.h"
+
+namespace fastrnn {
+
+namespace {
+
+constexpr int64_t kFence = 64;
+constexpr uint8_t kSentinel = 0xa5;
+
+}  // namespace
+
+at::Tensor Buffers::empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!poison()) return at::empty(sizes, options);
+  const auto bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(c10::elementSize(c10::typeMetaToScalarType(options.dtype())));
+  at::Tensor raw = at::full({bytes + kFence}, 0xff, options.dtype(at::kByte));
+  raw.slice(0, bytes).fill_(kSentinel);
+  guarded_.push_back(raw);
+  return raw.slice(0, 0, bytes).view(c10::typeMetaToScalarType(options.dtype())).view(sizes);
+}
+
+void Buffers::verify(int code) const {
+  TORCH_CHECK_WITH(OutOfMemoryError, code != -1, "fastrnn: not enough memory for the scratch space of a sequence");
+  TORCH_CHECK(code != -2, "fastrnn: a kernel wrote past the end of its scratch memory");
+  for (const at::Tensor& raw : guarded_) {
+    TORCH_CHECK(raw.slice(0, raw.numel() - kFence).eq(kSentinel).all().item<bool>(),
+                "fastrnn: a kernel wrote past the end of an output");
+  }
+}
+
+Format format_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return Format::kFloat32;
+    case at::kDouble:
+      return Format::kFloat64;
+    case at::kBFloat16:
+      return Format::kBFloat16;
+    case at::kHalf:
+      return Format::kFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, "input: expected float32, float64, bfloat16 or float16, got ", type);
+  }
+}
+
+at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+}  // namespace fastrnn

@@ -1,0 +1,56 @@
+#include <string>
+
+#include "binding/buffers.h"
+#include "binding/ops.h"
+#include "cpu/dispatch.h"
+
+namespace fastrnn {
+
+namespace {
+
+const CellKernels* cell_named(const std::string& name) {
+  const CellKernels* cell = find_cell(name.c_str());
+  if (cell != nullptr) return cell;
+  std::string known;
+  for (int k = 0; cell_name(k) != nullptr; ++k) known += std::string(k > 0 ? ", " : "") + cell_name(k);
+  TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got ", name);
+}
+
+}  // namespace
+
+Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
+           const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
+    : cell(cell_named(std::string(name))), layout(rows_like, batch_sizes, lengths, reset) {
+  TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) % cell->gates == 0, "w_hh: expected shape [", cell->gates,
+              "·H, P], got ", w_hh.sizes());
+  hidden = w_hh.size(0) / cell->gates;
+  projected = w_hh.size(1);
+  format = format_of(w_hh.scalar_type());
+  options = w_hh.options().requires_grad(false);
+  TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
+  check(w_hh, {gate_width(), projected}, "w_hh");
+  if (w_hr) {
+    TORCH_CHECK_VALUE(!cell->reads_hidden, "w_hr: the cell ", name, " cannot be used with a projection");
+    check(*w_hr, {projected, hidden}, "w_hr");
+  } else {
+    TORCH_CHECK(projected == hidden, "w_hh: expected shape ", at::IntArrayRef{gate_width(), hidden}, ", got ",
+                w_hh.sizes());
+  }
+}
+
+void Call::check(const Tensor& t, at::IntArrayRef sizes, const char* name) const {
+  TORCH_CHECK(t.device().is_cpu() && t.layout() == at::kStrided, name, ": expected a dense tensor on the CPU, got ",
+              t.layout(), " on ", t.device());
+  TORCH_CHECK(t.scalar_type() == c10::typeMetaToScalarType(options.dtype()), name, ": expected dtype ",
+              c10::typeMetaToScalarType(options.dtype()), ", got ", t.scalar_type());
+  TORCH_CHECK(t.sizes() == sizes, name, ": expected shape ", sizes, ", got ", t.sizes());
+}
+
+void Call::check_states(at::TensorList states, const char* name) const {
+  if (states.empty()) return;
+  TORCH_CHECK(static_cast<int>(states.size()) == cell->states, name, ": expected ", cell->states, " tensors, got ",
+              states.size());
+  for (int s = 0; s < cell->states; ++s) check(states[s], {layout.batch, width(s)}, name);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,93 @@
+// What is not an operator: build information, the instruction set, switches for tests and experiments.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "binding/layout.h"
+#include "cpu/dispatch.h"
+#include "cpu/workspace.h"
+
+namespace py = pybind11;
+
+namespace fastrnn {
+namespace {
+
+#define FASTRNN_TEXT_(x) #x
+#define FASTRNN_TEXT(x) FASTRNN_TEXT_(x)
+
+std::vector<std::string> capabilities() {
+  std::vector<std::string> names;
+  for (int k = 0; k < capability_count(); ++k) {
+    if (capability_supported(k)) names.emplace_back(capability_name(k));
+  }
+  return names;
+}
+
+std::vector<std::string> cells() {
+  std::vector<std::string> names;
+  for (int k = 0; cell_name(k) != nullptr; ++k) names.emplace_back(cell_name(k));
+  return names;
+}
+
+std::tuple<int, int, int, bool> cell_sizes(const std::string& name) {
+  const CellKernels* cell = find_cell(name.c_str());
+  if (cell == nullptr) throw py::value_error("cell: there are no kernels for " + name);
+  return {cell->gates, cell->states, cell->saved, cell->split_gradient};
+}
+
+std::map<std::string, std::string> build_info() {
+  std::map<std::string, std::string> info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["torch_version"] = TORCH_VERSION;
+#ifdef _OPENMP
+  info["openmp"] = FASTRNN_TEXT(_OPENMP);
+#else
+  info["openmp"] = "no";
+#endif
+  std::string names;
+  for (const std::string& name : cells()) names += (names.empty() ? "" : ", ") + name;
+  info["cells"] = names;
+  return info;
+}
+
+void choose_capability(const std::string& name) {
+  if (set_capability(name.c_str())) return;
+  std::string known;
+  for (const std::string& n : capabilities()) known += (known.empty() ? "" : ", ") + n;
+  throw py::value_error("capability: expected one of " + known + ", got " + name);
+}
+
+void choose_split(const std::string& name) {
+  static const std::map<std::string, Split> names = {
+      {"auto", Split::kAuto}, {"none", Split::kNone}, {"rows", Split::kRows}, {"units", Split::kUnits}};
+  const auto found = names.find(name);
+  if (found == names.end()) throw py::value_error("split: expected auto, none, rows or units, got " + name);
+  set_split(found->second);
+}
+
+}  // namespace
+}  // namespace fastrnn
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastrnn's compiled part. Importing it registers torch.ops.fastrnn.";
+  m.def("capability", [] { return std::string(fastrnn::capability()); }, "The instruction set in use.");
+  m.def("capability_problem", [] { return std::string(fastrnn::capability_problem()); },
+        "What was wrong with FASTRNN_CPU_CAPABILITY, or an empty string.");
+  m.def("capabilities", &fastrnn::capabilities, "The instruction sets this machine can run, the best last.");
+  m.def("set_capability", &fastrnn::choose_capability, py::arg("name"));
+  m.def("set_split", &fastrnn::choose_split, py::arg("name"), "How a step's work is shared: auto, none, rows or units.");
+  m.def("set_poison", &fastrnn::set_poison, py::arg("on"),
+        "Fill scratch and output memory with NaN and check sentinels behind it (tests).");
+  m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
+  m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
+  m.def("build_info", &fastrnn::build_info);
+}

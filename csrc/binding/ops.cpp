@@ -1,0 +1,295 @@
+#include "binding/ops.h"
+
+#include <torch/library.h>
+
+#include <array>
+
+#include "binding/buffers.h"
+
+namespace fastrnn {
+
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// Autocast has done its work before an operator is called; inside, it would change the dtype of single products.
+using NoAutocast = c10::impl::ExcludeDispatchKeyGuard;
+
+const void* data_of(const OptionalTensor& t) { return t && t->defined() ? t->const_data_ptr() : nullptr; }
+OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : t; }
+
+// R·h + b_hh of a sequence's only step: no use packing weights that are read once.
+Tensor only_product(const Call& call, const Tensors& states, const Weights& w) {
+  if (!states.empty()) return at::linear(states[0], w.w_hh, w.b_hh).contiguous();
+  const std::vector<int64_t> sizes{call.layout.batch, call.gate_width()};
+  return w.b_hh ? w.b_hh->expand(sizes).contiguous() : at::zeros(sizes, call.options);
+}
+
+// W·x for all rows, in memory that the kernels may write to.
+Tensor input_product(const Call& call, const Tensor& x, const OptionalTensor& w_ih, bool training) {
+  const Tensor rows = call.layout.gather(x);
+  const bool ragged = call.layout.capacity() > call.layout.rows;
+  if (!ragged && w_ih) return at::linear(rows, *w_ih).contiguous();
+  if (!ragged && (!training || call.layout.index.defined())) return rows;
+  Tensor gates = at::empty({call.layout.capacity(), call.gate_width()}, call.options);
+  Tensor used = gates.narrow(0, 0, call.layout.rows);
+  if (w_ih) {
+    at::mm_out(used, rows, w_ih->t());
+  } else {
+    used.copy_(rows);
+  }
+  return gates;
+}
+
+// sequence_forward: y (T, B, P) or (N, P); final states (B, ·); and, if training, what backward needs:
+// gates (…, G·H), extra (…, (K-G)·H), cells (…, (S-1)·H), unprojected (…, H), … the leading dimensions of x. With lengths,
+// only the first N rows of them are used. What is not kept has shape (0, 0).
+std::tuple<Tensor, Tensors, Tensors> sequence_forward(
+    c10::string_view cell, const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+    const OptionalTensor& b_hh, const OptionalTensor& w_hr, at::TensorList initial, const OptionalTensor& batch_sizes,
+    const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse, bool training) {
+  const NoAutocast no_autocast(c10::autocast_dispatch_keyset);
+  const Call call(cell, x, w_hh, w_hr, batch_sizes, lengths, reset);
+  const Layout& layout = call.layout;
+  const int64_t GH = call.gate_width(), H = call.hidden, P = call.projected;
+  const int G = call.cell->gates, S = call.cell->states, K = call.cell->saved;
+  const Weights w{w_ih, w_hh.contiguous(), contiguous(b_ih), contiguous(b_hh), contiguous(w_hr)};
+  std::vector<int64_t> x_sizes = layout.shape;
+  x_sizes.push_back(w_ih ? w_ih->size(-1) : GH);
+  if (w_ih) call.check(*w_ih, {GH, w_ih->size(-1)}, "w_ih");
+  if (b_ih) call.check(*b_ih, {GH}, "b_ih");
+  if (b_hh) call.check(*b_hh, {GH}, "b_hh");
+  call.check(x, x_sizes, "x");
+  call.check_states(initial, "states");
+
+  Tensors states;
+  for (const Tensor& s : initial) states.push_back(layout.sort(s));
+  Buffers buffers;
+  const auto saved = [&](bool wanted, int64_t width, at::ScalarType type) {
+    const bool kept = wanted && training;
+    return buffers.empty({kept ? layout.capacity() : 0, kept ? width : 0}, call.options.dtype(type));
+  };
+  const auto type = w_hh.scalar_type();
+  const Tensor gates = input_product(call, x, w_ih, training);
+  const Tensor extra = saved(K > G, (K - G) * H, type);
+  const Tensor cells = saved(S > 1, (S - 1) * H, compute_type(type));
+  const Tensor unprojected = saved(w_hr.has_value(), H, type);
+  const Tensor y = buffers.empty({layout.rows, P}, call.options);
+  const Tensor rh = layout.steps == 1 ? only_product(call, states, w) : Tensor();
+
+  ForwardArgs args{};
+  args.seq = layout.sequence(H, P, reverse);
+  args.w_hh = w.w_hh.const_data_ptr();
+  args.b_ih = data_of(w.b_ih);
+  args.b_hh = rh.defined() ? nullptr : data_of(w.b_hh);
+  args.w_hr = data_of(w.w_hr);
+  args.rh = rh.defined() ? rh.const_data_ptr() : nullptr;
+  args.gates = gates.data_ptr();
+  args.extra = extra.data_ptr();
+  args.cells = cells.data_ptr();
+  args.unprojected = unprojected.data_ptr();
+  args.y = y.data_ptr();
+  args.training = training;
+  Tensors finals;
+  for (int s = 0; s < S; ++s) {
+    finals.push_back(buffers.empty({layout.batch, call.width(s)}, call.options));
+    args.initial[s] = states.empty() ? nullptr : states[s].const_data_ptr();
+    args.final_states[s] = finals[s].data_ptr();
+  }
+  if (layout.batch > 0) buffers.verify(call.cell->forward[static_cast<int>(call.format)](args));
+  for (Tensor& f : finals) f = layout.unsort(f);
+  Tensors reserve;
+  if (training) {
+    for (const Tensor& t : {gates, extra, cells, unprojected}) {
+      reserve.push_back(t.size(0) == layout.capacity() ? layout.shaped(t) : t);
+    }
+  }
+  return {layout.scatter(y), finals, reserve};
+}
+
+// What the backward driver needs of the forward pass, and how its rows lie.
+struct Backward {
+  Call call;
+  Tensor w_hh;
+  OptionalTensor w_hr;
+  Tensors states;
+  Tensor y;  // (N, P)
+  Tensors reserve;
+
+  Backward(c10::string_view cell, const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial,
+           const Tensor& y, at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+           const OptionalTensor& reset)
+      : call(cell, y, w_hh, w_hr, batch_sizes, lengths, reset),
+        w_hh(w_hh.contiguous()),
+        w_hr(contiguous(w_hr)),
+        y(call.layout.gather(y)),
+        reserve(reserve.begin(), reserve.end()) {
+    call.check_states(initial, "states");
+    TORCH_CHECK(reserve.size() == 4, "reserve: expected what a forward pass with training=True returned, got ",
+                reserve.size(), " tensors");
+    for (Tensor& t : this->reserve) t = t.contiguous();
+    for (const Tensor& s : initial) states.push_back(call.layout.sort(s));
+  }
+};
+
+struct Gradients {
+  Tensor da, drh;   // (N, G·H); the same tensor unless the cell tells them apart
+  Tensors initial;  // (B, ·), in the caller's order; empty if not wanted
+  Tensor dh;        // (N, P) or undefined
+};
+
+Gradients run_backward(const Backward& b, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+                       bool reverse, bool want_initial, bool want_dh) {
+  const Call& call = b.call;
+  const Layout& layout = call.layout;
+  const int S = call.cell->states;
+  Buffers buffers;
+  Gradients out;
+  const std::vector<int64_t> wide{layout.rows, call.gate_width()};
+  out.da = buffers.empty(wide, call.options);
+  out.drh = call.cell->split_gradient ? buffers.empty(wide, call.options) : out.da;
+  if (want_dh || b.w_hr) out.dh = buffers.empty({layout.rows, call.projected}, call.options);
+  Tensor gy;
+  if (grad_y && grad_y->defined()) {
+    std::vector<int64_t> sizes = layout.shape;
+    sizes.push_back(call.projected);
+    call.check(*grad_y, sizes, "grad_y");
+    gy = layout.gather(*grad_y);
+  }
+
+  BackwardArgs args{};
+  args.seq = layout.sequence(call.hidden, call.projected, reverse);
+  args.w_hh = b.w_hh.const_data_ptr();
+  args.w_hr = data_of(b.w_hr);
+  args.gates = b.reserve[0].const_data_ptr();
+  args.extra = b.reserve[1].const_data_ptr();
+  args.cells = b.reserve[2].const_data_ptr();
+  args.y = b.y.const_data_ptr();
+  args.grad_y = gy.defined() ? gy.const_data_ptr() : nullptr;
+  args.da = out.da.data_ptr();
+  args.drh = out.drh.data_ptr();
+  args.dh = out.dh.defined() ? out.dh.data_ptr() : nullptr;
+  args.initial_product = layout.steps > 1;
+  Tensors finals(S);
+  for (int s = 0; s < S; ++s) {
+    args.initial[s] = b.states.empty() ? nullptr : b.states[s].const_data_ptr();
+    const OptionalTensor grad = grad_final.empty() ? OptionalTensor() : grad_final.get(s);
+    if (grad && grad->defined()) {
+      call.check(*grad, {layout.batch, call.width(s)}, "grad_final");
+      finals[s] = layout.sort(*grad);
+      args.grad_final[s] = finals[s].const_data_ptr();
+    }
+    if (want_initial) {
+      out.initial.push_back(buffers.empty({layout.batch, call.width(s)}, call.options));
+      args.grad_initial[s] = out.initial[s].data_ptr();
+    }
+  }
+  if (layout.batch > 0) buffers.verify(call.cell->backward[static_cast<int>(call.format)](args));
+  if (want_initial && !args.initial_product) {
+    out.initial[0].narrow(0, 0, layout.rows).add_(at::mm(out.drh, b.w_hh));
+  }
+  for (Tensor& g : out.initial) g = layout.unsort(g);
+  return out;
+}
+
+// h before each row's step, (N, P): what R was multiplied with. Undefined where it is zero throughout.
+Tensor hidden_before(const Backward& b, bool reverse) {
+  const Layout& layout = b.call.layout;
+  const int64_t N = layout.rows, B = layout.batch;
+  // Row N + i of `source` is the initial state of row i.
+  const Tensor first = b.states.empty() ? at::zeros({B, b.call.projected}, b.call.options) : b.states[0];
+  const Tensor source = at::cat({b.y, first});
+  Tensor index = at::empty({N}, at::kLong);
+  int64_t* to = index.data_ptr<int64_t>();
+  const bool* reset = layout.reset.defined() ? layout.reset.const_data_ptr<bool>() : nullptr;
+  for (int64_t t = 0; t < layout.steps; ++t) {
+    const int64_t before = reverse ? t + 1 : t - 1;
+    const bool inside = before >= 0 && before < layout.steps;
+    for (int64_t i = 0; i < layout.counts[t]; ++i) {
+      const int64_t row = layout.offsets[t] + i;
+      const bool follows = inside && i < layout.counts[before] &&
+                           !(reset != nullptr && reset[reverse ? layout.offsets[before] + i : row]);
+      to[row] = follows ? layout.offsets[before] + i : N + i;
+    }
+  }
+  return source.index_select(0, index);
+}
+
+// ∂L/∂w_hh = Σ drhᵀ·h.
+Tensor recurrent_gradient(const Backward& b, const Tensor& drh, bool reverse) {
+  const Layout& layout = b.call.layout;
+  if (!layout.plain()) return at::mm(drh.t(), hidden_before(b, reverse));
+  const int64_t B = layout.batch, rest = layout.rows - B;
+  const int64_t first = reverse ? rest : 0;  // the step that starts from the initial state
+  const Tensor later = drh.narrow(0, reverse ? 0 : B, rest), h = b.y.narrow(0, reverse ? B : 0, rest);
+  if (b.states.empty()) return at::mm(later.t(), h);
+  const Tensor start = drh.narrow(0, first, B);
+  if (rest == 0) return at::mm(start.t(), b.states[0]);
+  return at::mm(later.t(), h).addmm_(start.t(), b.states[0]);
+}
+
+// sequence_backward: the time loop alone. ∂L/∂wx (N, G·H), ∂L/∂rh (N, G·H; empty if it is the same), gradients of the
+// initial states (if wanted), ∂L/∂h_t in the caller's shape (if wanted, else empty).
+std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
+    c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+    const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y, at::TensorList reserve,
+    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse,
+    bool want_initial, bool want_dh) {
+  const NoAutocast no_autocast(c10::autocast_dispatch_keyset);
+  const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
+  const Gradients g = run_backward(b, grad_y, grad_final, reverse, want_initial, want_dh);
+  const Layout& layout = b.call.layout;
+  return {layout.scatter(g.da), b.call.cell->split_gradient ? layout.scatter(g.drh) : at::empty({0}, b.call.options),
+          g.initial, want_dh ? layout.scatter(g.dh) : at::empty({0}, b.call.options)};
+}
+
+// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr as `needs` asks (empty tensors for the rest), and then of
+// the initial states if needs[6].
+Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
+                       const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
+                       const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                       at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
+  const NoAutocast no_autocast(c10::autocast_dispatch_keyset);
+  const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
+  const Gradients g = run_backward(b, grad_y, grad_final, reverse, needs[6], false);
+  const Layout& layout = b.call.layout;
+  Tensors out(6);
+  for (Tensor& t : out) t = at::empty({0}, b.call.options);
+  if (needs[0]) out[0] = layout.scatter(w_ih ? at::mm(g.da, *w_ih) : g.da);
+  if (needs[1] && w_ih) out[1] = at::mm(g.da.t(), layout.gather(x));
+  if (needs[2]) out[2] = recurrent_gradient(b, g.drh, reverse);
+  if (needs[3]) out[3] = g.da.sum(0);
+  if (needs[4]) {
+    const bool same = needs[3] && !b.call.cell->split_gradient;
+    out[4] = same ? out[3].clone() : g.drh.sum(0);  // never one tensor for two gradients
+  }
+  if (needs[5] && w_hr) out[5] = at::mm(g.dh.t(), b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows));
+  for (const Tensor& t : g.initial) out.push_back(t);
+  return out;
+}
+
+}  // namespace
+
+}  // namespace fastrnn
+
+TORCH_LIBRARY(fastrnn, m) {
+  m.def(
+      "sequence_forward(str cell, Tensor x, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
+      "Tensor[] states, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool reverse, bool training) "
+      "-> (Tensor, Tensor[], Tensor[])");
+  m.def(
+      "sequence_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor w_hh, Tensor? w_hr, Tensor[] states, "
+      "Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool reverse, "
+      "bool want_initial, bool want_dh) -> (Tensor, Tensor, Tensor[], Tensor)");
+  m.def(
+      "layer_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor x, Tensor? w_ih, Tensor w_hh, "
+      "Tensor? w_hr, Tensor[] states, Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, "
+      "bool reverse, bool[7] needs) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("sequence_forward", &fastrnn::sequence_forward);
+  m.impl("sequence_backward", &fastrnn::sequence_backward);
+  m.impl("layer_backward", &fastrnn::layer_backward);
+}

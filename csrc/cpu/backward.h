@@ -1,0 +1,306 @@
+// The backward driver, for the same cells, layouts and ways of sharing the work as the forward one.
+//
+// Visits go through the steps in the opposite order. Visit n begins with the product that the visit before it left: ∂L/∂h
+// of this step = drh of the step visited before, times R. Rows that the step visited before was the first of (or the first
+// of a segment) hand that gradient to their initial state instead.
+#pragma once
+
+#include "cpu/product.h"
+#include "cpu/steps.h"
+#include "cpu/workspace.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class Cell, class Math, class T>
+struct Backward {
+  using C = Compute<T>;
+  using V = Vec<C>;
+  static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+  static constexpr bool kInPlace = sizeof(T) == sizeof(C);  // the product reads drh where the caller wants it
+
+  const BackwardArgs& args;
+  Sequence seq;  // in the order of the visits: its direction is the opposite of the forward pass's
+  const Steps steps;
+  const int64_t H, P;
+  const bool projecting;
+  bool want_initial = false;
+  Workspace workspace;
+  Plan plan;
+  Panels<C> recurrent, projection;
+  C* operand[2] = {};            // (B, G·H) drh of a step, in turns, unless in place
+  C* total = nullptr;            // (B, Pp) ∂L/∂h before a projection
+  C* direct[kMaxStates] = {};    // (B, width(s)): gradient of the states a step starts from, without the product's part
+  C* initial[kMaxStates] = {};   // (B, width(s)): gradient of the initial states
+  int64_t stride[kMaxStates];
+  size_t at_recurrent, at_projection = 0, at_operand[2] = {}, at_total = 0, at_direct[kMaxStates],
+                       at_initial[kMaxStates];
+
+  explicit Backward(const BackwardArgs& a)
+      : args(a),
+        seq(opposite(a.seq)),
+        steps{seq},
+        H(seq.hidden),
+        P(seq.projected),
+        projecting(a.w_hr != nullptr) {
+    for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr;
+    plan = make_plan(seq, {seq.batch, G * H, P, static_cast<int>(sizeof(C)), projecting ? 2 : 1});
+    recurrent = {nullptr, G * H, P, 1};
+    projection = {nullptr, P, H, 1};
+    at_recurrent = workspace.add(needs_product() ? recurrent.size(P, G * H, 1) : 0, sizeof(C));
+    if (projecting) {
+      at_projection = workspace.add(projection.size(H, P, 1), sizeof(C));
+      at_total = workspace.add(seq.batch * Panels<C>::groups(P) * kLanes, sizeof(C));
+    }
+    if constexpr (!kInPlace) {
+      for (int k = 0; k < 2; ++k) at_operand[k] = workspace.add(seq.batch * G * H, sizeof(C));
+    }
+    for (int s = 0; s < S; ++s) {
+      stride[s] = Panels<C>::groups(width(s)) * kLanes;
+      at_direct[s] = workspace.add(seq.batch * stride[s], sizeof(C));
+      at_initial[s] = workspace.add(want_initial ? seq.batch * stride[s] : 0, sizeof(C));
+    }
+  }
+
+  static Sequence opposite(Sequence s) {
+    s.reverse = !s.reverse;
+    return s;
+  }
+  bool needs_product() const { return seq.steps > 1 || (want_initial && args.initial_product); }
+  int64_t width(int s) const { return s == 0 ? P : H; }
+
+  int run() {
+    if (!workspace.allocate()) return -1;
+    recurrent.data = workspace.template at<C>(at_recurrent);
+    if (projecting) {
+      projection.data = workspace.template at<C>(at_projection);
+      total = workspace.template at<C>(at_total);
+    }
+    if constexpr (!kInPlace) {
+      for (int k = 0; k < 2; ++k) operand[k] = workspace.template at<C>(at_operand[k]);
+    }
+    for (int s = 0; s < S; ++s) {
+      direct[s] = workspace.template at<C>(at_direct[s]);
+      initial[s] = workspace.template at<C>(at_initial[s]);
+    }
+    run_team(plan.threads, &Backward::body, this);
+    return workspace.intact() ? 0 : -2;
+  }
+
+  static void body(void* self, const Member& member) { static_cast<const Backward*>(self)->work(member); }
+
+  Range units_of(int s, const Part& part) const {
+    const Range groups = s == 0 ? part.projected_groups : part.groups;
+    return {groups.begin * kLanes, groups.end * kLanes};  // of the padded rows of scratch memory
+  }
+
+  void work(const Member& member) const {
+    const Part part = part_of(plan, seq, member, projection.groups(), recurrent.groups());
+    pack(member);
+    clear(part);
+    member.wait();
+    for (int64_t n = 0; n < seq.steps; ++n) {
+      enter(part, n);
+      hidden_gradient(part, n);
+      if (projecting) {
+        if (!part.alone) member.wait();
+        unproject(part, n);
+      }
+      if (!part.alone) member.wait();
+    }
+    if (!want_initial) return;
+    hidden_gradient(part, seq.steps);  // no row is left: all that remains belongs to the initial states
+    if (projecting) unproject(part, seq.steps);
+    finish(part);
+  }
+
+  void pack(const Member& member) const {
+    if (needs_product()) {
+      const Range mine = share(recurrent.groups(), member.rank, member.size);
+      pack_columns_as_lanes(static_cast<const T*>(args.w_hh), recurrent, mine);
+    }
+    if (projecting) {
+      const Range mine = share(projection.groups(), member.rank, member.size);
+      pack_columns_as_lanes(static_cast<const T*>(args.w_hr), projection, mine);
+    }
+  }
+
+  void clear(const Part& part) const {
+    if (!want_initial) return;
+    for (int s = 0; s < S; ++s) {
+      const Range units = units_of(s, part);
+      for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
+        for (int64_t u = units.begin; u < units.end; ++u) initial[s][i * stride[s] + u] = C(0);
+      }
+    }
+  }
+
+  // Rows whose last step is that of visit n start from the gradient of their final states.
+  void enter(const Part& part, int64_t n) const {
+    const int64_t from = larger(part.rows.begin, steps.rows(n - 1));
+    const int64_t to = smaller(part.rows.end, steps.rows(n));
+    for (int s = 0; s < S; ++s) {
+      for (int64_t i = from; i < to; ++i) load_final(part, s, i, direct[s] + i * stride[s]);
+    }
+  }
+
+  void load_final(const Part& part, int s, int64_t i, C* to) const {
+    const Range units = units_of(s, part);
+    const T* from = static_cast<const T*>(args.grad_final[s]);
+    const int64_t end = from != nullptr ? smaller(units.end, width(s)) : units.begin;
+    for (int64_t u = units.begin; u < end; ++u) to[u] = widen(from[i * width(s) + u]);
+    for (int64_t u = larger(end, units.begin); u < units.end; ++u) to[u] = C(0);
+  }
+
+  // Of visit n: whether row i has a step here whose new state the step visited before started from (or was its last).
+  bool goes_on(int64_t n, int64_t i) const {
+    return i < steps.rows(n) && (i >= steps.rows(n - 1) || !steps.reset(n, i));
+  }
+
+  // Gradient that arrives at state s of row i: at the step of visit n, or else at the initial state.
+  FASTRNN_FN V arriving(int s, int64_t n, int64_t i, int64_t unit, V product) const {
+    const V gradient = product + V::load(direct[s] + i * stride[s] + unit);
+    if (goes_on(n, i)) return gradient;
+    if (want_initial) {
+      C* to = initial[s] + i * stride[s] + unit;
+      (V::load(to) + gradient).store(to);
+    }
+    return V::zero();
+  }
+
+  const C* operand_of(int64_t n) const {
+    if constexpr (kInPlace) return drh_row(n, 0);
+    return operand[n & 1];
+  }
+  T* drh_row(int64_t n, int64_t i) const {
+    return static_cast<T*>(Cell::kSplitGradient ? args.drh : args.da) + (steps.offset(n) + i) * G * H;
+  }
+
+  // The product left by visit n-1, and with it the cell's backward for the step of visit n (no step for n = T).
+  void hidden_gradient(const Part& part, int64_t n) const {
+    const int64_t before = steps.rows(n - 1), now = steps.rows(n);
+    const Range rows{part.rows.begin, smaller(part.rows.end, larger(before, now))};
+    const int64_t live = n == seq.steps && !args.initial_product ? 0 : smaller(part.rows.end, before);
+    const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
+      const int64_t unit = group * kLanes;
+      const V dh = arriving(0, n, i, unit, V::load(sum));
+      if (i >= now) {
+        if (!projecting) hand_over(n, i, unit);
+      } else if (unit + kLanes <= P) {
+        with_output<true>(n, i, unit, kLanes, dh);
+      } else {
+        with_output<false>(n, i, unit, static_cast<int>(P - unit), dh);
+      }
+    };
+    const C* x = n > 0 ? operand_of(n - 1) : nullptr;
+    sweep<1>(recurrent, static_cast<const C*>(nullptr), x, G * H, rows, live, part.projected_groups, stage);
+  }
+
+  // States other than h of a row that has no step in visit n.
+  FASTRNN_FN void hand_over(int64_t n, int64_t i, int64_t unit) const {
+    FASTRNN_UNROLL
+    for (int s = 1; s < S; ++s) arriving(s, n, i, unit, V::zero());
+  }
+
+  // Adds the gradient of the step's output.
+  template <bool Full>
+  FASTRNN_FN void with_output(int64_t n, int64_t i, int64_t unit, int lanes_left, V dh) const {
+    const Lanes<Full> lanes{lanes_left};
+    const int64_t at = (steps.offset(n) + i) * P + unit;
+    if (args.grad_y != nullptr) dh = dh + lanes.load(static_cast<const T*>(args.grad_y) + at);
+    if (args.dh != nullptr) lanes.store(dh, static_cast<T*>(args.dh) + at);
+    if (projecting) {
+      dh.store(total + i * Panels<C>::groups(P) * kLanes + unit);
+      V::zero().store(direct[0] + i * stride[0] + unit);
+    } else {
+      element<Full>(n, i, unit, lanes, dh);
+    }
+  }
+
+  void unproject(const Part& part, int64_t n) const {
+    const int64_t now = steps.rows(n);
+    const Range rows{part.rows.begin, smaller(part.rows.end, larger(steps.rows(n - 1), now))};
+    const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
+      const int64_t unit = group * kLanes;
+      if (i >= now) {
+        hand_over(n, i, unit);
+      } else if (unit + kLanes <= H) {
+        element<true>(n, i, unit, Lanes<true>{kLanes}, V::load(sum));
+      } else {
+        element<false>(n, i, unit, Lanes<false>{static_cast<int>(H - unit)}, V::load(sum));
+      }
+    };
+    sweep<1>(projection, static_cast<const C*>(nullptr), total, Panels<C>::groups(P) * kLanes, rows,
+             smaller(part.rows.end, now), part.groups, stage);
+  }
+
+  // State s of row i before the step of visit n.
+  template <bool Full>
+  FASTRNN_FN V state_before(int s, int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes) const {
+    if (i < steps.rows(n + 1) && !steps.reset(n + 1, i)) {
+      const int64_t row = steps.offset(n + 1) + i;
+      if (s == 0) return lanes.load(static_cast<const T*>(args.y) + row * H + unit);
+      return lanes.load(static_cast<const C*>(args.cells) + (row * (S - 1) + s - 1) * H + unit);
+    }
+    if (args.initial[s] == nullptr) return V::zero();
+    return lanes.load(static_cast<const T*>(args.initial[s]) + i * H + unit);
+  }
+
+  // The cell, on one vector of units of row i.
+  template <bool Full>
+  FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V dh) const {
+    const int64_t row = steps.offset(n) + i;
+    V saved[K > 0 ? K : 1], before[S], after[S], ds_new[S], da[G], drh[G], ds[S];
+    FASTRNN_UNROLL
+    for (int k = 0; k < K; ++k) {
+      saved[k] = lanes.load(k < G ? static_cast<const T*>(args.gates) + (row * G + k) * H + unit
+                                  : static_cast<const T*>(args.extra) + (row * (K - G) + (k - G)) * H + unit);
+    }
+    before[0] = after[0] = V::zero();
+    if constexpr (Cell::kReadsHidden) before[0] = state_before(0, n, i, unit, lanes);
+    if (!projecting) after[0] = lanes.load(static_cast<const T*>(args.y) + row * H + unit);
+    ds_new[0] = dh;
+    FASTRNN_UNROLL
+    for (int s = 1; s < S; ++s) {
+      before[s] = state_before(s, n, i, unit, lanes);
+      after[s] = lanes.load(static_cast<const C*>(args.cells) + (row * (S - 1) + s - 1) * H + unit);
+      ds_new[s] = arriving(s, n, i, unit, V::zero());
+    }
+
+    Cell::template backward<Math>(saved, before, after, ds_new, da, drh, ds);
+
+    T* to = static_cast<T*>(args.da) + row * G * H + unit;
+    T* to_drh = drh_row(n, i) + unit;
+    FASTRNN_UNROLL
+    for (int g = 0; g < G; ++g) {
+      lanes.store(da[g], to + g * H);
+      if constexpr (Cell::kSplitGradient) lanes.store(drh[g], to_drh + g * H);
+      if constexpr (!kInPlace) {
+        lanes.store(Cell::kSplitGradient ? drh[g] : da[g], operand[n & 1] + (i * G + g) * H + unit);
+      }
+    }
+    FASTRNN_UNROLL
+    for (int s = projecting ? 1 : 0; s < S; ++s) ds[s].store(direct[s] + i * stride[s] + unit);
+  }
+
+  // Gradients of the initial states; a row without any step passes those of its final states on.
+  void finish(const Part& part) const {
+    for (int s = 0; s < S; ++s) {
+      if (args.grad_initial[s] == nullptr) continue;
+      const Range units = units_of(s, part);
+      const int64_t end = smaller(units.end, width(s));
+      for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
+        C* from = initial[s] + i * stride[s];
+        if (i >= seq.counts[0]) load_final(part, s, i, from);
+        copy(from + units.begin, static_cast<T*>(args.grad_initial[s]) + i * width(s) + units.begin, end - units.begin);
+      }
+    }
+  }
+};
+
+template <class Cell, class T>
+int backward(const BackwardArgs& args) {
+  Backward<Cell, Exact, T> driver(args);
+  return driver.run();
+}
+
+}  // namespace FASTRNN_NAMESPACE

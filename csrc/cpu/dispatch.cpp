@@ -1,0 +1,92 @@
+#include "cpu/dispatch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+
+#include "cpu/registry.h"
+
+namespace fastrnn {
+
+namespace {
+
+#if defined(__x86_64__)
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+#else
+constexpr const char* kNames[] = {"baseline"};
+#endif
+constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
+
+const char* problem = "";
+
+int find(const char* name) {
+  for (int k = 0; k < kCount; ++k) {
+    if (strcmp(kNames[k], name) == 0 && capability_supported(k)) return k;
+  }
+  return -1;
+}
+
+int first_choice() {
+  int best = 0;
+  for (int k = 0; k < kCount; ++k) {
+    if (capability_supported(k)) best = k;
+  }
+  const char* wanted = getenv("FASTRNN_CPU_CAPABILITY");
+  if (wanted == nullptr || *wanted == '\0') return best;
+  const int k = find(wanted);
+  if (k < 0) problem = "FASTRNN_CPU_CAPABILITY names an instruction set that is unknown or that this processor lacks";
+  return k < 0 ? best : k;
+}
+
+std::atomic<int>& current() {
+  static std::atomic<int> chosen{first_choice()};
+  return chosen;
+}
+
+}  // namespace
+
+int capability_count() { return kCount; }
+const char* capability_name(int k) { return kNames[k]; }
+
+bool capability_supported(int k) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (k >= 1 && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return false;
+  if (k >= 2 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) {
+    return false;
+  }
+#endif
+  return k >= 0 && k < kCount;
+}
+
+const char* capability() { return kNames[current().load()]; }
+const char* capability_problem() {
+  current();
+  return problem;
+}
+
+bool set_capability(const char* name) {
+  const int k = find(name);
+  if (k < 0) return false;
+  current() = k;
+  return true;
+}
+
+const CellKernels* find_cell(const char* name) {
+  const char* set = capability();
+  for (const RegistryEntry* e = kRegistry; e->cell != nullptr; ++e) {
+    if (strcmp(e->cell, name) == 0 && strcmp(e->capability, set) == 0) return e->kernels();
+  }
+  return nullptr;
+}
+
+const char* cell_name(int k) {
+  for (const RegistryEntry* e = kRegistry; e->cell != nullptr; ++e) {
+    if (strcmp(e->capability, kNames[0]) == 0 && k-- == 0) return e->cell;
+  }
+  return nullptr;
+}
+
+}  // namespace fastrnn

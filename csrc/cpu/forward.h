@@ -1,0 +1,239 @@
+// The forward driver of cells with one product per step, for any cell, direction, packing and way of sharing the work.
+#pragma once
+
+#include "cpu/product.h"
+#include "cpu/steps.h"
+#include "cpu/workspace.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class Cell, class Math, class T>
+struct Forward {
+  using C = Compute<T>;
+  using V = Vec<C>;
+  static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+
+  const ForwardArgs& args;
+  const Sequence& seq;
+  const Steps steps;
+  const int64_t H, P;
+  const bool projecting;
+  Workspace workspace;
+  Plan plan;
+  Panels<C> recurrent, projection;
+  C* bias = nullptr;             // b_hh, packed; b_ih behind it
+  C* raw = nullptr;              // (B, Hp), h before a projection
+  C* state[2][kMaxStates] = {};  // (B, width(s)): before and after a step, in turns
+  int64_t stride[kMaxStates];
+  size_t at_recurrent, at_bias, at_projection = 0, at_raw = 0, at_state[2][kMaxStates];
+
+  explicit Forward(const ForwardArgs& a)
+      : args(a), seq(a.seq), steps{a.seq}, H(a.seq.hidden), P(a.seq.projected), projecting(a.w_hr != nullptr) {
+    plan = make_plan(seq, {seq.batch, P, G * H, static_cast<int>(sizeof(C)), projecting ? 2 : 1});
+    const int64_t groups = Panels<C>::groups(H);
+    recurrent = {nullptr, P, H, G};
+    projection = {nullptr, H, P, 1};
+    at_recurrent = workspace.add(args.rh != nullptr ? 0 : recurrent.size(H, P, G), sizeof(C));
+    at_bias = workspace.add(2 * groups * G * kLanes, sizeof(C));
+    if (projecting) {
+      at_projection = workspace.add(projection.size(P, H, 1), sizeof(C));
+      at_raw = workspace.add(seq.batch * groups * kLanes, sizeof(C));
+    }
+    for (int s = 0; s < S; ++s) {
+      stride[s] = Panels<C>::groups(width(s)) * kLanes;
+      for (int k = 0; k < 2; ++k) at_state[k][s] = workspace.add(seq.batch * stride[s], sizeof(C));
+    }
+  }
+
+  int run() {
+    if (!workspace.allocate()) return -1;
+    recurrent.data = workspace.template at<C>(at_recurrent);
+    bias = workspace.template at<C>(at_bias);
+    if (projecting) {
+      projection.data = workspace.template at<C>(at_projection);
+      raw = workspace.template at<C>(at_raw);
+    }
+    for (int s = 0; s < S; ++s) {
+      for (int k = 0; k < 2; ++k) state[k][s] = workspace.template at<C>(at_state[k][s]);
+    }
+    run_team(plan.threads, &Forward::body, this);
+    return workspace.intact() ? 0 : -2;
+  }
+
+  static void body(void* self, const Member& member) { static_cast<const Forward*>(self)->work(member); }
+
+  int64_t width(int s) const { return s == 0 ? P : H; }
+  C* input_bias() const { return bias + recurrent.groups() * G * kLanes; }
+
+  Range units_of(int s, const Part& part) const {
+    const Range groups = s == 0 ? part.projected_groups : part.groups;
+    return {groups.begin * kLanes, smaller(groups.end * kLanes, width(s))};
+  }
+
+  void work(const Member& member) const {
+    const Part part = part_of(plan, seq, member, recurrent.groups(), projection.groups());
+    pack(member);
+    finish(part, {larger(part.rows.begin, seq.counts[0]), part.rows.end}, nullptr);  // rows without any step
+    between(part, -1, 0);
+    member.wait();
+    for (int64_t n = 0; n < seq.steps; ++n) {
+      const Range rows{part.rows.begin, smaller(part.rows.end, steps.rows(n))};
+      product(part, n, rows);
+      if (projecting) {
+        if (!part.alone) member.wait();
+        project(part, n, rows);
+      }
+      between(part, n, n & 1 ? 0 : 1);
+      if (!part.alone) member.wait();
+    }
+  }
+
+  void pack(const Member& member) const {
+    const Range groups = share(recurrent.groups(), member.rank, member.size);
+    if (args.rh == nullptr) pack_rows_as_lanes(static_cast<const T*>(args.w_hh), recurrent, groups);
+    pack_bias(static_cast<const T*>(args.b_hh), G, H, bias, groups);
+    pack_bias(static_cast<const T*>(args.b_ih), G, H, input_bias(), groups);
+    if (projecting) {
+      const Range mine = share(projection.groups(), member.rank, member.size);
+      pack_rows_as_lanes(static_cast<const T*>(args.w_hr), projection, mine);
+    }
+  }
+
+  // After visit n, whose new states are in state[now]: rows that end here hand over their states; rows that begin with the
+  // next visit, or begin a new segment there, get the initial ones.
+  void between(const Part& part, int64_t n, int now) const {
+    const int64_t here = steps.rows(n), next = steps.rows(n + 1);
+    const auto clip = [&](int64_t row) { return larger(part.rows.begin, smaller(part.rows.end, row)); };
+    finish(part, {clip(next), clip(here)}, state[now]);
+    for (int64_t i = clip(here); i < clip(next); ++i) begin(part, now, i);
+    if (seq.reset == nullptr || n < 0 || n + 1 == seq.steps) return;
+    for (int64_t i = part.rows.begin; i < clip(smaller(here, next)); ++i) {
+      if (steps.reset(n + 1, i)) begin(part, now, i);
+    }
+  }
+
+  void begin(const Part& part, int now, int64_t i) const {
+    for (int s = 0; s < S; ++s) {
+      const Range units = units_of(s, part);
+      C* to = state[now][s] + i * stride[s];
+      const T* from = static_cast<const T*>(args.initial[s]);
+      if (from != nullptr) {
+        copy(from + i * width(s) + units.begin, to + units.begin, units.end - units.begin);
+      } else {
+        for (int64_t u = units.begin; u < units.end; ++u) to[u] = C(0);
+      }
+    }
+  }
+
+  // Final states of `rows`, from `states` or (null) from the initial ones.
+  void finish(const Part& part, Range rows, C* const* states) const {
+    for (int s = 0; s < S; ++s) {
+      const Range units = units_of(s, part);
+      const int64_t count = units.end - units.begin, w = width(s);
+      const T* initial = static_cast<const T*>(args.initial[s]);
+      for (int64_t i = rows.begin; i < rows.end; ++i) {
+        T* to = static_cast<T*>(args.final_states[s]) + i * w + units.begin;
+        if (states != nullptr) {
+          copy(states[s] + i * stride[s] + units.begin, to, count);
+        } else if (initial != nullptr) {
+          copy(initial + i * w + units.begin, to, count);
+        } else {
+          for (int64_t u = 0; u < count; ++u) narrow(C(0), to + u);
+        }
+      }
+    }
+  }
+
+  void product(const Part& part, int64_t n, Range rows) const {
+    const int now = n & 1;
+    const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
+      const int64_t unit = group * kLanes;
+      if (unit + kLanes <= H) {
+        element<true>(n, i, unit, kLanes, sum);
+      } else {
+        element<false>(n, i, unit, static_cast<int>(H - unit), sum);
+      }
+    };
+    if (args.rh == nullptr) {
+      sweep<G>(recurrent, bias, state[now][0], stride[0], rows, rows.end, part.groups, stage);
+      return;
+    }
+    alignas(64) C sum[G * kLanes] = {};
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
+        const int64_t unit = group * kLanes;
+        for (int g = 0; g < G; ++g) {
+          copy(static_cast<const T*>(args.rh) + (i * G + g) * H + unit, sum + g * kLanes, smaller(kLanes, H - unit));
+        }
+        stage(i, group, sum);
+      }
+    }
+  }
+
+  // The cell, on one vector of units of row i.
+  template <bool Full>
+  FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, int lanes_left, const C* sum) const {
+    const Lanes<Full> lanes{lanes_left};
+    const int now = n & 1;
+    const int64_t row = steps.offset(n) + i;
+    T* gates = static_cast<T*>(args.gates) + row * G * H + unit;
+    V wx[G], rh[G], before[S], after[S], saved[K > 0 ? K : 1];
+    FASTRNN_UNROLL
+    for (int g = 0; g < G; ++g) {
+      wx[g] = lanes.load(gates + g * H) + V::load(input_bias() + unit * G + g * kLanes);
+      rh[g] = V::load(sum + g * kLanes);
+    }
+    before[0] = V::zero();
+    if constexpr (Cell::kReadsHidden) before[0] = V::load(state[now][0] + i * stride[0] + unit);
+    FASTRNN_UNROLL
+    for (int s = 1; s < S; ++s) before[s] = V::load(state[now][s] + i * stride[s] + unit);
+
+    Cell::template forward<Math>(wx, rh, before, after, saved);
+
+    FASTRNN_UNROLL
+    for (int s = 1; s < S; ++s) after[s].store(state[!now][s] + i * stride[s] + unit);
+    if (projecting) {
+      after[0].store(raw + i * Panels<C>::groups(H) * kLanes + unit);
+      if (args.training) lanes.store(after[0], static_cast<T*>(args.unprojected) + row * H + unit);
+    } else {
+      after[0].store(state[!now][0] + i * stride[0] + unit);
+      lanes.store(after[0], static_cast<T*>(args.y) + row * H + unit);
+    }
+    if (!args.training) return;
+    FASTRNN_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (k < G) {
+        lanes.store(saved[k], gates + k * H);
+      } else {
+        lanes.store(saved[k], static_cast<T*>(args.extra) + (row * (K - G) + (k - G)) * H + unit);
+      }
+    }
+    FASTRNN_UNROLL
+    for (int s = 1; s < S; ++s) lanes.store(after[s], static_cast<C*>(args.cells) + (row * (S - 1) + s - 1) * H + unit);
+  }
+
+  void project(const Part& part, int64_t n, Range rows) const {
+    const int now = n & 1;
+    const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
+      const int64_t unit = group * kLanes;
+      const V h = V::load(sum);
+      h.store(state[!now][0] + i * stride[0] + unit);
+      T* y = static_cast<T*>(args.y) + (steps.offset(n) + i) * P + unit;
+      if (unit + kLanes <= P) {
+        store(h, y);
+      } else {
+        store_some(h, y, static_cast<int>(P - unit));
+      }
+    };
+    sweep<1>(projection, static_cast<const C*>(nullptr), raw, Panels<C>::groups(H) * kLanes, rows, rows.end,
+             part.projected_groups, stage);
+  }
+};
+
+template <class Cell, class T>
+int forward(const ForwardArgs& args) {
+  Forward<Cell, Exact, T> driver(args);
+  return driver.run();
+}
+
+}  // namespace FASTRNN_NAMESPACE

@@ -1,0 +1,58 @@
+#include "cpu/plan.h"
+
+#include <algorithm>
+
+#ifdef __unix__
+#include <unistd.h>
+#endif
+
+namespace fastrnn {
+
+namespace {
+
+// Orders of magnitude of a current core. Only their ratios matter, and only near a border between two plans.
+constexpr double kMultiplyAddsPerSecond = 4e10;
+constexpr double kNearBytesPerSecond = 1.2e11;  // weights in the second-level cache
+constexpr double kFarBytesPerSecond = 2e10;     // weights beyond it
+constexpr double kBarrierSeconds = 1e-6;
+constexpr double kRegionSeconds = 5e-6;   // entering and leaving a parallel region
+constexpr double kGain = 0.9;             // a plan with more threads must promise at least this much
+
+double near_cache_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (size > 0) return static_cast<double>(size);
+#endif
+  return 1 << 20;
+}
+
+double step_seconds(double rows, double depth, double columns, double element) {
+  static const double near_bytes = near_cache_bytes();
+  const double bytes = depth * columns * element;
+  const double read = bytes / (bytes <= 0.9 * near_bytes ? kNearBytesPerSecond : kFarBytesPerSecond);
+  const double arithmetic = rows * depth * columns * (element / 4) / kMultiplyAddsPerSecond;
+  return std::max(read, arithmetic);
+}
+
+}  // namespace
+
+Plan make_plan(const Sequence& seq, const StepWork& work) {
+  const int threads = std::max(1, seq.threads);
+  if (seq.split == Split::kNone || threads == 1) return {Split::kNone, 1};
+  const int row_threads = static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(1, work.rows)));
+  if (seq.split == Split::kRows) return {Split::kRows, row_threads};
+  if (seq.split == Split::kUnits) return {Split::kUnits, threads};
+
+  const auto rows = static_cast<double>(work.rows), depth = static_cast<double>(work.depth);
+  const auto columns = static_cast<double>(work.columns);
+  const double region = kRegionSeconds / static_cast<double>(seq.steps);
+  const double one = step_seconds(rows, depth, columns, work.element);
+  const double by_rows =
+      region + step_seconds((work.rows + row_threads - 1) / row_threads, depth, columns, work.element);
+  const double by_units =
+      region + step_seconds(rows, depth, columns / threads, work.element) + work.barriers * kBarrierSeconds;
+  if (std::min(by_rows, by_units) > kGain * one) return {Split::kNone, 1};
+  return by_rows <= by_units ? Plan{Split::kRows, row_threads} : Plan{Split::kUnits, threads};
+}
+
+}  // namespace fastrnn

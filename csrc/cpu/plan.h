@@ -1,0 +1,22 @@
+// How the work of a sequence is shared among threads: the one place where it is decided.
+#pragma once
+
+#include "cpu/args.h"
+
+namespace fastrnn {
+
+struct Plan {
+  Split split;  // kNone, kRows or kUnits
+  int threads;
+};
+
+// One step's product: rows × (depth → columns), its weights `element` bytes each.
+struct StepWork {
+  int64_t rows, depth, columns;
+  int element;
+  int barriers;  // barriers a step needs when units are split
+};
+
+Plan make_plan(const Sequence& seq, const StepWork& work);
+
+}  // namespace fastrnn

@@ -1,0 +1,30 @@
+// The table of all kernels. The build writes its one source file, with a line for each cell and instruction set.
+#pragma once
+
+#include "cpu/args.h"
+
+namespace fastrnn {
+
+struct RegistryEntry {
+  const char* cell;
+  const char* capability;  // baseline, avx2, avx512
+  const CellKernels* (*kernels)();
+};
+
+extern const RegistryEntry kRegistry[];  // ends with a null cell
+
+}  // namespace fastrnn
+
+#define FASTRNN_DECLARE_CELL(cell, isa)      \
+  namespace fastrnn::isa {                   \
+  const CellKernels* cell##_kernels();       \
+  }
+#define FASTRNN_REGISTRY_BEGIN \
+  namespace fastrnn {          \
+  const RegistryEntry kRegistry[] = {
+#define FASTRNN_REGISTER_CELL(cell, isa) {#cell, #isa, &isa::cell##_kernels},
+#define FASTRNN_REGISTRY_END \
+  {nullptr, nullptr, nullptr} \
+  }                          \
+  ;                          \
+  }

@@ -1,0 +1,39 @@
+// Scratch memory of one call: measured first, then taken in one piece. No exceptions: a caller asks ok().
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace fastrnn {
+
+// While true, scratch is filled with NaN before use and fenced by sentinels that are checked at the end (for tests).
+void set_poison(bool on);
+bool poison();
+
+class Workspace {
+ public:
+  Workspace() = default;
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  // Adds a block of `count` elements of `size` bytes and says at which offset it will lie (64-byte aligned, fenced).
+  size_t add(int64_t count, size_t size);
+  // Takes the memory of all blocks; false if there is none.
+  bool allocate();
+  template <class C>
+  C* at(size_t offset) const {
+    return reinterpret_cast<C*>(base_ + offset);
+  }
+  // False if anything wrote past the end of a block. Always true without poison.
+  bool intact() const;
+
+ private:
+  static constexpr int kMaxBlocks = 32;
+  char* base_ = nullptr;
+  size_t bytes_ = 0;
+  size_t ends_[kMaxBlocks];
+  int blocks_ = 0;
+};
+
+}  // namespace fastrnn

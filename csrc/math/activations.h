@@ -1,0 +1,101 @@
+// Activation functions of a vector, and their derivatives taken from the *output*.
+//
+// Largest errors, tested against float64 (tests/test_activations.py):
+//   expm1 of a non-positive argument, tanh, sigmoid: 3 ULP in float32 and in float64 (relative to the true value; sigmoid
+//   is limited below at about 1.6e-38 in float32 and 1e-307 in float64 instead of running into subnormal numbers).
+// NaN gives NaN; infinities give the limits.
+#pragma once
+
+#include "math/vec.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class C>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float kLog2e = 1.44269504088896341f;
+  static constexpr float kLn2High = 0.693145751953125f;  // 1.4286e-6 short of ln 2, with zeros at the end: n·high is exact
+  static constexpr float kLn2Low = 1.42860682030941723e-6f;
+  static constexpr float kLimit = 87.0f;
+  static constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, held in the low bits
+  static constexpr int kMantissa = 23;
+  static constexpr int32_t kOne = 0x3f800000;
+  static constexpr int kTerms = 7;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double kLog2e = 1.44269504088896340736;
+  static constexpr double kLn2High = 6.93147180369123816490e-01;
+  static constexpr double kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kLimit = 706.0;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 · 2^52
+  static constexpr int kMantissa = 52;
+  static constexpr int64_t kOne = 0x3ff0000000000000;
+  static constexpr int kTerms = 13;
+};
+
+// 1/k! for Taylor's series of exp, which within |r| ≤ ln2/2 needs 7 terms for float32 and 13 for float64.
+constexpr double kInverseFactorial[] = {1.0,
+                                        1.0,
+                                        1.0 / 2,
+                                        1.0 / 6,
+                                        1.0 / 24,
+                                        1.0 / 120,
+                                        1.0 / 720,
+                                        1.0 / 5040,
+                                        1.0 / 40320,
+                                        1.0 / 362880,
+                                        1.0 / 3628800,
+                                        1.0 / 39916800,
+                                        1.0 / 479001600,
+                                        1.0 / 6227020800};
+
+// exp(x) = scale · (1 + p), with scale a power of two and p = expm1(r) accurate relative to itself; |x| ≤ kLimit.
+template <class C>
+struct SplitExp {
+  Vec<C> scale, p;
+
+  FASTRNN_FN explicit SplitExp(Vec<C> x) {
+    using K = ExpConstants<C>;
+    const Vec<C> shifted = fma(x, Vec<C>(K::kLog2e), Vec<C>(K::kRound));
+    const Vec<C> n = shifted - Vec<C>(K::kRound);
+    Vec<C> r = fma(n, Vec<C>(-K::kLn2High), x);
+    r = fma(n, Vec<C>(-K::kLn2Low), r);
+    Vec<C> q(static_cast<C>(kInverseFactorial[K::kTerms]));
+    FASTRNN_UNROLL
+    for (int k = K::kTerms - 1; k >= 2; --k) q = fma(q, r, Vec<C>(static_cast<C>(kInverseFactorial[k])));
+    p = fma(r * r, q, r);
+    scale = from_bits<C>((bits(shifted) << K::kMantissa) + K::kOne);
+  }
+};
+
+// The mathematics a cell is written in. Linear stands in for it where a test wants a chain that it can follow exactly.
+struct Exact {
+  // 1 / (1 + exp(-x))
+  template <class C>
+  FASTRNN_FN static Vec<C> sigmoid(Vec<C> x) {
+    const C limit = ExpConstants<C>::kLimit;
+    const SplitExp<C> e(min(Vec<C>(limit), max(Vec<C>(-limit), -x)));
+    return Vec<C>(C(1)) / (Vec<C>(C(1)) + fma(e.scale, e.p, e.scale));
+  }
+  // -t / (t + 2) with t = expm1(-2|x|), which loses nothing near zero; then the sign of x.
+  template <class C>
+  FASTRNN_FN static Vec<C> tanh(Vec<C> x) {
+    const SplitExp<C> e(max(Vec<C>(-ExpConstants<C>::kLimit), Vec<C>(C(-2)) * abs(x)));
+    const Vec<C> t = fma(e.scale, e.p, e.scale - Vec<C>(C(1)));
+    return copysign(t / (t + Vec<C>(C(2))), x);
+  }
+};
+
+// d sigmoid / dx and d tanh / dx, from y = sigmoid(x) and y = tanh(x).
+template <class V>
+FASTRNN_FN V sigmoid_slope(V y) {
+  return y * (V(typename V::Lane(1)) - y);
+}
+template <class V>
+FASTRNN_FN V tanh_slope(V y) {
+  return fma(-y, y, V(typename V::Lane(1)));
+}
+
+}  // namespace FASTRNN_NAMESPACE

@@ -1,0 +1,16 @@
+// What marks a function that is compiled for every target: each CPU instruction set (and, one day, the GPU).
+#pragma once
+
+#if defined(__CUDACC__)
+#define FASTRNN_FN __host__ __device__ __forceinline__
+#else
+#define FASTRNN_FN inline __attribute__((always_inline))
+#endif
+
+#define FASTRNN_UNROLL _Pragma("GCC unroll 64")
+
+// Every instruction set has a namespace of its own, so that the linker never merges one set's functions into another's.
+#ifndef FASTRNN_ISA_NAME
+#define FASTRNN_ISA_NAME baseline
+#endif
+#define FASTRNN_NAMESPACE fastrnn::FASTRNN_ISA_NAME

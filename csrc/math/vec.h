@@ -1,0 +1,130 @@
+// The vector the kernels compute with: Vec<float> or Vec<double>, as wide as the instruction set's registers.
+//
+// Arithmetic is that of the compiler's vector extension, which gives SSE2, AVX2, AVX-512 and NEON from one text; only what
+// the extension cannot say (fused multiply-add, 16-bit conversions, partial loads of AVX-512) is written with intrinsics.
+// Included inside the target region of an instruction set: no function of the standard library may be used here.
+#pragma once
+
+#include "math/half.h"
+#include "math/qualifiers.h"
+
+namespace FASTRNN_NAMESPACE {
+
+#if defined(FASTRNN_ISA_AVX512)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+#elif defined(FASTRNN_ISA_AVX2)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 16;
+#endif
+
+// The compiler's vector of C, and that of its bits. (Spelled out: GCC drops the attribute from a dependent type.)
+template <class C>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using Integer = int32_t;
+  typedef float Native __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  using Integer = int64_t;
+  typedef double Native __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class C>
+struct Vec {
+  static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(C));
+  using Lane = C;
+  using Integer = typename VectorOf<C>::Integer;
+  using Native = typename VectorOf<C>::Native;
+  using Bits = typename VectorOf<C>::Bits;
+
+  Native v;
+
+  Vec() = default;
+  FASTRNN_FN Vec(Native native) : v(native) {}
+  FASTRNN_FN Vec(C scalar) : v(scalar - Native{}) {}
+  FASTRNN_FN static Vec zero() { return Vec(Native{}); }
+
+  FASTRNN_FN static Vec load(const C* p) {
+    Vec r;
+    memcpy(&r.v, p, sizeof(Native));
+    return r;
+  }
+  FASTRNN_FN void store(C* p) const { memcpy(p, &v, sizeof(Native)); }
+
+  friend FASTRNN_FN Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend FASTRNN_FN Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend FASTRNN_FN Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend FASTRNN_FN Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  friend FASTRNN_FN Vec operator-(Vec a) { return -a.v; }
+};
+
+// a·b + c, rounded once where the hardware can (x86-64 without FMA rounds twice).
+#if defined(FASTRNN_ISA_AVX512)
+FASTRNN_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+FASTRNN_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
+#elif defined(FASTRNN_ISA_AVX2)
+FASTRNN_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+FASTRNN_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a.v, b.v, c.v); }
+#elif defined(__aarch64__)
+FASTRNN_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>::Native)vfmaq_f32((float32x4_t)c.v, (float32x4_t)a.v, (float32x4_t)b.v);
+}
+FASTRNN_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>::Native)vfmaq_f64((float64x2_t)c.v, (float64x2_t)a.v, (float64x2_t)b.v);
+}
+#else
+template <class C>
+FASTRNN_FN Vec<C> fma(Vec<C> a, Vec<C> b, Vec<C> c) {
+  return a * b + c;
+}
+#endif
+
+// a > b ? a : b, and so on; a NaN in the *second* argument is kept, as the limits below need.
+template <class C>
+FASTRNN_FN Vec<C> max(Vec<C> a, Vec<C> b) {
+  return a.v > b.v ? a.v : b.v;
+}
+template <class C>
+FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
+  return a.v < b.v ? a.v : b.v;
+}
+// positive ? a : b, decided by x > 0.
+template <class C>
+FASTRNN_FN Vec<C> where_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
+  return x.v > typename Vec<C>::Native{} ? a.v : b.v;
+}
+template <class C>
+FASTRNN_FN typename Vec<C>::Bits bits(Vec<C> x) {
+  return bit_cast<typename Vec<C>::Bits>(x.v);
+}
+template <class C>
+FASTRNN_FN Vec<C> from_bits(typename Vec<C>::Bits x) {
+  return Vec<C>(bit_cast<typename Vec<C>::Native>(x));
+}
+template <class C>
+FASTRNN_FN typename Vec<C>::Bits sign_mask() {
+  using Integer = typename Vec<C>::Integer;
+  return static_cast<Integer>(static_cast<Integer>(1) << (sizeof(C) * 8 - 1)) - typename Vec<C>::Bits{};
+}
+template <class C>
+FASTRNN_FN Vec<C> abs(Vec<C> x) {
+  return from_bits<C>(bits(x) & ~sign_mask<C>());
+}
+// |magnitude| with the sign of `sign`.
+template <class C>
+FASTRNN_FN Vec<C> copysign(Vec<C> magnitude, Vec<C> sign) {
+  return from_bits<C>((bits(magnitude) & ~sign_mask<C>()) | (bits(sign) & sign_mask<C>()));
+}
+
+}  // namespace FASTRNN_NAMESPACE

@@ -1,0 +1,142 @@
+"""Loads the compiled operators and tells the compiler their output shapes.
+
+``torch.ops.fastrnn.*`` are functional: they change no argument and share no memory with one. Their schemas and what they
+return are in ``csrc/binding/ops.cpp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    from fastrnn import _C
+except ImportError as error:
+    raise ImportError(
+        f"fastrnn: the compiled kernels cannot be loaded ({error}). In a checkout, build them with "
+        "`pip install -e . --no-build-isolation`; if fastrnn is installed elsewhere, run Python outside of the checkout"
+    ) from error
+
+
+class Sizes(NamedTuple):
+    """What the shapes of a cell's saved tensors follow from; the same constants as in its header."""
+
+    gates: int
+    states: int
+    saved: int
+    split_gradient: bool
+
+
+def _sizes() -> dict[str, Sizes]:
+    return {name: Sizes(*_C.cell_sizes(name)) for name in _C.cells()}
+
+
+SIZES: dict[str, Sizes] = _sizes()
+
+
+def _batch(x: Tensor, states: Sequence[Tensor], batch_sizes: Tensor | None):
+    if batch_sizes is None:
+        return x.shape[1]
+    # The rows of the first step are a value, not a shape: known only from the states, if there are any.
+    return states[0].shape[0] if states else torch.library.get_ctx().new_dynamic_size()
+
+
+@torch.library.register_fake("fastrnn::sequence_forward")
+def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, training):
+    sizes = SIZES[cell]
+    hidden, projected = w_hh.shape[0] // sizes.gates, w_hh.shape[1]
+    batch = _batch(x, states, batch_sizes)
+    y = w_hh.new_empty((*x.shape[:-1], projected))
+    finals = [w_hh.new_empty((batch, hidden if s else projected)) for s in range(sizes.states)]
+    if not training:
+        return y, finals, []
+    compute = torch.float64 if w_hh.dtype == torch.float64 else torch.float32
+
+    def kept(width: int, dtype: torch.dtype) -> Tensor:
+        return w_hh.new_empty((*x.shape[:-1], width) if width > 0 else (0, 0), dtype=dtype)
+
+    reserve = [
+        kept(sizes.gates * hidden, w_hh.dtype),
+        kept(max(0, sizes.saved - sizes.gates) * hidden, w_hh.dtype),
+        kept((sizes.states - 1) * hidden, compute),
+        kept(hidden if w_hr is not None else 0, w_hh.dtype),
+    ]
+    return y, finals, reserve
+
+
+@torch.library.register_fake("fastrnn::sequence_backward")
+def _(
+    cell,
+    grad_y,
+    grad_final,
+    w_hh,
+    w_hr,
+    states,
+    y,
+    reserve,
+    batch_sizes,
+    lengths,
+    reset,
+    reverse,
+    want_initial,
+    want_dh,
+):
+    sizes = SIZES[cell]
+    hidden = w_hh.shape[0] // sizes.gates
+    wide = (*y.shape[:-1], w_hh.shape[0])
+    initial = _fake_initial(sizes, w_hh, hidden, _batch(y, states, batch_sizes)) if want_initial else []
+    return (
+        w_hh.new_empty(wide),
+        w_hh.new_empty(wide if sizes.split_gradient else (0,)),
+        initial,
+        w_hh.new_empty(y.shape if want_dh else (0,)),
+    )
+
+
+def _fake_initial(sizes: Sizes, w_hh: Tensor, hidden, batch) -> list[Tensor]:
+    return [w_hh.new_empty((batch, hidden if s else w_hh.shape[1])) for s in range(sizes.states)]
+
+
+@torch.library.register_fake("fastrnn::layer_backward")
+def _(
+    cell,
+    grad_y,
+    grad_final,
+    x,
+    w_ih,
+    w_hh,
+    w_hr,
+    states,
+    y,
+    reserve,
+    batch_sizes,
+    lengths,
+    reset,
+    reverse,
+    needs,
+):
+    sizes = SIZES[cell]
+    hidden = w_hh.shape[0] // sizes.gates
+    shapes = (
+        x.shape,
+        None if w_ih is None else w_ih.shape,
+        w_hh.shape,
+        w_hh.shape[:1],
+        w_hh.shape[:1],
+        None if w_hr is None else w_hr.shape,
+    )
+    out = [
+        w_hh.new_empty(shape if need and shape is not None else (0,))
+        for need, shape in zip(needs[:6], shapes, strict=True)
+    ]
+    if needs[6]:
+        out += _fake_initial(sizes, w_hh, hidden, _batch(x, states, batch_sizes))
+    return out
+
+
+forward = torch.ops.fastrnn.sequence_forward.default
+backward = torch.ops.fastrnn.sequence_backward.default
+layer_backward = torch.ops.fastrnn.layer_backward.default

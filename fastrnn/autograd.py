@@ -1,0 +1,315 @@
+"""The differentiable layer: ``torch.autograd.Function``s around the functional operators.
+
+Three levels. :class:`Layer` runs the fused forward, and its backward runs the fused backward. If that backward is itself to
+be differentiated it goes through :class:`LayerBackward`, whose own backward is that of the plain-torch reference: right to
+any order, and paid for only by those who ask. Forward mode takes the reference from the start (functional.py).
+
+Under ``vmap`` a batch of inputs becomes more rows of one call; a batch of weights becomes one call each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrnn import _ops, reference
+from fastrnn.cells import CELLS
+
+#: x, w_ih, w_hh, b_ih, b_hh, w_hr: the inputs before the states.
+N_FIXED = 6
+N_RESERVE = 4
+
+
+class Setting(NamedTuple):
+    """What of a call is not differentiable, and (cell, reverse) not a tensor either."""
+
+    cell: str
+    reverse: bool
+    batch_sizes: Tensor | None
+    lengths: Tensor | None
+    reset: Tensor | None
+
+
+def _run_reference(setting: Setting, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    x, w_ih, w_hh, b_ih, b_hh, w_hr, *states = inputs
+    assert x is not None and w_hh is not None
+    spec = CELLS[setting.cell]
+    if states:
+        initial = tuple(s for s in states if s is not None)
+    else:
+        batch = x.shape[1] if setting.batch_sizes is None else int(setting.batch_sizes[0])
+        initial = reference.zero_states(spec, x, batch, w_hh.shape[0] // spec.gates, w_hh.shape[1])
+    weights = (w_ih, w_hh, b_ih, b_hh, w_hr)
+    y, finals = reference.sequence(
+        spec, x, weights, initial, setting.batch_sizes, setting.lengths, setting.reset, setting.reverse
+    )
+    return (y, *finals)
+
+
+class Layer(torch.autograd.Function):
+    """``apply(*setting, *inputs)`` → y, final states, and four tensors for backward."""
+
+    @staticmethod
+    def forward(cell, reverse, batch_sizes, lengths, reset, x, w_ih, w_hh, b_ih, b_hh, w_hr, *states):
+        y, finals, reserve = _ops.forward(
+            cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, True
+        )
+        return (y, *finals, *reserve)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.cell, ctx.reverse = inputs[:2]
+        ctx.n_states = len(inputs) - 5 - N_FIXED
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[-N_RESERVE:])
+        ctx.save_for_backward(*inputs[2:], output[0], *output[-N_RESERVE:])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        saved = ctx.saved_tensors
+        setting = Setting(ctx.cell, ctx.reverse, *saved[:3])
+        inputs = saved[3 : 3 + N_FIXED + ctx.n_states]
+        results = saved[3 + N_FIXED + ctx.n_states :]
+        grads = grads[:-N_RESERVE]
+        if all(g is None for g in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        needs = ctx.needs_input_grad[5:]
+        needs = (*needs[:N_FIXED], any(needs[N_FIXED:]))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out = LayerBackward.apply(*setting, needs, len(inputs), len(grads), *inputs, *grads, *results)
+        else:
+            out = _layer_backward(setting, needs, inputs, grads, results)
+        fixed = tuple(g if need else None for g, need in zip(out, needs[:N_FIXED], strict=False))
+        states = out[N_FIXED:] if needs[-1] else (None,) * ctx.n_states
+        return (None,) * 5 + fixed + tuple(states)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        setting, inputs = args[:5], args[5:]
+        if setting[2] is not None or any(d is not None for d in in_dims[6 : 5 + N_FIXED]):
+            return _each(Layer, info.batch_size, in_dims, args)
+        size = info.batch_size
+        rows = _Rows(size, inputs[0], in_dims[5])
+        folded = (
+            *setting[:3],
+            rows.fold(setting[3], in_dims[3], 0),
+            rows.fold(setting[4], in_dims[4], 1),
+            rows.fold(inputs[0], in_dims[5], 1),
+            *inputs[1:N_FIXED],
+            *(rows.fold(s, d, 0) for s, d in zip(inputs[N_FIXED:], in_dims[5 + N_FIXED :], strict=True)),
+        )
+        out = Layer.apply(*folded)
+        states = [rows.unfold(t, 0) for t in out[1:-N_RESERVE]]
+        reserve = [rows.unfold_saved(t) for t in out[-N_RESERVE:]]
+        dims = (1, *(0 for _ in states), *(_step_dim(t) for t in reserve))
+        return (rows.unfold(out[0], 1), *states, *reserve), dims
+
+
+def _layer_backward(setting: Setting, needs, inputs, grads, results):
+    x, w_ih, w_hh, _, _, w_hr, *states = inputs
+    return _ops.layer_backward(
+        setting.cell,
+        grads[0],
+        grads[1:],
+        x,
+        w_ih,
+        w_hh,
+        w_hr,
+        states,
+        results[0],
+        results[1:],
+        setting.batch_sizes,
+        setting.lengths,
+        setting.reset,
+        setting.reverse,
+        needs,
+    )
+
+
+class LayerBackward(torch.autograd.Function):
+    """``apply(*setting, needs, n_inputs, n_grads, *inputs, *grads, y, *reserve)`` → gradients of the inputs."""
+
+    @staticmethod
+    def forward(cell, reverse, batch_sizes, lengths, reset, needs, n_inputs, n_grads, *tensors):
+        setting = Setting(cell, reverse, batch_sizes, lengths, reset)
+        split = n_inputs + n_grads
+        return tuple(_layer_backward(setting, needs, tensors[:n_inputs], tensors[n_inputs:split], tensors[split:]))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.cell, ctx.reverse = inputs[:2]
+        ctx.needs, ctx.n_inputs, ctx.n_grads = inputs[5:8]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(t for t, need in zip(output, ctx.needs[:N_FIXED], strict=False) if not need))
+        ctx.save_for_backward(*inputs[2:5], *inputs[8 : 8 + ctx.n_inputs + ctx.n_grads])
+
+    @staticmethod
+    def backward(ctx, *second):
+        saved = ctx.saved_tensors
+        setting = Setting(ctx.cell, ctx.reverse, *saved[:3])
+        tensors = saved[3:]  # inputs, then grads
+        needs = ctx.needs
+        wanted = [*needs[:N_FIXED], *(needs[-1] for _ in range(ctx.n_inputs - N_FIXED))]
+        present = [k for k, t in enumerate(tensors) if t is not None]
+        seeds = [k for k, g in enumerate(second) if g is not None and wanted[k]]
+
+        def first_order(*values: Tensor) -> tuple[Tensor, ...]:
+            full: list[Tensor | None] = [None] * len(tensors)
+            for k, value in zip(present, values, strict=True):
+                full[k] = value
+            arguments = [k for k in present if k < ctx.n_inputs]
+
+            def run(*leaves: Tensor) -> tuple[Tensor, ...]:
+                inputs: list[Tensor | None] = [None] * ctx.n_inputs
+                for k, leaf in zip(arguments, leaves, strict=True):
+                    inputs[k] = leaf
+                return _run_reference(setting, tuple(inputs))
+
+            outputs, pull = torch.func.vjp(run, *(full[k] for k in arguments))
+            grads = full[ctx.n_inputs :]
+            pulled = dict(
+                zip(
+                    arguments,
+                    pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True))),
+                    strict=True,
+                )
+            )
+            return tuple(pulled[k] for k in seeds)
+
+        out: list[Tensor | None] = [None] * len(tensors)
+        if seeds:
+            _, pull = torch.func.vjp(first_order, *(tensors[k] for k in present))
+            for k, g in zip(present, pull(tuple(second[k] for k in seeds)), strict=True):
+                out[k] = g
+        return (None,) * 8 + tuple(out) + (None,) * (1 + N_RESERVE)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        needs, n_inputs, n_grads = args[5:8]
+        weight_grads = any(needs[1:N_FIXED])
+        weights_batched = any(d is not None for d in in_dims[9 : 8 + N_FIXED])
+        if args[2] is not None or weights_batched or (weight_grads and not _can_expand(args)):
+            return _each(LayerBackward, info.batch_size, in_dims, args)
+        rows = _Rows(info.batch_size, args[8], in_dims[8])
+        inputs, grads = args[8 : 8 + n_inputs], args[8 + n_inputs : 8 + n_inputs + n_grads]
+        results = args[8 + n_inputs + n_grads :]
+        dims = in_dims[8:]
+        folded_inputs = (
+            rows.fold(inputs[0], dims[0], 1),
+            *inputs[1:N_FIXED],
+            *(rows.fold(s, d, 0) for s, d in zip(inputs[N_FIXED:], dims[N_FIXED:n_inputs], strict=True)),
+        )
+        grad_dims = dims[n_inputs : n_inputs + n_grads]
+        folded_grads = (
+            rows.fold(grads[0], grad_dims[0], 1),
+            *(rows.fold(g, d, 0) for g, d in zip(grads[1:], grad_dims[1:], strict=True)),
+        )
+        folded_results = tuple(rows.fold_saved(r, d) for r, d in zip(results, dims[n_inputs + n_grads :], strict=True))
+        setting = Setting(*args[:3], rows.fold(args[3], in_dims[3], 0), rows.fold(args[4], in_dims[4], 1))
+        if weight_grads:
+            out = _per_sample(setting, needs, rows, folded_inputs, folded_grads, folded_results)
+        else:
+            out = list(
+                LayerBackward.apply(
+                    *setting, needs, n_inputs, n_grads, *folded_inputs, *folded_grads, *folded_results
+                )
+            )
+            out[0] = rows.unfold_saved(out[0]) if needs[0] else out[0]
+        out[N_FIXED:] = [rows.unfold(t, 0) for t in out[N_FIXED:]]
+        out_dims: list[int | None] = [1 if needs[0] else None] + [0 if need else None for need in needs[1:N_FIXED]] + [0] * (len(out) - N_FIXED)
+        return tuple(out), tuple(out_dims)
+
+
+def _can_expand(args) -> bool:
+    """Whether the per-sample products may be taken outside of any further differentiation."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return False
+    if args[3] is not None or args[4] is not None:
+        return False
+    return not any(isinstance(t, Tensor) and t.requires_grad for t in args)
+
+
+def _per_sample(setting: Setting, needs, rows: _Rows, inputs, grads, results) -> list[Tensor]:
+    """Weight gradients of each sample: one fused pass over all rows, then one batched product a weight."""
+    x, w_ih, w_hh, _, _, w_hr, *states = inputs
+    y, reserve = results[0], results[1:]
+    projecting = w_hr is not None
+    da, drh, initial, dh = _ops.backward(
+        setting.cell,
+        grads[0],
+        grads[1:],
+        w_hh,
+        w_hr,
+        states,
+        y,
+        reserve,
+        None,
+        None,
+        None,
+        setting.reverse,
+        needs[-1],
+        projecting,
+    )
+    drh = da if drh.numel() == 0 else drh
+    first = states[0].unsqueeze(0) if states else y.new_zeros(1, *y.shape[1:])
+    before = torch.cat((y[1:], first)) if setting.reverse else torch.cat((first, y[:-1]))
+    split = [rows.unfold(t, 1) for t in (da, drh, before, x)]
+    da_v, drh_v, before_v, x_v = split
+    out = [x.new_empty(0) for _ in range(N_FIXED)]
+    if needs[0]:
+        out[0] = rows.unfold(da if w_ih is None else da @ w_ih, 1)
+    if needs[1]:
+        out[1] = torch.einsum("tvbg,tvbi->vgi", da_v, x_v)
+    if needs[2]:
+        out[2] = torch.einsum("tvbg,tvbp->vgp", drh_v, before_v)
+    if needs[3]:
+        out[3] = da_v.sum((0, 2))
+    if needs[4]:
+        out[4] = drh_v.sum((0, 2))
+    if needs[5] and projecting:
+        out[5] = torch.einsum("tvbp,tvbh->vph", rows.unfold(dh, 1), rows.unfold(reserve[3], 1))
+    return [*out, *initial]
+
+
+class _Rows:
+    """A vmapped dimension V folded into the batch: (…, B, …) ↔ (…, V·B, …)."""
+
+    def __init__(self, size: int, x: Tensor, dim: int | None):
+        self.size = size
+        self.batch = x.shape[1] if dim is None else x.movedim(dim, 0).shape[2]
+
+    def fold(self, t: Tensor | None, dim: int | None, at: int) -> Tensor | None:
+        """`at`: where the batch is in a tensor without V."""
+        if t is None:
+            return None
+        t = t.unsqueeze(at).expand(*t.shape[:at], self.size, *t.shape[at:]) if dim is None else t.movedim(dim, at)
+        return t.flatten(at, at + 1)
+
+    def unfold(self, t: Tensor, at: int) -> Tensor:
+        return t.unflatten(at, (self.size, self.batch))
+
+    def fold_saved(self, t: Tensor, dim: int | None) -> Tensor:
+        """A tensor kept for backward: (T, B, ·), or (0, 0) where the cell has no use for it."""
+        if t.dim() - (dim is not None) == 2:
+            return t if dim is None else t.select(dim, 0)
+        return self.fold(t, dim, 1)  # type: ignore[return-value]
+
+    def unfold_saved(self, t: Tensor) -> Tensor:
+        return t if t.dim() == 2 else self.unfold(t, 1)
+
+
+def _step_dim(t: Tensor) -> int | None:
+    """The vmapped dimension of an unfolded (T, V, B, ·), none of a tensor that was left out."""
+    return 1 if t.dim() == 4 else None
+
+
+def _each(function, size: int, in_dims, args):
+    """vmap by one call for each sample."""
+
+    def sample(value, dim, v):
+        return value.select(dim, v) if dim is not None else value
+
+    outs = [function.apply(*(sample(a, d, v) for a, d in zip(args, in_dims, strict=True))) for v in range(size)]
+    return tuple(torch.stack(ts) for ts in zip(*outs, strict=True)), (0,) * len(outs[0])

@@ -1,0 +1,151 @@
+"""The one list of what is measured.
+
+Letters: B batch rows, T time steps, I input size, H hidden size. A shape is written ``BxTxH`` (then I = H) or ``BxTxIxH``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+CELLS = ("lstm", "gru", "rnn")
+CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}  # class of an engine's module namespace; RNN with its default, tanh
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one row of the table, whatever the cell. All sizes count elements."""
+
+    batch: int
+    steps: int
+    input_size: int
+    hidden_size: int
+    layers: int = 1
+    bidirectional: bool = False
+    packed: bool = False  # rows of different lengths in a PackedSequence
+
+    @property
+    def label(self) -> str:
+        """``BxTxH`` or ``BxTxIxH``, then what is out of the ordinary."""
+        inner = [self.hidden_size] if self.input_size == self.hidden_size else [self.input_size, self.hidden_size]
+        words = ["x".join(map(str, [self.batch, self.steps, *inner]))]
+        if self.layers > 1:
+            words.append(f"{self.layers} layers")
+        if self.bidirectional:
+            words.append("both ways")
+        if self.packed:
+            words.append("packed")
+        return " ".join(words)
+
+    def lengths(self) -> list[int]:
+        """Length of each row (B): all T, or for packed input falling evenly from T to a quarter of it."""
+        if not self.packed or self.batch == 1:
+            return [self.steps] * self.batch
+        fall = 0.75 * self.steps / (self.batch - 1)
+        return [max(1, round(self.steps - fall * row)) for row in range(self.batch)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: a cell, a shape and a number format."""
+
+    cell: str
+    shape: Shape
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        suffix = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.cell} {self.shape.label}{suffix}"
+
+    def tiny(self) -> Case:
+        """The same kind of case at a size that costs nothing."""
+        small = {name: min(getattr(self.shape, name), 8) for name in ("batch", "steps", "input_size", "hidden_size")}
+        return replace(self, shape=replace(self.shape, **small))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "cell": self.cell, "dtype": self.dtype, **asdict(self.shape)}
+
+
+def _square(batch: int, steps: int, hidden: int) -> Shape:
+    return Shape(batch, steps, hidden, hidden)
+
+
+# From a single step to a well-filled machine, input size = hidden size.
+SQUARE_SHAPES = (
+    _square(1, 1, 64),
+    _square(1, 100, 64),
+    _square(1, 100, 128),
+    _square(1, 100, 256),
+    _square(1, 100, 512),
+    _square(8, 100, 128),
+    _square(16, 100, 256),
+    _square(64, 50, 512),
+    _square(64, 100, 128),
+)
+
+NAMED_SHAPES = {
+    "step": _square(1, 1, 256),  # streaming and control: one call per step
+    "narrow": Shape(16, 100, 80, 256),  # I ≠ H, the sizes of a speech front end
+    "bidirectional": Shape(16, 100, 128, 128, layers=2, bidirectional=True),
+    "packed": Shape(16, 100, 256, 256, packed=True),
+}
+
+STANDARD_SHAPES = (*SQUARE_SHAPES, *NAMED_SHAPES.values())
+QUICK_SHAPES = (SQUARE_SHAPES[0], SQUARE_SHAPES[2], SQUARE_SHAPES[6])
+
+_GROUPS: dict[str, tuple[Shape, ...]] = {
+    "standard": STANDARD_SHAPES,
+    "quick": QUICK_SHAPES,
+    "square": SQUARE_SHAPES,
+    **{name: (shape,) for name, shape in NAMED_SHAPES.items()},
+}
+SHAPE_NAMES = tuple(_GROUPS)
+
+_SIZES = re.compile(r"\d+(?:x\d+){2,3}")
+
+
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    """Shapes of a comma-separated list of names and sizes, in order and without repeats.
+
+    Raises ValueError that says what was expected and what was found.
+    """
+    shapes: dict[Shape, None] = {}
+    for token in _tokens(text):
+        if token in _GROUPS:
+            shapes.update(dict.fromkeys(_GROUPS[token]))
+            continue
+        if not _SIZES.fullmatch(token):
+            raise ValueError(f"expected BxTxH, BxTxIxH or one of {', '.join(SHAPE_NAMES)}; found {token!r}")
+        sizes = [int(size) for size in token.split("x")]
+        if min(sizes) < 1:
+            raise ValueError(f"expected sizes of at least 1, found {token!r}")
+        batch, steps, input_size, hidden_size = sizes if len(sizes) == 4 else [*sizes, sizes[-1]]
+        shapes[Shape(batch, steps, input_size, hidden_size)] = None
+    return tuple(shapes)
+
+
+def parse_names(text: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Names of a comma-separated list, each of which must be in ``allowed``. Raises ValueError otherwise."""
+    names = tuple(dict.fromkeys(_tokens(text)))
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"expected a comma-separated list of {', '.join(allowed)}; found {name!r}")
+    return names
+
+
+def _tokens(text: str) -> list[str]:
+    tokens = [token.strip().lower().replace("×", "x") for token in text.split(",")]
+    if not all(tokens):
+        raise ValueError(f"expected a comma-separated list without empty entries, found {text!r}")
+    return tokens
+
+
+def make_cases(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[str]) -> list[Case]:
+    """Every cell with every shape in every number format, grouped by format, then cell."""
+    shapes = tuple(shapes)
+    cells = tuple(cells)
+    return [Case(cell, shape, dtype) for dtype in dtypes for cell in cells for shape in shapes]

@@ -1,0 +1,183 @@
+"""The one list of what can be measured, and how an engine is made to run a case.
+
+An engine turns a case into a ``Workload``: forward, backward and the tensors that the parity check compares. Everything
+else (processes, rounds, statistics, reports) knows engines by name only. An engine that is not a torch module gets its own
+class beside ``ModuleEngine`` and its line in ``ENGINES``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastrnn.bench.cases import CLASS_NAMES, Case
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+
+BASELINE = "torch"
+
+
+class Workload(Protocol):
+    """One case, built and ready to run in this process."""
+
+    def forward(self) -> Any:
+        """Outputs of the training forward pass, graph attached."""
+
+    def backward(self, outputs: Any) -> None:
+        """Gradients of all inputs, states and parameters from the outputs' fixed gradients."""
+
+    def infer(self) -> Any:
+        """Outputs of the forward pass without a graph."""
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients of the last step, so that the next one does not add to them."""
+
+    def tensors(self) -> dict[str, numpy.ndarray]:
+        """Parameters, outputs and gradients of one step by name; half formats widened to float32, which is exact."""
+
+
+class Engine(Protocol):
+    """What the benchmark asks of an engine."""
+
+    name: str
+    label: str
+
+    def build(self, case: Case, seed: int, dtype: str | None = None) -> Workload:
+        """The case with weights and data drawn from ``seed``; ``dtype`` computes the same values in another format."""
+
+    def lstm(self, input_size: int, hidden_size: int, layers: int) -> torch.nn.Module:
+        """A multi-layer LSTM, time first, for the language model."""
+
+
+@dataclass(frozen=True)
+class ModuleEngine:
+    """An engine whose ``namespace`` (an importable module) has LSTM, GRU and RNN with torch.nn's signatures."""
+
+    name: str
+    label: str
+    namespace: str
+
+    def _class(self, cell: str) -> Any:
+        return getattr(importlib.import_module(self.namespace), CLASS_NAMES[cell])
+
+    def build(self, case: Case, seed: int, dtype: str | None = None) -> ModuleWorkload:
+        import torch
+
+        shape = case.shape
+        torch.manual_seed(seed)
+        module = self._class(case.cell)(
+            shape.input_size, shape.hidden_size, num_layers=shape.layers, bidirectional=shape.bidirectional
+        )
+        return ModuleWorkload(module, case, seed, dtype or case.dtype)
+
+    def lstm(self, input_size: int, hidden_size: int, layers: int) -> torch.nn.Module:
+        return self._class("lstm")(input_size, hidden_size, num_layers=layers)
+
+
+class ModuleWorkload:
+    """A recurrent module called as its users call it: ``y, hx = module(x, hx)``.
+
+    Values are drawn in float64, rounded to the case's format and only then widened to ``dtype``: the float64 reference
+    sees exactly the numbers that the measured format sees.
+    """
+
+    def __init__(self, module: torch.nn.Module, case: Case, seed: int, dtype: str) -> None:
+        import torch
+
+        shape = case.shape
+        generator = torch.Generator().manual_seed(seed + 1)
+        lengths = torch.tensor(shape.lengths())
+        directions = 2 if shape.bidirectional else 1
+        state_size = (shape.layers * directions, shape.batch, shape.hidden_size)
+        states = 2 if case.cell == "lstm" else 1
+
+        def draw(*size: int) -> torch.Tensor:
+            values = torch.randn(*size, generator=generator, dtype=torch.float64)
+            return values.to(getattr(torch, case.dtype)).to(getattr(torch, dtype))
+
+        self.module = module.to(getattr(torch, case.dtype)).to(getattr(torch, dtype))
+        rows = (int(lengths.sum()),) if shape.packed else (shape.steps, shape.batch)
+        self.data = draw(*rows, shape.input_size).requires_grad_()
+        self.states = tuple(draw(*state_size).requires_grad_() for _ in range(states))
+        self.gradients = (
+            draw(*rows, directions * shape.hidden_size),
+            *(draw(*state_size) for _ in range(states)),
+        )
+        self.hx = self.states if states == 2 else self.states[0]
+        self.input: Any = self.data
+        if shape.packed:
+            batch_sizes = (lengths[None, :] > torch.arange(shape.steps)[:, None]).sum(1)
+            self.input = torch.nn.utils.rnn.PackedSequence(self.data, batch_sizes)
+
+    @staticmethod
+    def _flat(outputs: Any) -> tuple[torch.Tensor, ...]:
+        y, states = outputs
+        return (getattr(y, "data", y) if isinstance(y, tuple) else y, *(states if isinstance(states, tuple) else (states,)))
+
+    def forward(self) -> Any:
+        return self.module(self.input, self.hx)
+
+    def backward(self, outputs: Any) -> None:
+        import torch
+
+        torch.autograd.backward(self._flat(outputs), self.gradients)
+
+    def infer(self) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.module(self.input, self.hx)
+
+    def clear_gradients(self) -> None:
+        self.module.zero_grad(set_to_none=True)
+        for leaf in (self.data, *self.states):
+            leaf.grad = None
+
+    def tensors(self) -> dict[str, numpy.ndarray]:
+        state_names = ("h", "c")[: len(self.states)]
+        output_names = ("output", *(f"{name}_n" for name in state_names))
+        named = {f"parameter {name}": value for name, value in self.module.named_parameters()}
+        named.update(zip((f"inference {name}" for name in output_names), self._flat(self.infer()), strict=True))
+        self.clear_gradients()
+        outputs = self.forward()
+        self.backward(outputs)
+        named.update(zip(output_names, self._flat(outputs), strict=True))
+        named["grad input"] = self.data.grad
+        named.update({f"grad {name}_0": leaf.grad for name, leaf in zip(state_names, self.states, strict=True)})
+        named.update({f"grad {name}": value.grad for name, value in self.module.named_parameters()})
+        return {name: _to_numpy(value) for name, value in named.items() if value is not None}
+
+
+def _to_numpy(value: torch.Tensor) -> numpy.ndarray:
+    import torch
+
+    value = value.detach()
+    return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
+
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        ModuleEngine("torch", "torch.nn", "torch.nn"),
+        ModuleEngine("fastrnn", "fastrnn", "fastrnn"),
+    )
+}
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of that name, or one around an importable module with LSTM, GRU and RNN. Raises ValueError if neither."""
+    if name in ENGINES:
+        return ENGINES[name]
+    try:
+        found = importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):
+        found = False
+    if not found:
+        raise ValueError(
+            f"expected one of {', '.join(ENGINES)}, or an importable module with LSTM, GRU and RNN; found {name!r}"
+        )
+    return ModuleEngine(name, name, name)

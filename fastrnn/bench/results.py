@@ -1,0 +1,93 @@
+"""What a run has found: rows, model, verdict, summary, JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastrnn.bench import ratios
+from fastrnn.bench.runner import METRICS, CaseResult, ModelResult, Settings
+
+SCHEMA = "fastrnn-bench/1"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Speed-ups of a group of rows in one metric."""
+
+    dtype: str
+    cell: str  # or "all"
+    metric: str
+    rows: int
+    mean: float  # geometric
+    lowest: float
+    highest: float
+
+
+@dataclass
+class Results:
+    """Grows while the run goes on, so that an interrupted run has something to show."""
+
+    settings: Settings
+    environment: dict[str, Any]
+    cases: list[CaseResult] = field(default_factory=list)
+    model: ModelResult | None = None
+    complete: bool = False
+
+    @property
+    def problems(self) -> list[str]:
+        """What makes the run a failure, one line each."""
+        lines = []
+        for row in self.cases:
+            if row.status == "failed":
+                lines.append(f"{row.case.name}: FAILED parity, {row.message}")
+            elif row.status == "error":
+                lines.append(f"{row.case.name}: ERROR, {row.message}")
+        if self.model is not None and self.model.status in ("failed", "error"):
+            word = "FAILED parity, " if self.model.status == "failed" else "ERROR, "
+            lines.append(f"language model: {word}{self.model.message}")
+        return lines
+
+    def summaries(self) -> list[Summary]:
+        """Geometric mean, lowest and highest speed-up by number format, cell and metric."""
+        found = []
+        for dtype in dict.fromkeys(row.case.dtype for row in self.cases):
+            rows = [row for row in self.cases if row.case.dtype == dtype]
+            cells = list(dict.fromkeys(row.case.cell for row in rows))
+            for cell in [*cells, "all"] if len(cells) > 1 else cells:
+                for metric in METRICS:
+                    group = [row.speedup(metric) for row in rows if cell in (row.case.cell, "all")]
+                    values = [speedup.median for speedup in group if speedup]
+                    mean = ratios.geometric_mean(values)
+                    if mean is not None:
+                        found.append(Summary(dtype, cell, metric, len(values), mean, min(values), max(values)))
+        return found
+
+    def slower(self) -> list[str]:
+        """Rows and metrics in which the candidate was certainly slower than torch.nn."""
+        lines = []
+        for row in self.cases:
+            for metric in METRICS:
+                speedup = row.speedup(metric)
+                if speedup and speedup.median < 1.0 and not speedup.uncertain:
+                    lines.append(f"{row.case.name}: {metric} {speedup.median:.2f}×")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "schema": SCHEMA,
+            "complete": self.complete,
+            "environment": self.environment,
+            "settings": {
+                "engines": {"baseline": settings.baseline, "candidate": settings.candidate},
+                "threads": settings.threads,
+                "rounds": settings.rounds,
+                "block_seconds": settings.block_seconds,
+                "seed": settings.seed,
+            },
+            "problems": self.problems,
+            "summary": [asdict(summary) for summary in self.summaries()],
+            "cases": [row.as_dict() for row in self.cases],
+            "language_model": self.model.as_dict() if self.model else None,
+        }

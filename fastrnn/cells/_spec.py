@@ -1,0 +1,32 @@
+"""What a cell is to the rest of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+#: wx (B, G·H) and rh (B, G·H), biases included; states, each (B, H) -> new states, `h` first.
+Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """A recurrent cell with one matrix product per step.
+
+    Attributes:
+        name: the cell's name; its kernels are in ``csrc/cells/<name>.h``.
+        gates: G, how many blocks of H rows the weights have.
+        states: names of the states, the hidden state ``h`` first.
+        step: the differentiable plain-torch step, oracle of the tests and fallback of the kernels.
+        projectable: whether ``h`` may be projected (the step must then not read ``states[0]``).
+        source: the paper, and which of its variants this is.
+    """
+
+    name: str
+    gates: int
+    states: tuple[str, ...]
+    step: Step
+    projectable: bool = False
+    source: str = ""

@@ -1,0 +1,113 @@
+"""The command line: ``fastrnn info`` and ``fastrnn bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fastrnn._version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # The options of `bench` are made by its own module, which no other command should wait for.
+    wants_bench = next((arg for arg in argv if not arg.startswith("-")), None) == "bench"
+    args = _parser(with_bench_options=wants_bench).parse_args(argv)
+    return args.command(args)
+
+
+def _parser(with_bench_options: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastrnn", description="Recurrent networks for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    summary = "versions, libraries, instruction sets, threads, CUDA"
+    info = commands.add_parser("info", help=summary, description=f"Show {summary}.")
+    info.add_argument("--json", action="store_true", help="the same as JSON")
+    info.set_defaults(command=_info)
+
+    summary = "time fastrnn against other implementations"
+    bench = commands.add_parser("bench", help=summary, description=f"{summary.capitalize()}.")
+    bench.set_defaults(command=_bench)
+    if with_bench_options:
+        from fastrnn.bench.cli import add_arguments
+
+        add_arguments(bench)
+    return parser
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from fastrnn.bench.cli import run
+
+    return run(args)
+
+
+def _info(args: argparse.Namespace) -> int:
+    from fastrnn.info import collect
+
+    found = collect()
+    print(json.dumps(found, indent=2) if args.json else format_info(found))
+    return 0
+
+
+def format_info(found: dict[str, Any]) -> str:
+    """The facts of `fastrnn.info.collect` as lines of ``name: value``, grouped for reading."""
+    sections = [_fastrnn_lines(found), _machine_lines(found), _library_lines(found), _cuda_lines(found)]
+    width = max(len(name) for section in sections for name, _ in section)
+    return "\n\n".join("\n".join(f"{name:<{width}}  {value}" for name, value in section) for section in sections)
+
+
+def _fastrnn_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    extension = found["extension"]
+    lines = [("fastrnn", f"{found['fastrnn']['version']} ({found['fastrnn']['path']})")]
+    if not extension["built"]:
+        return [*lines, ("kernels", extension["error"]), ("to build them", extension["command"])]
+
+    override = extension["capability_override"]
+    chosen = extension["capability"] + (f" (FASTRNN_CPU_CAPABILITY={override})" if override else "")
+    lines += [("kernels", extension["path"]), ("instruction set", chosen)]
+    lines += [("available", ", ".join(extension["capabilities"]))]
+    lines += [(f"built: {key}", str(value)) for key, value in sorted(extension["build"].items())]
+    built_for = extension["build"].get("torch_version", "")
+    if built_for and built_for.split("+")[0] != found["torch"]["version"].split("+")[0]:
+        lines.append(("warning", f"built for torch {built_for}, build again for torch {found['torch']['version']}"))
+    return lines
+
+
+def _machine_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu, threads, python = found["cpu"], found["threads"], found["python"]
+    limit = threads["OMP_NUM_THREADS"]
+    count = f"{threads['torch']} (between operators: {threads['torch_interop']})"
+    return [
+        ("CPU", f"{cpu['model']} ({cpu['machine']}), {cpu['usable_cpus']} of {cpu['logical_cpus']} usable"),
+        ("threads", count + (f", OMP_NUM_THREADS={limit}" if limit else "")),
+        ("Python", f"{python['version']} ({python['executable']})"),
+        ("platform", python["platform"]),
+    ]
+
+
+def _library_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    libraries = found["libraries"]
+    lines = [
+        ("torch", f"{found['torch']['version']} ({found['torch']['path']})"),
+        ("torch's CPU code", found["cpu"]["torch_capability"]),
+        ("BLAS", libraries["blas"]),
+        ("oneDNN", libraries["onednn"] or "no"),
+        ("OpenMP runtime", ", ".join(libraries["openmp"]) or "none loaded"),
+    ]
+    if len(libraries["openmp"]) > 1:
+        lines.append(("warning", "more than one OpenMP runtime: their threads compete for the same cores"))
+    return lines
+
+
+def _cuda_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    cuda = found["cuda"]
+    return [
+        ("torch's CUDA", cuda["torch_build"] or "none, torch is built for the CPU"),
+        ("CUDA devices", ", ".join(cuda["devices"]) or "none"),
+        ("CUDA kernels", cuda["fastrnn_kernels"]),
+    ]

@@ -1,0 +1,242 @@
+"""The functional form: recurrent layers as functions of their weights.
+
+:func:`lstm`, :func:`gru` and :func:`rnn` run a stack of one layer in one direction each call; the modules build layers,
+directions and dropout around :func:`sequence`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrnn import _ops, reference
+from fastrnn.autograd import N_RESERVE, Layer
+from fastrnn.cells import CELLS
+
+_FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_BACKENDS = ("auto", "fused", "reference")
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer in one direction, named as torch.nn names them.
+
+    G is the number of gates of the cell, P the width of ``h``: the projection's, or H.
+    """
+
+    #: (G·H, I), or None where the input is the product with it already
+    w_ih: Tensor | None
+    #: (G·H, P)
+    w_hh: Tensor
+    #: (G·H) or None
+    b_ih: Tensor | None = None
+    #: (G·H) or None
+    b_hh: Tensor | None = None
+    #: (P, H) or None: no projection
+    w_hr: Tensor | None = None
+
+
+def sequence(
+    cell: str,
+    x: Tensor,
+    weights: LayerWeights,
+    states: Sequence[Tensor] | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One layer in one direction over a whole sequence.
+
+    Differentiable in ``x``, every weight and every state, to any order, in reverse and forward mode, under
+    ``torch.func`` transforms and ``torch.compile``. Under autocast it computes in the dtype it is given.
+
+    Args:
+        cell: a name in :data:`fastrnn.cells.CELLS`: ``"lstm"``, ``"gru"``, ``"rnn_tanh"``, ``"rnn_relu"``.
+        x: (T, B, I) with any strides; (N, I) with ``batch_sizes``. If ``weights.w_ih`` is None, the input product
+            (…, G·H) itself.
+        weights: the layer's weights, all of x's dtype.
+        states: initial states, each (B, P or H), ``h`` first; None for zeros.
+        batch_sizes: (T) int64 on the CPU, rows of each step of a packed input, never growing. The rows of states are then
+            in the order of the packed rows.
+        lengths: (B) integers from 0 to T in any order, the steps of each row. Outputs after a row's end are zero, its
+            final state is that of its own last step, padding may hold anything.
+        reset: (T, B) bool, true at the first step of a new segment: the state before it is the initial state again.
+            With ``reverse`` the segments are the same, each run from its last step to its first.
+        reverse: from the last step to the first.
+        backend: ``"fused"`` kernels or raise; the plain-torch ``"reference"``; or ``"auto"``: fused where there are
+            kernels, else the reference with one warning that says why.
+
+    Returns:
+        outputs (T, B, P) or (N, P), and the tuple of final states, each (B, P or H).
+
+    Raises:
+        ValueError: ``cell``, ``backend``, ``batch_sizes``, ``lengths`` or ``reset`` is not what it must be.
+        RuntimeError: sizes or dtypes do not fit together, or ``backend="fused"`` where there are no kernels.
+    """
+    spec = CELLS.get(cell)
+    if spec is None:
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+    if backend != "auto" and backend not in _BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    states = () if states is None else tuple(states)
+    if backend == "reference" or torch.autograd.forward_ad._current_level >= 0 or not _fusible(weights, backend):
+        if not states:
+            batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+            hidden = weights.w_hh.shape[0] // spec.gates
+            states = reference.zero_states(spec, x, batch, hidden, weights.w_hh.shape[1])
+        return reference.sequence(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    if _needs_graph((x, *weights, *states)):
+        out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
+        return out[0], out[1:-N_RESERVE]
+    y, finals, _ = _ops.forward(
+        cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, False
+    )
+    return y, tuple(finals)
+
+
+def _needs_graph(tensors: Sequence[Tensor | None]) -> bool:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def _fusible(weights: LayerWeights, backend: str) -> bool:
+    w = weights.w_hh
+    if w.device.type in ("cpu", "meta") and w.dtype in _FORMATS:
+        return True
+    reason = f"no kernels for {w.dtype} on {w.device.type}"
+    if backend == "fused":
+        raise RuntimeError(f'backend="fused": {reason}')
+    _warn_once(f"fastrnn: {reason}; using the plain-torch reference")
+    return False
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=4)
+
+
+def lstm(
+    x: Tensor,
+    weights: LayerWeights,
+    states: tuple[Tensor, Tensor] | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``. Arguments as in :func:`sequence`.
+
+    Gates in torch's order (i, f, g, o). Source: Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; with
+    ``weights.w_hr`` the projection of Sak 2014.
+    """
+    return sequence(
+        "lstm",
+        x,
+        weights,
+        states,
+        batch_sizes=batch_sizes,
+        lengths=lengths,
+        reset=reset,
+        reverse=reverse,
+        backend=backend,
+    )
+
+
+def gru(
+    x: Tensor,
+    weights: LayerWeights,
+    state: Tensor | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer in one direction: ``y, h = gru(x, weights, h0)``. Arguments as in :func:`sequence`.
+
+    Gates in torch's order (r, z, n), reset after the product. Source: Cho 2014, v1.
+    """
+    return _single(
+        "gru", x, weights, state, dict(batch_sizes=batch_sizes, lengths=lengths, reset=reset), reverse, backend
+    )
+
+
+def rnn(
+    x: Tensor,
+    weights: LayerWeights,
+    state: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One Elman layer in one direction: ``y, h = rnn(x, weights, h0)``. Arguments as in :func:`sequence`.
+
+    ``nonlinearity`` is ``"tanh"`` or ``"relu"``. Source: Elman 1990.
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected tanh or relu, got {nonlinearity!r}")
+    layout = dict(batch_sizes=batch_sizes, lengths=lengths, reset=reset)
+    return _single(f"rnn_{nonlinearity}", x, weights, state, layout, reverse, backend)
+
+
+def _single(cell: str, x, weights, state, layout, reverse: bool, backend: str) -> tuple[Tensor, Tensor]:
+    y, (h,) = sequence(
+        cell, x, weights, None if state is None else (state,), **layout, reverse=reverse, backend=backend
+    )
+    return y, h
+
+
+def hidden_gradients(
+    cell: str,
+    x: Tensor,
+    weights: LayerWeights,
+    states: Sequence[Tensor] | None,
+    grad_y: Tensor | None,
+    grad_final: Sequence[Tensor | None] | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """∂L/∂h_t at every step, all paths together: through the step's own output and through every later step.
+
+    For the analysis of gradient flow and for regularisers of it. Arguments as in :func:`sequence`, and:
+
+    Args:
+        grad_y: ∂L/∂y, of y's shape, or None.
+        grad_final: ∂L/∂(final states), each (B, P or H) or None.
+
+    Returns:
+        a tensor of y's shape, (T, B, P) or (N, P). Not differentiable.
+    """
+    states = [] if states is None else list(states)
+    with torch.no_grad():
+        layout = (batch_sizes, lengths, reset, reverse)
+        y, finals, reserve = _ops.forward(cell, x, *weights, states, *layout, True)
+        grad_final = [None] * len(finals) if grad_final is None else list(grad_final)
+        w_hh, w_hr = weights.w_hh, weights.w_hr
+        return _ops.backward(cell, grad_y, grad_final, w_hh, w_hr, states, y, reserve, *layout, False, True)[3]

@@ -1,0 +1,156 @@
+"""What a module may take itself, and what it leaves to torch.
+
+A module calls `fastrnn.functional.sequence` only when everything it was given is beyond doubt: ordinary tensors on the CPU, one number
+format, right sizes. All else goes to the forward of the torch.nn class, which either computes it (tensor subclasses, complex numbers, other
+devices, states that broadcast) or raises. So torch's errors are torch's own, and the checks here need only say yes or no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.fx import Proxy
+from torch.nn import Parameter
+
+BACKENDS = ("auto", "fused", "reference", "torch")
+FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+PLAIN = frozenset((Tensor, Parameter))  # exact types: a subclass may mean anything by an operation
+_TRACED = (FakeTensor, FunctionalTensor)
+
+
+def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> bool:
+    """Whether the kernels can take these tensors: exactly tensors, dense, on the CPU, in one number format (or in those that autocast unites).
+
+    One function with one loop, as every call of every module passes through here.
+    """
+    if torch.jit.is_tracing():  # a trace of torch's own operators can be loaded without this library
+        return False
+    if (type(x) not in PLAIN and not _is_traced(x)) or x.is_nested:
+        return False
+    dtype = other = x.dtype
+    if torch.is_autocast_enabled("cpu"):
+        dtype, other = torch.float32, torch.get_autocast_dtype("cpu")
+    elif dtype not in FORMATS:
+        return False
+    for tensor in (x, *weights) if states is None else (x, *weights, *states):
+        if type(tensor) not in PLAIN and not _is_traced(tensor):
+            return False
+        if (tensor.dtype is not dtype and tensor.dtype is not other) or not tensor.is_cpu or tensor.layout is not torch.strided:
+            return False
+    return True
+
+
+def _is_traced(tensor: Any) -> bool:
+    """torch.export traces with tensors of its own, which our operators take; elsewhere they are as foreign as any."""
+    return isinstance(tensor, _TRACED) and torch.compiler.is_compiling()
+
+
+def read_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
+    """The attributes ``names``, each read once: what stands under a name may be computed at every read. None for a missing one.
+
+    Asks for ordinary parameters where `torch.nn.Module.__getattr__` would find them, only sooner.
+    """
+    if torch.compiler.is_compiling() or type(module).__getattr__ is not torch.nn.Module.__getattr__:
+        return [getattr(module, name, None) for name in names]
+    own = module.__dict__
+    parameters = own["_parameters"]
+    found = []
+    for name in names:
+        weight = parameters.get(name)
+        found.append(getattr(module, name, None) if weight is None or name in own else weight)
+    return found
+
+
+def autocast_dtype() -> torch.dtype | None:
+    """The number format of ``torch.autocast("cpu")`` where one is active, else None."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+def onednn_enabled() -> bool:
+    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+
+
+def run_dtype(cell: str, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, onednn: bool) -> torch.dtype:
+    """The number format in which to run ``cell`` under autocast to ``target``, such that results come in torch's format.
+
+    torch's own cells multiply in ``target`` and leave the rest to type promotion, so that a float32 state stays float32 (GRU, cells, packed
+    and projected LSTM), but for plain RNN, whose whole step is the product, and oneDNN's LSTM (``onednn``), which is in ``target``
+    altogether. A state in float32 calls for products in float32 here: exact where torch rounds, and no slower.
+    """
+    if onednn or cell.startswith("rnn"):
+        return target
+    return torch.promote_types(target, x.dtype if states is None else states[-1].dtype)
+
+
+def check_backend(backend: Any, lengths: Any, reset: Any) -> None:
+    """Raises ValueError for an unknown name, and for keywords that torch's forward does not know."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend == "torch" and not (lengths is None and reset is None):
+        raise ValueError("backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not know")
+
+
+def as_lengths(lengths: Any, steps: int, batch: int) -> Tensor:
+    """``lengths`` as an int64 tensor (B) on the CPU.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not of shape (B), or a value outside 0…T.
+    """
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.tensor(list(lengths), device="cpu") if len(lengths) else torch.zeros(0, dtype=torch.int64)
+        except (TypeError, ValueError) as error:
+            got = type(lengths).__name__
+            raise TypeError(f"lengths: expected an integer tensor or a sequence of integers, got {got}") from error
+    if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
+        raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},), one for each row of the batch, got {tuple(lengths.shape)}")
+    if batch and has_values(lengths):
+        low, high = map(int, torch.aminmax(lengths))
+        if low < 0 or high > steps:
+            raise ValueError(f"lengths: expected values from 0 to {steps}, the input's number of steps, got {low} to {high}")
+    return lengths.to(torch.int64)
+
+
+def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool) -> Tensor:
+    """``reset`` as a bool tensor (T, B), given in the layout ``expected``.
+
+    Raises:
+        TypeError: not a bool tensor.
+        ValueError: not laid out like the leading dimensions of the input.
+    """
+    if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
+        got = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
+        raise TypeError(f"reset: expected a bool tensor, got {got}")
+    if tuple(reset.shape) != tuple(expected):
+        raise ValueError(f"reset: expected shape {tuple(expected)}, the input's leading dimensions, got {tuple(reset.shape)}")
+    if reset.dim() == 1:
+        return reset.unsqueeze(1)
+    return reset.transpose(0, 1) if batch_first else reset
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether numbers can be read from ``tensor`` here and now: not while tracing, nor under vmap."""
+    if torch.compiler.is_compiling() or type(tensor) not in PLAIN or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def leaf_proxy(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Proxy | None:
+    """While torch.fx traces: the call of ``module`` as one node, as for torch's own modules (known to fx by their Python package)."""
+    flat: list[Any] = []
+    for value in (*args, *kwargs.values()):
+        flat.extend(value if isinstance(value, (tuple, list)) else (value,))
+    for value in flat:
+        if isinstance(value, Proxy):
+            tracer = value.tracer
+            given = {name: value for name, value in kwargs.items() if value is not None}
+            return tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
+    return None

@@ -1,0 +1,67 @@
+"""Stacks of layers and directions, out of `fastrnn.functional.sequence`, which is one layer in one direction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..functional import LayerWeights, sequence
+
+
+def as_layers(weights: list[Tensor], bias: bool, proj_size: int) -> list[LayerWeights]:
+    """The weights of each layer and direction, out of a list in torch's order: w_ih, w_hh, [b_ih, b_hh], [w_hr], and again."""
+    count = 2 + 2 * bool(bias) + (proj_size > 0)
+    layers = []
+    for first in range(0, len(weights), count):
+        group = weights[first : first + count]
+        layers.append(LayerWeights(group[0], group[1], None, None, group[2]) if count == 3 else LayerWeights(*group))
+    return layers
+
+
+def run_layers(
+    cell: str,
+    x: Tensor,
+    weights: list[LayerWeights],
+    states: tuple[Tensor, ...] | None,
+    directions: int,
+    dropout: float,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """All layers and directions of a recurrent network.
+
+    Args:
+        cell: name in `fastrnn.cells.CELLS`.
+        x: (T, B, I), or (N, I) if packed.
+        weights: L·D entries, directions of a layer side by side.
+        states: ``h`` (L·D, B, P) and, for LSTM, ``c`` (L·D, B, H); None for zeros.
+        directions: D, 1 or 2.
+        dropout: probability of dropping an element between layers; 0 outside training.
+        batch_sizes, lengths, reset, backend: as in `fastrnn.functional.sequence`.
+
+    Returns:
+        ``y`` (T, B, D·P) or (N, D·P), and the final states, shaped like ``states``.
+    """
+    options = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "backend": backend}
+    if len(weights) == 1:  # the usual case, free of stacking
+        initial = None if states is None else tuple([state.squeeze(0) for state in states])
+        y, last = sequence(cell, x, weights[0], initial, **options)
+        if torch.is_grad_enabled():  # a copy, which may be changed in place though the backward pass keeps the state
+            return y, tuple([torch.stack((state,)) for state in last])
+        return y, tuple([state.unsqueeze(0) for state in last])
+
+    initials = [None] * len(weights) if states is None else list(zip(*[state.unbind(0) for state in states]))
+    finals: list[tuple[Tensor, ...]] = []
+    for first in range(0, len(weights), directions):
+        if first and dropout:
+            # torch's own call, on the whole output of the layer: the same seed drops the same elements.
+            x = torch.dropout(x, dropout, True)
+        outputs = []
+        for index in range(first, first + directions):
+            y, last = sequence(cell, x, weights[index], initials[index], reverse=index > first, **options)
+            outputs.append(y)
+            finals.append(last)
+        x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+    return x, tuple([torch.stack(column) for column in zip(*finals)])

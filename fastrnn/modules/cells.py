@@ -1,0 +1,129 @@
+"""LSTMCell, GRUCell and RNNCell: single steps, torch.nn's cells with fastrnn's kernels inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import LayerWeights, sequence
+from . import _checks
+
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class RecurrentCell(nn.RNNCellBase):
+    """What the cells have in common. The compiler traces torch's cells, so that ours may derive from them outright.
+
+    Attributes:
+        backend: ``"auto"`` unless assigned; ``"fused"``, ``"reference"`` or ``"torch"``, as for the layers.
+    """
+
+    backend: str = "auto"
+    _torch_class: type[nn.RNNCellBase]
+
+    def _step(self, cell: str, input: Any, states: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
+        """The new states, (B, H) or (H) as the input (B, I) or (I); None where torch is to compute them or to raise."""
+        weights = LayerWeights(*_checks.read_weights(self, _NAMES))
+        given = weights[:4] if weights.b_ih is not None else weights[:2]
+        if self.backend == "torch" or not _checks.are_plain(input, states, given) or not self._fits(input, states):
+            if self.backend == "fused":
+                raise ValueError("backend='fused': expected dense CPU tensors of one floating-point format and matching sizes")
+            return None
+        batched = input.dim() == 2
+        x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
+        if states is not None and not batched:
+            states = tuple([state.unsqueeze(0) for state in states])
+
+        target = _checks.autocast_dtype()
+        if target is None:
+            last = sequence(cell, x, weights, states, backend=self.backend)[1]
+        else:
+            dtype = _checks.run_dtype(cell, target, x, states, False)
+            weights = LayerWeights(*[None if weight is None else weight.to(dtype) for weight in weights])
+            if states is not None:
+                states = tuple([state.to(dtype) for state in states])
+            with torch.autocast("cpu", enabled=False):
+                last = sequence(cell, x.to(dtype), weights, states, backend=self.backend)[1]
+        return last if batched else tuple([state.squeeze(0) for state in last])
+
+    def _fits(self, input: Tensor, states: tuple[Tensor, ...] | None) -> bool:
+        shape = tuple(input.shape)
+        if len(shape) not in (1, 2) or shape[-1] != self.input_size or self.hidden_size == 0:
+            return False
+        expected = (*shape[:-1], self.hidden_size)
+        for state in states or ():
+            if tuple(state.shape) != expected:
+                return False
+        return True
+
+    def _leave_to_torch(self, input: Any, hx: Any) -> Any:
+        proxy = _checks.leaf_proxy(self, input, hx)
+        return self._torch_class.forward(self, input, hx) if proxy is None else proxy
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For `torch.jit.script`: a torch.nn module with the same parameters."""
+        twin = self._torch_class.__new__(self._torch_class)
+        twin.__dict__ = self.__dict__.copy()
+        return twin
+
+
+class LSTMCell(RecurrentCell, nn.LSTMCell):
+    """`torch.nn.LSTMCell`, argument for argument: ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.
+
+    ``h', c' = cell(x, (h, c))``: x (B, I) or (I), states (B, H) or (H), zeros if left out; equations as for `fastrnn.LSTM`. Parameters
+    ``weight_ih`` (4·H, I), ``weight_hh`` (4·H, H), ``bias_ih`` and ``bias_hh`` (4·H).
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.LSTMCell does, in its words.
+    """
+
+    _torch_class = nn.LSTMCell
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if hx is None or (isinstance(hx, (tuple, list)) and len(hx) == 2):
+            new = self._step("lstm", input, hx if hx is None else tuple(hx))
+            if new is not None:
+                return new
+        return self._leave_to_torch(input, hx)
+
+
+class GRUCell(RecurrentCell, nn.GRUCell):
+    """`torch.nn.GRUCell`, argument for argument: ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.
+
+    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.GRU`. Parameters ``weight_ih``
+    (3·H, I), ``weight_hh`` (3·H, H), ``bias_ih`` and ``bias_hh`` (3·H).
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.GRUCell does, in its words.
+    """
+
+    _torch_class = nn.GRUCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        new = self._step("gru", input, None if hx is None else (hx,))
+        if new is not None:
+            return new[0]
+        return self._leave_to_torch(input, hx)
+
+
+class RNNCell(RecurrentCell, nn.RNNCell):
+    """`torch.nn.RNNCell`, argument for argument: ``RNNCell(input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None)``.
+
+    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.RNN`. Parameters ``weight_ih``
+    (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H).
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.RNNCell does, in its words.
+    """
+
+    _torch_class = nn.RNNCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self.nonlinearity in ("tanh", "relu"):
+            new = self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))
+            if new is not None:
+                return new[0]
+        return self._leave_to_torch(input, hx)

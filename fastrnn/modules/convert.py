@@ -1,0 +1,58 @@
+"""`convert`: a whole model's recurrent modules to fastrnn, and back."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .cells import GRUCell, LSTMCell, RNNCell
+from .rnn import GRU, LSTM, RNN
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_TO_FASTRNN: dict[type, type] = {cls._torch_class: cls for cls in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
+_TO_TORCH: dict[type, type] = {ours: theirs for theirs, ours in _TO_FASTRNN.items()}
+
+
+def convert(model: Model, to: str = "fastrnn") -> Model:
+    """Turns every `torch.nn` LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of ``model`` into fastrnn's, in place.
+
+    The modules stay the objects that they are and only change their class, so that everything about them remains: parameters and
+    buffers (an optimizer made before goes on working), hooks, training flags, parametrizations, other references to them.
+
+    Classes are matched exactly. A subclass of yours is left alone, as what it overrides may rest on how torch.nn works inside: derive it
+    from ``fastrnn.LSTM`` instead. The classes that `torch.nn.utils.parametrize` puts on top are seen through.
+
+    Args:
+        model: any module; may itself be recurrent.
+        to: ``"fastrnn"``, or ``"torch"`` for the way back (before ``quantize_dynamic``, say, which matches exact classes too).
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: ``to`` is neither.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if to not in ("fastrnn", "torch"):
+        raise ValueError(f"to: expected 'fastrnn' or 'torch', got {to!r}")
+    classes = _TO_FASTRNN if to == "fastrnn" else _TO_TORCH
+    for module in list(model.modules()):
+        _swap(module, classes)
+        if to == "torch" and type(module) in _TO_FASTRNN:
+            module.__dict__.pop("backend", None)
+    return model
+
+
+def _swap(module: nn.Module, classes: dict[type, type]) -> None:
+    current = type(module)
+    if current in classes:
+        module.__class__ = classes[current]
+    elif parametrize.is_parametrized(module) and len(current.__bases__) == 1 and current.__bases__[0] in classes:
+        # A class made for this one module, with the parametrized weights as properties: the same again, over the other base.
+        namespace = {key: value for key, value in vars(current).items() if key not in ("__dict__", "__weakref__", "_torch_face")}
+        module.__class__ = type(current.__name__, (classes[current.__bases__[0]],), namespace)

@@ -1,0 +1,297 @@
+"""LSTM, GRU and RNN: torch.nn's layers with fastrnn's kernels inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _checks
+from ._identity import TorchIdentity
+from ._layers import as_layers, run_layers
+
+_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
+
+class RecurrentLayers(TorchIdentity, nn.RNNBase):
+    """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors are torch's.
+
+    Attributes:
+        backend: taken where a call names none; ``"auto"`` unless assigned. See `forward`.
+    """
+
+    backend: str = "auto"
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        backend: str | None = None,
+    ) -> tuple[Any, Any]:
+        """torch's forward, and three keywords of our own.
+
+        Shapes: T time steps, B batch rows, I input size, H hidden size, P projection size (H without projection), L layers, D directions.
+
+        Args:
+            input: (T, B, I); (B, T, I) if ``batch_first``; (T, I) unbatched; or a `PackedSequence`.
+            hx: initial states, zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c`` (L·D, B, H); without B if unbatched.
+            lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs after a row's end are
+                zero, its final state is that of its last step (``hx``, if it has none), and the reverse direction starts there.
+            reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of a new segment,
+                which then starts from ``hx`` again, in every layer and direction.
+            backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations; ``"torch"``, the
+                forward of torch.nn. None: the attribute ``backend``.
+
+        Returns:
+            ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
+
+        Raises:
+            ValueError, RuntimeError: as torch.nn does, in its words.
+            TypeError, ValueError: for ``lengths``, ``reset`` and ``backend``, saying what was expected and what came.
+        """
+        backend = backend or self.backend
+        _checks.check_backend(backend, lengths, reset)
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, reset, backend)
+        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first)
+
+    def step(self, x: Tensor, state: Any = None, *, backend: str | None = None) -> tuple[Tensor, Any]:
+        """One time step of a stream: the same numbers as `forward` with T = 1, with less around them. Runs no hooks.
+
+        Args:
+            x: (B, I), or (I) unbatched, whatever ``batch_first`` says.
+            state: what the last call returned (shaped like ``hx`` of `forward`); None at the start of a stream.
+            backend: as in `forward`.
+
+        Returns:
+            ``y`` (B, P) or (P), and the state to give to the next call.
+
+        Raises:
+            ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
+        """
+        if self.bidirectional:
+            raise ValueError("step: expected bidirectional=False, got a bidirectional network, which needs its whole input at once")
+        if not isinstance(x, Tensor) or x.dim() not in (1, 2):
+            got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
+        backend = backend or self.backend
+        _checks.check_backend(backend, None, None)
+        y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False)
+        return y.squeeze(0), state
+
+    def _forward_padded(self, input: Any, hx: Any, lengths: Any, reset: Any, backend: str, batch_first: bool) -> tuple[Any, Any]:
+        weights = _checks.read_weights(self, self._flat_weights_names)
+        states = None if hx is None else self._as_states(hx)
+        if backend == "torch" or not _checks.are_plain(input, states, weights) or not self._fits(input, states, batch_first):
+            found = self._forward_torch(input, hx, lengths, reset, batch_first)
+            if lengths is None and reset is None and backend != "fused":
+                return found
+            if isinstance(found, Proxy):
+                return found
+            if backend == "fused" or not self._fits(input, states, batch_first):
+                raise ValueError(self._refusal(input, states, "backend='fused'" if backend == "fused" else "lengths= and reset="))
+            backend = "reference"
+
+        batched = input.dim() == 3
+        if not batched:
+            x = input.unsqueeze(1)
+            if states is not None:
+                states = tuple([state.unsqueeze(1) for state in states])
+        else:
+            x = input.transpose(0, 1) if batch_first else input
+        if lengths is not None:
+            lengths = _checks.as_lengths(lengths, x.shape[0], x.shape[1])
+        if reset is not None:
+            reset = _checks.as_reset(reset, input.shape[:-1], batch_first)
+
+        y, last = self._run(x, states, weights, None, lengths, reset, backend)
+        if not batched:
+            y = y.squeeze(1)
+            last = tuple([state.squeeze(1) for state in last])
+        elif batch_first:
+            y = y.transpose(0, 1)
+        return y, last if len(last) > 1 else last[0]
+
+    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any, reset: Any, backend: str) -> tuple[Any, Any]:
+        if lengths is not None:
+            raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own")
+        if reset is not None:
+            raise ValueError("reset: expected None with a PackedSequence; give the padded input with reset= and lengths= instead")
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        weights = _checks.read_weights(self, self._flat_weights_names)
+        # Sorted first and checked after, as in torch: what does not fit may do so once sorted.
+        states = None if hx is None else self._as_states(self.permute_hidden(hx, sorted_indices))
+        if backend == "torch" or not _checks.are_plain(x, states, weights) or not self._fits_packed(x, batch_sizes, states):
+            found = self._torch_class.forward(self, input, hx)
+            if backend == "fused":
+                raise ValueError(self._refusal(x, states, "backend='fused'"))
+            return found
+
+        y, last = self._run(x, states, weights, batch_sizes, None, None, backend)
+        hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)
+        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
+
+    def _forward_torch(self, input: Any, hx: Any, lengths: Any, reset: Any, batch_first: bool) -> Any:
+        """The call as torch.nn's class has it."""
+        proxy = _checks.leaf_proxy(self, input, hx, lengths=lengths, reset=reset)
+        if proxy is not None:
+            return proxy
+        if batch_first == self.batch_first or input.dim() != 3:
+            return self._torch_class.forward(self, input, hx)
+        y, last = self._torch_class.forward(self, input.transpose(0, 1), hx)  # `step`, which is time-major
+        return y.transpose(0, 1), last
+
+    def _run(
+        self,
+        x: Tensor,
+        states: tuple[Tensor, ...] | None,
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers, on tensors that are time-major and known to fit."""
+        cell = _CELLS[self.mode]
+        dropout = self.dropout if self.training else 0.0
+        directions = 2 if self.bidirectional else 1
+        target = _checks.autocast_dtype() if x.is_cpu else None
+        if target is None:
+            layers = as_layers(weights, self.bias, self.proj_size)
+            return run_layers(cell, x, layers, states, directions, dropout, batch_sizes, lengths, reset, backend)
+
+        onednn = cell == "lstm" and batch_sizes is None and not self.proj_size and _checks.onednn_enabled()
+        dtype = _checks.run_dtype(cell, target, x, states, onednn)
+        layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
+        if states is not None:
+            states = tuple([state.to(dtype) for state in states])
+        with torch.autocast("cpu", enabled=False):
+            y, last = run_layers(cell, x.to(dtype), layers, states, directions, dropout, batch_sizes, lengths, reset, backend)
+        if self.proj_size:  # the projection, a product, comes last
+            y, last = y.to(target), (last[0].to(target), last[1])
+        return y, last
+
+    def _as_states(self, hx: Any) -> tuple[Any, ...]:
+        """``hx`` as a tuple of states; of nothing where it has not the form for that, which fits no network."""
+        return (hx,)
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        return (self.hidden_size,)
+
+    def _fits(self, input: Tensor, states: tuple[Tensor, ...] | None, batch_first: bool) -> bool:
+        """Whether input and states have the sizes that the network expects."""
+        shape = input.shape
+        if len(shape) not in (2, 3):
+            return False
+        batched = len(shape) == 3
+        steps = shape[1] if batched and batch_first else shape[0]
+        if shape[-1] != self.input_size or steps == 0:
+            return False
+        if states is None:
+            return True
+        return self._states_fit(states, (len(self._all_weights), shape[0] if batch_first else shape[1])[: len(shape) - 1])
+
+    def _fits_packed(self, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...] | None) -> bool:
+        if x.dim() != 2 or x.shape[-1] != self.input_size:
+            return False
+        return states is None or self._states_fit(states, (len(self._all_weights), int(batch_sizes[0])))
+
+    def _states_fit(self, states: tuple[Tensor, ...], lead: tuple[int, ...]) -> bool:
+        sizes = self._state_sizes()
+        if len(states) != len(sizes):
+            return False
+        for state, size in zip(states, sizes):
+            if tuple(state.shape) != (*lead, size):
+                return False
+        return True
+
+    def _refusal(self, x: Tensor, states: tuple[Tensor, ...] | None, what: str) -> str:
+        got = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (x, *(states or ())))
+        return f"{what}: expected dense CPU tensors of one floating-point format and states of exactly the network's sizes, got {got}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For `torch.jit.script`: a torch.nn module with the same parameters."""
+        twin = self._torch_class.__new__(self._torch_class)
+        twin.__dict__ = self.__dict__.copy()
+        return twin
+
+
+class LSTM(RecurrentLayers):
+    """`torch.nn.LSTM`, argument for argument: ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, proj_size=0, device=None, dtype=None)``.
+
+    ``i, f, o = σ(W x + b + R h + b')``, ``g = tanh(W x + b + R h + b')``, ``c' = f·c + i·g``, ``h' = o·tanh(c')``, and with ``proj_size``
+    ``h' = W_hr (o·tanh(c'))``. Rows of the weights in the order i, f, g, o.
+
+    Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (4·H, I; D·P from the second layer
+    on), ``weight_hh_l{k}`` (4·H, P), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (4·H), ``weight_hr_l{k}`` (P, H) with projection. Their
+    names, their order and, from the same seed, their values are torch's; a ``state_dict`` goes either way.
+
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+
+    Raises:
+        TypeError, ValueError: for arguments that torch.nn.LSTM refuses, in its words.
+
+    Sources: Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; with forget gate: Gers, Schmidhuber and Cummins, Learning to
+    Forget, 2000; with projection: Sak, Senior and Beaufays, 2014 (arXiv:1402.1128).
+    """
+
+    _torch_class = nn.LSTM
+
+    # torch's own; they belong to what code written for nn.LSTM calls and overrides.
+    __init__ = nn.LSTM.__init__
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def _as_states(self, hx: Any) -> tuple[Any, ...]:
+        return tuple(hx) if isinstance(hx, (tuple, list)) else ()
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        return (self.proj_size or self.hidden_size, self.hidden_size)
+
+
+class GRU(RecurrentLayers):
+    """`torch.nn.GRU`, argument for argument: ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None)``.
+
+    ``r, z = σ(W x + b + R h + b')``, ``n = tanh(W x + b + r·(R h + b'))``, ``h' = (1 - z)·n + z·h``. Rows of the weights in the order
+    r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}`` (3·H, H), ``bias_ih_l{k}`` and
+    ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
+
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+
+    Raises:
+        TypeError, ValueError: for arguments that torch.nn.GRU refuses, in its words.
+
+    Source: Cho et al., 2014 (arXiv:1406.1078), in the variant that applies the reset gate after the product (cuDNN, torch).
+    """
+
+    _torch_class = nn.GRU
+    __init__ = nn.GRU.__init__
+
+
+class RNN(RecurrentLayers):
+    """`torch.nn.RNN`, argument for argument: ``RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)``.
+
+    ``h' = φ(W x + b + R h + b')`` with φ tanh, or relu if ``nonlinearity="relu"``. ``weight_ih_l{k}`` (H, I; D·H from the second layer on),
+    ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix ``_reverse`` for the second direction.
+
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+
+    Raises:
+        TypeError, ValueError: for arguments that torch.nn.RNN refuses, in its words.
+
+    Source: Elman, Finding Structure in Time, 1990.
+    """
+
+    _torch_class = nn.RNN
+    __init__ = nn.RNN.__init__

@@ -1,0 +1,98 @@
+"""A whole sequence out of a cell's plain-torch step: the oracle, the fallback, and the path of higher derivatives.
+
+Nothing here is done in place and every branch depends on shapes and masks alone, so that autograd, ``torch.func``
+transforms and forward mode go through it any number of times.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastrnn.cells import CellSpec
+
+States = tuple[Tensor, ...]
+
+
+def zero_states(spec: CellSpec, like: Tensor, batch: int, hidden: int, projected: int) -> States:
+    """Initial states of zeros: `h` (B, P), the others (B, H), in the dtype and on the device of `like`."""
+    return tuple(like.new_zeros(batch, hidden if k else projected) for k in range(len(spec.states)))
+
+
+def sequence(
+    spec: CellSpec,
+    x: Tensor,
+    weights: tuple[Tensor | None, ...],
+    states: States,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, States]:
+    """Run one layer in one direction.
+
+    Args:
+        spec: the cell.
+        x: (T, B, I), or (N, I) with `batch_sizes`; already the input product (…, G·H) when ``w_ih`` is None.
+        weights: ``(w_ih, w_hh, b_ih, b_hh, w_hr)`` as in :class:`fastrnn.functional.LayerWeights`.
+        states: initial states, `h` (B, P) first.
+        batch_sizes: (T), the rows of each step of a packed input.
+        lengths: (B), the steps of each row of a padded input.
+        reset: (T, B) bool, true at the first step of a segment.
+        reverse: run from the last step to the first.
+
+    Returns:
+        outputs (T, B, P) or (N, P), and the final states.
+    """
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    assert w_hh is not None
+
+    def step(wx: Tensor, now: States) -> States:
+        h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now)
+        return (h if w_hr is None else F.linear(h, w_hr), *rest)
+
+    if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
+        steps = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
+        x = torch.where((steps < lengths.to(x.device)).unsqueeze(-1), x, torch.zeros_like(x))
+    wx = x if w_ih is None else F.linear(x, w_ih, b_ih)
+    if batch_sizes is not None:
+        return _packed(step, wx, states, [int(n) for n in batch_sizes.tolist()], reverse)
+    return _padded(step, wx, states, lengths, reset, reverse)
+
+
+def _padded(step, wx: Tensor, initial: States, lengths, reset, reverse: bool) -> tuple[Tensor, States]:
+    steps = wx.shape[0]
+    order = range(steps - 1, -1, -1) if reverse else range(steps)
+    states, outputs = initial, []
+    for t in order:
+        active = None if lengths is None else (t < lengths).to(wx.device).unsqueeze(-1)
+        first = t + 1 if reverse else t  # the segments are the same in both directions
+        before = states
+        if reset is not None and first < steps:
+            again = reset[first].unsqueeze(-1)
+            before = tuple(torch.where(again, s0, s) for s0, s in zip(initial, states, strict=True))
+        new = step(wx[t], before)
+        if active is None:
+            states = new
+            outputs.append(new[0])
+        else:
+            states = tuple(torch.where(active, n, s) for n, s in zip(new, states, strict=True))
+            outputs.append(torch.where(active, new[0], torch.zeros_like(new[0])))
+    if reverse:
+        outputs.reverse()
+    return torch.stack(outputs), states
+
+
+def _packed(step, wx: Tensor, initial: States, sizes: list[int], reverse: bool) -> tuple[Tensor, States]:
+    chunks = wx.split(sizes)
+    states, outputs = initial, []
+    for t in range(len(sizes) - 1, -1, -1) if reverse else range(len(sizes)):
+        rows = sizes[t]
+        new = step(chunks[t], tuple(s[:rows] for s in states))
+        outputs.append(new[0])
+        # rows beyond have ended (their state is final) or, in reverse, not begun (their state is initial)
+        states = tuple(torch.cat((n, s[rows:])) for n, s in zip(new, states, strict=True))
+    if reverse:
+        outputs.reverse()
+    return torch.cat(outputs), states

@@ -1,0 +1,129 @@
+"""The command line: what it prints, how it ends, and that it works without compiled kernels."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastrnn.info
+from fastrnn._version import __version__
+from fastrnn.cli import format_info, main
+
+SECTIONS = ("fastrnn", "extension", "cpu", "threads", "python", "torch", "libraries", "cuda")
+
+
+def run_module(*args: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "fastrnn", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def without_extension(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(fastrnn.info.importlib, "import_module", fail)
+
+
+def test_info_as_json_has_every_section():
+    done = run_module("info", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert tuple(found) == SECTIONS
+    assert found["fastrnn"]["version"] == __version__
+
+
+def test_info_names_versions_and_libraries(capsys):
+    import torch
+
+    assert main(["info"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if line)
+    assert lines["fastrnn"].strip().startswith(__version__)
+    assert lines["torch"].strip().startswith(torch.__version__)
+    assert lines["CUDA kernels"].strip() == "not built"
+
+
+def test_chosen_instruction_set_is_among_those_available():
+    extension = fastrnn.info.collect()["extension"]
+    if not extension["built"]:
+        pytest.skip(extension["error"])
+    assert extension["capability"] in extension["capabilities"]
+    assert "baseline" in extension["capabilities"]
+    assert extension["build"]["compiler"]
+
+
+def test_one_openmp_runtime_serves_torch_and_the_kernels():
+    done = run_module("info", "--json")
+    runtimes = json.loads(done.stdout)["libraries"]["openmp"]
+    assert len(runtimes) <= 1, runtimes
+
+
+def test_collect_prints_nothing(capsys):
+    fastrnn.info.collect()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_missing_kernels_are_named_with_the_command_that_builds_them(monkeypatch):
+    without_extension(monkeypatch, ModuleNotFoundError("No module named 'fastrnn._C'", name="fastrnn._C"))
+    found = fastrnn.info.collect()
+    text = format_info(found)
+    assert not found["extension"]["built"]
+    assert "not built" in text
+    assert "pip install --no-build-isolation" in text
+
+
+def test_kernels_that_do_not_load_are_told_from_missing_ones(monkeypatch):
+    without_extension(monkeypatch, ImportError("undefined symbol: _ZN3c10"))
+    text = format_info(fastrnn.info.collect())
+    assert "undefined symbol: _ZN3c10" in text
+    assert "build them again" in text
+
+
+def test_kernels_built_for_another_torch_are_pointed_out():
+    found = fastrnn.info.collect()
+    found["extension"] = {
+        "built": True,
+        "path": "_C.so",
+        "capability": "baseline",
+        "capabilities": ["baseline"],
+        "capability_override": None,
+        "build": {"compiler": "gcc 12.2", "torch_version": "2.1.0"},
+    }
+    assert "built for torch 2.1.0, build again" in format_info(found)
+
+
+def test_version():
+    done = run_module("--version")
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"fastrnn {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["foo"], "invalid choice: 'foo'"),
+        ([], "required: COMMAND"),
+        (["info", "--yaml"], "unrecognized arguments: --yaml"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2(args, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_arguments_show_no_traceback():
+    done = run_module("foo")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: fastrnn")
+    assert "Traceback" not in done.stderr
+
+
+def test_info_does_not_load_the_benchmarks():
+    code = "import sys; from fastrnn.cli import main; main(['info']); assert 'fastrnn.bench.cli' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
