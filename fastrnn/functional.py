@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops, reference
-from fastrnn.autograd import N_RESERVE, Layer
+from fastrnn.autograd import N_RESERVE, EagerLayer, Layer
 from fastrnn.cells import CELLS
 
 _FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -92,20 +92,22 @@ def sequence(
             states = reference.zero_states(spec, x, batch, hidden, weights.w_hh.shape[1])
         return reference.sequence(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    if _needs_graph((x, *weights, *states)):
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed and (not torch.compiler.is_compiling() or _needs_graph(x, weights, states)):
         out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
         return out[0], out[1:-N_RESERVE]
+    if not transformed and _needs_graph(x, weights, states):
+        y, *finals = EagerLayer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
+        return y, tuple(finals)
     y, finals, _ = _ops.forward(
         cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, False
     )
     return y, tuple(finals)
 
 
-def _needs_graph(tensors: Sequence[Tensor | None]) -> bool:
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return True
+def _needs_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]) -> bool:
     if torch.is_grad_enabled():
-        for t in tensors:
+        for t in (x, *weights, *states):
             if t is not None and t.requires_grad:
                 return True
     return False

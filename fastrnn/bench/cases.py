@@ -1,6 +1,7 @@
 """The one list of what is measured.
 
-Letters: B batch rows, T time steps, I input size, H hidden size. A shape is written ``BxTxH`` (then I = H) or ``BxTxIxH``.
+Letters: B batch rows, T time steps, I input size, H hidden size. A shape is written ``BxTxH`` (then I = H) or
+``BxTxIxH``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 CELLS = ("lstm", "gru", "rnn")
-CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}  # class of an engine's module namespace; RNN with its default, tanh
+# A cell's class in an engine's namespace; RNN keeps its default, tanh.
+CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 

@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastrnn.bench.cases import CELLS, DTYPES, QUICK_SHAPES, SHAPE_NAMES, Shape, make_cases, parse_names, parse_shapes
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from fastrnn.bench.results import Results
     from fastrnn.bench.runner import Settings
 
+Parsed = TypeVar("Parsed")
+
 DESCRIPTION = (
-    "Check fastrnn against torch.nn and time the two in turns on this machine. Exit status: 0 if all went well, 1 if a row "
-    "failed its check or could not run, 2 for wrong arguments, 130 if interrupted (what was measured by then is written)."
+    "Check fastrnn against torch.nn and time the two in turns on this machine. Exit status: 0 if all went well, 1 if a "
+    "row failed its check or could not run, 2 for wrong arguments, 130 if interrupted (what was measured is written)."
 )
 FULL_ROUNDS, QUICK_ROUNDS = 9, 3
 FULL_BLOCK, QUICK_BLOCK = 0.03, 0.01
@@ -44,7 +47,7 @@ def _engine(text: str) -> str:
     return _checked(lambda: find_engine(text).name)
 
 
-def _checked(parse):  # type: ignore[no-untyped-def]
+def _checked(parse: Callable[[], Parsed]) -> Parsed:
     """Say a ValueError the way argparse wants to hear it, so that the option is named."""
     try:
         return parse()
@@ -52,7 +55,7 @@ def _checked(parse):  # type: ignore[no-untyped-def]
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _at_least(lowest: int):  # type: ignore[no-untyped-def]
+def _at_least(lowest: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -116,14 +119,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_engine,
         default="fastrnn",
         metavar="NAME",
-        help="what to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable module "
-        "with LSTM, GRU and RNN; default: fastrnn",
+        help="what to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable "
+        "module with LSTM, GRU and RNN; default: fastrnn",
     )
     what.add_argument("--list", action="store_true", help="list the rows and leave")
     how = parser.add_argument_group("how to measure")
-    how.add_argument("--threads", type=_at_least(1), metavar="N", help="threads of each engine; default: torch's choice")
     how.add_argument(
-        "--repeats", type=_at_least(1), metavar="N", help=f"rounds per row; default: {FULL_ROUNDS}, quick {QUICK_ROUNDS}"
+        "--threads", type=_at_least(1), metavar="N", help="threads of each engine; default: torch's choice"
+    )
+    how.add_argument(
+        "--repeats",
+        type=_at_least(1),
+        metavar="N",
+        help=f"rounds per row; default: {FULL_ROUNDS}, quick {QUICK_ROUNDS}",
     )
     how.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of weights and data; default: 0")
     model = parser.add_argument_group("language model")
@@ -263,7 +271,7 @@ def _write(results: Results, args: argparse.Namespace) -> None:
         args.json.write_text(document, encoding="utf-8")
         written.append(args.json)
     # A pipe has no width of its own; the table needs about this much.
-    console = Console() if sys.stdout.isatty() else Console(width=170)
+    console = Console() if sys.stdout.isatty() else Console(width=175)
     print_report(results, console)
     if plot.available():
         pictures = [args.out / "bench.svg", args.out / "bench.png", *([args.plot] if args.plot else [])]

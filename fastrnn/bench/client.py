@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -26,7 +27,7 @@ class WorkerError(Exception):
     """A command raised in the worker, which is still alive."""
 
 
-class WorkerDied(Exception):
+class WorkerDiedError(Exception):
     """The worker has ended or does not answer any more."""
 
 
@@ -37,7 +38,7 @@ class Worker:
         """``threads``: torch's intra-op threads, None for its default. ``timeout``: most seconds a command may take."""
         self.engine = engine
         self.timeout = timeout
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         environment = dict(os.environ)
         if threads is not None:
             environment.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
@@ -68,7 +69,7 @@ class Worker:
             self._answers.put(None)
 
     def call(self, command: str, **arguments: Any) -> Any:
-        """Send a command and wait for its answer. Raises WorkerError or WorkerDied."""
+        """Send a command and wait for its answer. Raises WorkerError or WorkerDiedError."""
         assert self._process.stdin is not None
         try:
             write_message(self._process.stdin, (command, arguments))
@@ -77,9 +78,9 @@ class Worker:
             answer = None
         except queue.Empty:
             self.kill()
-            raise WorkerDied(f"{self.engine} worker: no answer to {command!r} in {self.timeout:.0f} s") from None
+            raise WorkerDiedError(f"{self.engine} worker: no answer to {command!r} in {self.timeout:.0f} s") from None
         if answer is None:
-            raise WorkerDied(self._obituary(command))
+            raise WorkerDiedError(self._obituary(command))
         ok, value = answer
         if not ok:
             message, trace = value
@@ -109,8 +110,6 @@ class Worker:
         self._reader.join(timeout=5)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):
                     pipe.close()
-                except OSError:
-                    pass
         self._log.close()

@@ -1,8 +1,8 @@
 """The one list of what can be measured, and how an engine is made to run a case.
 
-An engine turns a case into a ``Workload``: forward, backward and the tensors that the parity check compares. Everything
-else (processes, rounds, statistics, reports) knows engines by name only. An engine that is not a torch module gets its own
-class beside ``ModuleEngine`` and its line in ``ENGINES``.
+An engine turns a case into a ``Workload``: forward, backward and the tensors that the parity check compares.
+Everything else (processes, rounds, statistics, reports) knows engines by name only. An engine that is not a torch
+module gets its own class beside ``ModuleEngine`` and its line in ``ENGINES``.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ class Workload(Protocol):
 class Engine(Protocol):
     """What the benchmark asks of an engine."""
 
-    name: str
-    label: str
+    @property
+    def name(self) -> str:
+        """For the command line and the JSON."""
+
+    @property
+    def label(self) -> str:
+        """For tables and pictures."""
 
     def build(self, case: Case, seed: int, dtype: str | None = None) -> Workload:
         """The case with weights and data drawn from ``seed``; ``dtype`` computes the same values in another format."""
@@ -88,6 +93,8 @@ class ModuleWorkload:
     def __init__(self, module: torch.nn.Module, case: Case, seed: int, dtype: str) -> None:
         import torch
 
+        # Held here because an import statement would cost something in every timed call.
+        self._autograd, self._no_grad = torch.autograd, torch.no_grad
         shape = case.shape
         generator = torch.Generator().manual_seed(seed + 1)
         lengths = torch.tensor(shape.lengths())
@@ -115,21 +122,19 @@ class ModuleWorkload:
 
     @staticmethod
     def _flat(outputs: Any) -> tuple[torch.Tensor, ...]:
+        """Output (rows, H·D) and final states (L·D, B, H), whatever form the module gave them."""
         y, states = outputs
-        return (getattr(y, "data", y) if isinstance(y, tuple) else y, *(states if isinstance(states, tuple) else (states,)))
+        y = getattr(y, "data", y) if isinstance(y, tuple) else y  # a PackedSequence is a tuple too
+        return (y, *states) if isinstance(states, tuple) else (y, states)
 
     def forward(self) -> Any:
         return self.module(self.input, self.hx)
 
     def backward(self, outputs: Any) -> None:
-        import torch
-
-        torch.autograd.backward(self._flat(outputs), self.gradients)
+        self._autograd.backward(self._flat(outputs), self.gradients)
 
     def infer(self) -> Any:
-        import torch
-
-        with torch.no_grad():
+        with self._no_grad():
             return self.module(self.input, self.hx)
 
     def clear_gradients(self) -> None:
@@ -140,7 +145,9 @@ class ModuleWorkload:
     def tensors(self) -> dict[str, numpy.ndarray]:
         state_names = ("h", "c")[: len(self.states)]
         output_names = ("output", *(f"{name}_n" for name in state_names))
-        named = {f"parameter {name}": value for name, value in self.module.named_parameters()}
+        named: dict[str, torch.Tensor | None] = {
+            f"parameter {name}": value for name, value in self.module.named_parameters()
+        }
         named.update(zip((f"inference {name}" for name in output_names), self._flat(self.infer()), strict=True))
         self.clear_gradients()
         outputs = self.forward()
@@ -169,7 +176,7 @@ ENGINES: dict[str, Engine] = {
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of that name, or one around an importable module with LSTM, GRU and RNN. Raises ValueError if neither."""
+    """The engine of that name, or one around an importable module with LSTM, GRU and RNN; ValueError if neither."""
     if name in ENGINES:
         return ENGINES[name]
     try:

@@ -30,7 +30,9 @@ def collect(threads: int | None = None) -> dict[str, Any]:
         "torch_parallel": torch.__config__.parallel_info(),
         "fastrnn": facts["fastrnn"]["version"],
         "fastrnn_extension": facts["extension"],
-        "variables": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "FASTRNN_"))},
+        "variables": {
+            name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "FASTRNN_"))
+        },
         "load": load(),
     }
 
@@ -83,7 +85,8 @@ def describe(environment: dict[str, Any]) -> str:
     extension = environment["fastrnn_extension"]
     capability = extension.get("capability") if extension.get("built") else "no C++ kernels"
     return (
-        f"{environment['cpu']['model']}, {cores['physical'] or cores['logical']} cores, {environment['threads']} threads, "
+        f"{environment['cpu']['model']}, {cores['physical'] or cores['logical']} cores, "
+        f"{environment['threads']} threads, "
         f"{environment['os']}, Python {environment['python']}, torch {environment['torch']}, "
         f"fastrnn {environment['fastrnn']} ({capability})"
     )

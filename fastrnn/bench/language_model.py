@@ -1,12 +1,13 @@
 """The one real workload: a character language model trained by truncated backpropagation through time.
 
-Embedding, two-layer LSTM, linear; the state is carried from chunk to chunk and detached. The text is the source of Python's
-own standard library, so it needs no download and is the same for one Python version everywhere.
+Embedding, two-layer LSTM, linear; the state is carried from chunk to chunk and detached. The text is the source of
+Python's own standard library, so it needs no download and is the same for one Python version everywhere.
 
-SGD with momentum and a clipped gradient norm is used on purpose: its update is a smooth function of the gradient, so the
-rounding differences of two correct engines stay small for a long time. Adam divides by the gradient's own size and turns the
-sign of a rounding error into a full step. Tried with noise of 1e-6 on every gradient of the LSTM: after 150 steps the losses
-of SGD with momentum had moved apart by 5e-7 (relative), those of Adam by 3e-3; after 250 steps by 1e-3 and 6e-3.
+SGD with momentum and a clipped gradient norm is used on purpose: its update is a smooth function of the gradient, so
+the rounding differences of two correct engines stay small for a long time. Adam divides by the gradient's own size
+and turns the sign of a rounding error into a full step. Tried with noise of 1e-6 on every gradient of the LSTM: after
+150 steps the losses of SGD with momentum had moved apart by 5e-7 (relative), those of Adam by 3e-3; after 250 steps
+by 1e-3 and 6e-3.
 
 Letters: B rows (streams of text), T characters per chunk, V characters in the vocabulary.
 """
@@ -70,7 +71,9 @@ def _sources(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
         # Files named _sysconfigdata… describe one machine's build and would make the text differ between machines.
-        yield from (Path(folder, name) for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata"))
+        yield from (
+            Path(folder, name) for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata")
+        )
 
 
 def describe_text(text: bytes) -> dict[str, Any]:
@@ -163,13 +166,11 @@ class Training:
                 "head": torch.nn.Linear(settings.hidden, self.streams.vocabulary),
             }
         )
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=settings.learning_rate, momentum=settings.momentum
-        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
         self.state: Any = None
 
     def warm_up(self) -> None:
-        """One forward and backward pass that leaves no trace: first calls pay for things that no later call pays for."""
+        """One forward and backward pass that leaves no trace: first calls pay for what no later call pays for."""
         self._gradients()
         self.optimizer.zero_grad(set_to_none=True)
         self.streams.position = 0

@@ -1,16 +1,17 @@
 """Peak memory of a training step, in a process that does nothing else.
 
-A process that has run other cases keeps their freed memory, and a high-water mark never falls: so each measurement is made
-in a child forked from a process that has imported the engine and run nothing. A very small case of the same kind takes one
-training step first, because the first step of a process pays tens of megabytes that do not depend on the case (threads,
-buffers of the libraries). Then the case is built, the kernel's high-water mark is reset, two training steps run, and the
-rise is read. It counts everything the step needs beyond weights, inputs and given gradients: outputs, what is saved for the
-backward pass, new gradients, workspaces and caches. Pages of program code that are loaded on the way are taken off.
-Resolution is some hundred kilobytes.
+A process that has run other cases keeps their freed memory, and a high-water mark never falls: so each measurement is
+made in a child forked from a process that has imported the engine and run nothing. A very small case of the same kind
+takes one training step first, because the first step of a process pays tens of megabytes that do not depend on the
+case (threads, buffers of the libraries). Then the case is built, the kernel's high-water mark is reset, two training
+steps run, and the rise is read. It counts everything the step needs beyond weights, inputs and given gradients:
+outputs, what is saved for the backward pass, new gradients, workspaces and caches. Pages of program code that are
+loaded on the way are taken off. Resolution is some hundred kilobytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pickle
@@ -46,10 +47,9 @@ def _rise(build: Callable[[], Workload], build_small: Callable[[], Workload]) ->
     small = build_small()
     small.backward(small.forward())
     workload = build()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # free memory left over from building would hide the first allocations
-    except AttributeError:
-        pass
+    # Free memory left over from building would hide the first allocations. Only glibc has this function.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with open(_CLEAR, "w") as file:
         file.write("5")
     before = _status()

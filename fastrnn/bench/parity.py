@@ -1,13 +1,13 @@
 """The gate before the clock: a case that computes something else has no speed.
 
-Every tensor (outputs with and without a graph, gradients of input, states and parameters) is compared with torch.nn in
-float64, fed with the same rounded numbers. The rule: our error ≤ 2 × torch.nn's own error in the measured format, plus
-``FLOOR`` units of rounding of the tensor's scale, for the tensors where torch.nn happens to be right to the last bit. An
-error is the largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters must be equal
-bit by bit.
+Every tensor (outputs with and without a graph, gradients of input, states and parameters) is compared with torch.nn
+in float64, fed with the same rounded numbers. The rule: our error ≤ 2 × torch.nn's own error in the measured format,
+plus ``FLOOR`` units of rounding of the tensor's scale, for the tensors where torch.nn happens to be right to the last
+bit. An error is the largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters
+must be equal bit by bit.
 
-For float64 there is no finer torch.nn: its error is estimated as its float32 error in units of float32 rounding, and the
-difference between the two engines may hold both errors.
+For float64 there is no finer torch.nn: its error is estimated as its float32 error in units of float32 rounding, and
+the difference between the two engines may hold both errors.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The picture: speed-up bars by cell, pace and loss curves of the language model.
 
-Colours are from Okabe and Ito's palette, which people with any kind of colour vision can tell apart; engines also differ in
-line style.
+Colours are from Okabe and Ito's palette, which people with any kind of colour vision can tell apart; engines also
+differ in line style.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ INSTALL = "no plot: matplotlib is not installed; get it with: python -m pip inst
 SUFFIXES = (".svg", ".png", ".pdf")
 
 _BLUE, _ORANGE, _GREY, _RED = "#0072B2", "#E69F00", "#7F7F7F", "#D55E00"
-_BARS = (("total", "training (forward + backward)", _BLUE), ("inference", "inference", _ORANGE))
+_BARS = (("total", "training", _BLUE), ("inference", "inference", _ORANGE))
+_TIGHT = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.2, "handletextpad": 0.4, "borderaxespad": 0.2}
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
@@ -33,7 +35,9 @@ def save(results: Results, paths: Sequence[Path]) -> None:
     """Draw the results once and write them to every path, each in the format of its suffix."""
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(
+        {"font.size": 9, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure = _draw(results)
         for path in paths:
             figure.savefig(path, dpi=150)
@@ -53,24 +57,29 @@ def _draw(results: Results) -> Any:
     baseline, candidate = labels(results)
     figure.suptitle(f"{candidate} against {baseline}\n", fontsize=14, fontweight="bold")
     figure.text(0.5, 1 - 0.42 / height, describe(results.environment), ha="center", va="top", fontsize=8, color=_GREY)
-    panels = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0] if heights else []
+    panels: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0] if heights else []
     limits = _limits(results)
     for panel, dtype in zip(panels, dtypes, strict=False):
         cells = {cell: rows for (kind, cell), rows in grouped.items() if kind == dtype}
-        axes = panel.subplots(1, len(cells), squeeze=False)[0]
+        alike = len({tuple(row.case.shape for row in rows) for rows in cells.values()}) == 1
+        axes = panel.subplots(1, len(cells), squeeze=False, sharey=alike)[0]
         for axis, (cell, rows) in zip(axes, cells.items(), strict=True):
-            _draw_speedups(axis, f"{cell.upper()}, {dtype}", rows, limits)
-            axis.set_xlabel(f"times as fast as {baseline}")
-        axes[0].legend(*_legend(), loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, borderaxespad=0)
+            _draw_speedups(axis, cell.upper(), rows, limits)
+            axis.set_xlabel(f"times as fast as {baseline}, {dtype}")
+        axes[-1].legend(
+            handles=_legend(), loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, **_TIGHT
+        )
     if results.model:
         _draw_model(panels[-1], results.model, (baseline, candidate))
     return figure
 
 
-def _legend() -> tuple[list[Any], list[str]]:
+def _legend() -> list[Any]:
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    return [Patch(color=colour) for _, _, colour in _BARS], [label for _, label, _ in _BARS]
+    patches = [Patch(color=colour, label=label) for _, label, colour in _BARS]
+    return [*patches, Line2D([], [], color="black", linewidth=1, label="95 % interval")]
 
 
 def _limits(results: Results) -> tuple[float, float]:
@@ -80,9 +89,9 @@ def _limits(results: Results) -> tuple[float, float]:
         for metric, _, _ in _BARS:
             speedup = row.speedup(metric)
             if speedup:
-                values += speedup.quartiles
+                values.append(speedup.median)
     low, high = min(values), max(values)
-    return min(0.8, low / 1.6), max(2.5, high * (high / low) ** 0.3)
+    return min(0.8, low / 1.3), max(2.5, 1.3 * high * (high / low) ** 0.25)
 
 
 def _draw_speedups(axis: Any, title: str, rows: Sequence[CaseResult], limits: tuple[float, float]) -> None:
@@ -96,15 +105,19 @@ def _draw_speedups(axis: Any, title: str, rows: Sequence[CaseResult], limits: tu
             if speedup is None:
                 continue
             place = number + offset
-            axis.barh(place, speedup.median - 1.0, left=1.0, height=0.34, color=colour, alpha=0.45 if speedup.uncertain else 1)
-            axis.plot(speedup.quartiles, (place, place), color="black", linewidth=1)
-            edge = max(1.0, speedup.quartiles[1])
-            axis.text(edge * 1.03, place, format_speedup(speedup), va="center", fontsize=7)
+            axis.barh(
+                place, speedup.median - 1.0, left=1.0, height=0.34, color=colour, alpha=0.45 if speedup.uncertain else 1
+            )
+            axis.plot(speedup.interval, (place, place), color="black", linewidth=1)
+            edge = max(1.0, speedup.median, min(speedup.interval[1], limits[1] / 1.5))
+            axis.text(edge * 1.06, place, format_speedup(speedup), va="center", fontsize=7)
         if row.status != "ok":
             word = {"failed": "FAILED parity", "error": "error"}.get(row.status, row.status)
             axis.text(1.03, number, word, va="center", color=_RED, fontweight="bold")
     axis.axvline(1.0, color="black", linewidth=1.2)
     ticks = [tick for tick in _TICKS if limits[0] <= tick <= limits[1]]
+    if len(ticks) > 6:
+        ticks = [tick for tick in ticks if math.log10(tick).is_integer()]
     axis.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
@@ -118,8 +131,8 @@ def _draw_speedups(axis: Any, title: str, rows: Sequence[CaseResult], limits: tu
 def _draw_model(panel: Any, model: ModelResult, names: tuple[str, str]) -> None:
     pace, curves = panel.subplots(1, 2, width_ratios=(1, 2))
     pace.set_title("Character language model, training", fontweight="bold", loc="left")
-    values = [model.characters_per_second(side) for side in SIDES]
-    if all(value is not None for value in values):
+    values = [value for value in map(model.characters_per_second, SIDES) if value is not None]
+    if len(values) == len(SIDES):
         pace.barh([0, 1], values, height=0.55, color=(_GREY, _BLUE))
         for place, value in enumerate(values):
             note = "" if place == 0 else f"  ({format_speedup(model.speedup())})"

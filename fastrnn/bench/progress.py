@@ -1,6 +1,7 @@
 """Progress on the error stream: a bar on a terminal, plain lines elsewhere.
 
-The bar is drawn only between two commands to the workers: one that refreshes itself would take time from what is measured.
+The bar is drawn only between two commands to the workers: one that refreshes itself would take time from what is
+measured.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: Any = None
         if self.console.is_terminal:
-            columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+            columns = (
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}"),
+            )
             self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
             self._task = self._bar.add_task("starting", total=jobs)
 
@@ -32,7 +38,9 @@ class Reporter:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 

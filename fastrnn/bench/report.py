@@ -21,10 +21,12 @@ _WORDS = {"failed": "FAILED parity", "error": "ERROR", "skipped": "skipped"}
 _BAD = (_WORDS["failed"], _WORDS["error"])
 
 EXPLANATION = (
-    "Each row was first checked against torch.nn in float64; a row that fails shows no speed. Training is forward and backward "
-    "together, with gradients of input, state and all parameters; inference is forward under `torch.no_grad()`. Times are "
-    "medians over the rounds. A speed-up is the median of the rounds' ratios torch.nn / {engine}, in brackets their quartiles; "
-    "`~` marks those whose quartiles include 1. Memory is what a training step adds to the peak of a fresh process."
+    "Each row was first checked against torch.nn in float64; a row that fails shows no speed. Training is forward and "
+    "backward together, with gradients of input, state and all parameters; inference is forward under "
+    "`torch.no_grad()`. Times are medians over the rounds. A speed-up is the median of the rounds' ratios torch.nn / "
+    "{engine}, in brackets the interval in which that median lies with 95 % confidence (the range of all rounds if "
+    "there are fewer than nine); `~` marks those that may be no difference at all. Memory is what a training step adds "
+    "to the peak of a fresh process."
 )
 
 
@@ -41,11 +43,11 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_speedup(speedup: Speedup | None, spread: bool = False) -> str:
-    """``2.31×``, with ``spread`` also the quartiles; ``~`` where it may be nothing."""
+    """``2.31×``, with ``spread`` also its interval; ``~`` where it may be nothing."""
     if speedup is None:
         return NOTHING
     text = f"{'~' if speedup.uncertain else ''}{speedup.median:.2f}×"
-    return f"{text} ({speedup.quartiles[0]:.2f}–{speedup.quartiles[1]:.2f})" if spread else text
+    return f"{text} ({speedup.interval[0]:.2f}–{speedup.interval[1]:.2f})" if spread else text
 
 
 def format_memory(size: int | None) -> str:
@@ -58,24 +60,21 @@ def format_memory(size: int | None) -> str:
 def labels(results: Results) -> tuple[str, str]:
     """Names of baseline and candidate for people."""
     settings = results.settings
-    return find_engine(settings.baseline).label, find_engine(settings.candidate).label
+    baseline, candidate = find_engine(settings.baseline).label, find_engine(settings.candidate).label
+    return baseline, candidate if candidate != baseline else f"{candidate} again"
 
 
 def case_header(results: Results) -> list[str]:
-    baseline, candidate = labels(results)
+    names = labels(results)
+    timed = (*names, "speed-up")
     return [
         "B×T×(I×)H",
         "parity",
-        f"training {baseline}",
-        candidate,
-        "speed-up",
-        "forward",
-        "backward",
-        f"inference {baseline}",
-        candidate,
-        "speed-up",
-        f"MiB {baseline}",
-        candidate,
+        *(f"training\n{name}" for name in timed),
+        "forward\nspeed-up",
+        "backward\nspeed-up",
+        *(f"inference\n{name}" for name in timed),
+        *(f"MiB\n{name}" for name in names),
     ]
 
 
@@ -115,11 +114,15 @@ def summary_rows(summaries: Iterable[Summary]) -> list[list[str]]:
         by_group.setdefault((summary.dtype, summary.cell), {})[summary.metric] = summary
     rows = []
     for (dtype, cell), metrics in by_group.items():
-        texts = {
-            name: f"{value.mean:.2f}× ({value.lowest:.2f}–{value.highest:.2f})" for name, value in metrics.items()
-        }
+        texts = {name: f"{value.mean:.2f}× ({value.lowest:.2f}–{value.highest:.2f})" for name, value in metrics.items()}
         order = ("total", "forward", "backward", "inference")
-        rows.append([f"{cell} {dtype}", str(metrics["total"].rows), *(texts.get(name, NOTHING) for name in order)])
+        rows.append(
+            [
+                f"{cell} {dtype}",
+                f"{metrics['total'].rows}/{metrics['total'].of}",
+                *(texts.get(name, NOTHING) for name in order),
+            ]
+        )
     return rows
 
 
@@ -127,9 +130,9 @@ def model_lines(model: ModelResult, names: tuple[str, str]) -> list[str]:
     """What the language model showed, in sentences."""
     settings, text = model.settings, model.text
     lines = [
-        f"{settings.layers}-layer LSTM of {settings.hidden} units, embedding {settings.embedding}, {settings.batch} streams × "
-        f"{settings.chunk} characters, {len(model.losses['baseline'])} of {settings.steps} steps on {text['bytes']:,} bytes "
-        f"({text['vocabulary']} different), float32."
+        f"{settings.layers}-layer LSTM of {settings.hidden} units, embedding {settings.embedding}, "
+        f"{settings.batch} streams × {settings.chunk} characters, {len(model.losses['baseline'])} of {settings.steps} "
+        f"steps on {text['bytes']:,} bytes ({text['vocabulary']} different), float32."
     ]
     if model.status == "ok" and model.comparison:
         paces = [model.characters_per_second(side) for side in SIDES]
@@ -138,8 +141,8 @@ def model_lines(model: ModelResult, names: tuple[str, str]) -> list[str]:
         ends = model.as_dict()["final_loss"]
         ends_text = ", ".join(f"{name} {ends[side]:.4f}" for name, side in zip(names, SIDES, strict=True))
         lines.append(
-            f"Loss at the end (nats per character): {ends_text}. The curves lie within {model.comparison.early:.1e} of each "
-            f"other in the first steps and {model.comparison.late:.1e} at the end (relative)."
+            f"Loss at the end (nats per character): {ends_text}. The curves lie within {model.comparison.early:.1e} of "
+            f"each other in the first steps and {model.comparison.late:.1e} at the end (relative)."
         )
     elif model.message:
         lines.append(f"{'FAILED parity' if model.status == 'failed' else 'ERROR'}: {model.message}. No speed is shown.")
@@ -171,7 +174,7 @@ def to_markdown(results: Results) -> str:
     parts += [f"- {line}" for line in notes(results)]
     summary = summary_rows(results.summaries())
     if summary:
-        parts += ["## Summary", "Geometric mean of the speed-ups (lowest–highest row).", _table(SUMMARY_HEADER, summary)]
+        parts += ["## Summary", "Geometric means (lowest–highest row).", _table(SUMMARY_HEADER, summary)]
     for (dtype, cell), rows in groups(results).items():
         parts += [f"## {cell}, {dtype}", _table(case_header(results), [case_row(row) for row in rows])]
     if results.cases:
@@ -183,7 +186,7 @@ def to_markdown(results: Results) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines)
 
 
 def print_report(results: Results, console: Console) -> None:

@@ -19,6 +19,7 @@ class Summary:
     cell: str  # or "all"
     metric: str
     rows: int
+    of: int  # rows in the group, with those that have no speed
     mean: float  # geometric
     lowest: float
     highest: float
@@ -60,7 +61,9 @@ class Results:
                     values = [speedup.median for speedup in group if speedup]
                     mean = ratios.geometric_mean(values)
                     if mean is not None:
-                        found.append(Summary(dtype, cell, metric, len(values), mean, min(values), max(values)))
+                        found.append(
+                            Summary(dtype, cell, metric, len(values), len(group), mean, min(values), max(values))
+                        )
         return found
 
     def slower(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastrnn.bench import ratios
 from fastrnn.bench.cases import Case
-from fastrnn.bench.client import Worker, WorkerDied, WorkerError
+from fastrnn.bench.client import Worker, WorkerDiedError, WorkerError
 from fastrnn.bench.engines import BASELINE
 from fastrnn.bench.language_model import CurveComparison, ModelSettings, compare_curves, describe_text, final_loss
 from fastrnn.bench.parity import Parity, check_parity
@@ -39,7 +39,7 @@ class Settings:
 
 @dataclass
 class CaseResult:
-    """One row: status ``ok``, ``failed`` (parity), ``error`` or ``skipped`` (torch.nn itself cannot), and its figures."""
+    """One row and its figures; status ``ok``, ``failed`` (parity), ``error``, ``skipped`` (torch.nn cannot)."""
 
     case: Case
     status: str = "ok"
@@ -158,7 +158,7 @@ class Runner:
                 note("memory")
                 result.memory = {side: self._memory(side, case) for side in SIDES}
                 self._rounds(result, note)
-        except (WorkerError, WorkerDied) as error:
+        except (WorkerError, WorkerDiedError) as error:
             result.status, result.message = "error", str(error)
         return result
 
@@ -181,9 +181,11 @@ class Runner:
             result.message = result.parity.worst.describe() + (f" (and {more} more)" if more else "")
 
     def _memory(self, side: str, case: Case) -> int | None:
+        """Median of three measurements: with several threads the allocator does not do the same twice."""
         worker = self.worker(side, "memory")
         worker.call("load_engine", case=case)
-        return worker.call("peak_memory", case=case, seed=self.settings.seed)
+        sizes = [worker.call("peak_memory", case=case, seed=self.settings.seed) for _ in range(3)]
+        return None if None in sizes else sorted(sizes)[1]
 
     def _rounds(self, result: CaseResult, note: Note) -> None:
         case, settings = result.case, self.settings
@@ -227,7 +229,7 @@ class Runner:
                 note(f"step {done}/{model.steps}, loss {result.losses['candidate'][-1]:.3f}")
             for worker in workers.values():
                 worker.call("release")
-        except (WorkerError, WorkerDied) as error:
+        except (WorkerError, WorkerDiedError) as error:
             result.status, result.message = "error", f"language model: {error}"
             return
         result.comparison = compare_curves(result.losses["baseline"], result.losses["candidate"])

@@ -1,9 +1,9 @@
 """One engine's process: waits for a command, runs it, answers, waits.
 
-Commands and answers are pickles with a length before them, over the standard input and output that the process was started
-with. While it waits the process is blocked in a read. It answers only when its own threads have come to rest: an OpenMP
-runtime keeps its threads spinning for some milliseconds after a parallel region, which would be taken from the other
-engine's turn. Users run with that default, so it is not switched off (OMP_WAIT_POLICY), only waited for.
+Commands and answers are pickles with a length before them, over the standard input and output that the process was
+started with. While it waits the process is blocked in a read. It answers only when its own threads have come to rest:
+an OpenMP runtime keeps its threads spinning for some milliseconds after a parallel region, which would be taken from
+the other engine's turn. Users run with that default, so it is not switched off (OMP_WAIT_POLICY), only waited for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from fastrnn.bench import memory
 from fastrnn.bench.cases import Case
@@ -30,7 +30,7 @@ _REST_LIMIT_SECONDS = 0.25
 _WARM_UP_SECONDS = 0.05
 
 
-def write_message(stream: BinaryIO, message: Any) -> None:
+def write_message(stream: IO[bytes], message: Any) -> None:
     """Send one object."""
     payload = pickle.dumps(message, protocol=5)
     stream.write(_HEADER.pack(len(payload)))
@@ -38,13 +38,13 @@ def write_message(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def read_message(stream: BinaryIO) -> Any:
+def read_message(stream: IO[bytes]) -> Any:
     """Receive one object. Raises EOFError when the other side has gone."""
     (size,) = _HEADER.unpack(_read_exactly(stream, _HEADER.size))
     return pickle.loads(_read_exactly(stream, size))
 
 
-def _read_exactly(stream: BinaryIO, size: int) -> bytes:
+def _read_exactly(stream: IO[bytes], size: int) -> bytes:
     data = stream.read(size)
     if data is None or len(data) < size:
         raise EOFError
@@ -101,7 +101,7 @@ class Commands:
             torch.set_num_threads(threads)
         self.threads = threads
         gc.freeze()  # what is loaded by now stays: the collection between two turns need not look through it
-        return {"threads": torch.get_num_threads(), "interop_threads": torch.get_num_interop_threads(), "pid": os.getpid()}
+        return {"threads": torch.get_num_threads(), "interop_threads": torch.get_num_interop_threads()}
 
     def load_engine(self, case: Case) -> None:
         """Import the engine by building the case very small, and forget it."""
@@ -168,7 +168,7 @@ def _warm_up(call: Callable[[], float]) -> float:
     return min(times)
 
 
-def serve(engine: str, commands_in: BinaryIO, answers_out: BinaryIO) -> None:
+def serve(engine: str, commands_in: IO[bytes], answers_out: IO[bytes]) -> None:
     """Answer commands until the other side closes the pipe."""
     commands = Commands(engine)
     while True:
