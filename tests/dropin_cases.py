@@ -76,7 +76,9 @@ def leaves(result) -> list[Tensor]:
 
 def gradients(module: nn.Module, result, *inputs: Tensor) -> dict[str, Tensor | None]:
     """Gradients of a loss that weighs every element of `result` differently, by name."""
-    loss = sum((leaf.double() * torch.linspace(-1, 1, leaf.numel()).view(leaf.shape).cos()).sum() for leaf in leaves(result))
+    loss = sum(
+        (leaf.double() * torch.linspace(-1, 1, leaf.numel()).view(leaf.shape).cos()).sum() for leaf in leaves(result)
+    )
     wanted = dict(module.named_parameters()) | {f"input {i}": x for i, x in enumerate(inputs)}
     found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
     return dict(zip(wanted, found, strict=True))

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from fastrnn.bench import cli, environment, language_model, memory, parity, ratios, report
 from fastrnn.bench.cases import CELLS, STANDARD_SHAPES, Case, Shape, make_cases, parse_names, parse_shapes
 from fastrnn.bench.client import Worker, WorkerDiedError, WorkerError
@@ -42,7 +43,7 @@ class RNN(torch.nn.RNN):  # right outputs, input gradients wrong by a thousandth
 class LSTM(torch.nn.LSTM):  # wrong from the start, but trains
     def reset_parameters(self):
         super().reset_parameters()
-        self.weight_hh_l0.data.mul_(1.01)
+        self.weight_ih_l0.data.mul_(1.5)
 """
 DYING = """
 import os
@@ -277,7 +278,9 @@ def made_up_results(model=True, rounds=9):
     found = Results(settings, environment.collect(), complete=True)
     check = parity.TensorCheck("output", 1e-7, 1e-7, 1e-6)
     for number, case in enumerate(cases[:3]):
-        seconds = {name: dict(zip(SIDES, ([0.002 * (number + 1)] * rounds, [0.001] * rounds))) for name in METRICS}
+        seconds = {
+            name: dict(zip(SIDES, ([0.002 * (number + 1)] * rounds, [0.001] * rounds), strict=True)) for name in METRICS
+        }
         row = CaseResult(case, parity=parity.Parity(check, 9, ()), seconds=seconds)
         row.memory = {"baseline": 3 << 20, "candidate": None}
         found.cases.append(row)
@@ -286,7 +289,7 @@ def made_up_results(model=True, rounds=9):
     found.cases[2].parity = parity.Parity(bad, 9, ("grad h_0",))
     if model:
         found.model = new_model_result(language_model.ModelSettings(steps=8, block=2), b"some text")
-        for side, seconds in zip(SIDES, (0.2, 0.1)):
+        for side, seconds in zip(SIDES, (0.2, 0.1), strict=True):
             found.model.losses[side] = [3.0 - 0.1 * step for step in range(8)]
             found.model.seconds[side] = [seconds] * 4
         found.model.block_steps = [2] * 4
@@ -402,11 +405,11 @@ def test_list_runs_nothing(capsys):
 
 def test_whole_run(tmp_path, capsys):
     extra = tmp_path / "more" / "copy.json"
-    options = ["--engine", "torch", "--cells", "rnn,lstm", "--shapes", "2x3x4", "--lm-steps", 6, "--json", extra]
+    options = ["--engine", "torch", "--cells", "lstm", "--shapes", "2x3x4", "--lm-steps", 6, "--json", extra]
     status, document, text = run(tmp_path, *options)
     assert status == 0, document["problems"]
     assert document["complete"]
-    assert [row["case"]["name"] for row in document["cases"]] == ["rnn 2x3x4", "lstm 2x3x4"]
+    assert [row["case"]["name"] for row in document["cases"]] == ["lstm 2x3x4"]
     for row in document["cases"]:
         assert all(len(row["seconds"][metric][side]) == 3 for metric in METRICS for side in SIDES)
         assert set(row["speedup"]) == set(METRICS)
@@ -450,7 +453,8 @@ def test_dead_worker_is_reported_and_the_run_goes_on(tmp_path, engine):
 
 def test_interrupt_writes_what_there_is(tmp_path):
     out = tmp_path / "out"
-    options = ["--engine", "torch", "--shapes", "2x3x4", "--repeats", "3", "--lm-steps", "100000", "--out", str(out)]
+    options = ["--engine", "torch", "--cells", "gru", "--shapes", "2x3x4", "--quick", "--threads", "1"]
+    options += ["--lm-steps", "100000", "--out", str(out)]
     program = (
         "import argparse, sys; from fastrnn.bench import cli; parser = argparse.ArgumentParser();"
         "cli.add_arguments(parser); sys.exit(cli.run(parser.parse_args()))"
@@ -465,7 +469,7 @@ def test_interrupt_writes_what_there_is(tmp_path):
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            if line.startswith("[3/4]"):
+            if line.startswith("[1/2]"):
                 break
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
@@ -475,7 +479,7 @@ def test_interrupt_writes_what_there_is(tmp_path):
         process.stderr.close()
     document = json.loads((out / "bench.json").read_text())
     assert not document["complete"]
-    assert [row["status"] for row in document["cases"]] == ["ok"] * 3
+    assert [row["status"] for row in document["cases"]] == ["ok"]
     assert "interrupted" in (out / "bench.md").read_text()
 
 

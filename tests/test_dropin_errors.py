@@ -177,7 +177,9 @@ def same_outcome(theirs, ours, function) -> None:
         assert [v.shape for v in actual[:1]] == [v.shape for v in expected[:1]]
     else:
         same(actual, expected)
-    assert [w for w in actual_warnings if "oneDNN" not in w[1]] == [w for w in expected_warnings if "oneDNN" not in w[1]]
+    assert [w for w in actual_warnings if "oneDNN" not in w[1]] == [
+        w for w in expected_warnings if "oneDNN" not in w[1]
+    ]
 
 
 def normal(message: str) -> str:

@@ -89,9 +89,7 @@ def test_forward_mode(kind, cell):
     same((y, push(x.cos())), found[0])
     weights = {name: w.detach() for name, w in theirs.named_parameters()}
     tangents = {name: w.cos() for name, w in weights.items()}
-    found = [
-        jvp(lambda w, m=model: functional_call(m, w, (x,)), (weights,), (tangents,)) for model in (theirs, ours)
-    ]
+    found = [jvp(lambda w, m=model: functional_call(m, w, (x,)), (weights,), (tangents,)) for model in (theirs, ours)]
     same(found[1], found[0])
 
 
@@ -236,7 +234,7 @@ def test_export_of_any_length_and_batch(kind, strict):
     x = torch.randn(B, T, I)
     dims = {0: torch.export.Dim("batch", min=2), 1: torch.export.Dim("steps", min=2)}
     program = torch.export.export(ours, (x,), dynamic_shapes=(dims,), strict=strict)
-    assert any("fastrnn" in str(node.target) for node in program.graph.nodes)
+    assert "torch.ops.fastrnn." in program.graph_module.print_readable(print_output=False)
     for shape in ((B, T), (2, 9), (7, 3)):
         x = torch.randn(*shape, I)
         same(program.module()(x), theirs(x), **LOOSE)

@@ -214,9 +214,13 @@ def test_errors_of_backend():
     x = torch.zeros(T, B, I)
     raises(ValueError, "backend: expected one of 'auto', .* got 'cuda'", lambda: ours(x, backend="cuda"))
     raises(ValueError, "'torch' with lengths=", lambda: ours(x, backend="torch", lengths=[1] * B))
-    raises(ValueError, "'torch' with lengths= or reset=", lambda: ours(x, backend="torch", reset=torch.ones(T, B).bool()))
+    raises(
+        ValueError, "'torch' with lengths= or reset=", lambda: ours(x, backend="torch", reset=torch.ones(T, B).bool())
+    )
     complex_ = fastrnn.LSTM(I, H, dtype=torch.complex64)
-    raises(ValueError, "backend='fused': expected .* got torch.complex64", lambda: complex_(x.cfloat(), backend="fused"))
+    raises(
+        ValueError, "backend='fused': expected .* got torch.complex64", lambda: complex_(x.cfloat(), backend="fused")
+    )
     cell = fastrnn.GRUCell(I, H)
     cell.backend = "fused"
     raises(ValueError, "backend='fused'", lambda: cell.to(torch.complex64)(x[0].cfloat()))

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "binding/buffers.h"
 #include "binding/layout.h"
 #include "cpu/dispatch.h"
 #include "cpu/workspace.h"
@@ -59,6 +60,28 @@ std::map<std::string, std::string> build_info() {
   return info;
 }
 
+// Writes one byte past scratch memory and past an output, with poison on: both must be noticed.
+bool guards_work() {
+  const bool before = poison();
+  set_poison(true);
+  Workspace workspace;
+  const size_t block = workspace.add(3, 1);
+  bool noticed = workspace.allocate() && workspace.intact();
+  workspace.at<char>(block)[3] = 0;
+  noticed = noticed && !workspace.intact();
+  Buffers buffers;
+  const at::Tensor output = buffers.empty({3}, at::TensorOptions().dtype(at::kByte));
+  buffers.verify(0);
+  static_cast<char*>(output.data_ptr())[3] = 0;
+  try {
+    buffers.verify(0);
+    noticed = false;
+  } catch (const c10::Error&) {
+  }
+  set_poison(before);
+  return noticed;
+}
+
 void choose_capability(const std::string& name) {
   if (set_capability(name.c_str())) return;
   std::string known;
@@ -87,6 +110,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_split", &fastrnn::choose_split, py::arg("name"), "How a step's work is shared: auto, none, rows or units.");
   m.def("set_poison", &fastrnn::set_poison, py::arg("on"),
         "Fill scratch and output memory with NaN and check sentinels behind it (tests).");
+  m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
   m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
   m.def("build_info", &fastrnn::build_info);

@@ -222,7 +222,7 @@ Tensor recurrent_gradient(const Backward& b, const Tensor& drh, bool reverse) {
   const int64_t B = layout.batch, rest = layout.rows - B;
   const int64_t first = reverse ? rest : 0;  // the step that starts from the initial state
   const Tensor later = drh.narrow(0, reverse ? 0 : B, rest), h = b.y.narrow(0, reverse ? B : 0, rest);
-  if (b.states.empty()) return at::mm(later.t(), h);
+  if (b.states.empty()) return rest == 0 ? at::zeros_like(b.w_hh) : at::mm(later.t(), h);
   const Tensor start = drh.narrow(0, first, B);
   if (rest == 0) return at::mm(start.t(), b.states[0]);
   return at::mm(later.t(), h).addmm_(start.t(), b.states[0]);
@@ -243,6 +243,9 @@ std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
           g.initial, want_dh ? layout.scatter(g.dh) : at::empty({0}, b.call.options)};
 }
 
+// Σ over rows; a single row needs no reduction.
+Tensor sum_rows(const Tensor& t) { return t.size(0) == 1 ? t.select(0, 0).clone() : t.sum(0); }
+
 // layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr as `needs` asks (empty tensors for the rest), and then of
 // the initial states if needs[6].
 Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
@@ -259,10 +262,10 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
   if (needs[0]) out[0] = layout.scatter(w_ih ? at::mm(g.da, *w_ih) : g.da);
   if (needs[1] && w_ih) out[1] = at::mm(g.da.t(), layout.gather(x));
   if (needs[2]) out[2] = recurrent_gradient(b, g.drh, reverse);
-  if (needs[3]) out[3] = g.da.sum(0);
+  if (needs[3]) out[3] = sum_rows(g.da);
   if (needs[4]) {
     const bool same = needs[3] && !b.call.cell->split_gradient;
-    out[4] = same ? out[3].clone() : g.drh.sum(0);  // never one tensor for two gradients
+    out[4] = same ? out[3].clone() : sum_rows(g.drh);  // never one tensor for two gradients
   }
   if (needs[5] && w_hr) out[5] = at::mm(g.dh.t(), b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows));
   for (const Tensor& t : g.initial) out.push_back(t);

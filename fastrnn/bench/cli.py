@@ -191,15 +191,19 @@ def run(args: argparse.Namespace) -> int:
         return 2
 
     from fastrnn.bench import environment
+    from fastrnn.bench.client import WorkerDiedError, WorkerError
     from fastrnn.bench.results import Results
 
-    results = Results(settings, environment.collect(args.threads))
+    results = Results(settings, environment.collect())
     _warn_if_busy(results)
     try:
         _measure(results, text)
         results.complete = True
     except KeyboardInterrupt:
         print("interrupted: writing what was measured", file=sys.stderr)
+    except (WorkerError, WorkerDiedError) as error:
+        print(f"fastrnn bench: error: cannot start: {error}", file=sys.stderr)
+        return 1
     _write(results, args)
     if not results.complete:
         return 130
@@ -235,6 +239,7 @@ def _measure(results: Results, text: bytes) -> None:
     words = {"failed": "FAILED parity, ", "error": "ERROR, ", "skipped": "skipped, "}
     jobs = len(settings.cases) + (settings.model is not None)
     with Runner(settings) as runner, Reporter(jobs) as reporter:
+        results.environment["threads"] = runner.start()["threads"]
         for case in settings.cases:
             reporter.begin(case.name)
             row = runner.run_case(case, reporter.note)

@@ -54,11 +54,9 @@ class Worker:
         # A thread reads because waiting for a pipe with a time limit is not portable.
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        try:
-            self.started = self.call("start", threads=threads)
-        except BaseException:
-            self.kill()
-            raise
+        self._send("start", {"threads": threads})
+        self._starting = True
+        self.started: dict[str, Any] = {}
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -70,16 +68,30 @@ class Worker:
 
     def call(self, command: str, **arguments: Any) -> Any:
         """Send a command and wait for its answer. Raises WorkerError or WorkerDiedError."""
+        self.wait_until_started()
+        self._send(command, arguments)
+        return self._receive(command)
+
+    def wait_until_started(self) -> None:
+        """Loading torch takes seconds: a worker does that by itself, and is waited for before its first command."""
+        if self._starting:
+            self._starting = False
+            self.started = self._receive("start")
+
+    def _send(self, command: str, arguments: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        try:
+        # A worker that has died cannot be written to; there will be no answer either, which _receive reports.
+        with contextlib.suppress(OSError, ValueError):
             write_message(self._process.stdin, (command, arguments))
+
+    def _receive(self, command: str) -> Any:
+        try:
             answer = self._answers.get(timeout=self.timeout)
-        except (OSError, ValueError):
-            answer = None
         except queue.Empty:
             self.kill()
             raise WorkerDiedError(f"{self.engine} worker: no answer to {command!r} in {self.timeout:.0f} s") from None
         if answer is None:
+            self._answers.put(None)  # for whoever asks the dead next
             raise WorkerDiedError(self._obituary(command))
         ok, value = answer
         if not ok:

@@ -11,8 +11,8 @@ from typing import Any
 _PRIVATE = {"path", "executable", "command"}
 
 
-def collect(threads: int | None = None) -> dict[str, Any]:
-    """The environment block of a result. ``threads``: torch's threads in the workers, None for this process's."""
+def collect() -> dict[str, Any]:
+    """The environment block of a result."""
     import torch
 
     from fastrnn import info
@@ -22,7 +22,7 @@ def collect(threads: int | None = None) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": facts["cpu"],
         "cores": {"physical": physical_cores(), "logical": os.cpu_count()},
-        "threads": threads if threads is not None else torch.get_num_threads(),
+        "threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
         "os": platform.platform(),
         "python": platform.python_version(),

@@ -37,7 +37,7 @@ def format_seconds(seconds: float | None) -> str:
     for unit, scale in (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)):
         value = seconds / scale
         if value < 999.5 or unit == "s":
-            digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+            digits = max(0, 2 - math.floor(math.log10(float(f"{value:.3g}")))) if value > 0 else 0
             return f"{value:.{digits}f} {unit}"
     raise AssertionError
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastrnn.bench import ratios
+from fastrnn.bench import memory, ratios
 from fastrnn.bench.cases import Case
 from fastrnn.bench.client import Worker, WorkerDiedError, WorkerError
 from fastrnn.bench.engines import BASELINE
@@ -145,6 +145,14 @@ class Runner:
         if key not in self._workers:
             self._workers[key] = Worker(self.engines[side], self.settings.threads)
         return self._workers[key]
+
+    def start(self) -> dict[str, Any]:
+        """Start all workers at the same time, wait for them, and answer what the baseline's process says of itself."""
+        purposes = ("time", "memory") if self.settings.cases and memory.available() else ("time",)
+        workers = [self.worker(side, purpose) for side in SIDES for purpose in purposes]
+        for worker in workers:
+            worker.wait_until_started()
+        return workers[0].started
 
     # One row of the table
 

@@ -40,7 +40,11 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     for tensor in (x, *weights) if states is None else (x, *weights, *states):
         if type(tensor) not in PLAIN and not _is_traced(tensor):
             return False
-        if (tensor.dtype is not dtype and tensor.dtype is not other) or not tensor.is_cpu or tensor.layout is not torch.strided:
+        if (
+            (tensor.dtype is not dtype and tensor.dtype is not other)
+            or not tensor.is_cpu
+            or tensor.layout is not torch.strided
+        ):
             return False
     return True
 
@@ -75,7 +79,9 @@ def onednn_enabled() -> bool:
     return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
 
 
-def run_dtype(cell: str, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, onednn: bool) -> torch.dtype:
+def run_dtype(
+    cell: str, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, onednn: bool
+) -> torch.dtype:
     """The number format in which to run ``cell`` under autocast to ``target``, such that results come in torch's format.
 
     torch's own cells multiply in ``target`` and leave the rest to type promotion, so that a float32 state stays float32 (GRU, cells, packed
@@ -111,11 +117,15 @@ def as_lengths(lengths: Any, steps: int, batch: int) -> Tensor:
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
     if tuple(lengths.shape) != (batch,):
-        raise ValueError(f"lengths: expected shape ({batch},), one for each row of the batch, got {tuple(lengths.shape)}")
+        raise ValueError(
+            f"lengths: expected shape ({batch},), one for each row of the batch, got {tuple(lengths.shape)}"
+        )
     if batch and has_values(lengths):
         low, high = map(int, torch.aminmax(lengths))
         if low < 0 or high > steps:
-            raise ValueError(f"lengths: expected values from 0 to {steps}, the input's number of steps, got {low} to {high}")
+            raise ValueError(
+                f"lengths: expected values from 0 to {steps}, the input's number of steps, got {low} to {high}"
+            )
     return lengths.to(torch.int64)
 
 
@@ -130,7 +140,9 @@ def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool) -> Tensor
         got = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise TypeError(f"reset: expected a bool tensor, got {got}")
     if tuple(reset.shape) != tuple(expected):
-        raise ValueError(f"reset: expected shape {tuple(expected)}, the input's leading dimensions, got {tuple(reset.shape)}")
+        raise ValueError(
+            f"reset: expected shape {tuple(expected)}, the input's leading dimensions, got {tuple(reset.shape)}"
+        )
     if reset.dim() == 1:
         return reset.unsqueeze(1)
     return reset.transpose(0, 1) if batch_first else reset

@@ -23,7 +23,12 @@ def writable(y: Tensor, backend: str) -> Tensor:
 
     A copy on write: it shares memory with ``y`` until one of them is written to, and costs less than a microsecond.
     """
-    if not y.requires_grad or backend == "reference" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if (
+        not y.requires_grad
+        or backend == "reference"
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return y
     return torch._lazy_clone(y)
 

@@ -30,7 +30,9 @@ class RecurrentCell(nn.RNNCellBase):
         given = weights[:4] if weights.b_ih is not None else weights[:2]
         if self.backend == "torch" or not _checks.are_plain(input, states, given) or not self._fits(input, states):
             if self.backend == "fused":
-                raise ValueError("backend='fused': expected dense CPU tensors of one floating-point format and matching sizes")
+                raise ValueError(
+                    "backend='fused': expected dense CPU tensors of one floating-point format and matching sizes"
+                )
             return None
         batched = input.dim() == 2
         x = input.unsqueeze(0) if batched else input.view(1, 1, -1)

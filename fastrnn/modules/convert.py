@@ -54,5 +54,7 @@ def _swap(module: nn.Module, classes: dict[type, type]) -> None:
         module.__class__ = classes[current]
     elif parametrize.is_parametrized(module) and len(current.__bases__) == 1 and current.__bases__[0] in classes:
         # A class made for this one module, with the parametrized weights as properties: the same again, over the other base.
-        namespace = {key: value for key, value in vars(current).items() if key not in ("__dict__", "__weakref__", "_torch_face")}
+        namespace = {
+            key: value for key, value in vars(current).items() if key not in ("__dict__", "__weakref__", "_torch_face")
+        }
         module.__class__ = type(current.__name__, (classes[current.__bases__[0]],), namespace)

@@ -77,7 +77,9 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
         """
         if self.bidirectional:
-            raise ValueError("step: expected bidirectional=False, got a bidirectional network, which needs its whole input at once")
+            raise ValueError(
+                "step: expected bidirectional=False, got a bidirectional network, which needs its whole input at once"
+            )
         if not isinstance(x, Tensor) or x.dim() not in (1, 2):
             got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
@@ -86,17 +88,25 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False)
         return y.squeeze(0), state
 
-    def _forward_padded(self, input: Any, hx: Any, lengths: Any, reset: Any, backend: str, batch_first: bool) -> tuple[Any, Any]:
+    def _forward_padded(
+        self, input: Any, hx: Any, lengths: Any, reset: Any, backend: str, batch_first: bool
+    ) -> tuple[Any, Any]:
         weights = _checks.read_weights(self, self._flat_weights_names)
         states = None if hx is None else self._as_states(hx)
-        if backend == "torch" or not _checks.are_plain(input, states, weights) or not self._fits(input, states, batch_first):
+        if (
+            backend == "torch"
+            or not _checks.are_plain(input, states, weights)
+            or not self._fits(input, states, batch_first)
+        ):
             found = self._forward_torch(input, hx, lengths, reset, batch_first)
             if lengths is None and reset is None and backend != "fused":
                 return found
             if isinstance(found, Proxy):
                 return found
             if backend == "fused" or not self._fits(input, states, batch_first):
-                raise ValueError(self._refusal(input, states, "backend='fused'" if backend == "fused" else "lengths= and reset="))
+                raise ValueError(
+                    self._refusal(input, states, "backend='fused'" if backend == "fused" else "lengths= and reset=")
+                )
             backend = "reference"
 
         batched = input.dim() == 3
@@ -119,16 +129,24 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             y = y.transpose(0, 1)
         return y, last if len(last) > 1 else last[0]
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, lengths: Any, reset: Any, backend: str) -> tuple[Any, Any]:
+    def _forward_packed(
+        self, input: PackedSequence, hx: Any, lengths: Any, reset: Any, backend: str
+    ) -> tuple[Any, Any]:
         if lengths is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own")
         if reset is not None:
-            raise ValueError("reset: expected None with a PackedSequence; give the padded input with reset= and lengths= instead")
+            raise ValueError(
+                "reset: expected None with a PackedSequence; give the padded input with reset= and lengths= instead"
+            )
         x, batch_sizes, sorted_indices, unsorted_indices = input
         weights = _checks.read_weights(self, self._flat_weights_names)
         # Sorted first and checked after, as in torch: what does not fit may do so once sorted.
         states = None if hx is None else self._as_states(self.permute_hidden(hx, sorted_indices))
-        if backend == "torch" or not _checks.are_plain(x, states, weights) or not self._fits_packed(x, batch_sizes, states):
+        if (
+            backend == "torch"
+            or not _checks.are_plain(x, states, weights)
+            or not self._fits_packed(x, batch_sizes, states)
+        ):
             found = self._torch_class.forward(self, input, hx)
             if backend == "fused":
                 raise ValueError(self._refusal(x, states, "backend='fused'"))
@@ -173,7 +191,9 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if states is not None:
             states = tuple([state.to(dtype) for state in states])
         with torch.autocast("cpu", enabled=False):
-            y, last = run_layers(cell, x.to(dtype), layers, states, directions, dropout, batch_sizes, lengths, reset, backend)
+            y, last = run_layers(
+                cell, x.to(dtype), layers, states, directions, dropout, batch_sizes, lengths, reset, backend
+            )
         if self.proj_size:  # the projection, a product, comes last
             y, last = y.to(target), (last[0].to(target), last[1])
         return y, last
@@ -196,7 +216,9 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             return False
         if states is None:
             return True
-        return self._states_fit(states, (len(self._all_weights), shape[0] if batch_first else shape[1])[: len(shape) - 1])
+        return self._states_fit(
+            states, (len(self._all_weights), shape[0] if batch_first else shape[1])[: len(shape) - 1]
+        )
 
     def _fits_packed(self, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...] | None) -> bool:
         if x.dim() != 2 or x.shape[-1] != self.input_size:

@@ -1,0 +1,20 @@
+"""Every test runs with scratch and output memory of the kernels poisoned with NaN and fenced by sentinels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastrnn import _C
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_and_restored():
+    capability, threads = _C.capability(), torch.get_num_threads()
+    _C.set_poison(True)
+    torch.manual_seed(0)
+    yield
+    _C.set_poison(False)
+    _C.set_capability(capability)
+    _C.set_split("auto")
+    torch.set_num_threads(threads)

@@ -1,0 +1,65 @@
+"""Accuracy of sigmoid and tanh in units in the last place, as csrc/math/activations.h states it.
+
+They are reached through cells: with a zero state an RNN step is tanh of its input; with n = 0 and h = 1 a GRU step is
+sigmoid of its update gate's input.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastrnn import _C
+from fastrnn.functional import LayerWeights, sequence
+
+STATED_ULP = 3
+
+
+def tanh(x: torch.Tensor) -> torch.Tensor:
+    weights = LayerWeights(None, torch.zeros(1, 1, dtype=x.dtype))
+    return sequence("rnn_tanh", x.view(1, -1, 1), weights, backend="fused")[0].flatten()
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    weights = LayerWeights(None, torch.zeros(3, 1, dtype=x.dtype))
+    gates = torch.stack((torch.zeros_like(x), x, torch.zeros_like(x)), -1).unsqueeze(0)
+    return sequence("gru", gates, weights, (torch.ones_like(x).unsqueeze(-1),), backend="fused")[0].flatten()
+
+
+def arguments(dtype: torch.dtype) -> torch.Tensor:
+    small = torch.logspace(-30, 0, 20001, dtype=torch.float64)
+    large = torch.linspace(0, 80, 40001, dtype=torch.float64)
+    both = torch.cat((small, large)).to(dtype)
+    return torch.cat((both, -both))
+
+
+def ulp(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """Largest error in units in the last place of the exact value (float64, or numpy's longdouble for float64)."""
+    info = torch.finfo(value.dtype)
+    right = exact.numpy() if isinstance(exact, torch.Tensor) else exact
+    spacing = np.maximum(np.abs(np.asarray(right, dtype=np.float64)), info.tiny)
+    spacing = 2.0 ** np.floor(np.log2(spacing)) * info.eps
+    return float(np.max(np.abs(value.numpy().astype(np.longdouble) - right) / spacing))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("capability", _C.capabilities())
+def test_stated_accuracy(capability, dtype):
+    _C.set_capability(capability)
+    x = arguments(dtype)
+    wide = x.numpy().astype(np.longdouble)
+    assert ulp(tanh(x), np.tanh(wide)) <= STATED_ULP
+    assert ulp(sigmoid(x), 1 / (1 + np.exp(-wide))) <= STATED_ULP
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("capability", _C.capabilities())
+def test_limits(capability, dtype):
+    _C.set_capability(capability)
+    x = torch.tensor([float("inf"), -float("inf"), float("nan"), 1e30, -1e30, 0.0], dtype=dtype)
+    assert tanh(x).tolist()[:2] == [1.0, -1.0]
+    assert tanh(x).tolist()[3:] == [1.0, -1.0, 0.0]
+    assert sigmoid(x)[0] == 1 and 0 <= sigmoid(x)[1] < 1e-37
+    assert sigmoid(x)[5] == 0.5
+    assert tanh(x)[2].isnan() and sigmoid(x)[2].isnan()

@@ -1,0 +1,121 @@
+"""The project's accuracy rule: our error is at most twice torch.nn's in the same number format, both against float64.
+
+Sizes are drawn from the awkward ones. The error of a tensor is the root mean square of its difference. Where a tensor has few
+elements torch may be lucky, so its error counts as at least a few units in the last place.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastrnn import _C
+from fastrnn.functional import LayerWeights, sequence
+
+SIZES = (1, 2, 7, 17, 33, 100, 257)
+CELLS = {
+    "lstm": (torch.nn.LSTM, {}),
+    "gru": (torch.nn.GRU, {}),
+    "rnn_tanh": (torch.nn.RNN, {}),
+    "rnn_relu": (torch.nn.RNN, {"nonlinearity": "relu"}),
+}
+size = st.sampled_from(SIZES)
+
+
+def small_enough(shape: tuple[int, int, int, int]) -> bool:
+    T, B, H, inputs = shape
+    return T * B * H * (H + inputs) <= 3e7 and T * (H + inputs) <= 20000
+
+
+shapes = st.tuples(size, size, size, size).filter(small_enough)
+
+
+def torch_run(module: torch.nn.RNNBase, x, states, seeds):
+    x = x.clone().requires_grad_()
+    states = [s.clone().requires_grad_() for s in states]
+    y, finals = module(x, tuple(states) if len(states) == 2 else states[0])
+    outputs = (y, *(finals if isinstance(finals, tuple) else (finals,)))
+    return [*outputs, *torch.autograd.grad(outputs, [x, *states, *module.parameters()], seeds)]
+
+
+def our_run(cell: str, module: torch.nn.RNNBase, x, states, seeds):
+    x = x.clone().requires_grad_()
+    states = [s.clone().requires_grad_() for s in states]
+    weights = LayerWeights(*module.parameters())
+    y, finals = sequence(cell, x, weights, [s[0] for s in states], backend="fused")
+    outputs = (y, *(f.unsqueeze(0) for f in finals))
+    return [*outputs, *torch.autograd.grad(outputs, [x, *states, *module.parameters()], seeds)]
+
+
+def rms(t: torch.Tensor) -> float:
+    return t.double().square().mean().sqrt().item()
+
+
+def check(cell: str, shape: tuple[int, int, int, int], dtype: torch.dtype, projected: int = 0) -> None:
+    T, B, H, inputs = shape
+    cls, options = CELLS[cell]
+    torch.manual_seed(T * 7 + B * 5 + H * 3 + inputs)
+    module = cls(inputs, H, proj_size=projected, **options) if projected else cls(inputs, H, **options)
+    module = module.to(dtype)
+    exact_module = cls(inputs, H, **options, **({"proj_size": projected} if projected else {})).double()
+    exact_module.load_state_dict(module.state_dict())
+    widths = [projected or H, H][: 2 if cell == "lstm" else 1]
+    x = torch.randn(T, B, inputs).to(dtype)
+    states = [torch.randn(1, B, w).mul(0.5).to(dtype) for w in widths]
+    seeds = [torch.randn(T, B, widths[0]).to(dtype), *(torch.randn(1, B, w).to(dtype) for w in widths)]
+    exact = torch_run(exact_module, x.double(), [s.double() for s in states], [s.double() for s in seeds])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = torch_run(module, x, states, seeds)
+    ours = our_run(cell, module, x, states, seeds)
+    names = ["y", *"hc"[: len(widths)], "dx", "dh0", "dc0"[: 3 * (len(widths) - 1)], *dict(module.named_parameters())]
+    names = [n for n in names if n]
+    eps = torch.finfo(dtype).eps
+    for name, mine, other, right in zip(names, ours, theirs, exact, strict=True):
+        floor = 4 * eps * max(rms(right), 1e-30)
+        allowed = 2 * max(rms(other.double() - right), floor)
+        found = rms(mine.double() - right)
+        assert found <= allowed, f"{name}: error {found:.3e}, torch's {rms(other.double() - right):.3e}"
+
+
+limits = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+@limits
+@given(shape=shapes)
+def test_error_is_at_most_twice_torchs(cell, dtype, shape):
+    check(cell, shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("capability", _C.capabilities())
+@pytest.mark.parametrize("cell", CELLS)
+def test_on_every_instruction_set(capability, cell, dtype):
+    _C.set_capability(capability)
+    for shape in ((7, 17, 33, 7), (33, 2, 100, 17), (2, 7, 257, 33)):
+        check(cell, shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_with_a_projection(dtype):
+    for shape, projected in (((7, 17, 33, 7), 17), ((33, 2, 100, 17), 7), ((17, 7, 257, 2), 100)):
+        check("lstm", shape, dtype, projected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_float64_equals_torch(cell):
+    cls, options = CELLS[cell]
+    for T, B, H, inputs in ((7, 17, 33, 2), (17, 1, 100, 7), (1, 2, 257, 33)):
+        module = cls(inputs, H, **options).double()
+        n = 2 if cell == "lstm" else 1
+        x, states = torch.randn(T, B, inputs).double(), [torch.randn(1, B, H).double() for _ in range(n)]
+        seeds = [torch.randn(T, B, H).double(), *(torch.randn(1, B, H).double() for _ in range(n))]
+        theirs = torch_run(module, x, states, seeds)
+        for a, b in zip(our_run(cell, module, x, states, seeds), theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
