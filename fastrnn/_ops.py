@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastrnn._missing import KernelsMissing
+
 try:
     from fastrnn import _C
 except ImportError as error:
-    raise ImportError(
+    raise KernelsMissing(
         f"fastrnn: the compiled kernels cannot be loaded ({error}). In a checkout, build them with "
         "`pip install -e . --no-build-isolation`; if fastrnn is installed elsewhere, run Python outside of the checkout"
     ) from error
@@ -140,3 +142,5 @@ def _(
 forward = torch.ops.fastrnn.sequence_forward.default
 backward = torch.ops.fastrnn.sequence_backward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
+layer = _C.layer
+use_higher_order = _C.use_higher_order

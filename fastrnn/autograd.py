@@ -1,6 +1,7 @@
 """The differentiable layer: ``torch.autograd.Function``s around the functional operators.
 
-Three levels. :class:`Layer` runs the fused forward, and its backward runs the fused backward. If that backward is itself to
+:class:`Layer` runs the fused forward, and its backward runs the fused backward. (In plain eager mode ``_C.layer`` does just
+this in C++, at a quarter of the cost of a call; the compiler and ``torch.func`` go through the class here.) If that backward is itself to
 be differentiated it goes through :class:`LayerBackward`, whose own backward is that of the plain-torch reference: right to
 any order, and paid for only by those who ask. Forward mode takes the reference from the start (functional.py).
 
@@ -68,7 +69,9 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        setting, inputs, results = _unpack(ctx)
+        saved = ctx.saved_tensors
+        end = 3 + N_FIXED + ctx.n_states
+        setting, inputs, results = Setting(ctx.cell, ctx.reverse, *saved[:3]), saved[3:end], saved[end:]
         return _gradients(setting, inputs, results, grads[:-N_RESERVE], ctx.needs_input_grad)
 
     @staticmethod
@@ -93,46 +96,6 @@ class Layer(torch.autograd.Function):
         return (rows.unfold(out[0], 1), *states, *reserve), dims
 
 
-class EagerLayer(torch.autograd.Function):
-    """:class:`Layer` for plain eager mode, at half the cost of a call; ``apply`` → y, final states.
-
-    ``torch.func`` and the compiler need ``setup_context`` and all that is saved among the outputs. Eager mode needs neither.
-    """
-
-    @staticmethod
-    def forward(ctx, cell, reverse, batch_sizes, lengths, reset, x, w_ih, w_hh, b_ih, b_hh, w_hr, *states):
-        y, finals, reserve = _ops.forward(
-            cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, True
-        )
-        ctx.cell, ctx.reverse, ctx.n_states = cell, reverse, len(states)
-        ctx.set_materialize_grads(False)
-        # torch.nn.GRU and RNN let their output be changed in place. So y is saved under a version counter of its own
-        # (.data), and `watched` tells whether the caller's was changed since.
-        ctx.watched = y.detach()
-        ctx.save_for_backward(
-            batch_sizes, lengths, reset, x, w_ih, w_hh, b_ih, b_hh, w_hr, *states, y.data, *reserve
-        )
-        return (y, *finals)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        setting, inputs, results = _unpack(ctx)
-        if ctx.watched._version != 0:
-            x, w_ih, w_hh, b_ih, b_hh, w_hr, *states = inputs
-            with torch.no_grad():
-                y, _, reserve = _ops.forward(
-                    setting.cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *setting[2:], setting.reverse, True
-                )
-            results = (y, *reserve)
-        return _gradients(setting, inputs, results, grads, ctx.needs_input_grad)
-
-
-def _unpack(ctx) -> tuple[Setting, tuple[Tensor | None, ...], tuple[Tensor, ...]]:
-    saved = ctx.saved_tensors
-    end = 3 + N_FIXED + ctx.n_states
-    return Setting(ctx.cell, ctx.reverse, *saved[:3]), saved[3:end], saved[end:]
-
-
 def _gradients(setting: Setting, inputs, results, grads, needs_input_grad):
     """What a layer's backward returns: gradients of the inputs that need one, None for the rest."""
     for g in grads:
@@ -149,6 +112,16 @@ def _gradients(setting: Setting, inputs, results, grads, needs_input_grad):
     states = out[N_FIXED:] if needs[-1] else (None,) * (len(inputs) - N_FIXED)
     fixed = (g if need else None for g, need in zip(out, needs[:N_FIXED], strict=False))
     return (None, None, None, None, None, *fixed, *states)
+
+
+def _higher_order(cell, reverse, batch_sizes, lengths, reset, needs, inputs, grads, results):
+    """The eager layer's backward (csrc/binding/eager.cpp) where it is to be differentiated itself."""
+    return LayerBackward.apply(
+        cell, reverse, batch_sizes, lengths, reset, needs, len(inputs), len(grads), *inputs, *grads, *results
+    )
+
+
+_ops.use_higher_order(_higher_order)
 
 
 def _layer_backward(setting: Setting, needs, inputs, grads, results):

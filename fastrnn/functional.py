@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops, reference
-from fastrnn.autograd import N_RESERVE, EagerLayer, Layer
+from fastrnn.autograd import N_RESERVE, Layer
 from fastrnn.cells import CELLS
 
 _FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -92,16 +92,17 @@ def sequence(
             states = reference.zero_states(spec, x, batch, hidden, weights.w_hh.shape[1])
         return reference.sequence(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed and (not torch.compiler.is_compiling() or _needs_graph(x, weights, states)):
+    compiling = torch.compiler.is_compiling()
+    transformed = not compiling and torch._C._are_functorch_transforms_active()
+    layout = (batch_sizes, lengths, reset, reverse)
+    if not compiling and not transformed:
+        out = _ops.layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout)
+        if out is not None:
+            return out[0], tuple(out[1:])
+    if transformed or _needs_graph(x, weights, states):
         out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
         return out[0], out[1:-N_RESERVE]
-    if not transformed and _needs_graph(x, weights, states):
-        y, *finals = EagerLayer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
-        return y, tuple(finals)
-    y, finals, _ = _ops.forward(
-        cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, False
-    )
+    y, finals, _ = _ops.forward(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout, False)
     return y, tuple(finals)
 
 

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastrnn
 
-T, B, I, H = 5, 4, 3, 6
+T, B, I, H = 5, 4, 3, 6  # noqa: E741 - letters as in the equations
 
 LAYERS = {
     "lstm": ("LSTM", {}),
@@ -76,16 +76,16 @@ def leaves(result) -> list[Tensor]:
 
 def gradients(module: nn.Module, result, *inputs: Tensor) -> dict[str, Tensor | None]:
     """Gradients of a loss that weighs every element of `result` differently, by name."""
-    loss = sum(
-        (leaf.double() * torch.linspace(-1, 1, leaf.numel()).view(leaf.shape).cos()).sum() for leaf in leaves(result)
-    )
+    loss = 0.0
+    for leaf in leaves(result):
+        loss = loss + (leaf.double() * torch.linspace(-1, 1, leaf.numel()).view(leaf.shape).cos()).sum()
     wanted = dict(module.named_parameters()) | {f"input {i}": x for i, x in enumerate(inputs)}
     found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
     return dict(zip(wanted, found, strict=True))
 
 
 def same_training(theirs: nn.Module, ours: nn.Module, call, *inputs: Tensor, **tolerance) -> None:
-    """`call(module, *inputs)` gives the same results and the same gradients of parameters and inputs with both modules."""
+    """`call(module, *inputs)` gives the same results and the same gradients with both modules."""
     results = []
     for module in (theirs, ours):
         fresh = [x.detach().clone().requires_grad_() for x in inputs]

@@ -158,7 +158,7 @@ def test_pickled_torch_modules_can_be_converted():
 
 
 def test_errors():
-    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got list"):
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got list"):
         fastrnn.convert([nn.LSTM(I, 4)])
     with pytest.raises(ValueError, match="to: expected 'fastrnn' or 'torch', got 'jax'"):
         fastrnn.convert(nn.LSTM(I, 4), to="jax")

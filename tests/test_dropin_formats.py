@@ -96,7 +96,8 @@ def check_autocast(kind, cell, proj_size, target, form, low_weights, training):
         try:
             expected = autocast_call(theirs, form, target, cell)
         except RuntimeError as failure:  # oneDNN has no float16 LSTM for training, or none on this machine
-            assert "primitive descriptor" in str(failure) or "mkldnn" in str(failure)
+            if "primitive descriptor" not in str(failure) and "mkldnn" not in str(failure):
+                raise
             return
         assert [v.dtype for v in leaves(actual)] == [v.dtype for v in leaves(expected)]
         epsilon = torch.finfo(target).eps

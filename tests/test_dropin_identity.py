@@ -37,7 +37,7 @@ class Doubled(fastrnn.LSTM):
 
 class OldStyle(fastrnn.GRU):
     def __init__(self, *args):
-        super(self.__class__, self).__init__(*args)  # noqa: UP008 - a bad old habit that works with torch.nn
+        super(self.__class__, self).__init__(*args)  # a bad old habit, which works with torch.nn
 
 
 class Abstract(fastrnn.RNN, abc.ABC):
@@ -86,7 +86,7 @@ def test_the_class_of_a_module_behaves_as_its_type(name):
     face, real = m.__class__, type(m)
     assert face == real
     assert real == face
-    assert not face != real
+    assert not (face != real)  # noqa: SIM202 - the operator is what is asked
     assert hash(face) == hash(real)
     assert {real: 1}[face] == {face: 1}[real] == 1
     assert face.__module__ == real.__module__
@@ -202,7 +202,7 @@ def test_pickles_of_modules_from_before_projections(name):
     theirs, ours = pair(name, I, 4, 2, bidirectional=True)
     x = torch.randn(T, B, I)
     state = {key: value for key, value in ours.__getstate__().items() if key not in ("proj_size", "_all_weights")}
-    names = [[w for w in group] for group in ours._all_weights]
+    names = [list(group) for group in ours._all_weights]
     for all_weights in (names, [[getattr(ours, w) for w in group] for group in names]):
         old = type(ours).__new__(type(ours))
         old.__setstate__({**copy.copy(state), "all_weights": all_weights})

@@ -48,7 +48,7 @@ def test_only_in_training_and_as_it_is_now(kind):
         same_training(theirs, ours, seeded(lambda m, x: m(x)), x, **LOOSE)
     for module in (theirs, ours):
         module.dropout = 1.5
-        with pytest.raises(RuntimeError, match="dropout probability has to be between 0 and 1, but got 1.5"):
+        with pytest.raises(RuntimeError, match=r"dropout probability has to be between 0 and 1, but got 1\.5"):
             module(x)
 
 

@@ -1,14 +1,18 @@
 // What is not an operator: build information, the instruction set, switches for tests and experiments.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <array>
 #include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "binding/buffers.h"
+#include "binding/eager.h"
 #include "binding/layout.h"
 #include "cpu/dispatch.h"
 #include "cpu/workspace.h"
@@ -97,6 +101,40 @@ void choose_split(const std::string& name) {
   set_split(found->second);
 }
 
+// One layer, directly: its outputs, or None where the dispatcher has to see the operators (see is_plain).
+std::optional<Tensors> layer(std::string cell, Tensor x, OptionalTensor w_ih, Tensor w_hh, OptionalTensor b_ih,
+                             OptionalTensor b_hh, OptionalTensor w_hr, const Tensors& states,
+                             OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset, bool reverse) {
+  const auto plain = [](OptionalTensor& t) { return t ? std::move(*t) : Tensor(); };
+  LayerCall call{std::move(cell), reverse, std::move(batch_sizes), std::move(lengths), std::move(reset), {}};
+  call.inputs = {std::move(x), plain(w_ih), std::move(w_hh), plain(b_ih), plain(b_hh), plain(w_hr)};
+  call.inputs.insert(call.inputs.end(), states.begin(), states.end());
+  if (!is_plain(call)) return std::nullopt;
+  const py::gil_scoped_release no_gil;
+  return run_layer(call);
+}
+
+py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
+
+// Backward of backward is plain torch, written in Python.
+void use_higher_order(const py::function& function) {
+  // Never destroyed: at exit there may be no interpreter left to do it.
+  const auto* held = new py::function(function);
+  set_higher_order([held](const LayerCall& call, const std::array<bool, 7>& needs, const Tensors& grads,
+                          const Tensors& results) {
+    const py::gil_scoped_acquire gil;
+    const auto list = [](const Tensors& tensors) {
+      py::list out;
+      for (const Tensor& t : tensors) out.append(or_none(t));
+      return out;
+    };
+    const auto given = [](const OptionalTensor& t) { return t ? py::cast(*t) : py::none(); };
+    return (*held)(call.cell, call.reverse, given(call.batch_sizes), given(call.lengths), given(call.reset),
+                   py::tuple(py::cast(needs)), list(call.inputs), list(grads), list(results))
+        .cast<Tensors>();
+  });
+}
+
 }  // namespace
 }  // namespace fastrnn
 
@@ -111,6 +149,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_poison", &fastrnn::set_poison, py::arg("on"),
         "Fill scratch and output memory with NaN and check sentinels behind it (tests).");
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
+  m.def("layer", &fastrnn::layer, "One layer in eager mode: [y, final states...], or None if it needs the dispatcher.");
+  m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
   m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
   m.def("build_info", &fastrnn::build_info);

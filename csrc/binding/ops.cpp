@@ -2,15 +2,11 @@
 
 #include <torch/library.h>
 
-#include <array>
-
 #include "binding/buffers.h"
 
 namespace fastrnn {
 
 namespace {
-
-using Tensors = std::vector<Tensor>;
 
 // Autocast has done its work before an operator is called; inside, it would change the dtype of single products.
 using NoAutocast = c10::impl::ExcludeDispatchKeyGuard;
@@ -40,6 +36,8 @@ Tensor input_product(const Call& call, const Tensor& x, const OptionalTensor& w_
   }
   return gates;
 }
+
+}  // namespace
 
 // sequence_forward: y (T, B, P) or (N, P); final states (B, ·); and, if training, what backward needs:
 // gates (…, G·H), extra (…, (K-G)·H), cells (…, (S-1)·H), unprojected (…, H), … the leading dimensions of x. With lengths,
@@ -101,11 +99,15 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(
   Tensors reserve;
   if (training) {
     for (const Tensor& t : {gates, extra, cells, unprojected}) {
+      // A function of its inputs alone, also where nobody looks.
+      if (t.size(0) > layout.rows) t.narrow(0, layout.rows, t.size(0) - layout.rows).zero_();
       reserve.push_back(t.size(0) == layout.capacity() ? layout.shaped(t) : t);
     }
   }
   return {layout.scatter(y), finals, reserve};
 }
+
+namespace {
 
 // What the backward driver needs of the forward pass, and how its rows lie.
 struct Backward {
@@ -246,6 +248,8 @@ std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
 // Σ over rows; a single row needs no reduction.
 Tensor sum_rows(const Tensor& t) { return t.size(0) == 1 ? t.select(0, 0).clone() : t.sum(0); }
 
+}  // namespace
+
 // layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr as `needs` asks (empty tensors for the rest), and then of
 // the initial states if needs[6].
 Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
@@ -271,8 +275,6 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
   for (const Tensor& t : g.initial) out.push_back(t);
   return out;
 }
-
-}  // namespace
 
 }  // namespace fastrnn
 

@@ -1,7 +1,9 @@
 // The operators behind torch.ops.fastrnn: one layer, one direction, a whole sequence.
 #pragma once
 
+#include <array>
 #include <tuple>
+#include <vector>
 
 #include "binding/layout.h"
 
@@ -34,5 +36,19 @@ struct Call {
   void check(const Tensor& t, at::IntArrayRef sizes, const char* name) const;
   void check_states(at::TensorList states, const char* name) const;
 };
+
+using Tensors = std::vector<Tensor>;
+
+// The operators themselves; ops.cpp says what they return.
+std::tuple<Tensor, Tensors, Tensors> sequence_forward(
+    c10::string_view cell, const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+    const OptionalTensor& b_hh, const OptionalTensor& w_hr, at::TensorList initial, const OptionalTensor& batch_sizes,
+    const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse, bool training);
+
+Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
+                       const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
+                       const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                       at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs);
 
 }  // namespace fastrnn

@@ -26,7 +26,7 @@ DESCRIPTION = (
 )
 FULL_ROUNDS, QUICK_ROUNDS = 9, 3
 FULL_BLOCK, QUICK_BLOCK = 0.03, 0.01
-QUICK_MODEL_STEPS = 40
+QUICK_MODEL_STEPS = 30
 
 
 def _cells(text: str) -> tuple[str, ...]:

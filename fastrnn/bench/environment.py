@@ -86,7 +86,7 @@ def describe(environment: dict[str, Any]) -> str:
     capability = extension.get("capability") if extension.get("built") else "no C++ kernels"
     return (
         f"{environment['cpu']['model']}, {cores['physical'] or cores['logical']} cores, "
-        f"{environment['threads']} threads, "
+        f"{environment['threads']} thread{'s' if environment['threads'] != 1 else ''}, "
         f"{environment['os']}, Python {environment['python']}, torch {environment['torch']}, "
         f"fastrnn {environment['fastrnn']} ({capability})"
     )

@@ -114,8 +114,9 @@ class Streams:
         return window[:-1], window[1:], start == 0
 
 
+# Two correct engines were measured at 2e-7 over the first 150 steps and 5e-4 in the mean of the last tenth of 300.
 EARLY_STEPS = 100
-EARLY_LIMIT = 1e-4
+EARLY_LIMIT = 1e-5
 LATE_LIMIT = 1e-2
 
 

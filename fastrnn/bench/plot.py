@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrnn.bench.environment import describe
+from fastrnn.bench.ratios import RANGE_BELOW
 from fastrnn.bench.report import format_speedup, groups, labels
 from fastrnn.bench.results import Results
 from fastrnn.bench.runner import SIDES, CaseResult, ModelResult
@@ -67,19 +68,25 @@ def _draw(results: Results) -> Any:
             _draw_speedups(axis, cell.upper(), rows, limits)
             axis.set_xlabel(f"times as fast as {baseline}, {dtype}")
         axes[-1].legend(
-            handles=_legend(), loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, **_TIGHT
+            handles=_legend(results.settings.rounds),
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=3,
+            frameon=False,
+            **_TIGHT,
         )
     if results.model:
         _draw_model(panels[-1], results.model, (baseline, candidate))
     return figure
 
 
-def _legend() -> list[Any]:
+def _legend(rounds: int) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     patches = [Patch(color=colour, label=label) for _, label, colour in _BARS]
-    return [*patches, Line2D([], [], color="black", linewidth=1, label="95 % interval")]
+    spread = "95 % interval" if rounds >= RANGE_BELOW else "range of rounds"
+    return [*patches, Line2D([], [], color="black", linewidth=1, label=spread)]
 
 
 def _limits(results: Results) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MINIMUM_ROUNDS = 3
+RANGE_BELOW = 9  # with fewer rounds median_interval is the whole range
 BETWEEN_PROCESSES = 0.02
 
 

@@ -145,7 +145,8 @@ def model_lines(model: ModelResult, names: tuple[str, str]) -> list[str]:
             f"each other in the first steps and {model.comparison.late:.1e} at the end (relative)."
         )
     elif model.message:
-        lines.append(f"{'FAILED parity' if model.status == 'failed' else 'ERROR'}: {model.message}. No speed is shown.")
+        word = {"failed": "FAILED parity: ", "error": "ERROR: "}.get(model.status, "")
+        lines.append(f"{word}{model.message}. No speed is shown.")
     return lines
 
 
@@ -171,7 +172,7 @@ def to_markdown(results: Results) -> str:
     """The whole report."""
     baseline, candidate = labels(results)
     parts = [f"# {candidate} against {baseline}", describe(results.environment) + f", {results.environment['date']}"]
-    parts += [f"- {line}" for line in notes(results)]
+    parts += ["\n".join(f"- {line}" for line in notes(results))] if notes(results) else []
     summary = summary_rows(results.summaries())
     if summary:
         parts += ["## Summary", "Geometric means (lowest–highest row).", _table(SUMMARY_HEADER, summary)]

@@ -1,8 +1,9 @@
 """What a module may take itself, and what it leaves to torch.
 
-A module calls `fastrnn.functional.sequence` only when everything it was given is beyond doubt: ordinary tensors on the CPU, one number
-format, right sizes. All else goes to the forward of the torch.nn class, which either computes it (tensor subclasses, complex numbers, other
-devices, states that broadcast) or raises. So torch's errors are torch's own, and the checks here need only say yes or no.
+A module calls `fastrnn.functional.sequence` only when everything it was given is beyond doubt: ordinary tensors on the
+CPU, one number format, right sizes. All else goes to the forward of the torch.nn class, which either computes it
+(tensor subclasses, complex numbers, other devices, states that broadcast) or raises. So torch's errors are torch's own,
+and the checks here need only say yes or no.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ _TRACED = (FakeTensor, FunctionalTensor)
 
 
 def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> bool:
-    """Whether the kernels can take these tensors: exactly tensors, dense, on the CPU, in one number format (or in those that autocast unites).
+    """Whether the kernels can take these tensors: of the very class Tensor, dense, on the CPU, in one number format.
 
-    One function with one loop, as every call of every module passes through here.
+    Under autocast, in the two formats that it unites. One function with one loop, as every call of every module passes
+    through here.
     """
-    if torch.jit.is_tracing():  # a trace of torch's own operators can be loaded without this library
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # a trace of torch's own operators can be loaded without this library
         return False
     if (type(x) not in PLAIN and not _is_traced(x)) or x.is_nested:
         return False
@@ -55,7 +57,7 @@ def _is_traced(tensor: Any) -> bool:
 
 
 def read_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
-    """The attributes ``names``, each read once: what stands under a name may be computed at every read. None for a missing one.
+    """The attributes ``names``, None for a missing one, each read once: what stands there may be computed at a read.
 
     Asks for ordinary parameters where `torch.nn.Module.__getattr__` would find them, only sooner.
     """
@@ -82,11 +84,12 @@ def onednn_enabled() -> bool:
 def run_dtype(
     cell: str, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, onednn: bool
 ) -> torch.dtype:
-    """The number format in which to run ``cell`` under autocast to ``target``, such that results come in torch's format.
+    """The number format in which to run ``cell`` under autocast to ``target``, so that results come in torch's format.
 
-    torch's own cells multiply in ``target`` and leave the rest to type promotion, so that a float32 state stays float32 (GRU, cells, packed
-    and projected LSTM), but for plain RNN, whose whole step is the product, and oneDNN's LSTM (``onednn``), which is in ``target``
-    altogether. A state in float32 calls for products in float32 here: exact where torch rounds, and no slower.
+    torch's own cells multiply in ``target`` and leave the rest to type promotion, so that a float32 state stays float32
+    (GRU, cells, packed and projected LSTM), but for plain RNN, whose whole step is the product, and oneDNN's LSTM
+    (``onednn``), which is in ``target`` altogether. A state in float32 calls for products in float32 here: exact where
+    torch rounds, and no slower.
     """
     if onednn or cell.startswith("rnn"):
         return target
@@ -101,8 +104,8 @@ def check_backend(backend: Any, lengths: Any, reset: Any) -> None:
         raise ValueError("backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not know")
 
 
-def as_lengths(lengths: Any, steps: int, batch: int) -> Tensor:
-    """``lengths`` as an int64 tensor (B) on the CPU.
+def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Tensor:
+    """``lengths`` as an int64 tensor (B) on ``device``.
 
     Raises:
         TypeError: not integers.
@@ -126,11 +129,11 @@ def as_lengths(lengths: Any, steps: int, batch: int) -> Tensor:
             raise ValueError(
                 f"lengths: expected values from 0 to {steps}, the input's number of steps, got {low} to {high}"
             )
-    return lengths.to(torch.int64)
+    return lengths.to(device=device, dtype=torch.int64)
 
 
-def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool) -> Tensor:
-    """``reset`` as a bool tensor (T, B), given in the layout ``expected``.
+def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: torch.device) -> Tensor:
+    """``reset`` as a bool tensor (T, B) on ``device``, given in the layout ``expected``.
 
     Raises:
         TypeError: not a bool tensor.
@@ -143,6 +146,7 @@ def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool) -> Tensor
         raise ValueError(
             f"reset: expected shape {tuple(expected)}, the input's leading dimensions, got {tuple(reset.shape)}"
         )
+    reset = reset.to(device)
     if reset.dim() == 1:
         return reset.unsqueeze(1)
     return reset.transpose(0, 1) if batch_first else reset
@@ -156,7 +160,7 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def leaf_proxy(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Proxy | None:
-    """While torch.fx traces: the call of ``module`` as one node, as for torch's own modules (known to fx by their Python package)."""
+    """While torch.fx traces: the call of ``module`` as one node, as for torch's own, known by their package."""
     flat: list[Any] = []
     for value in (*args, *kwargs.values()):
         flat.extend(value if isinstance(value, (tuple, list)) else (value,))
@@ -164,5 +168,5 @@ def leaf_proxy(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Proxy | No
         if isinstance(value, Proxy):
             tracer = value.tracer
             given = {name: value for name, value in kwargs.items() if value is not None}
-            return tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
+            return tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)  # type: ignore[attr-defined]
     return None

@@ -1,34 +1,36 @@
 """How a fastrnn layer is a ``torch.nn.LSTM`` to everybody but the compiler.
 
-Code that initialises, quantises or counts modules asks ``isinstance(m, torch.nn.LSTM)`` and must find ours. The compiler asks the same
-question in order to refuse: ``torch._dynamo`` does not trace instances of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``, so that a true subclass
-could never be compiled with ``fullgraph=True``, although its forward is one traceable operator. The two wishes contradict each other, as
-``isinstance`` answers yes for a true subclass whoever asks.
+Code that initialises, quantises or counts modules asks ``isinstance(m, torch.nn.LSTM)`` and must find ours. The
+compiler asks the same question in order to refuse: ``torch._dynamo`` does not trace instances of ``nn.LSTM``,
+``nn.GRU`` and ``nn.RNN``, so that a true subclass could never be compiled with ``fullgraph=True``, although its forward
+is one traceable operator. The two wishes contradict each other, as ``isinstance`` answers yes for a true subclass
+whoever asks.
 
-The way out is the second half of ``isinstance``: it looks at ``type(m)`` and, failing that, at ``m.__class__``. Our classes derive from
-``nn.RNNBase`` only, and the property `TorchIdentity.__class__` answers a *face*: a class made once for each concrete class, with
-``nn.LSTM`` in its method resolution order. Frames of ``torch._dynamo`` see the concrete class itself.
+The way out is the second half of ``isinstance``: it looks at ``type(m)`` and, failing that, at ``m.__class__``. Our
+classes derive from ``nn.RNNBase`` only, and the property `TorchIdentity.__class__` answers a *face*: a class made once
+for each concrete class, with ``nn.LSTM`` in its method resolution order. Frames of ``torch._dynamo`` see the concrete
+class itself.
 
 Nobody is meant to notice the face, hence it behaves as its concrete class in all that is done with ``m.__class__``:
 
-================================================  ====================================================================================
+================================================  ====================================================================
 ``m.__class__(...)``                              makes an object of the concrete class
 ``m.__class__ == type(m)``, as dictionary keys    equal, same hash
 ``isinstance(x, m.__class__)``, ``issubclass``    as with the concrete class
-``m.__class__.x = v``, ``del``, ``vars``, ``dir`` those of the concrete class
+``m.__class__.x = v``, ``del``, ``vars``, ``dir``  those of the concrete class
 ``m.__class__.__bases__``                         those of the concrete class, then ``nn.LSTM``
 ``class C(m.__class__)``, ``type("C", (…), {})``  derives from the concrete class (`torch.nn.utils.parametrize`, FSDP)
 ``m.__class__ = C``                               changes the type of the object, as always
-``super(m.__class__, m)``                         the parent's methods (the concrete class comes first in the face's order)
+``super(m.__class__, m)``                         the parent's methods (the concrete class stands before its face)
 ``pickle.dumps(m.__class__)``                     the concrete class, by its name
-================================================  ====================================================================================
+================================================  ====================================================================
 
-What remains different: ``issubclass(fastrnn.LSTM, torch.nn.LSTM)`` is False (``issubclass(m.__class__, torch.nn.LSTM)`` is True), and
-``isinstance(m, torch.nn.LSTM)`` is False where the compiler itself evaluates it, inside a compiled function.
+What remains different: ``issubclass(fastrnn.LSTM, torch.nn.LSTM)`` is False (with ``m.__class__`` it is True), and so
+is ``isinstance(m, torch.nn.LSTM)`` where the compiler itself evaluates it, inside a compiled function.
 
-Rejected: a true subclass with ``torch._dynamo.config.allow_rnn = True`` (a process-wide switch, which would have the compiler unroll
-the user's own ``nn.LSTM`` too); hiding from ``isinstance`` while any compilation is under way (other threads, and the user's code that
-runs during it, would be answered wrongly).
+Rejected: a true subclass with ``torch._dynamo.config.allow_rnn = True`` (a process-wide switch, which would have the
+compiler unroll the user's own ``nn.LSTM`` too); hiding from ``isinstance`` while any compilation is under way (other
+threads, and the user's code that runs during it, would be answered wrongly).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from typing import Any
 
 from torch import nn
 
-_FACE = "_torch_face"  # where a concrete class keeps its face: on itself, so that both go together
+FACE = "_torch_face"  # where a concrete class keeps its face: on itself, so that both go together
 _set_type = object.__dict__["__class__"].__set__
 _namespace = type.__dict__["__dict__"].__get__  # the true `__dict__` of a class, past _FaceMeta's own
 
@@ -60,7 +62,9 @@ class _FaceMeta(type):
     """The type of faces: sends to the concrete class whatever would tell the two apart."""
 
     def __new__(meta, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> type:
-        """A class derived from a face becomes one derived from the concrete class. (`face_of` makes faces, past this method.)"""
+        """A class derived from a face becomes one derived from the concrete class. (`face_of` makes faces, past this
+        method.)
+        """
         bases = tuple(concrete(base) for base in bases)
         namespace.setdefault("__module__", sys._getframe(1).f_globals.get("__name__", __name__))
         return type(bases[0])(name, bases, namespace, **kwargs)
@@ -87,8 +91,8 @@ class _FaceMeta(type):
     def __delattr__(cls, name: str) -> None:
         delattr(concrete(cls), name)
 
-    @property
-    def __dict__(cls) -> Any:
+    @property  # type: ignore[misc]
+    def __dict__(cls) -> Any:  # type: ignore[override]
         return concrete(cls).__dict__
 
     def __dir__(cls) -> list[str]:
@@ -108,20 +112,20 @@ def _pickle_face(face: type) -> tuple[Any, tuple[type]]:
     return concrete, (concrete(face),)
 
 
-copyreg.pickle(_FaceMeta, _pickle_face)  # type: ignore[arg-type]
+copyreg.pickle(_FaceMeta, _pickle_face)
 
 
-def face_of(real: type) -> type:
+def face_of(real: Any) -> type:
     """The face of a concrete class, made at the first call."""
-    face = _namespace(real).get(_FACE)
+    face = _namespace(real).get(FACE)
     if face is None:
-        meta = _FaceMeta
+        meta: Any = _FaceMeta
         if type(real) is not type:  # the user's subclass has a metaclass of its own (ABCMeta, say)
             meta = type.__new__(type, "_FaceMeta", (_FaceMeta, type(real)), {})
-            copyreg.pickle(meta, _pickle_face)  # type: ignore[arg-type]
+            copyreg.pickle(meta, _pickle_face)
         names = {key: getattr(real, key) for key in ("__module__", "__qualname__", "__doc__")}
         face = type.__new__(meta, real.__name__, (*real.__bases__, real._torch_class), {**names, "_concrete": real})
-        type.__setattr__(real, _FACE, face)
+        type.__setattr__(real, FACE, face)
     return face
 
 
@@ -137,19 +141,19 @@ def _change_class(self: TorchIdentity, cls: type) -> None:
 
 
 class TorchIdentity:
-    """Mixin, before ``nn.RNNBase``, of a class that is to pass for the ``torch.nn`` class named by its attribute ``_torch_class``."""
+    """Mixin, before ``nn.RNNBase``, of a class that is to pass for the one of ``torch.nn`` in ``_torch_class``."""
 
     _torch_class: type[nn.RNNBase]
 
-    __class__ = property(_get_class, _change_class)  # type: ignore[assignment]
+    __class__ = property(_get_class, _change_class)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # `m.__new__(m.__class__)` is how copies of parametrized modules come about. No zero-argument super() in this class body: the
-        # name `__class__`, which it needs, is taken.
-        return super(TorchIdentity, concrete(cls)).__new__(concrete(cls))
+        # `m.__new__(m.__class__)` is how copies of parametrized modules come about. No zero-argument super() in this
+        # class body: the name `__class__`, which it needs, is taken.
+        return super(TorchIdentity, concrete(cls)).__new__(concrete(cls))  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: int) -> Any:
-        """As ``object``'s, which refuses objects whose ``__class__`` is not their type. Only names of the standard library get in."""
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As that of ``object``, which refuses where ``__class__`` is not the type. Names the standard library only."""
         if type(self).__reduce__ is not object.__reduce__:
             return self.__reduce__()
         return copyreg._reconstructor, (type(self), object, None), self.__getstate__()  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,9 @@ from ..functional import LayerWeights, sequence
 
 
 def as_layers(weights: list[Tensor], bias: bool, proj_size: int) -> list[LayerWeights]:
-    """The weights of each layer and direction, out of a list in torch's order: w_ih, w_hh, [b_ih, b_hh], [w_hr], and again."""
+    """The weights of each layer and direction, out of a list in torch's order: w_ih, w_hh, [b_ih, b_hh], [w_hr], and
+    again.
+    """
     count = 2 + 2 * bool(bias) + (proj_size > 0)
     layers = []
     for first in range(0, len(weights), count):
@@ -19,7 +23,8 @@ def as_layers(weights: list[Tensor], bias: bool, proj_size: int) -> list[LayerWe
 
 
 def writable(y: Tensor, backend: str) -> Tensor:
-    """``y`` for a caller who may change it in place, as with torch's GRU and RNN, although the backward pass needs what it was.
+    """``y`` for a caller who may change it in place, as with torch's GRU and RNN, although the backward pass needs what
+    it was.
 
     A copy on write: it shares memory with ``y`` until one of them is written to, and costs less than a microsecond.
     """
@@ -59,13 +64,15 @@ def run_layers(
     Returns:
         ``y`` (T, B, D·P) or (N, D·P), and the final states, shaped like ``states``.
     """
-    options = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "backend": backend}
+    options: dict[str, Any] = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "backend": backend}
     if len(weights) == 1:  # the usual case, free of stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
         y, last = sequence(cell, x, weights[0], initial, **options)
         return writable(y, backend), tuple([state.unsqueeze(0) for state in last])
 
-    initials = [None] * len(weights) if states is None else list(zip(*[state.unbind(0) for state in states]))
+    initials = (
+        [None] * len(weights) if states is None else list(zip(*[state.unbind(0) for state in states], strict=True))
+    )
     finals: list[tuple[Tensor, ...]] = []
     for first in range(0, len(weights), directions):
         if first and dropout:
@@ -77,4 +84,6 @@ def run_layers(
             outputs.append(y)
             finals.append(last)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-    return writable(x, backend) if directions == 1 else x, tuple([torch.stack(column) for column in zip(*finals)])
+    return writable(x, backend) if directions == 1 else x, tuple(
+        [torch.stack(column) for column in zip(*finals, strict=True)]
+    )

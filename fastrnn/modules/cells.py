@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..functional import LayerWeights, sequence
 from . import _checks
 
-
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -29,10 +28,6 @@ class RecurrentCell(nn.RNNCellBase):
         weights = LayerWeights(*_checks.read_weights(self, _NAMES))
         given = weights[:4] if weights.b_ih is not None else weights[:2]
         if self.backend == "torch" or not _checks.are_plain(input, states, given) or not self._fits(input, states):
-            if self.backend == "fused":
-                raise ValueError(
-                    "backend='fused': expected dense CPU tensors of one floating-point format and matching sizes"
-                )
             return None
         batched = input.dim() == 2
         x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
@@ -44,7 +39,7 @@ class RecurrentCell(nn.RNNCellBase):
             last = sequence(cell, x, weights, states, backend=self.backend)[1]
         else:
             dtype = _checks.run_dtype(cell, target, x, states, False)
-            weights = LayerWeights(*[None if weight is None else weight.to(dtype) for weight in weights])
+            weights = LayerWeights(*[weight.to(dtype) for weight in given])  # type: ignore[union-attr]
             if states is not None:
                 states = tuple([state.to(dtype) for state in states])
             with torch.autocast("cpu", enabled=False):
@@ -56,14 +51,22 @@ class RecurrentCell(nn.RNNCellBase):
         if len(shape) not in (1, 2) or shape[-1] != self.input_size or self.hidden_size == 0:
             return False
         expected = (*shape[:-1], self.hidden_size)
-        for state in states or ():
+        for state in states or ():  # noqa: SIM110 - in the path of every call
             if tuple(state.shape) != expected:
                 return False
         return True
 
     def _leave_to_torch(self, input: Any, hx: Any) -> Any:
         proxy = _checks.leaf_proxy(self, input, hx)
-        return self._torch_class.forward(self, input, hx) if proxy is None else proxy
+        if proxy is not None:
+            return proxy
+        found = self._torch_class.forward(self, input, hx)
+        if self.backend == "fused":
+            raise ValueError(
+                "backend='fused': expected dense CPU tensors of one floating-point format and of exact sizes, "
+                f"got {input.dtype} {tuple(input.shape)} on {input.device}"
+            )
+        return found
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For `torch.jit.script`: a torch.nn module with the same parameters."""
@@ -73,10 +76,11 @@ class RecurrentCell(nn.RNNCellBase):
 
 
 class LSTMCell(RecurrentCell, nn.LSTMCell):
-    """`torch.nn.LSTMCell`, argument for argument: ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.
+    """`torch.nn.LSTMCell`, argument for argument: ``LSTMCell(input_size, hidden_size, bias=True, device=None,
+    dtype=None)``.
 
-    ``h', c' = cell(x, (h, c))``: x (B, I) or (I), states (B, H) or (H), zeros if left out; equations as for `fastrnn.LSTM`. Parameters
-    ``weight_ih`` (4·H, I), ``weight_hh`` (4·H, H), ``bias_ih`` and ``bias_hh`` (4·H).
+    ``h', c' = cell(x, (h, c))``: x (B, I) or (I), states (B, H) or (H), zeros if left out; equations as for
+    `fastrnn.LSTM`. Parameters ``weight_ih`` (4·H, I), ``weight_hh`` (4·H, H), ``bias_ih`` and ``bias_hh`` (4·H).
 
     Raises:
         ValueError, RuntimeError: as torch.nn.LSTMCell does, in its words.
@@ -88,15 +92,16 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
         if hx is None or (isinstance(hx, (tuple, list)) and len(hx) == 2):
             new = self._step("lstm", input, hx if hx is None else tuple(hx))
             if new is not None:
-                return new
+                return new  # type: ignore[return-value]
         return self._leave_to_torch(input, hx)
 
 
 class GRUCell(RecurrentCell, nn.GRUCell):
-    """`torch.nn.GRUCell`, argument for argument: ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.
+    """`torch.nn.GRUCell`, argument for argument: ``GRUCell(input_size, hidden_size, bias=True, device=None,
+    dtype=None)``.
 
-    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.GRU`. Parameters ``weight_ih``
-    (3·H, I), ``weight_hh`` (3·H, H), ``bias_ih`` and ``bias_hh`` (3·H).
+    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.GRU`. Parameters
+    ``weight_ih`` (3·H, I), ``weight_hh`` (3·H, H), ``bias_ih`` and ``bias_hh`` (3·H).
 
     Raises:
         ValueError, RuntimeError: as torch.nn.GRUCell does, in its words.
@@ -112,10 +117,11 @@ class GRUCell(RecurrentCell, nn.GRUCell):
 
 
 class RNNCell(RecurrentCell, nn.RNNCell):
-    """`torch.nn.RNNCell`, argument for argument: ``RNNCell(input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None)``.
+    """`torch.nn.RNNCell`, argument for argument: ``RNNCell(input_size, hidden_size, bias=True, nonlinearity="tanh",
+    device=None, dtype=None)``.
 
-    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.RNN`. Parameters ``weight_ih``
-    (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H).
+    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.RNN`. Parameters
+    ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H).
 
     Raises:
         ValueError, RuntimeError: as torch.nn.RNNCell does, in its words.

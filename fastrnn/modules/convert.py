@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ._identity import FACE
 from .cells import GRUCell, LSTMCell, RNNCell
 from .rnn import GRU, LSTM, RNN
 
@@ -19,15 +20,18 @@ _TO_TORCH: dict[type, type] = {ours: theirs for theirs, ours in _TO_FASTRNN.item
 def convert(model: Model, to: str = "fastrnn") -> Model:
     """Turns every `torch.nn` LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of ``model`` into fastrnn's, in place.
 
-    The modules stay the objects that they are and only change their class, so that everything about them remains: parameters and
-    buffers (an optimizer made before goes on working), hooks, training flags, parametrizations, other references to them.
+    The modules stay the objects that they are and only change their class, so that everything about them remains:
+    parameters and buffers (an optimizer made before goes on working), hooks, training flags, parametrizations, other
+    references to them.
 
-    Classes are matched exactly. A subclass of yours is left alone, as what it overrides may rest on how torch.nn works inside: derive it
-    from ``fastrnn.LSTM`` instead. The classes that `torch.nn.utils.parametrize` puts on top are seen through.
+    Classes are matched exactly. A subclass of yours is left alone, as what it overrides may rest on how torch.nn works
+    inside: derive it from ``fastrnn.LSTM`` instead. The classes that `torch.nn.utils.parametrize` puts on top are seen
+    through.
 
     Args:
         model: any module; may itself be recurrent.
-        to: ``"fastrnn"``, or ``"torch"`` for the way back (before ``quantize_dynamic``, say, which matches exact classes too).
+        to: ``"fastrnn"``, or ``"torch"`` for the way back (before ``quantize_dynamic``, say, which matches exact
+            classes too).
 
     Returns:
         ``model``.
@@ -53,8 +57,7 @@ def _swap(module: nn.Module, classes: dict[type, type]) -> None:
     if current in classes:
         module.__class__ = classes[current]
     elif parametrize.is_parametrized(module) and len(current.__bases__) == 1 and current.__bases__[0] in classes:
-        # A class made for this one module, with the parametrized weights as properties: the same again, over the other base.
-        namespace = {
-            key: value for key, value in vars(current).items() if key not in ("__dict__", "__weakref__", "_torch_face")
-        }
+        # A class made for this one module, with properties for its weights: the same again, over the other base.
+        left_out = ("__dict__", "__weakref__", FACE)
+        namespace = {key: value for key, value in vars(current).items() if key not in left_out}
         module.__class__ = type(current.__name__, (classes[current.__bases__[0]],), namespace)

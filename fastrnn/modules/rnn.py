@@ -18,7 +18,8 @@ _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn
 
 
 class RecurrentLayers(TorchIdentity, nn.RNNBase):
-    """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors are torch's.
+    """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors
+    are torch's.
 
     Attributes:
         backend: taken where a call names none; ``"auto"`` unless assigned. See `forward`.
@@ -37,17 +38,20 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
     ) -> tuple[Any, Any]:
         """torch's forward, and three keywords of our own.
 
-        Shapes: T time steps, B batch rows, I input size, H hidden size, P projection size (H without projection), L layers, D directions.
+        Shapes: T time steps, B batch rows, I input size, H hidden size, P projection size (H without projection),
+        L layers, D directions.
 
         Args:
             input: (T, B, I); (B, T, I) if ``batch_first``; (T, I) unbatched; or a `PackedSequence`.
-            hx: initial states, zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c`` (L·D, B, H); without B if unbatched.
-            lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs after a row's end are
-                zero, its final state is that of its last step (``hx``, if it has none), and the reverse direction starts there.
-            reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of a new segment,
-                which then starts from ``hx`` again, in every layer and direction.
-            backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations; ``"torch"``, the
-                forward of torch.nn. None: the attribute ``backend``.
+            hx: initial states, zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c`` (L·D, B, H); without B
+                if unbatched.
+            lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs
+                after a row's end are zero, its final state is that of its last step (``hx``, if it has none), and the
+                reverse direction starts there.
+            reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of
+                a new segment, which then starts from ``hx`` again, in every layer and direction.
+            backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations;
+                ``"torch"``, the forward of torch.nn. None: the attribute ``backend``.
 
         Returns:
             ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
@@ -102,7 +106,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             if lengths is None and reset is None and backend != "fused":
                 return found
             if isinstance(found, Proxy):
-                return found
+                return found  # type: ignore[return-value]
             if backend == "fused" or not self._fits(input, states, batch_first):
                 raise ValueError(
                     self._refusal(input, states, "backend='fused'" if backend == "fused" else "lengths= and reset=")
@@ -117,9 +121,9 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         else:
             x = input.transpose(0, 1) if batch_first else input
         if lengths is not None:
-            lengths = _checks.as_lengths(lengths, x.shape[0], x.shape[1])
+            lengths = _checks.as_lengths(lengths, x.shape[0], x.shape[1], x.device)
         if reset is not None:
-            reset = _checks.as_reset(reset, input.shape[:-1], batch_first)
+            reset = _checks.as_reset(reset, input.shape[:-1], batch_first, x.device)
 
         y, last = self._run(x, states, weights, None, lengths, reset, backend)
         if not batched:
@@ -153,7 +157,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             return found
 
         y, last = self._run(x, states, weights, batch_sizes, None, None, backend)
-        hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)
+        hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
     def _forward_torch(self, input: Any, hx: Any, lengths: Any, reset: Any, batch_first: bool) -> Any:
@@ -229,14 +233,14 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         sizes = self._state_sizes()
         if len(states) != len(sizes):
             return False
-        for state, size in zip(states, sizes):
+        for state, size in zip(states, sizes, strict=True):  # noqa: SIM110 - in the path of every call
             if tuple(state.shape) != (*lead, size):
                 return False
         return True
 
     def _refusal(self, x: Tensor, states: tuple[Tensor, ...] | None, what: str) -> str:
         got = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (x, *(states or ())))
-        return f"{what}: expected dense CPU tensors of one floating-point format and states of exactly the network's sizes, got {got}"
+        return f"{what}: expected dense CPU tensors of one floating-point format, and states of exact sizes; got {got}"
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For `torch.jit.script`: a torch.nn module with the same parameters."""
@@ -246,23 +250,24 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
 
 
 class LSTM(RecurrentLayers):
-    """`torch.nn.LSTM`, argument for argument: ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None)``.
+    """`torch.nn.LSTM`, argument for argument: ``LSTM(input_size, hidden_size, num_layers=1, bias=True,
+    batch_first=False, dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None)``.
 
-    ``i, f, o = σ(W x + b + R h + b')``, ``g = tanh(W x + b + R h + b')``, ``c' = f·c + i·g``, ``h' = o·tanh(c')``, and with ``proj_size``
-    ``h' = W_hr (o·tanh(c'))``. Rows of the weights in the order i, f, g, o.
+    ``i, f, o = σ(W x + b + R h + b')``, ``g = tanh(W x + b + R h + b')``, ``c' = f·c + i·g``, ``h' = o·tanh(c')``, and
+    with ``proj_size`` ``h' = W_hr (o·tanh(c'))``. Rows of the weights in the order i, f, g, o.
 
-    Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (4·H, I; D·P from the second layer
-    on), ``weight_hh_l{k}`` (4·H, P), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (4·H), ``weight_hr_l{k}`` (P, H) with projection. Their
-    names, their order and, from the same seed, their values are torch's; a ``state_dict`` goes either way.
+    Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (4·H, I; D·P
+    from the second layer on), ``weight_hh_l{k}`` (4·H, P), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (4·H),
+    ``weight_hr_l{k}`` (P, H) with projection. Their names, their order and, from the same seed, their values are
+    torch's; a ``state_dict`` goes either way.
 
     Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.LSTM refuses, in its words.
 
-    Sources: Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; with forget gate: Gers, Schmidhuber and Cummins, Learning to
-    Forget, 2000; with projection: Sak, Senior and Beaufays, 2014 (arXiv:1402.1128).
+    Sources: Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; with forget gate: Gers, Schmidhuber and Cummins,
+    Learning to Forget, 2000; with projection: Sak, Senior and Beaufays, 2014 (arXiv:1402.1128).
     """
 
     _torch_class = nn.LSTM
@@ -270,8 +275,8 @@ class LSTM(RecurrentLayers):
     # torch's own; they belong to what code written for nn.LSTM calls and overrides.
     __init__ = nn.LSTM.__init__
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def _as_states(self, hx: Any) -> tuple[Any, ...]:
         return tuple(hx) if isinstance(hx, (tuple, list)) else ()
@@ -281,19 +286,19 @@ class LSTM(RecurrentLayers):
 
 
 class GRU(RecurrentLayers):
-    """`torch.nn.GRU`, argument for argument: ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None)``.
+    """`torch.nn.GRU`, argument for argument: ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+    dropout=0.0, bidirectional=False, device=None, dtype=None)``.
 
-    ``r, z = σ(W x + b + R h + b')``, ``n = tanh(W x + b + r·(R h + b'))``, ``h' = (1 - z)·n + z·h``. Rows of the weights in the order
-    r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}`` (3·H, H), ``bias_ih_l{k}`` and
-    ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
+    ``r, z = σ(W x + b + R h + b')``, ``n = tanh(W x + b + r·(R h + b'))``, ``h' = (1 - z)·n + z·h``. Rows of the
+    weights in the order r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}``
+    (3·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
 
     Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.GRU refuses, in its words.
 
-    Source: Cho et al., 2014 (arXiv:1406.1078), in the variant that applies the reset gate after the product (cuDNN, torch).
+    Source: Cho et al., 2014 (arXiv:1406.1078v1), in the variant that applies the reset gate after the product.
     """
 
     _torch_class = nn.GRU
@@ -301,11 +306,12 @@ class GRU(RecurrentLayers):
 
 
 class RNN(RecurrentLayers):
-    """`torch.nn.RNN`, argument for argument: ``RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
-    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)``.
+    """`torch.nn.RNN`, argument for argument: ``RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh",
+    bias=True, batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)``.
 
-    ``h' = φ(W x + b + R h + b')`` with φ tanh, or relu if ``nonlinearity="relu"``. ``weight_ih_l{k}`` (H, I; D·H from the second layer on),
-    ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix ``_reverse`` for the second direction.
+    ``h' = φ(W x + b + R h + b')`` with φ tanh, or relu if ``nonlinearity="relu"``. ``weight_ih_l{k}`` (H, I; D·H from
+    the second layer on), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix
+    ``_reverse`` for the second direction.
 
     Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
 
