@@ -77,7 +77,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *args):
         setting, inputs = args[:5], args[5:]
-        if setting[2] is not None or any(d is not None for d in in_dims[6 : 5 + N_FIXED]):
+        if _needs_each(args, in_dims[6 : 5 + N_FIXED]):
             return _each(Layer, info.batch_size, in_dims, args)
         size = info.batch_size
         rows = _Rows(size, inputs[0], in_dims[5])
@@ -206,8 +206,7 @@ class LayerBackward(torch.autograd.Function):
     def vmap(info, in_dims, *args):
         needs, n_inputs, n_grads = args[5:8]
         weight_grads = any(needs[1:N_FIXED])
-        weights_batched = any(d is not None for d in in_dims[9 : 8 + N_FIXED])
-        if args[2] is not None or weights_batched or (weight_grads and not _can_expand(args)):
+        if _needs_each(args, in_dims[9 : 8 + N_FIXED]) or (weight_grads and not _can_expand(args)):
             return _each(LayerBackward, info.batch_size, in_dims, args)
         rows = _Rows(info.batch_size, args[8], in_dims[8])
         inputs, grads = args[8 : 8 + n_inputs], args[8 + n_inputs : 8 + n_inputs + n_grads]
@@ -239,11 +238,18 @@ class LayerBackward(torch.autograd.Function):
         return tuple(out), tuple(out_dims)
 
 
+def _needs_each(args, weight_dims) -> bool:
+    """Whether vmap must make one call for each sample: rows of packed input, or of `lengths`, cannot be folded into one
+    batch without changing what the saved tensors hold; and a call has one set of weights.
+    """
+    return args[2] is not None or args[3] is not None or any(d is not None for d in weight_dims)
+
+
 def _can_expand(args) -> bool:
     """Whether the per-sample products may be taken outside of any further differentiation."""
     if torch._C._functorch.maybe_current_level() is not None:
         return False
-    if args[3] is not None or args[4] is not None:
+    if args[4] is not None:
         return False
     return not any(isinstance(t, Tensor) and t.requires_grad for t in args)
 

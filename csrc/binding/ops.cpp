@@ -8,8 +8,12 @@ namespace fastrnn {
 
 namespace {
 
-// Autocast has done its work before an operator is called; inside, it would change the dtype of single products.
-using NoAutocast = c10::impl::ExcludeDispatchKeyGuard;
+// What an operator does is its own affair: autocast has done its work before it is called (inside, it would change the
+// dtype of single products), and its outputs must not be known as views of the memory they were made in.
+struct Inside {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+  at::AutoDispatchBelowADInplaceOrView no_views;
+};
 
 const void* data_of(const OptionalTensor& t) { return t && t->defined() ? t->const_data_ptr() : nullptr; }
 OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : t; }
@@ -46,7 +50,7 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(
     c10::string_view cell, const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
     const OptionalTensor& b_hh, const OptionalTensor& w_hr, at::TensorList initial, const OptionalTensor& batch_sizes,
     const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse, bool training) {
-  const NoAutocast no_autocast(c10::autocast_dispatch_keyset);
+  const Inside inside;
   const Call call(cell, x, w_hh, w_hr, batch_sizes, lengths, reset);
   const Layout& layout = call.layout;
   const int64_t GH = call.gate_width(), H = call.hidden, P = call.projected;
@@ -237,7 +241,7 @@ std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
     const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y, at::TensorList reserve,
     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse,
     bool want_initial, bool want_dh) {
-  const NoAutocast no_autocast(c10::autocast_dispatch_keyset);
+  const Inside inside;
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
   const Gradients g = run_backward(b, grad_y, grad_final, reverse, want_initial, want_dh);
   const Layout& layout = b.call.layout;
@@ -257,7 +261,7 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
                        const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
                        at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                        const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
-  const NoAutocast no_autocast(c10::autocast_dispatch_keyset);
+  const Inside inside;
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
   const Gradients g = run_backward(b, grad_y, grad_final, reverse, needs[6], false);
   const Layout& layout = b.call.layout;
