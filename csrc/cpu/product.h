@@ -1,7 +1,8 @@
 // The product of a step: rows of a state times packed weights, into a small tile that the element-wise stage reads at once.
 //
-// Every output is one chain of multiply-adds over the depth, in order, whatever the shape of the tile it is computed in:
-// hence the same bits for any batch, any number of threads and any way of sharing the work.
+// Every output is summed in one order over the depth, in chains of kChain multiply-adds that are then added up (short chains
+// halve the rounding error of long sums), whatever the shape of the tile it is computed in: hence the same bits for any
+// batch, any number of threads and any way of sharing the work.
 #pragma once
 
 #include "cpu/pack.h"
@@ -10,6 +11,7 @@ namespace FASTRNN_NAMESPACE {
 
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 constexpr int kMaxTile = 32;  // vectors in a tile, at most
+constexpr int64_t kChain = 256;
 
 // Rows of a tile of NV blocks: as many as the registers hold.
 template <int NV>
@@ -30,41 +32,48 @@ void product_tile(const C* panel, int64_t panel_stride, const C* bias, const C* 
                   C* tile) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
-  V sum[NT][MR][NV];
-  FASTRNN_UNROLL
-  for (int g = 0; g < NT; ++g) {
-    FASTRNN_UNROLL
-    for (int v = 0; v < NV; ++v) {
-      const V start = bias != nullptr ? V::load(bias + (g * NV + v) * kLanes) : V::zero();
-      FASTRNN_UNROLL
-      for (int r = 0; r < MR; ++r) sum[g][r][v] = start;
-    }
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    V w[NT][NV];
+  int64_t k = 0;
+  do {
+    V sum[NT][MR][NV];
     FASTRNN_UNROLL
     for (int g = 0; g < NT; ++g) {
       FASTRNN_UNROLL
-      for (int v = 0; v < NV; ++v) w[g][v] = V::load(panel + g * panel_stride + (k * NV + v) * kLanes);
+      for (int v = 0; v < NV; ++v) {
+        const V start = bias != nullptr && k == 0 ? V::load(bias + (g * NV + v) * kLanes) : V::zero();
+        FASTRNN_UNROLL
+        for (int r = 0; r < MR; ++r) sum[g][r][v] = start;
+      }
     }
-    FASTRNN_UNROLL
-    for (int r = 0; r < MR; ++r) {
-      const V a(x[r * x_stride + k]);
+    const bool first = k == 0;
+    for (const int64_t end = smaller(k + kChain, depth); k < end; ++k) {
+      V w[NT][NV];
       FASTRNN_UNROLL
       for (int g = 0; g < NT; ++g) {
         FASTRNN_UNROLL
-        for (int v = 0; v < NV; ++v) sum[g][r][v] = fma(a, w[g][v], sum[g][r][v]);
+        for (int v = 0; v < NV; ++v) w[g][v] = V::load(panel + g * panel_stride + (k * NV + v) * kLanes);
+      }
+      FASTRNN_UNROLL
+      for (int r = 0; r < MR; ++r) {
+        const V a(x[r * x_stride + k]);
+        FASTRNN_UNROLL
+        for (int g = 0; g < NT; ++g) {
+          FASTRNN_UNROLL
+          for (int v = 0; v < NV; ++v) sum[g][r][v] = fma(a, w[g][v], sum[g][r][v]);
+        }
       }
     }
-  }
-  FASTRNN_UNROLL
-  for (int g = 0; g < NT; ++g) {
     FASTRNN_UNROLL
-    for (int r = 0; r < MR; ++r) {
+    for (int g = 0; g < NT; ++g) {
       FASTRNN_UNROLL
-      for (int v = 0; v < NV; ++v) sum[g][r][v].store(tile + ((g * MR + r) * NV + v) * kLanes);
+      for (int r = 0; r < MR; ++r) {
+        FASTRNN_UNROLL
+        for (int v = 0; v < NV; ++v) {
+          C* to = tile + ((g * MR + r) * NV + v) * kLanes;
+          (first ? sum[g][r][v] : V::load(to) + sum[g][r][v]).store(to);
+        }
+      }
     }
-  }
+  } while (k < depth);
 }
 
 // The same with MR and NT chosen at run time; NT must not exceed groups_of<NV, rows>().

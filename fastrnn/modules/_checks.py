@@ -21,6 +21,7 @@ from torch.nn import Parameter
 BACKENDS = ("auto", "fused", "reference", "torch")
 FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 PLAIN = frozenset((Tensor, Parameter))  # exact types: a subclass may mean anything by an operation
+_STRIDED = torch.strided
 _TRACED = (FakeTensor, FunctionalTensor)
 
 
@@ -42,11 +43,8 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     for tensor in (x, *weights) if states is None else (x, *weights, *states):
         if type(tensor) not in PLAIN and not _is_traced(tensor):
             return False
-        if (
-            (tensor.dtype is not dtype and tensor.dtype is not other)
-            or not tensor.is_cpu
-            or tensor.layout is not torch.strided
-        ):
+        found = tensor.dtype
+        if (found is not dtype and found is not other) or not tensor.is_cpu or tensor.layout is not _STRIDED:
             return False
     return True
 

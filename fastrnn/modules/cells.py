@@ -47,12 +47,12 @@ class RecurrentCell(nn.RNNCellBase):
         return last if batched else tuple([state.squeeze(0) for state in last])
 
     def _fits(self, input: Tensor, states: tuple[Tensor, ...] | None) -> bool:
-        shape = tuple(input.shape)
+        shape = input.shape
         if len(shape) not in (1, 2) or shape[-1] != self.input_size or self.hidden_size == 0:
             return False
         expected = (*shape[:-1], self.hidden_size)
         for state in states or ():  # noqa: SIM110 - in the path of every call
-            if tuple(state.shape) != expected:
+            if state.shape != expected:
                 return False
         return True
 

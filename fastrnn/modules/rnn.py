@@ -61,7 +61,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             TypeError, ValueError: for ``lengths``, ``reset`` and ``backend``, saying what was expected and what came.
         """
         backend = backend or self.backend
-        _checks.check_backend(backend, lengths, reset)
+        if backend != "auto":
+            _checks.check_backend(backend, lengths, reset)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, backend)
         return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first)
@@ -88,7 +89,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
         backend = backend or self.backend
-        _checks.check_backend(backend, None, None)
+        if backend != "auto":
+            _checks.check_backend(backend, None, None)
         y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False)
         return y.squeeze(0), state
 
@@ -234,7 +236,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if len(states) != len(sizes):
             return False
         for state, size in zip(states, sizes, strict=True):  # noqa: SIM110 - in the path of every call
-            if tuple(state.shape) != (*lead, size):
+            if state.shape != (*lead, size):
                 return False
         return True
 
