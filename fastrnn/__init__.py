@@ -1,7 +1,7 @@
 """fastrnn: recurrent networks for PyTorch on hand-written fused kernels, in place of torch.nn's.
 
-``fastrnn.LSTM``, ``GRU``, ``RNN`` and their ``…Cell`` forms take the place of ``torch.nn``'s; :func:`convert` swaps those of a
-whole model. :mod:`fastrnn.functional` is the functional form.
+``fastrnn.LSTM``, ``GRU``, ``RNN`` and their ``…Cell`` forms take the place of ``torch.nn``'s; :func:`convert` swaps
+those of a whole model. :mod:`fastrnn.functional` is the functional form.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ try:
     from fastrnn import functional
     from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, convert
 except ImportError as _error:
-    from fastrnn._missing import KernelsMissing
+    from fastrnn._missing import KernelsMissingError
 
-    if not isinstance(_error, KernelsMissing):
+    if not isinstance(_error, KernelsMissingError):
         raise
     _problem = _error
 
     # `python -m fastrnn info` must be able to say what is wrong, so it is said at the first use.
-    def __getattr__(name: str):
+    def __getattr__(name: str) -> object:
         if name in __all__:
-            raise KernelsMissing(str(_problem)) from None
+            raise KernelsMissingError(str(_problem)) from None
         raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
 
 

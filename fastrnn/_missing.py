@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class KernelsMissing(ImportError):
+class KernelsMissingError(ImportError):
     """The compiled kernels cannot be loaded; the message says what to do."""

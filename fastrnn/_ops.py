@@ -1,7 +1,7 @@
 """Loads the compiled operators and tells the compiler their output shapes.
 
-``torch.ops.fastrnn.*`` are functional: they change no argument and share no memory with one. Their schemas and what they
-return are in ``csrc/binding/ops.cpp``.
+``torch.ops.fastrnn.*`` are functional: they change no argument and share no memory with one. Their schemas and what
+they return are in ``csrc/binding/ops.cpp``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn._missing import KernelsMissing
+from fastrnn._missing import KernelsMissingError
 
 try:
     from fastrnn import _C
 except ImportError as error:
-    raise KernelsMissing(
+    raise KernelsMissingError(
         f"fastrnn: the compiled kernels cannot be loaded ({error}). In a checkout, build them with "
         "`pip install -e . --no-build-isolation`; if fastrnn is installed elsewhere, run Python outside of the checkout"
     ) from error
@@ -143,4 +143,3 @@ forward = torch.ops.fastrnn.sequence_forward.default
 backward = torch.ops.fastrnn.sequence_backward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 layer = _C.layer
-use_higher_order = _C.use_higher_order

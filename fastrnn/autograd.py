@@ -1,9 +1,10 @@
 """The differentiable layer: ``torch.autograd.Function``s around the functional operators.
 
-:class:`Layer` runs the fused forward, and its backward runs the fused backward. (In plain eager mode ``_C.layer`` does just
-this in C++, at a quarter of the cost of a call; the compiler and ``torch.func`` go through the class here.) If that backward is itself to
-be differentiated it goes through :class:`LayerBackward`, whose own backward is that of the plain-torch reference: right to
-any order, and paid for only by those who ask. Forward mode takes the reference from the start (functional.py).
+:class:`Layer` runs the fused forward, and its backward runs the fused backward. (In plain eager mode ``_C.layer`` does
+just this in C++, at a quarter of the cost of a call; the compiler and ``torch.func`` go through the class here.) If
+that backward is itself to be differentiated it goes through :class:`LayerBackward`, whose own backward is that of the
+plain-torch reference: right to any order, and paid for only by those who ask. Forward mode takes the reference from the
+start (functional.py).
 
 Under ``vmap`` a batch of inputs becomes more rows of one call; a batch of weights becomes one call each.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops, reference
+from fastrnn._vmap import Rows, can_expand, each, needs_each, step_dim
 from fastrnn.cells import CELLS
 
 #: x, w_ih, w_hh, b_ih, b_hh, w_hr: the inputs before the states.
@@ -35,7 +37,8 @@ class Setting(NamedTuple):
 
 def _run_reference(setting: Setting, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     x, w_ih, w_hh, b_ih, b_hh, w_hr, *states = inputs
-    assert x is not None and w_hh is not None
+    assert x is not None
+    assert w_hh is not None
     spec = CELLS[setting.cell]
     if states:
         initial = tuple(s for s in states if s is not None)
@@ -77,10 +80,10 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *args):
         setting, inputs = args[:5], args[5:]
-        if _needs_each(args, in_dims[6 : 5 + N_FIXED]):
-            return _each(Layer, info.batch_size, in_dims, args)
+        if needs_each(args, in_dims[6 : 5 + N_FIXED]):
+            return each(Layer, info.batch_size, in_dims, args)
         size = info.batch_size
-        rows = _Rows(size, inputs[0], in_dims[5])
+        rows = Rows(size, inputs[0], in_dims[5])
         folded = (
             *setting[:3],
             rows.fold(setting[3], in_dims[3], 0),
@@ -92,7 +95,7 @@ class Layer(torch.autograd.Function):
         out = Layer.apply(*folded)
         states = [rows.unfold(t, 0) for t in out[1:-N_RESERVE]]
         reserve = [rows.unfold_saved(t) for t in out[-N_RESERVE:]]
-        dims = (1, *(0 for _ in states), *(_step_dim(t) for t in reserve))
+        dims = (1, *(0 for _ in states), *(step_dim(t) for t in reserve))
         return (rows.unfold(out[0], 1), *states, *reserve), dims
 
 
@@ -121,7 +124,7 @@ def _higher_order(cell, reverse, batch_sizes, lengths, reset, needs, inputs, gra
     )
 
 
-_ops.use_higher_order(_higher_order)
+_ops._C.use_higher_order(_higher_order)
 
 
 def _layer_backward(setting: Setting, needs, inputs, grads, results):
@@ -184,7 +187,10 @@ class LayerBackward(torch.autograd.Function):
                     inputs[k] = leaf
                 return _run_reference(setting, tuple(inputs))
 
-            outputs, pull = torch.func.vjp(run, *(full[k] for k in arguments))
+            outputs, pull = torch.func.vjp(  # type: ignore[misc] # its third result is optional
+                run,
+                *(full[k] for k in arguments),
+            )
             grads = full[ctx.n_inputs :]
             pulled = dict(
                 zip(
@@ -197,7 +203,10 @@ class LayerBackward(torch.autograd.Function):
 
         out: list[Tensor | None] = [None] * len(tensors)
         if seeds:
-            _, pull = torch.func.vjp(first_order, *(tensors[k] for k in present))
+            _, pull = torch.func.vjp(  # type: ignore[misc]
+                first_order,
+                *(tensors[k] for k in present),
+            )
             for k, g in zip(present, pull(tuple(second[k] for k in seeds)), strict=True):
                 out[k] = g
         return (None,) * 8 + tuple(out) + (None,) * (1 + N_RESERVE)
@@ -206,9 +215,9 @@ class LayerBackward(torch.autograd.Function):
     def vmap(info, in_dims, *args):
         needs, n_inputs, n_grads = args[5:8]
         weight_grads = any(needs[1:N_FIXED])
-        if _needs_each(args, in_dims[9 : 8 + N_FIXED]) or (weight_grads and not _can_expand(args)):
-            return _each(LayerBackward, info.batch_size, in_dims, args)
-        rows = _Rows(info.batch_size, args[8], in_dims[8])
+        if needs_each(args, in_dims[9 : 8 + N_FIXED]) or (weight_grads and not can_expand(args)):
+            return each(LayerBackward, info.batch_size, in_dims, args)
+        rows = Rows(info.batch_size, args[8], in_dims[8])
         inputs, grads = args[8 : 8 + n_inputs], args[8 + n_inputs : 8 + n_inputs + n_grads]
         results = args[8 + n_inputs + n_grads :]
         dims = in_dims[8:]
@@ -223,38 +232,20 @@ class LayerBackward(torch.autograd.Function):
             *(rows.fold(g, d, 0) for g, d in zip(grads[1:], grad_dims[1:], strict=True)),
         )
         folded_results = tuple(rows.fold_saved(r, d) for r, d in zip(results, dims[n_inputs + n_grads :], strict=True))
-        setting = Setting(*args[:3], rows.fold(args[3], in_dims[3], 0), rows.fold(args[4], in_dims[4], 1))
+        setting = Setting(args[0], args[1], None, None, rows.fold(args[4], in_dims[4], 1))
         if weight_grads:
             out = _per_sample(setting, needs, rows, folded_inputs, folded_grads, folded_results)
         else:
             out = list(
-                LayerBackward.apply(
-                    *setting, needs, n_inputs, n_grads, *folded_inputs, *folded_grads, *folded_results
-                )
+                LayerBackward.apply(*setting, needs, n_inputs, n_grads, *folded_inputs, *folded_grads, *folded_results)
             )
             out[0] = rows.unfold_saved(out[0]) if needs[0] else out[0]
         out[N_FIXED:] = [rows.unfold(t, 0) for t in out[N_FIXED:]]
-        out_dims: list[int | None] = [1 if needs[0] else None] + [0 if need else None for need in needs[1:N_FIXED]] + [0] * (len(out) - N_FIXED)
-        return tuple(out), tuple(out_dims)
+        weight_dims = (0 if need else None for need in needs[1:N_FIXED])
+        return tuple(out), (1 if needs[0] else None, *weight_dims, *(0 for _ in out[N_FIXED:]))
 
 
-def _needs_each(args, weight_dims) -> bool:
-    """Whether vmap must make one call for each sample: rows of packed input, or of `lengths`, cannot be folded into one
-    batch without changing what the saved tensors hold; and a call has one set of weights.
-    """
-    return args[2] is not None or args[3] is not None or any(d is not None for d in weight_dims)
-
-
-def _can_expand(args) -> bool:
-    """Whether the per-sample products may be taken outside of any further differentiation."""
-    if torch._C._functorch.maybe_current_level() is not None:
-        return False
-    if args[4] is not None:
-        return False
-    return not any(isinstance(t, Tensor) and t.requires_grad for t in args)
-
-
-def _per_sample(setting: Setting, needs, rows: _Rows, inputs, grads, results) -> list[Tensor]:
+def _per_sample(setting: Setting, needs, rows: Rows, inputs, grads, results) -> list[Tensor]:
     """Weight gradients of each sample: one fused pass over all rows, then one batched product a weight."""
     x, w_ih, w_hh, _, _, w_hr, *states = inputs
     y, reserve = results[0], results[1:]
@@ -294,45 +285,3 @@ def _per_sample(setting: Setting, needs, rows: _Rows, inputs, grads, results) ->
     if needs[5] and projecting:
         out[5] = torch.einsum("tvbp,tvbh->vph", rows.unfold(dh, 1), rows.unfold(reserve[3], 1))
     return [*out, *initial]
-
-
-class _Rows:
-    """A vmapped dimension V folded into the batch: (…, B, …) ↔ (…, V·B, …)."""
-
-    def __init__(self, size: int, x: Tensor, dim: int | None):
-        self.size = size
-        self.batch = x.shape[1] if dim is None else x.movedim(dim, 0).shape[2]
-
-    def fold(self, t: Tensor | None, dim: int | None, at: int) -> Tensor | None:
-        """`at`: where the batch is in a tensor without V."""
-        if t is None:
-            return None
-        t = t.unsqueeze(at).expand(*t.shape[:at], self.size, *t.shape[at:]) if dim is None else t.movedim(dim, at)
-        return t.flatten(at, at + 1)
-
-    def unfold(self, t: Tensor, at: int) -> Tensor:
-        return t.unflatten(at, (self.size, self.batch))
-
-    def fold_saved(self, t: Tensor, dim: int | None) -> Tensor:
-        """A tensor kept for backward: (T, B, ·), or (0, 0) where the cell has no use for it."""
-        if t.dim() - (dim is not None) == 2:
-            return t if dim is None else t.select(dim, 0)
-        return self.fold(t, dim, 1)  # type: ignore[return-value]
-
-    def unfold_saved(self, t: Tensor) -> Tensor:
-        return t if t.dim() == 2 else self.unfold(t, 1)
-
-
-def _step_dim(t: Tensor) -> int | None:
-    """The vmapped dimension of an unfolded (T, V, B, ·), none of a tensor that was left out."""
-    return 1 if t.dim() == 4 else None
-
-
-def _each(function, size: int, in_dims, args):
-    """vmap by one call for each sample."""
-
-    def sample(value, dim, v):
-        return value.select(dim, v) if isinstance(value, Tensor) and dim is not None else value
-
-    outs = [function.apply(*(sample(a, d, v) for a, d in zip(args, in_dims, strict=True))) for v in range(size)]
-    return tuple(torch.stack(ts) for ts in zip(*outs, strict=True)), (0,) * len(outs[0])

@@ -62,8 +62,8 @@ def sequence(
             (…, G·H) itself.
         weights: the layer's weights, all of x's dtype.
         states: initial states, each (B, P or H), ``h`` first; None for zeros.
-        batch_sizes: (T) int64 on the CPU, rows of each step of a packed input, never growing. The rows of states are then
-            in the order of the packed rows.
+        batch_sizes: (T) int64 on the CPU, rows of each step of a packed input, never growing. The rows of states are
+            then in the order of the packed rows.
         lengths: (B) integers from 0 to T in any order, the steps of each row. Outputs after a row's end are zero, its
             final state is that of its own last step, padding may hold anything.
         reset: (T, B) bool, true at the first step of a new segment: the state before it is the initial state again.
@@ -178,9 +178,8 @@ def gru(
 
     Gates in torch's order (r, z, n), reset after the product. Source: Cho 2014, v1.
     """
-    return _single(
-        "gru", x, weights, state, dict(batch_sizes=batch_sizes, lengths=lengths, reset=reset), reverse, backend
-    )
+    layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset}
+    return _single("gru", x, weights, state, layout, reverse, backend)
 
 
 def rnn(
@@ -201,11 +200,19 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity: expected tanh or relu, got {nonlinearity!r}")
-    layout = dict(batch_sizes=batch_sizes, lengths=lengths, reset=reset)
+    layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset}
     return _single(f"rnn_{nonlinearity}", x, weights, state, layout, reverse, backend)
 
 
-def _single(cell: str, x, weights, state, layout, reverse: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _single(
+    cell: str,
+    x: Tensor,
+    weights: LayerWeights,
+    state: Tensor | None,
+    layout: dict[str, Tensor | None],
+    reverse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     y, (h,) = sequence(
         cell, x, weights, None if state is None else (state,), **layout, reverse=reverse, backend=backend
     )

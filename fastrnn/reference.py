@@ -6,6 +6,8 @@ transforms and forward mode go through it any number of times.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from fastrnn.cells import CellSpec
 
 States = tuple[Tensor, ...]
+Step = Callable[[Tensor, States], States]
 
 
 def zero_states(spec: CellSpec, like: Tensor, batch: int, hidden: int, projected: int) -> States:
@@ -61,7 +64,9 @@ def sequence(
     return _padded(step, wx, states, lengths, reset, reverse)
 
 
-def _padded(step, wx: Tensor, initial: States, lengths, reset, reverse: bool) -> tuple[Tensor, States]:
+def _padded(
+    step: Step, wx: Tensor, initial: States, lengths: Tensor | None, reset: Tensor | None, reverse: bool
+) -> tuple[Tensor, States]:
     steps = wx.shape[0]
     order = range(steps - 1, -1, -1) if reverse else range(steps)
     states, outputs = initial, []
@@ -84,7 +89,7 @@ def _padded(step, wx: Tensor, initial: States, lengths, reset, reverse: bool) ->
     return torch.stack(outputs), states
 
 
-def _packed(step, wx: Tensor, initial: States, sizes: list[int], reverse: bool) -> tuple[Tensor, States]:
+def _packed(step: Step, wx: Tensor, initial: States, sizes: list[int], reverse: bool) -> tuple[Tensor, States]:
     chunks = wx.split(sizes)
     states, outputs = initial, []
     for t in range(len(sizes) - 1, -1, -1) if reverse else range(len(sizes)):

@@ -26,7 +26,7 @@ BAD = {
         RuntimeError,
         r"states: expected shape \[5, 2\], got \[5, 3\]",
     ),
-    "lengths dtype": (lambda: sequence("lstm", X, W, lengths=torch.ones(5)), ValueError, "lengths: expected an integer"),
+    "lengths dtype": (lambda: sequence("lstm", X, W, lengths=torch.ones(5)), ValueError, "lengths: expected an int"),
     "lengths size": (
         lambda: sequence("lstm", X, W, lengths=torch.ones(4, dtype=torch.long)),
         ValueError,
@@ -54,9 +54,7 @@ BAD = {
         "batch_sizes: expected positive numbers that never grow, got 3 at step 1",
     ),
     "packed and reset": (
-        lambda: sequence(
-            "lstm", X[0], W, batch_sizes=torch.tensor([3, 2]), reset=torch.zeros(2, 3, dtype=torch.bool)
-        ),
+        lambda: sequence("lstm", X[0], W, batch_sizes=torch.tensor([3, 2]), reset=torch.zeros(2, 3, dtype=torch.bool)),
         ValueError,
         "packed input takes neither lengths nor reset",
     ),
@@ -94,7 +92,8 @@ def test_fallback_warns_once_with_the_reason():
 
 def test_empty_batch():
     y, (h, c) = lstm(torch.randn(4, 0, 3), W)
-    assert y.shape == (4, 0, 2) and h.shape == c.shape == (0, 2)
+    assert y.shape == (4, 0, 2)
+    assert h.shape == c.shape == (0, 2)
     w = LayerWeights(*(t.clone().requires_grad_() for t in W[:4]))
     y, _ = lstm(torch.randn(4, 0, 3), w)
     y.sum().backward()

@@ -1,4 +1,4 @@
-"""The drivers against the plain-torch reference in float64: every cell, layout, direction, instruction set and split."""
+"""The drivers against the plain-torch reference in float64: every cell, layout, direction, instruction set, split."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHAPES = [(1, 1, 1, 1), (1, 3, 2, 5), (5, 4, 3, 7), (6, 17, 5, 33), (3, 2, 40, 1
 def test_fused_equals_reference(capability, cell, layout, split):
     _C.set_capability(capability)
     _C.set_split(split)
-    for T, B, I, H in SHAPES:
+    for T, B, inputs, H in SHAPES:
         for P in {0, 3 if CELLS[cell].projectable and H > 3 else 0}:
             for reverse in (False, True):
                 for with_all in (True, False):
-                    p = Problem(cell, T, B, I, H, P, layout, reverse, bias=with_all, initial=with_all)
+                    p = Problem(cell, T, B, inputs, H, P, layout, reverse, bias=with_all, initial=with_all)
                     assert_same(p.run("fused"), p.run("reference"), 1e-12)
 
 
@@ -122,7 +122,7 @@ def test_a_reset_equals_separate_sequences(cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_long_sequences(cell, dtype):
     """T = 2000: the error stays that of the number format, it does not pile up."""
-    settings = dict(steps=2000, batch=3, inputs=4, hidden=17)
+    settings = {"steps": 2000, "batch": 3, "inputs": 4, "hidden": 17}
     exact = Problem(cell, **settings).run("fused")
     found = Problem(cell, **settings, dtype=dtype).run("fused")
     eps = torch.finfo(dtype).eps

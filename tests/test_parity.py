@@ -1,7 +1,7 @@
 """The project's accuracy rule: our error is at most twice torch.nn's in the same number format, both against float64.
 
-Sizes are drawn from the awkward ones. The error of a tensor is the root mean square of its difference. Where a tensor has few
-elements torch may be lucky, so its error counts as at least a few units in the last place.
+Sizes are drawn from the awkward ones. The error of a tensor is the root mean square of its difference. Where a tensor
+has few elements torch may be lucky, so its error counts as at least a few units in the last place.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ constexpr uint8_t kSentinel = 0xa5;
 
 at::Tensor Buffers::empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (!poison()) return at::empty(sizes, options);
-  const auto bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(c10::elementSize(c10::typeMetaToScalarType(options.dtype())));
+  const auto bytes = c10::multiply_integers(sizes) *
+                     static_cast<int64_t>(c10::elementSize(c10::typeMetaToScalarType(options.dtype())));
   at::Tensor raw = at::full({bytes + kFence}, 0xff, options.dtype(at::kByte));
   raw.slice(0, bytes).fill_(kSentinel);
   guarded_.push_back(raw);

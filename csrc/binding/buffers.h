@@ -9,8 +9,8 @@
 
 namespace fastrnn {
 
-// Allocates what a kernel writes. With poison on (cpu/workspace.h) it is filled with NaN, and sentinels behind each tensor
-// are checked by verify().
+// Allocates what a kernel writes. With poison on (cpu/workspace.h) it is filled with NaN, and sentinels behind each
+// tensor are checked by verify().
 class Buffers {
  public:
   at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
@@ -21,7 +21,7 @@ class Buffers {
   std::vector<at::Tensor> guarded_;
 };
 
-Format format_of(at::ScalarType type);           // raises TypeError for others
+Format format_of(at::ScalarType type);             // raises TypeError for others
 at::ScalarType compute_type(at::ScalarType type);  // what a format is computed in
 
 }  // namespace fastrnn

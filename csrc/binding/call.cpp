@@ -21,8 +21,8 @@ const CellKernels* cell_named(const std::string& name) {
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
     : cell(cell_named(std::string(name))), layout(rows_like, batch_sizes, lengths, reset) {
-  TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) % cell->gates == 0, "w_hh: expected shape [", cell->gates,
-              "·H, P], got ", w_hh.sizes());
+  TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) % cell->gates == 0, "w_hh: expected shape [", cell->gates, "·H, P], got ",
+              w_hh.sizes());
   hidden = w_hh.size(0) / cell->gates;
   projected = w_hh.size(1);
   format = format_of(w_hh.scalar_type());

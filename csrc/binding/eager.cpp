@@ -23,8 +23,8 @@ std::tuple<Tensor, Tensors, Tensors> forward(const LayerCall& call, bool trainin
                           call.reverse, training);
 }
 
-// The node. Its variable inputs are those of `call.inputs` that are there, in order. Saved: all inputs, batch_sizes, lengths,
-// reset, y, and what the forward pass kept.
+// The node. Its variable inputs are those of `call.inputs` that are there, in order. Saved: all inputs, batch_sizes,
+// lengths, reset, y, and what the forward pass kept.
 struct Layer : torch::autograd::Function<Layer> {
   static variable_list forward(AutogradContext* ctx, at::TensorList, const LayerCall& call) {
     auto [y, finals, reserve] = fastrnn::forward(call, true);

@@ -10,8 +10,8 @@
 
 namespace fastrnn {
 
-// Everything that a call of a layer depends on. `inputs`: x, w_ih, w_hh, b_ih, b_hh, w_hr, then the states; an undefined
-// tensor is one that was left out.
+// Everything that a call of a layer depends on. `inputs`: x, w_ih, w_hh, b_ih, b_hh, w_hr, then the states; an
+// undefined tensor is one that was left out.
 struct LayerCall {
   std::string cell;
   bool reverse;

@@ -11,9 +11,10 @@ namespace {
 std::atomic<Split> split_override{Split::kAuto};
 
 void check_batch_sizes(const Tensor& sizes, int64_t rows) {
-  TORCH_CHECK_VALUE(sizes.device().is_cpu() && sizes.scalar_type() == at::kLong && sizes.dim() == 1 && sizes.numel() > 0,
-                    "batch_sizes: expected a non-empty one-dimensional int64 tensor on the CPU, got ", sizes.toString(),
-                    " of shape ", sizes.sizes());
+  TORCH_CHECK_VALUE(
+      sizes.device().is_cpu() && sizes.scalar_type() == at::kLong && sizes.dim() == 1 && sizes.numel() > 0,
+      "batch_sizes: expected a non-empty one-dimensional int64 tensor on the CPU, got ", sizes.toString(), " of shape ",
+      sizes.sizes());
   const auto n = sizes.accessor<int64_t, 1>();
   int64_t total = 0;
   for (int64_t t = 0; t < sizes.numel(); ++t) {
@@ -21,8 +22,8 @@ void check_batch_sizes(const Tensor& sizes, int64_t rows) {
                       "batch_sizes: expected positive numbers that never grow, got ", n[t], " at step ", t);
     total += n[t];
   }
-  TORCH_CHECK_VALUE(total == rows, "batch_sizes: expected a sum equal to the rows of the packed input, ", rows, ", got ",
-                    total);
+  TORCH_CHECK_VALUE(total == rows, "batch_sizes: expected a sum equal to the rows of the packed input, ", rows,
+                    ", got ", total);
 }
 
 Tensor checked_lengths(const Tensor& given, int64_t steps, int64_t batch) {
@@ -116,8 +117,8 @@ int64_t Layout::capacity() const { return order.defined() ? steps * batch : rows
 
 Sequence Layout::sequence(int64_t hidden, int64_t projected, bool reverse) const {
   const auto* flags = reset.defined() ? reinterpret_cast<const uint8_t*>(reset.const_data_ptr<bool>()) : nullptr;
-  return {steps,     batch, hidden, projected, counts.data(), offsets.data(), flags, reverse,
-          threads(), split_override.load()};
+  return {steps,          batch, hidden,  projected, counts.data(),
+          offsets.data(), flags, reverse, threads(), split_override.load()};
 }
 
 int threads() { return at::get_num_threads(); }

@@ -120,19 +120,19 @@ py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::non
 void use_higher_order(const py::function& function) {
   // Never destroyed: at exit there may be no interpreter left to do it.
   const auto* held = new py::function(function);
-  set_higher_order([held](const LayerCall& call, const std::array<bool, 7>& needs, const Tensors& grads,
-                          const Tensors& results) {
-    const py::gil_scoped_acquire gil;
-    const auto list = [](const Tensors& tensors) {
-      py::list out;
-      for (const Tensor& t : tensors) out.append(or_none(t));
-      return out;
-    };
-    const auto given = [](const OptionalTensor& t) { return t ? py::cast(*t) : py::none(); };
-    return (*held)(call.cell, call.reverse, given(call.batch_sizes), given(call.lengths), given(call.reset),
-                   py::tuple(py::cast(needs)), list(call.inputs), list(grads), list(results))
-        .cast<Tensors>();
-  });
+  set_higher_order(
+      [held](const LayerCall& call, const std::array<bool, 7>& needs, const Tensors& grads, const Tensors& results) {
+        const py::gil_scoped_acquire gil;
+        const auto list = [](const Tensors& tensors) {
+          py::list out;
+          for (const Tensor& t : tensors) out.append(or_none(t));
+          return out;
+        };
+        const auto given = [](const OptionalTensor& t) { return t ? py::cast(*t) : py::none(); };
+        return (*held)(call.cell, call.reverse, given(call.batch_sizes), given(call.lengths), given(call.reset),
+                       py::tuple(py::cast(needs)), list(call.inputs), list(grads), list(results))
+            .cast<Tensors>();
+      });
 }
 
 }  // namespace
@@ -141,11 +141,13 @@ void use_higher_order(const py::function& function) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastrnn's compiled part. Importing it registers torch.ops.fastrnn.";
   m.def("capability", [] { return std::string(fastrnn::capability()); }, "The instruction set in use.");
-  m.def("capability_problem", [] { return std::string(fastrnn::capability_problem()); },
-        "What was wrong with FASTRNN_CPU_CAPABILITY, or an empty string.");
+  m.def(
+      "capability_problem", [] { return std::string(fastrnn::capability_problem()); },
+      "What was wrong with FASTRNN_CPU_CAPABILITY, or an empty string.");
   m.def("capabilities", &fastrnn::capabilities, "The instruction sets this machine can run, the best last.");
   m.def("set_capability", &fastrnn::choose_capability, py::arg("name"));
-  m.def("set_split", &fastrnn::choose_split, py::arg("name"), "How a step's work is shared: auto, none, rows or units.");
+  m.def("set_split", &fastrnn::choose_split, py::arg("name"),
+        "How a step's work is shared: auto, none, rows or units.");
   m.def("set_poison", &fastrnn::set_poison, py::arg("on"),
         "Fill scratch and output memory with NaN and check sentinels behind it (tests).");
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");

@@ -44,12 +44,14 @@ Tensor input_product(const Call& call, const Tensor& x, const OptionalTensor& w_
 }  // namespace
 
 // sequence_forward: y (T, B, P) or (N, P); final states (B, ·); and, if training, what backward needs:
-// gates (…, G·H), extra (…, (K-G)·H), cells (…, (S-1)·H), unprojected (…, H), … the leading dimensions of x. With lengths,
-// only the first N rows of them are used. What is not kept has shape (0, 0).
-std::tuple<Tensor, Tensors, Tensors> sequence_forward(
-    c10::string_view cell, const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
-    const OptionalTensor& b_hh, const OptionalTensor& w_hr, at::TensorList initial, const OptionalTensor& batch_sizes,
-    const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse, bool training) {
+// gates (…, G·H), extra (…, (K-G)·H), cells (…, (S-1)·H), unprojected (…, H), … the leading dimensions of x. With
+// lengths, only the first N rows of them are used. What is not kept has shape (0, 0).
+std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
+                                                      const OptionalTensor& w_ih, const Tensor& w_hh,
+                                                      const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                                      const OptionalTensor& w_hr, at::TensorList initial,
+                                                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                                                      const OptionalTensor& reset, bool reverse, bool training) {
   const Inside inside;
   const Call call(cell, x, w_hh, w_hr, batch_sizes, lengths, reset);
   const Layout& layout = call.layout;
@@ -254,13 +256,13 @@ Tensor sum_rows(const Tensor& t) { return t.size(0) == 1 ? t.select(0, 0).clone(
 
 }  // namespace
 
-// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr as `needs` asks (empty tensors for the rest), and then of
-// the initial states if needs[6].
-Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
-                       const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
-                       const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
-                       at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
+// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr as `needs` asks (empty tensors for the rest), and then
+// of the initial states if needs[6].
+Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+                       const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
+                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
+                       bool reverse, std::array<bool, 7> needs) {
   const Inside inside;
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
   const Gradients g = run_backward(b, grad_y, grad_final, reverse, needs[6], false);

@@ -40,15 +40,17 @@ struct Call {
 using Tensors = std::vector<Tensor>;
 
 // The operators themselves; ops.cpp says what they return.
-std::tuple<Tensor, Tensors, Tensors> sequence_forward(
-    c10::string_view cell, const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
-    const OptionalTensor& b_hh, const OptionalTensor& w_hr, at::TensorList initial, const OptionalTensor& batch_sizes,
-    const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse, bool training);
+std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
+                                                      const OptionalTensor& w_ih, const Tensor& w_hh,
+                                                      const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                                      const OptionalTensor& w_hr, at::TensorList initial,
+                                                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                                                      const OptionalTensor& reset, bool reverse, bool training);
 
-Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y,
-                       const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
-                       const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
-                       at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs);
+Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+                       const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
+                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
+                       bool reverse, std::array<bool, 7> needs);
 
 }  // namespace fastrnn

@@ -16,8 +16,8 @@ struct rnn_tanh {
   }
 
   template <class M, class V>
-  FASTRNN_FN static void backward(const V (&)[1], const V (&)[1], const V (&s_new)[1], const V (&ds_new)[1],
-                                  V (&da)[1], V (&)[1], V (&ds)[1]) {
+  FASTRNN_FN static void backward(const V (&)[1], const V (&)[1], const V (&s_new)[1], const V (&ds_new)[1], V (&da)[1],
+                                  V (&)[1], V (&ds)[1]) {
     da[0] = ds_new[0] * tanh_slope(s_new[0]);
     ds[0] = V::zero();
   }

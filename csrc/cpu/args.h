@@ -1,8 +1,8 @@
 // What the torch-facing code hands to a sequence driver. Plain data and pointers: no torch, no standard library.
 //
-// Rows. Step t has counts[t] rows, stored together from row offsets[t] of every (N, ·) array, N = Σ counts. Counts never
-// grow with t, so that the rows of a step are a prefix of the batch: a padded batch has counts[t] = B, packed input and
-// `lengths` have their rows sorted by length. Direction only changes the order in which steps are visited.
+// Rows. Step t has counts[t] rows, stored together from row offsets[t] of every (N, ·) array, N = Σ counts. Counts
+// never grow with t, so that the rows of a step are a prefix of the batch: a padded batch has counts[t] = B, packed
+// input and `lengths` have their rows sorted by length. Direction only changes the order in which steps are visited.
 #pragma once
 
 #include <stdint.h>
@@ -33,18 +33,18 @@ struct Sequence {
 // T below is the storage format, C what it is computed in (float64 for float64, float32 for the rest).
 struct ForwardArgs {
   Sequence seq;
-  const void* w_hh;                  // T [G·H, P]
-  const void* b_ih;                  // T [G·H] or null: added to wx
-  const void* b_hh;                  // T [G·H] or null
-  const void* w_hr;                  // T [P, H] or null: no projection
-  const void* rh;                    // T [B, G·H] or null: R·h + b_hh of the only step, if T = 1 and the caller has it
-  const void* initial[kMaxStates];   // T [B, P] for h, [B, H] for others; null = zeros
-  void* gates;                       // T [N, G·H] in: W·x; out, if training: the first min(G, K) saved values
-  void* extra;                       // T [N, (K-G)·H], training and K > G
-  void* cells;                       // C [N, (S-1)·H], training and S > 1: states other than h after each step
-  void* unprojected;                 // T [N, H], training and projection: h before it
-  void* y;                           // T [N, P]
-  void* final_states[kMaxStates];    // T [B, P or H]
+  const void* w_hh;                 // T [G·H, P]
+  const void* b_ih;                 // T [G·H] or null: added to wx
+  const void* b_hh;                 // T [G·H] or null
+  const void* w_hr;                 // T [P, H] or null: no projection
+  const void* rh;                   // T [B, G·H] or null: R·h + b_hh of the only step, if T = 1 and the caller has it
+  const void* initial[kMaxStates];  // T [B, P] for h, [B, H] for others; null = zeros
+  void* gates;                      // T [N, G·H] in: W·x; out, if training: the first min(G, K) saved values
+  void* extra;                      // T [N, (K-G)·H], training and K > G
+  void* cells;                      // C [N, (S-1)·H], training and S > 1: states other than h after each step
+  void* unprojected;                // T [N, H], training and projection: h before it
+  void* y;                          // T [N, P]
+  void* final_states[kMaxStates];   // T [B, P or H]
   bool training;
 };
 
@@ -57,13 +57,13 @@ struct BackwardArgs {
   const void* extra;
   const void* cells;
   const void* y;
-  const void* grad_y;                   // T [N, P] or null
-  const void* grad_final[kMaxStates];   // T [B, P or H] or null
-  void* da;                             // T [N, G·H]
-  void* drh;                            // T [N, G·H], kSplitGradient only
-  void* grad_initial[kMaxStates];       // T [B, P or H] or null
-  void* dh;                             // T [N, P] or null: ∂L/∂h_t, all paths together
-  bool initial_product;                 // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
+  const void* grad_y;                  // T [N, P] or null
+  const void* grad_final[kMaxStates];  // T [B, P or H] or null
+  void* da;                            // T [N, G·H]
+  void* drh;                           // T [N, G·H], kSplitGradient only
+  void* grad_initial[kMaxStates];      // T [B, P or H] or null
+  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together
+  bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
 };
 
 struct CellKernels {

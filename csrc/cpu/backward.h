@@ -1,8 +1,8 @@
 // The backward driver, for the same cells, layouts and ways of sharing the work as the forward one.
 //
-// Visits go through the steps in the opposite order. Visit n begins with the product that the visit before it left: ∂L/∂h
-// of this step = drh of the step visited before, times R. Rows that the step visited before was the first of (or the first
-// of a segment) hand that gradient to their initial state instead.
+// Visits go through the steps in the opposite order. Visit n begins with the product that the visit before it left:
+// ∂L/∂h of this step = drh of the step visited before, times R. Rows that the step visited before was the first of (or
+// the first of a segment) hand that gradient to their initial state instead.
 #pragma once
 
 #include "cpu/product.h"
@@ -27,21 +27,16 @@ struct Backward {
   Workspace workspace;
   Plan plan;
   Panels<C> recurrent, projection;
-  C* operand[2] = {};            // (B, G·H) drh of a step, in turns, unless in place
-  C* total = nullptr;            // (B, Pp) ∂L/∂h before a projection
-  C* direct[kMaxStates] = {};    // (B, width(s)): gradient of the states a step starts from, without the product's part
-  C* initial[kMaxStates] = {};   // (B, width(s)): gradient of the initial states
+  C* operand[2] = {};           // (B, G·H) drh of a step, in turns, unless in place
+  C* total = nullptr;           // (B, Pp) ∂L/∂h before a projection
+  C* direct[kMaxStates] = {};   // (B, width(s)): gradient of the states a step starts from, without the product's part
+  C* initial[kMaxStates] = {};  // (B, width(s)): gradient of the initial states
   int64_t stride[kMaxStates];
   size_t at_recurrent, at_projection = 0, at_operand[2] = {}, at_total = 0, at_direct[kMaxStates],
                        at_initial[kMaxStates];
 
   explicit Backward(const BackwardArgs& a)
-      : args(a),
-        seq(opposite(a.seq)),
-        steps{seq},
-        H(seq.hidden),
-        P(seq.projected),
-        projecting(a.w_hr != nullptr) {
+      : args(a), seq(opposite(a.seq)), steps{seq}, H(seq.hidden), P(seq.projected), projecting(a.w_hr != nullptr) {
     for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr;
     plan = make_plan(seq, {seq.batch, G * H, P, static_cast<int>(sizeof(C)), projecting ? 2 : 1});
     recurrent = {nullptr, G * H, P, 1};

@@ -99,8 +99,8 @@ struct Forward {
     }
   }
 
-  // After visit n, whose new states are in state[now]: rows that end here hand over their states; rows that begin with the
-  // next visit, or begin a new segment there, get the initial ones.
+  // After visit n, whose new states are in state[now]: rows that end here hand over their states; rows that begin with
+  // the next visit, or begin a new segment there, get the initial ones.
   void between(const Part& part, int64_t n, int now) const {
     const int64_t here = steps.rows(n), next = steps.rows(n + 1);
     const auto clip = [&](int64_t row) { return larger(part.rows.begin, smaller(part.rows.end, row)); };

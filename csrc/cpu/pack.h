@@ -1,7 +1,8 @@
 // Weights laid out in the order in which a product reads them.
 //
-// Panels: units are grouped by the lanes of a vector; for each group j, each depth k and each of NV blocks (gates) there is
-// one vector:  packed[j][k][v][lane] = weight of block v, unit j·lanes + lane, at depth k.  Units past the end are zero.
+// Panels: units are grouped by the lanes of a vector; for each group j, each depth k and each of NV blocks (gates)
+// there is one vector:  packed[j][k][v][lane] = weight of block v, unit j·lanes + lane, at depth k.  Units past the end
+// are zero.
 #pragma once
 
 #include "math/storage.h"

@@ -15,8 +15,8 @@ constexpr double kMultiplyAddsPerSecond = 4e10;
 constexpr double kNearBytesPerSecond = 1.2e11;  // weights in the second-level cache
 constexpr double kFarBytesPerSecond = 2e10;     // weights beyond it
 constexpr double kBarrierSeconds = 1e-6;
-constexpr double kRegionSeconds = 5e-6;   // entering and leaving a parallel region
-constexpr double kGain = 0.9;             // a plan with more threads must promise at least this much
+constexpr double kRegionSeconds = 5e-6;  // entering and leaving a parallel region
+constexpr double kGain = 0.9;            // a plan with more threads must promise at least this much
 
 double near_cache_bytes() {
 #ifdef _SC_LEVEL2_CACHE_SIZE

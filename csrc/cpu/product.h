@@ -1,8 +1,9 @@
-// The product of a step: rows of a state times packed weights, into a small tile that the element-wise stage reads at once.
+// The product of a step: rows of a state times packed weights, into a small tile that the element-wise stage reads at
+// once.
 //
-// Every output is summed in one order over the depth, in chains of kChain multiply-adds that are then added up (short chains
-// halve the rounding error of long sums), whatever the shape of the tile it is computed in: hence the same bits for any
-// batch, any number of threads and any way of sharing the work.
+// Every output is summed in one order over the depth, in chains of kChain multiply-adds that are then added up (short
+// chains halve the rounding error of long sums), whatever the shape of the tile it is computed in: hence the same bits
+// for any batch, any number of threads and any way of sharing the work.
 #pragma once
 
 #include "cpu/pack.h"
@@ -15,7 +16,8 @@ constexpr int64_t kChain = 256;
 
 // Rows of a tile of NV blocks: as many as the registers hold.
 template <int NV>
-constexpr int kRowsOf = NV == 1 ? kAccumulators / 4 : (kAccumulators / NV > 8 ? 8 : (kAccumulators / NV < 1 ? 1 : kAccumulators / NV));
+constexpr int kRowsOf =
+    NV == 1 ? kAccumulators / 4 : (kAccumulators / NV > 8 ? 8 : (kAccumulators / NV < 1 ? 1 : kAccumulators / NV));
 
 // Groups of units computed together: more for few rows, so that enough independent chains hide the latency of the
 // multiply-add; a power of two.
@@ -117,8 +119,8 @@ FASTRNN_FN void product(int rows, int groups, const C* panel, int64_t panel_stri
 // Rows from `live` on have no operand (their product is zero). Groups are outermost: a panel is read from the nearest
 // cache for all rows after the first block of them.
 template <int NV, class C, class Stage>
-void sweep(const Panels<C>& weights, const C* bias, const C* x, int64_t x_stride, Range rows, int64_t live, Range groups,
-           const Stage& stage) {
+void sweep(const Panels<C>& weights, const C* bias, const C* x, int64_t x_stride, Range rows, int64_t live,
+           Range groups, const Stage& stage) {
   constexpr int kLanes = Vec<C>::kLanes;
   const int64_t count = rows.end - rows.begin;
   if (count <= 0) return;

@@ -15,16 +15,18 @@ extern const RegistryEntry kRegistry[];  // ends with a null cell
 
 }  // namespace fastrnn
 
-#define FASTRNN_DECLARE_CELL(cell, isa)      \
-  namespace fastrnn::isa {                   \
-  const CellKernels* cell##_kernels();       \
+#define FASTRNN_DECLARE_CELL(cell, isa) \
+  namespace fastrnn::isa {              \
+  const CellKernels* cell##_kernels();  \
   }
 #define FASTRNN_REGISTRY_BEGIN \
   namespace fastrnn {          \
   const RegistryEntry kRegistry[] = {
 #define FASTRNN_REGISTER_CELL(cell, isa) {#cell, #isa, &isa::cell##_kernels},
-#define FASTRNN_REGISTRY_END \
-  {nullptr, nullptr, nullptr} \
-  }                          \
-  ;                          \
+#define FASTRNN_REGISTRY_END  \
+  {                           \
+    nullptr, nullptr, nullptr \
+  }                           \
+  }                           \
+  ;                           \
   }

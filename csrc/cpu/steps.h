@@ -15,8 +15,8 @@ struct Steps {
   // Rows of the n-th visited step; none before the first and after the last.
   int64_t rows(int64_t n) const { return n < 0 || n >= seq.steps ? 0 : seq.counts[at(n)]; }
   int64_t offset(int64_t n) const { return seq.offsets[at(n)]; }
-  // Whether a new segment of row i begins between visits n-1 and n, both of which have the row. A segment's flag stands at
-  // its first step in time, which in reverse is the step visited before the border.
+  // Whether a new segment of row i begins between visits n-1 and n, both of which have the row. A segment's flag stands
+  // at its first step in time, which in reverse is the step visited before the border.
   bool reset(int64_t n, int64_t i) const {
     return seq.reset != nullptr && seq.reset[(seq.reverse ? offset(n - 1) : offset(n)) + i] != 0;
   }
@@ -36,7 +36,8 @@ struct Part {
   bool alone;              // no other thread needs what this one writes
 };
 
-// The first row at which `rank` of `size` shares of the work begin. Of rows sorted by length, the first are the longest.
+// The first row at which `rank` of `size` shares of the work begin. Of rows sorted by length, the first are the
+// longest.
 inline int64_t first_row(const Sequence& seq, int64_t rank, int64_t size) {
   if (seq.counts[seq.steps - 1] == seq.batch) return seq.batch * rank / size;
   if (rank == size) return seq.batch;
@@ -51,10 +52,7 @@ inline int64_t first_row(const Sequence& seq, int64_t rank, int64_t size) {
 
 inline Part part_of(const Plan& plan, const Sequence& seq, const Member& member, int64_t groups, int64_t projected) {
   if (plan.split == Split::kUnits && member.size > 1) {
-    return {{0, seq.batch},
-            share(groups, member.rank, member.size),
-            share(projected, member.rank, member.size),
-            false};
+    return {{0, seq.batch}, share(groups, member.rank, member.size), share(projected, member.rank, member.size), false};
   }
   return {{first_row(seq, member.rank, member.size), first_row(seq, member.rank + 1, member.size)},
           {0, groups},

@@ -17,8 +17,8 @@ struct Member {
   void wait() const;
 };
 
-// Runs body(context, member) on up to `threads` threads of torch's own OpenMP pool (fewer if the runtime grants fewer), the
-// caller included, and returns when all are done. With one thread, or inside a parallel region, it is a plain call.
+// Runs body(context, member) on up to `threads` threads of torch's own OpenMP pool (fewer if the runtime grants fewer),
+// the caller included, and returns when all are done. With one thread, or inside a parallel region, it is a plain call.
 void run_team(int threads, void (*body)(void* context, const Member& member), void* context);
 
 }  // namespace fastrnn

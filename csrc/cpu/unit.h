@@ -1,5 +1,6 @@
 // One cell's kernels for one instruction set: the whole of a translation unit. The build writes a source for each pair
-//   #define FASTRNN_ISA_AVX512 1 / FASTRNN_ISA_NAME avx512 / FASTRNN_CELL_HEADER "cells/lstm.h" / FASTRNN_CELL_NAME lstm
+//   #define FASTRNN_ISA_AVX512 1 / FASTRNN_ISA_NAME avx512 / FASTRNN_CELL_HEADER "cells/lstm.h" / FASTRNN_CELL_NAME
+//   lstm
 // and includes this file.
 //
 // Everything from the standard library and everything shared between instruction sets is included *before* the target
@@ -22,7 +23,8 @@
 
 #if defined(FASTRNN_ISA_AVX512)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")

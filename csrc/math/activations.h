@@ -1,8 +1,9 @@
 // Activation functions of a vector, and their derivatives taken from the *output*.
 //
 // Largest errors, tested against float64 (tests/test_activations.py):
-//   expm1 of a non-positive argument, tanh, sigmoid: 3 ULP in float32 and in float64 (relative to the true value; sigmoid
-//   is limited below at about 1.6e-38 in float32 and 1e-307 in float64 instead of running into subnormal numbers).
+//   expm1 of a non-positive argument, tanh, sigmoid: 3 ULP in float32 and in float64 (relative to the true value;
+//   sigmoid is limited below at about 1.6e-38 in float32 and 1e-307 in float64 instead of running into subnormal
+//   numbers).
 // NaN gives NaN; infinities give the limits.
 #pragma once
 
@@ -15,7 +16,8 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr float kLog2e = 1.44269504088896341f;
-  static constexpr float kLn2High = 0.693145751953125f;  // 1.4286e-6 short of ln 2, with zeros at the end: n·high is exact
+  static constexpr float kLn2High =
+      0.693145751953125f;  // 1.4286e-6 short of ln 2, with zeros at the end: n·high is exact
   static constexpr float kLn2Low = 1.42860682030941723e-6f;
   static constexpr float kLimit = 87.0f;
   static constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, held in the low bits
@@ -36,20 +38,9 @@ struct ExpConstants<double> {
 };
 
 // 1/k! for Taylor's series of exp, which within |r| ≤ ln2/2 needs 7 terms for float32 and 13 for float64.
-constexpr double kInverseFactorial[] = {1.0,
-                                        1.0,
-                                        1.0 / 2,
-                                        1.0 / 6,
-                                        1.0 / 24,
-                                        1.0 / 120,
-                                        1.0 / 720,
-                                        1.0 / 5040,
-                                        1.0 / 40320,
-                                        1.0 / 362880,
-                                        1.0 / 3628800,
-                                        1.0 / 39916800,
-                                        1.0 / 479001600,
-                                        1.0 / 6227020800};
+constexpr double kInverseFactorial[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 // exp(x) = scale · (1 + p), with scale a power of two and p = expm1(r) accurate relative to itself; |x| ≤ kLimit.
 template <class C>

@@ -1,8 +1,9 @@
 // The vector the kernels compute with: Vec<float> or Vec<double>, as wide as the instruction set's registers.
 //
-// Arithmetic is that of the compiler's vector extension, which gives SSE2, AVX2, AVX-512 and NEON from one text; only what
-// the extension cannot say (fused multiply-add, 16-bit conversions, partial loads of AVX-512) is written with intrinsics.
-// Included inside the target region of an instruction set: no function of the standard library may be used here.
+// Arithmetic is that of the compiler's vector extension, which gives SSE2, AVX2, AVX-512 and NEON from one text; only
+// what the extension cannot say (fused multiply-add, 16-bit conversions, partial loads of AVX-512) is written with
+// intrinsics. Included inside the target region of an instruction set: no function of the standard library may be used
+// here.
 #pragma once
 
 #include "math/half.h"

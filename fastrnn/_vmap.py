@@ -1,0 +1,66 @@
+"""How a vmapped dimension is taken into a layer's call: as more rows of its batch, or as one call for each sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def needs_each(args: tuple, weight_dims: tuple) -> bool:
+    """Whether vmap must make one call for each sample: rows of packed input, or of `lengths`, cannot be folded into one
+    batch without changing what the saved tensors hold; and a call has one set of weights.
+    """
+    return args[2] is not None or args[3] is not None or any(d is not None for d in weight_dims)
+
+
+def can_expand(args: tuple) -> bool:
+    """Whether the per-sample products may be taken outside of any further differentiation."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return False
+    if args[4] is not None:
+        return False
+    return not any(isinstance(t, Tensor) and t.requires_grad for t in args)
+
+
+class Rows:
+    """A vmapped dimension V folded into the batch: (…, B, …) ↔ (…, V·B, …)."""
+
+    def __init__(self, size: int, x: Tensor, dim: int | None):
+        self.size = size
+        self.batch = x.shape[1] if dim is None else x.movedim(dim, 0).shape[2]
+
+    def fold(self, t: Tensor | None, dim: int | None, at: int) -> Tensor | None:
+        """`at`: where the batch is in a tensor without V."""
+        if t is None:
+            return None
+        t = t.unsqueeze(at).expand(*t.shape[:at], self.size, *t.shape[at:]) if dim is None else t.movedim(dim, at)
+        return t.flatten(at, at + 1)
+
+    def unfold(self, t: Tensor, at: int) -> Tensor:
+        return t.unflatten(at, (self.size, self.batch))
+
+    def fold_saved(self, t: Tensor, dim: int | None) -> Tensor:
+        """A tensor kept for backward: (T, B, ·), or (0, 0) where the cell has no use for it."""
+        if t.dim() - (dim is not None) == 2:
+            return t if dim is None else t.select(dim, 0)
+        return self.fold(t, dim, 1)  # type: ignore[return-value]
+
+    def unfold_saved(self, t: Tensor) -> Tensor:
+        return t if t.dim() == 2 else self.unfold(t, 1)
+
+
+def step_dim(t: Tensor) -> int | None:
+    """The vmapped dimension of an unfolded (T, V, B, ·), none of a tensor that was left out."""
+    return 1 if t.dim() == 4 else None
+
+
+def each(function: Any, size: int, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
+    """vmap by one call for each sample."""
+
+    def sample(value: Any, dim: int | None, v: int) -> Any:
+        return value.select(dim, v) if isinstance(value, Tensor) and dim is not None else value
+
+    outs = [function.apply(*(sample(a, d, v) for a, d in zip(args, in_dims, strict=True))) for v in range(size)]
+    return tuple(torch.stack(ts) for ts in zip(*outs, strict=True)), (0,) * len(outs[0])
