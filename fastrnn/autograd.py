@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _ops, reference
+from fastrnn import _C, _ops, reference
 from fastrnn._vmap import Rows, can_expand, each, needs_each, step_dim
 from fastrnn.cells import CELLS
 
@@ -124,7 +124,7 @@ def _higher_order(cell, reverse, batch_sizes, lengths, reset, needs, inputs, gra
     )
 
 
-_ops._C.use_higher_order(_higher_order)
+_C.use_higher_order(_higher_order)
 
 
 def _layer_backward(setting: Setting, needs, inputs, grads, results):

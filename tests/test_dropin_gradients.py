@@ -214,6 +214,7 @@ def test_checkpoint(kind, reentrant):
     same(found[2], found[1], **LOOSE)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_tensors_hooks_and_anomaly_mode(kind):
     _, ours = layer_pair(kind)

@@ -17,7 +17,9 @@ STEPS, ROWS = 20, 32  # enough work for several threads
 
 
 def work(module, x, queue=None):
-    """Outputs and gradients as plain lists, which any process can send."""
+    """Sums of outputs and gradients as plain numbers, which any process can send."""
+    if queue is not None:
+        torch.set_num_threads(1)  # as DataLoader's workers do: GNU OpenMP hangs in a forked process, with torch's too
     y = module(x)[0]
     found = [y.detach().sum().item(), *(g.sum().item() for g in gradients(module, y).values())]
     if queue is not None:

@@ -14,6 +14,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
 
+pytestmark = pytest.mark.filterwarnings(  # of torch about itself
+    "ignore:.*torch.jit.*deprecated", "ignore:Attempted to insert a get_attr", "ignore:.*LeafSpec"
+)
 KINDS = list(LAYERS)
 LOOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -202,6 +205,20 @@ def test_compile_with_our_keywords(kind):
     same(compiled(x, random_hx(ours), lengths=lengths), ours(x, random_hx(ours), lengths=lengths), **LOOSE)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("cell", [False, True])
+def test_compile_under_autocast(kind, cell):
+    _, ours = (cell_pair if cell else layer_pair)(kind)
+
+    def call(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ours(x)
+
+    x = torch.randn(B, I) if cell else torch.randn(T, B, I)
+    torch._dynamo.reset()
+    same(torch.compile(call, fullgraph=True, backend="aot_eager")(x), call(x), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("cell", [False, True])
 def test_compiled_loop_over_steps(cell):
     rnn = fastrnn.GRUCell(I, H) if cell else fastrnn.GRU(I, H)
@@ -253,6 +270,17 @@ def test_make_fx_and_fake_tensors(kind):
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         y = ours(mode.from_tensor(x))
     assert y.shape == (T, B, 2)
+
+
+@pytest.mark.parametrize("kind", ["gru", "rnn_tanh"])
+def test_per_sample_gradients_by_expanded_weights(kind):
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    theirs, ours = layer_pair(kind, batch_first=True)
+    x = torch.randn(B, T, I)
+    for module in (theirs, ours):
+        call_for_per_sample_grads(module)(x)[0].square().sum().backward()
+    same([p.grad_sample for p in ours.parameters()], [p.grad_sample for p in theirs.parameters()], **LOOSE)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])

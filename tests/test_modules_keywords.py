@@ -209,6 +209,7 @@ def test_errors_of_reset():
     raises(ValueError, "reset: .* reset= and lengths=", lambda: ours(packed, reset=torch.zeros(B, T).bool()))
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
 def test_errors_of_backend():
     ours = fastrnn.LSTM(I, H)
     x = torch.zeros(T, B, I)

@@ -22,6 +22,7 @@ BACKENDS = ("auto", "fused", "reference", "torch")
 FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 PLAIN = frozenset((Tensor, Parameter))  # exact types: a subclass may mean anything by an operation
 _STRIDED = torch.strided
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _TRACED = (FakeTensor, FunctionalTensor)
 
 
@@ -76,7 +77,8 @@ def autocast_dtype() -> torch.dtype | None:
 
 
 def onednn_enabled() -> bool:
-    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    """Whether torch computes a padded LSTM with oneDNN."""
+    return _HAS_ONEDNN and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
 
 
 def run_dtype(
