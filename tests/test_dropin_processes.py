@@ -88,3 +88,47 @@ def test_distributed_data_parallel():
             same(found[1], found[0], rtol=1e-3, atol=1e-3)
         finally:
             torch.distributed.destroy_process_group()
+
+
+def train_on_a_share(rank, ranks, folder, name, queue):
+    """Two steps of training on this rank's rows; rank 0 sends the parameters."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    try:
+        parameters = train_on_rows(name, slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks), distributed=True)
+        if rank == 0:
+            queue.put([p.tolist() for p in parameters])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def train_on_rows(name, rows, distributed):
+    torch.manual_seed(5)  # the same weights and data everywhere
+    module = getattr(fastrnn, name)(I, H, 2)
+    x, target = torch.randn(STEPS, ROWS, I)[:, rows], torch.randn(STEPS, ROWS, H)[:, rows]
+    model = nn.parallel.DistributedDataParallel(module) if distributed else module
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x)[0], target).backward()
+        optimizer.step()
+    return [p.detach() for p in module.parameters()]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_two_processes_train_as_one_with_twice_the_batch(name):
+    expected = train_on_rows(name, slice(0, ROWS), distributed=False)
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [context.Process(target=train_on_a_share, args=(r, 2, folder, name, queue)) for r in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            if process.is_alive():
+                process.kill()
+        assert [process.exitcode for process in processes] == [0, 0]
+        found = queue.get()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(a), b, rtol=1e-4, atol=1e-6)

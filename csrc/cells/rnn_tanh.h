@@ -8,7 +8,7 @@ namespace FASTRNN_NAMESPACE {
 struct rnn_tanh {
   static constexpr int kGates = 1, kStates = 1, kSaved = 0;
   static constexpr bool kSplitGradient = false;
-  static constexpr bool kReadsHidden = false;
+  static constexpr bool kReadsHidden = true;
 
   template <class M, class V>
   FASTRNN_FN static void forward(const V (&wx)[1], const V (&rh)[1], const V (&)[1], V (&s_new)[1], V (&)[1]) {

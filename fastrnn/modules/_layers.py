@@ -22,22 +22,6 @@ def as_layers(weights: list[Tensor], bias: bool, proj_size: int) -> list[LayerWe
     return layers
 
 
-def writable(y: Tensor, backend: str) -> Tensor:
-    """``y`` for a caller who may change it in place, as with torch's GRU and RNN, although the backward pass needs what
-    it was.
-
-    A copy on write: it shares memory with ``y`` until one of them is written to, and costs less than a microsecond.
-    """
-    if (
-        not y.requires_grad
-        or backend == "reference"
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-    ):
-        return y
-    return torch._lazy_clone(y)
-
-
 def run_layers(
     cell: str,
     x: Tensor,
@@ -68,7 +52,7 @@ def run_layers(
     if len(weights) == 1:  # the usual case, free of stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
         y, last = sequence(cell, x, weights[0], initial, **options)
-        return writable(y, backend), tuple([state.unsqueeze(0) for state in last])
+        return y, tuple([state.unsqueeze(0) for state in last])
 
     initials = (
         [None] * len(weights) if states is None else list(zip(*[state.unbind(0) for state in states], strict=True))
@@ -84,6 +68,4 @@ def run_layers(
             outputs.append(y)
             finals.append(last)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-    return writable(x, backend) if directions == 1 else x, tuple(
-        [torch.stack(column) for column in zip(*finals, strict=True)]
-    )
+    return x, tuple([torch.stack(column) for column in zip(*finals, strict=True)])
