@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The options of `bench` are made by its own module, which no other command should wait for.
     wants_bench = next((arg for arg in argv if not arg.startswith("-")), None) == "bench"
     args = _parser(with_bench_options=wants_bench).parse_args(argv)
-    return args.command(args)
+    try:
+        status: int = args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `fastrnn info | head`: the reader has seen enough; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _parser(with_bench_options: bool) -> argparse.ArgumentParser:

@@ -99,8 +99,7 @@ def sequence(
         out = _ops.layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout)
         if out is not None:
             return out[0], tuple(out[1:])
-    # An exported program computes and does not train: the operator alone, without what backward would need.
-    if transformed or (_needs_graph(x, weights, states) and not (compiling and torch.compiler.is_exporting())):
+    if transformed or _needs_graph(x, weights, states):
         out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
         return out[0], out[1:-N_RESERVE]
     y, finals, _ = _ops.forward(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout, False)

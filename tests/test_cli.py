@@ -127,3 +127,10 @@ def test_info_does_not_load_the_benchmarks():
     code = "import sys; from fastrnn.cli import main; main(['info']); assert 'fastrnn.bench.cli' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    shell = f"{sys.executable} -m fastrnn info | head -n 1"
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert result.stdout.startswith("fastrnn")

@@ -1,0 +1,23 @@
+// run_team on threads of std::thread, with the real barrier: for ThreadSanitizer, which cannot see how an OpenMP runtime
+// that was not built for it orders its threads. Takes the place of csrc/cpu/team.cpp, compiled without OpenMP.
+#define run_team run_team_alone
+#include "cpu/team.cpp"
+#undef run_team
+
+#include <vector>
+
+namespace fastrnn {
+
+void run_team(int threads, void (*body)(void* context, const Member& member), void* context);
+
+void run_team(int threads, void (*body)(void* context, const Member& member), void* context) {
+  Barrier barrier;
+  std::vector<std::thread> others;
+  for (int rank = 1; rank < threads; ++rank) {
+    others.emplace_back([=, &barrier] { body(context, Member{rank, threads, &barrier}); });
+  }
+  body(context, Member{0, threads, &barrier});
+  for (std::thread& other : others) other.join();
+}
+
+}  // namespace fastrnn
