@@ -6,6 +6,7 @@ they return are in ``csrc/binding/ops.cpp``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ except ImportError as error:
         f"fastrnn: the compiled kernels cannot be loaded ({error}). In a checkout, build them with "
         "`pip install -e . --no-build-isolation`; if fastrnn is installed elsewhere, run Python outside of the checkout"
     ) from error
+
+if _C.capability_problem():
+    warnings.warn(f"{_C.capability_problem()}; using {_C.capability()}", stacklevel=2)
 
 
 class Sizes(NamedTuple):

@@ -1,6 +1,7 @@
 """The command line: what it prints, how it ends, and that it works without compiled kernels."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,17 @@ def test_a_reader_that_stops_early_is_no_error():
     result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert result.stderr == ""
     assert result.stdout.startswith("fastrnn")
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx3000"])
+def test_instruction_set_from_the_environment(name):
+    code = "import fastrnn._ops as o; print(o._C.capability())"
+    environment = {**os.environ, "FASTRNN_CPU_CAPABILITY": name}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=120
+    )
+    if name == "baseline":
+        assert result.stdout.split() == ["baseline"]
+        assert result.stderr == ""
+    else:
+        assert "FASTRNN_CPU_CAPABILITY names an instruction set that is unknown" in result.stderr
