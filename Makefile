@@ -17,7 +17,7 @@ VENV ?= .venv
 JOBS ?= 2
 
 PY := $(VENV)/bin/python
-CPP_FILES = find csrc -name '*.h' -o -name '*.cpp'
+CPP_FILES = find csrc tests/native -name '*.h' -o -name '*.cpp'
 
 .DEFAULT_GOAL := build
 .PHONY: bench test lint style format build deps venv clean

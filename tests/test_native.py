@@ -33,10 +33,9 @@ FEW_UNITS = {("lstm", "baseline"), ("lstm", "avx512"), ("gru", "baseline"), ("gr
 
 
 @pytest.fixture(scope="module")
-def tools(request):
+def tools():
     """The modules of tools/, and the compiler that the extension is built with."""
     sys.path.insert(0, str(ROOT / "tools"))
-    request.addfinalizer(lambda: sys.path.remove(str(ROOT / "tools")))
     import build_checks
     import generate_units
 
@@ -46,7 +45,8 @@ def tools(request):
     except SystemExit as problem:
         pytest.skip(str(problem))
     openmp = [] if sys.platform == "darwin" else compiler.openmp_compile  # there torch brings the runtime
-    return SimpleNamespace(units=generate_units, compiler=compiler, openmp=openmp)
+    yield SimpleNamespace(units=generate_units, compiler=compiler, openmp=openmp)
+    sys.path.remove(str(ROOT / "tools"))
 
 
 def build(tools, flags: list[str], pairs: set[tuple[str, str]] | None = None, team: Path | None = None) -> Path:
@@ -101,6 +101,7 @@ def ninja_file(command: list[str], sources: list[Path]) -> str:
 def run(folder: Path, *arguments: str) -> list[str]:
     """Lines that the program printed. What a sanitizer says ends it with an error."""
     environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=1"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # there are more threads than cores: one that spins holds up the others
     done = subprocess.run(
         [folder / "check_kernels", *arguments], capture_output=True, text=True, env=environment, timeout=600
     )

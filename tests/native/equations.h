@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <tuple>
 
 #include "problem.h"
 
@@ -15,10 +14,13 @@ inline bool has_equations(const std::string& cell) {
   return cell == "lstm" || cell == "gru" || cell == "rnn_tanh" || cell == "rnn_relu";
 }
 
+struct UnitState {
+  double h, c;
+};
+
 // One unit: a = W·x + b, r = R·h + b_r, both by gate; h (only GRU's own) and c before the step. Returns h and c after
 // it.
-inline std::pair<double, double> unit_step(const std::string& cell, const Values& a, const Values& r, double h,
-                                           double c) {
+inline UnitState unit_step(const std::string& cell, const Values& a, const Values& r, double h, double c) {
   if (cell == "rnn_tanh") return {tanh(a[0] + r[0]), 0};
   if (cell == "rnn_relu") return {std::max(0.0, a[0] + r[0]), 0};
   if (cell == "gru") {
@@ -61,7 +63,9 @@ inline void row_step(const Problem& p, int64_t row, RowState& state) {
       b[index(g)] = r[at];
     }
     const double before = p.projecting ? 0 : state.h[index(u)];
-    std::tie(h[index(u)], state.c[index(u)]) = unit_step(p.cell, a, b, before, state.c[index(u)]);
+    const UnitState after = unit_step(p.cell, a, b, before, state.c[index(u)]);
+    h[index(u)] = after.h;
+    state.c[index(u)] = after.c;
   }
   if (!p.projecting) {
     state.h = h;

@@ -13,6 +13,15 @@
 
 #include "cpu/args.h"
 
+// What gcc says with a macro, and clang with a question that gcc may not know.
+#if defined(__SANITIZE_ADDRESS__)
+#define FASTRNN_ADDRESS_SANITIZER 1
+#elif defined(__has_feature)
+#define FASTRNN_ADDRESS_SANITIZER __has_feature(address_sanitizer)
+#else
+#define FASTRNN_ADDRESS_SANITIZER 0
+#endif
+
 namespace check {
 
 using namespace fastrnn;
@@ -82,7 +91,7 @@ class Buffer {
   }
 
  private:
-#if defined(__SANITIZE_ADDRESS__)
+#if FASTRNN_ADDRESS_SANITIZER
   static constexpr size_t kFence = 0;
 #else
   static constexpr size_t kFence = 64;

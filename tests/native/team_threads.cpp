@@ -1,5 +1,5 @@
-// run_team on threads of std::thread, with the real barrier: for ThreadSanitizer, which cannot see how an OpenMP runtime
-// that was not built for it orders its threads. Takes the place of csrc/cpu/team.cpp, compiled without OpenMP.
+// run_team on threads of std::thread, with the real barrier: for ThreadSanitizer, which cannot see how an OpenMP
+// runtime that was not built for it orders its threads. Takes the place of csrc/cpu/team.cpp, compiled without OpenMP.
 #define run_team run_team_alone
 #include "cpu/team.cpp"
 #undef run_team
