@@ -65,7 +65,7 @@ def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset
         return w_hh.new_empty((*x.shape[:-1], width) if width > 0 else (0, 0), dtype=dtype)
 
     reserve = [
-        kept(sizes.gates * hidden, w_hh.dtype),
+        kept(sizes.gates * hidden if sizes.saved > 0 else 0, w_hh.dtype),
         kept(max(0, sizes.saved - sizes.gates) * hidden, w_hh.dtype),
         kept((sizes.states - 1) * hidden, compute),
         kept(hidden if w_hr is not None else 0, w_hh.dtype),

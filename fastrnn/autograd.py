@@ -119,9 +119,32 @@ def _gradients(setting: Setting, inputs, results, grads, needs_input_grad):
 
 def _higher_order(cell, reverse, batch_sizes, lengths, reset, needs, inputs, grads, results):
     """The eager layer's backward (csrc/binding/eager.cpp) where it is to be differentiated itself."""
+    if any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads):
+        return _by_reference(Setting(cell, reverse, batch_sizes, lengths, reset), needs, inputs, grads)
     return LayerBackward.apply(
         cell, reverse, batch_sizes, lengths, reset, needs, len(inputs), len(grads), *inputs, *grads, *results
     )
+
+
+def _by_reference(setting: Setting, needs, inputs, grads) -> tuple[Tensor, ...]:
+    """Gradients through the reference, for `is_grads_batched`: an older vmap, which knows no autograd.Function."""
+    create_graph = torch.is_grad_enabled()
+    wanted = [k for k, t in enumerate(inputs) if t is not None and needs[min(k, N_FIXED)] and t.requires_grad]
+    with torch.enable_grad():
+        outputs = _run_reference(setting, tuple(inputs))
+        seeded = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+        found = torch.autograd.grad(
+            [o for o, _ in seeded],
+            [inputs[k] for k in wanted],
+            [g for _, g in seeded],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    out = [torch.zeros_like(t) if t is not None else inputs[0].new_empty(0) for t in inputs]
+    for k, g in zip(wanted, found, strict=True):
+        if g is not None:
+            out[k] = g
+    return tuple(out)
 
 
 _C.use_higher_order(_higher_order)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastrnn import _ops, reference
 from fastrnn.autograd import N_RESERVE, Layer
-from fastrnn.cells import CELLS
+from fastrnn.cells import CELLS, CellSpec
 
 _FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _BACKENDS = ("auto", "fused", "reference")
@@ -85,25 +85,54 @@ def sequence(
     if backend != "auto" and backend not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
     states = () if states is None else tuple(states)
-    if backend == "reference" or torch.autograd.forward_ad._current_level >= 0 or not _fusible(weights, backend):
+    compiling = torch.compiler.is_compiling()
+    transformed = torch._C._are_functorch_transforms_active()
+    if backend == "reference" or _must_be_plain(compiling and transformed) or not _fusible(weights, backend):
         if not states:
             batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
             hidden = weights.w_hh.shape[0] // spec.gates
             states = reference.zero_states(spec, x, batch, hidden, weights.w_hh.shape[1])
-        return reference.sequence(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
+        return _without_autocast(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    compiling = torch.compiler.is_compiling()
-    transformed = not compiling and torch._C._are_functorch_transforms_active()
     layout = (batch_sizes, lengths, reset, reverse)
     if not compiling and not transformed:
-        out = _ops.layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout)
+        try:
+            out = _ops.layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout)
+        except TypeError:
+            _check_types(x, weights, states, layout)
+            raise
         if out is not None:
             return out[0], tuple(out[1:])
     if transformed or _needs_graph(x, weights, states):
         out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
-        return out[0], out[1:-N_RESERVE]
+        # A copy, as y may be changed in place: neither the compiler nor torch.func notices that for the saved one.
+        return out[0].clone(), out[1:-N_RESERVE]
     y, finals, _ = _ops.forward(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout, False)
     return y, tuple(finals)
+
+
+def _must_be_plain(transformed_and_compiling: bool) -> bool:
+    """Forward mode; and torch.func inside a compiled function, where dynamo says that nothing requires a gradient."""
+    return transformed_and_compiling or torch.autograd.forward_ad._current_level >= 0
+
+
+def _without_autocast(spec: CellSpec, x: Tensor, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    device = x.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return reference.sequence(spec, x, *arguments)
+    return reference.sequence(spec, x, *arguments)
+
+
+def _check_types(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...], layout: tuple) -> None:
+    """Raises a TypeError that names the argument which is no tensor."""
+    named: dict[str, Any] = {"x": x, **LayerWeights(*weights)._asdict()}
+    named |= {f"states[{k}]": s for k, s in enumerate(states)}
+    named |= dict(zip(("batch_sizes", "lengths", "reset"), layout, strict=False))
+    optional = ("w_ih", "b_ih", "b_hh", "w_hr", "batch_sizes", "lengths", "reset")
+    for name, value in named.items():
+        if not isinstance(value, Tensor) and not (value is None and name in optional):
+            raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}") from None
 
 
 def _needs_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]) -> bool:

@@ -63,7 +63,7 @@ def _why_missing(error: ImportError) -> dict[str, str]:
     else:
         command = f"{sys.executable} -m pip install --no-build-isolation --no-deps --force-reinstall fastrnn"
     if isinstance(error, ModuleNotFoundError) and error.name == "fastrnn._C":
-        reason = "the C++ kernels are not built for this Python; the plain torch reference is used"
+        reason = "the C++ kernels are not built for this Python"
     else:  # most often an undefined symbol, because torch was exchanged after the build
         reason = f"the C++ kernels are built but cannot be loaded, build them again for this torch ({error})"
     return {"error": reason, "command": command}

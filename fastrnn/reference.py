@@ -58,7 +58,10 @@ def sequence(
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
         x = torch.where((steps < lengths.to(x.device)).unsqueeze(-1), x, torch.zeros_like(x))
-    wx = x if w_ih is None else F.linear(x, w_ih, b_ih)
+    if w_ih is not None:
+        wx = F.linear(x, w_ih, b_ih)
+    else:
+        wx = x if b_ih is None else x + b_ih
     if batch_sizes is not None:
         return _packed(step, wx, states, [int(n) for n in batch_sizes.tolist()], reverse)
     return _padded(step, wx, states, lengths, reset, reverse)

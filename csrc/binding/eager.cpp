@@ -14,6 +14,12 @@ using torch::autograd::variable_list;
 
 HigherOrder higher_order;
 
+bool is_plain(const Tensor& t) {
+  constexpr c10::DispatchKeySet kWrapped({c10::DispatchKey::Python, c10::DispatchKey::Batched,
+                                          c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  return !t.key_set().has_any(kWrapped);
+}
+
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
 
 std::tuple<Tensor, Tensors, Tensors> forward(const LayerCall& call, bool training) {
@@ -34,7 +40,9 @@ struct Layer : torch::autograd::Function<Layer> {
     ctx->set_materialize_grads(false);
     // torch.nn.GRU and RNN let their output be changed in place. So y is saved under a version counter of its own, and
     // `watched` tells whether the caller's was changed since.
-    ctx->saved_data["watched"] = y.detach();
+    Tensor watched = at::empty({0}, y.options());  // the counter alone: y's memory may go when its owner lets it go
+    torch::autograd::impl::set_version_counter(watched, torch::autograd::impl::version_counter(y));
+    ctx->saved_data["watched"] = watched;
     variable_list saved = call.inputs;
     for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) saved.push_back(t.value_or(Tensor()));
     saved.push_back(y.variable_data());
@@ -82,7 +90,11 @@ struct Layer : torch::autograd::Function<Layer> {
       results = {y};
       results.insert(results.end(), reserve.begin(), reserve.end());
     }
-    if (at::GradMode::is_enabled()) return higher_order(call, needs, grads, results);
+    // A gradient that is not plain (batched by vmap, wrapped by torch.func) is the business of Python as well.
+    const auto wrapped = [](const Tensor& g) { return g.defined() && !is_plain(g); };
+    if (at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), wrapped)) {
+      return higher_order(call, needs, grads, results);
+    }
     const Tensors& in = call.inputs;
     c10::List<OptionalTensor> finals;
     for (size_t k = 1; k < grads.size(); ++k) finals.push_back(optional(grads[k]));
@@ -101,14 +113,12 @@ bool is_plain(const LayerCall& call) {
       c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::Tracer)) {
     return false;
   }
-  for (const Tensor& t : call.inputs) {
-    if (t.defined() && (!t.device().is_cpu() || t.key_set().has(c10::DispatchKey::Python))) return false;
-  }
-  return true;
+  return std::all_of(call.inputs.begin(), call.inputs.end(),
+                     [](const Tensor& t) { return !t.defined() || (t.device().is_cpu() && is_plain(t)); });
 }
 
 Tensors run_layer(const LayerCall& call) {
-  if (at::GradMode::is_enabled()) {
+  if (at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled()) {
     Tensors present;
     bool needed = false;
     for (const Tensor& t : call.inputs) {

@@ -41,11 +41,13 @@ Tensor checked_lengths(const Tensor& given, int64_t steps, int64_t batch) {
 
 }  // namespace
 
+Tensor dense(const Tensor& t) { return t.contiguous().resolve_neg(); }
+
 Layout::Layout(const Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-               const OptionalTensor& reset_flags)
-    : shape(x.sizes().begin(), x.sizes().end() - 1) {
+               const OptionalTensor& reset_flags) {
   const int64_t dims = batch_sizes ? 2 : 3;
   TORCH_CHECK(x.dim() == dims, "input must have ", dims, " dimensions, got ", x.dim());
+  shape.assign(x.sizes().begin(), x.sizes().end() - 1);
   if (batch_sizes) {
     TORCH_CHECK_VALUE(!lengths && !reset_flags, "packed input takes neither lengths nor reset");
     check_batch_sizes(*batch_sizes, x.size(0));
@@ -87,7 +89,7 @@ Layout::Layout(const Tensor& x, const OptionalTensor& batch_sizes, const Optiona
 }
 
 Tensor Layout::gather(const Tensor& padded) const {
-  const Tensor flat = padded.reshape({-1, padded.size(-1)}).contiguous();
+  const Tensor flat = dense(padded.dim() > 2 ? padded.flatten(0, 1) : padded);
   return index.defined() ? flat.index_select(0, index) : flat;
 }
 
@@ -104,9 +106,7 @@ Tensor Layout::shaped(const Tensor& rows) const {
   return rows.view(sizes);
 }
 
-Tensor Layout::sort(const Tensor& state) const {
-  return order.defined() ? state.index_select(0, order) : state.contiguous();
-}
+Tensor Layout::sort(const Tensor& state) const { return order.defined() ? state.index_select(0, order) : dense(state); }
 
 Tensor Layout::unsort(const Tensor& state) const {
   if (!order.defined()) return state;

@@ -41,6 +41,9 @@ struct Layout {
   Sequence sequence(int64_t hidden, int64_t projected, bool reverse) const;
 };
 
+// The tensor as a kernel may read it: its values in order, none of them waiting to be negated.
+Tensor dense(const Tensor& t);
+
 // Number of threads torch would use now.
 int threads();
 // Overrides the choice of plan.cpp (experiments, tests).

@@ -16,7 +16,7 @@ struct Inside {
 };
 
 const void* data_of(const OptionalTensor& t) { return t && t->defined() ? t->const_data_ptr() : nullptr; }
-OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : t; }
+OptionalTensor dense_if(const OptionalTensor& t) { return t ? OptionalTensor(dense(*t)) : t; }
 
 // R·h + b_hh of a sequence's only step: no use packing weights that are read once.
 Tensor only_product(const Call& call, const Tensors& states, const Weights& w) {
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
   const Layout& layout = call.layout;
   const int64_t GH = call.gate_width(), H = call.hidden, P = call.projected;
   const int G = call.cell->gates, S = call.cell->states, K = call.cell->saved;
-  const Weights w{w_ih, w_hh.contiguous(), contiguous(b_ih), contiguous(b_hh), contiguous(w_hr)};
+  const Weights w{w_ih, dense(w_hh), dense_if(b_ih), dense_if(b_hh), dense_if(w_hr)};
   std::vector<int64_t> x_sizes = layout.shape;
   x_sizes.push_back(w_ih ? w_ih->size(-1) : GH);
   if (w_ih) call.check(*w_ih, {GH, w_ih->size(-1)}, "w_ih");
@@ -104,7 +104,8 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
   for (Tensor& f : finals) f = layout.unsort(f);
   Tensors reserve;
   if (training) {
-    for (const Tensor& t : {gates, extra, cells, unprojected}) {
+    const Tensor none = at::empty({0, 0}, call.options);
+    for (const Tensor& t : {K > 0 ? gates : none, extra, cells, unprojected}) {
       // A function of its inputs alone, also where nobody looks.
       if (t.size(0) > layout.rows) t.narrow(0, layout.rows, t.size(0) - layout.rows).zero_();
       reserve.push_back(t.size(0) == layout.capacity() ? layout.shaped(t) : t);
@@ -128,15 +129,31 @@ struct Backward {
            const Tensor& y, at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
            const OptionalTensor& reset)
       : call(cell, y, w_hh, w_hr, batch_sizes, lengths, reset),
-        w_hh(w_hh.contiguous()),
-        w_hr(contiguous(w_hr)),
+        w_hh(dense(w_hh)),
+        w_hr(dense_if(w_hr)),
         y(call.layout.gather(y)),
         reserve(reserve.begin(), reserve.end()) {
     call.check_states(initial, "states");
     TORCH_CHECK(reserve.size() == 4, "reserve: expected what a forward pass with training=True returned, got ",
                 reserve.size(), " tensors");
-    for (Tensor& t : this->reserve) t = t.contiguous();
+    check_reserve();
     for (const Tensor& s : initial) states.push_back(call.layout.sort(s));
+  }
+
+  void check_reserve() {
+    const CellKernels& cell = *call.cell;
+    const int64_t H = call.hidden;
+    const std::array<int64_t, 4> widths{cell.saved > 0 ? cell.gates * H : 0, std::max(0, cell.saved - cell.gates) * H,
+                                        (cell.states - 1) * H, w_hr ? H : 0};
+    const auto type = c10::typeMetaToScalarType(call.options.dtype());
+    for (size_t k = 0; k < reserve.size(); ++k) {
+      const auto expected = k == 2 ? compute_type(type) : type;
+      TORCH_CHECK(reserve[k].numel() == widths[k] * (widths[k] > 0 ? call.layout.capacity() : 0) &&
+                      (widths[k] == 0 || reserve[k].scalar_type() == expected) && reserve[k].device().is_cpu(),
+                  "reserve: expected what the forward pass returned, got ", reserve[k].toString(), " of shape ",
+                  reserve[k].sizes(), " at position ", k);
+      reserve[k] = dense(reserve[k]);
+    }
   }
 };
 
@@ -151,6 +168,8 @@ Gradients run_backward(const Backward& b, const OptionalTensor& grad_y, const c1
   const Call& call = b.call;
   const Layout& layout = call.layout;
   const int S = call.cell->states;
+  TORCH_CHECK(grad_final.empty() || static_cast<int>(grad_final.size()) == S, "grad_final: expected ", S,
+              " gradients, got ", grad_final.size());
   Buffers buffers;
   Gradients out;
   const std::vector<int64_t> wide{layout.rows, call.gate_width()};

@@ -18,7 +18,7 @@ struct rnn_relu {
   template <class M, class V>
   FASTRNN_FN static void backward(const V (&)[1], const V (&)[1], const V (&s_new)[1], const V (&ds_new)[1], V (&da)[1],
                                   V (&)[1], V (&ds)[1]) {
-    da[0] = where_positive(s_new[0], ds_new[0], V::zero());
+    da[0] = where_not_positive(s_new[0], V::zero(), ds_new[0]);
     ds[0] = V::zero();
   }
 };

@@ -52,7 +52,9 @@ const char* capability_name(int k) { return kNames[k]; }
 bool capability_supported(int k) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (k >= 1 && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return false;
+  if (k >= 1 && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))) {
+    return false;
+  }
   if (k >= 2 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) {
     return false;

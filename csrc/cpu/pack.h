@@ -19,6 +19,13 @@ struct Range {
 // The part of [0, n) that belongs to `rank` of `size`.
 FASTRNN_FN Range share(int64_t n, int rank, int size) { return {n * rank / size, n * (rank + 1) / size}; }
 
+// What is fetched into the second-level cache meanwhile: so many lines at each depth. Weights that do not fit there
+// would otherwise come at the speed of what lies behind it, once a step, with the arithmetic waiting.
+struct Ahead {
+  const char* from = nullptr;
+  int lines = 0;
+};
+
 template <class C>
 struct Panels {
   C* data;
@@ -32,6 +39,17 @@ struct Panels {
   int64_t groups() const { return groups(units); }
   int64_t stride() const { return depth * blocks * Vec<C>::kLanes; }
   C* group(int64_t j) const { return data + j * stride(); }
+
+  // The share of the groups from j on (the next ones to be used; after the last, the first) that is fetched while the
+  // `part`-th of `parts` of the rows is computed. Nothing if all weights are near anyway or there is nothing to hide
+  // behind.
+  Ahead ahead(int64_t j, int width, int64_t part, int64_t parts) const {
+    constexpr int64_t kNear = 1 << 20;
+    if (parts < 2 || size(units, depth, blocks) * static_cast<int64_t>(sizeof(C)) <= kNear) return {};
+    const int64_t lines = divide_up(width * blocks * kVectorBytes, 64 * parts);  // of 64 bytes, at each depth
+    const C* from = group(j < groups() ? j : 0) + part * lines * depth * (64 / static_cast<int64_t>(sizeof(C)));
+    return {reinterpret_cast<const char*>(from), static_cast<int>(lines)};
+  }
 };
 
 // From w [blocks·units, depth], the layout of w_hh in forward: rows become lanes.

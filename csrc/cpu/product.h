@@ -31,7 +31,7 @@ constexpr int groups_of() {
 // tile[g][r][v] = bias[g][v] + Σ_k x[r][k] · panel[g][k][v]
 template <class C, int NV, int NT, int MR>
 void product_tile(const C* panel, int64_t panel_stride, const C* bias, const C* x, int64_t x_stride, int64_t depth,
-                  C* tile) {
+                  Ahead ahead, C* tile) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
   int64_t k = 0;
@@ -48,6 +48,8 @@ void product_tile(const C* panel, int64_t panel_stride, const C* bias, const C* 
     }
     const bool first = k == 0;
     for (const int64_t end = smaller(k + kChain, depth); k < end; ++k) {
+      for (int line = 0; line < ahead.lines; ++line)
+        __builtin_prefetch(ahead.from + (k * ahead.lines + line) * 64, 0, 2);
       V w[NT][NV];
       FASTRNN_UNROLL
       for (int g = 0; g < NT; ++g) {
@@ -81,18 +83,18 @@ void product_tile(const C* panel, int64_t panel_stride, const C* bias, const C* 
 // The same with MR and NT chosen at run time; NT must not exceed groups_of<NV, rows>().
 template <class C, int NV, int MR>
 FASTRNN_FN void product_groups(int groups, const C* panel, int64_t panel_stride, const C* bias, const C* x,
-                               int64_t x_stride, int64_t depth, C* tile) {
+                               int64_t x_stride, int64_t depth, Ahead ahead, C* tile) {
   constexpr int kMost = groups_of<NV, MR>();
   if constexpr (kMost >= 8) {
-    if (groups == 8) return product_tile<C, NV, 8, MR>(panel, panel_stride, bias, x, x_stride, depth, tile);
+    if (groups == 8) return product_tile<C, NV, 8, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
   }
   if constexpr (kMost >= 4) {
-    if (groups == 4) return product_tile<C, NV, 4, MR>(panel, panel_stride, bias, x, x_stride, depth, tile);
+    if (groups == 4) return product_tile<C, NV, 4, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
   }
   if constexpr (kMost >= 2) {
-    if (groups == 2) return product_tile<C, NV, 2, MR>(panel, panel_stride, bias, x, x_stride, depth, tile);
+    if (groups == 2) return product_tile<C, NV, 2, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
   }
-  product_tile<C, NV, 1, MR>(panel, panel_stride, bias, x, x_stride, depth, tile);
+  product_tile<C, NV, 1, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
 }
 
 template <class C, int NV, int MR = kRowsOf<NV>>
@@ -105,13 +107,13 @@ FASTRNN_FN int most_groups(int rows) {
 
 template <class C, int NV, int MR = kRowsOf<NV>>
 FASTRNN_FN void product(int rows, int groups, const C* panel, int64_t panel_stride, const C* bias, const C* x,
-                        int64_t x_stride, int64_t depth, C* tile) {
+                        int64_t x_stride, int64_t depth, Ahead ahead, C* tile) {
   if constexpr (MR > 1) {
     if (rows < MR) {
-      return product<C, NV, MR - 1>(rows, groups, panel, panel_stride, bias, x, x_stride, depth, tile);
+      return product<C, NV, MR - 1>(rows, groups, panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
     }
   }
-  product_groups<C, NV, MR>(groups, panel, panel_stride, bias, x, x_stride, depth, tile);
+  product_groups<C, NV, MR>(groups, panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
 }
 
 // For each group of units in `groups` and each row in [rows.begin, rows.end): the product, then
@@ -125,18 +127,18 @@ void sweep(const Panels<C>& weights, const C* bias, const C* x, int64_t x_stride
   const int64_t count = rows.end - rows.begin;
   if (count <= 0) return;
   const int64_t blocks = divide_up(count, kRowsOf<NV>);
-  const int height = static_cast<int>(divide_up(count, blocks));
   alignas(64) C tile[kMaxTile * kLanes];
-  int width = most_groups<C, NV>(height);
+  int width = most_groups<C, NV>(static_cast<int>(divide_up(count, blocks)));
   for (int64_t j = groups.begin; j < groups.end; j += width) {
     while (width > groups.end - j) width /= 2;
-    for (int64_t row = rows.begin; row < rows.end; row += height) {
-      const int n = static_cast<int>(smaller(height, rows.end - row));
+    int64_t row = rows.begin;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int n = static_cast<int>(divide_up(rows.end - row, blocks - block));
       const int with_operand = static_cast<int>(larger(0, smaller(n, live - row)));
       if (with_operand > 0) {
         product<C, NV>(with_operand, width, weights.group(j), weights.stride(),
                        bias != nullptr ? bias + j * NV * kLanes : nullptr, x + row * x_stride, x_stride, weights.depth,
-                       tile);
+                       weights.ahead(j + width, width, block, blocks), tile);
       }
       for (int g = 0; g < width; ++g) {
         for (int r = 0; r < with_operand; ++r) stage(row + r, j + g, tile + (g * with_operand + r) * NV * kLanes);
@@ -150,6 +152,7 @@ void sweep(const Panels<C>& weights, const C* bias, const C* x, int64_t x_stride
           }
         }
       }
+      row += n;
     }
   }
 }

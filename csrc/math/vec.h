@@ -100,10 +100,10 @@ template <class C>
 FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
   return a.v < b.v ? a.v : b.v;
 }
-// positive ? a : b, decided by x > 0.
+// x ≤ 0 ? a : b; NaN is not ≤ 0.
 template <class C>
-FASTRNN_FN Vec<C> where_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
-  return x.v > typename Vec<C>::Native{} ? a.v : b.v;
+FASTRNN_FN Vec<C> where_not_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
+  return x.v <= typename Vec<C>::Native{} ? a.v : b.v;
 }
 template <class C>
 FASTRNN_FN typename Vec<C>::Bits bits(Vec<C> x) {
