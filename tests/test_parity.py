@@ -6,11 +6,12 @@ has few elements torch may be lucky, so its error counts as at least a few units
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastrnn import _C
@@ -82,12 +83,19 @@ def check(cell: str, shape: tuple[int, int, int, int], dtype: torch.dtype, proje
         assert found <= allowed, f"{name}: error {found:.3e}, torch's {rms(other.double() - right):.3e}"
 
 
-limits = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Where a result has to be repeatable the draws are the same every time; elsewhere every run looks at new ones.
+limits = settings(
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 @limits
+@example(shape=(257, 1, 1, 1))  # in 16 bits W·x and its bias nearly cancel here: rounded once, not twice
 @given(shape=shapes)
 def test_error_is_at_most_twice_torchs(cell, dtype, shape):
     check(cell, shape, dtype)

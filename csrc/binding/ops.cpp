@@ -25,16 +25,28 @@ Tensor only_product(const Call& call, const Tensors& states, const Weights& w) {
   return w.b_hh ? w.b_hh->expand(sizes).contiguous() : at::zeros(sizes, call.options);
 }
 
-// W·x for all rows, in memory that the kernels may write to.
-Tensor input_product(const Call& call, const Tensor& x, const OptionalTensor& w_ih, bool training) {
+// Whether the library adds b_ih: a 16-bit W·x must not be rounded before the bias, with which it may cancel. Otherwise
+// the kernel does, which saves a pass over W·x.
+bool adds_bias(const Call& call, const OptionalTensor& w_ih, const OptionalTensor& b_ih) {
+  return w_ih && b_ih && (call.format == Format::kBFloat16 || call.format == Format::kFloat16);
+}
+
+// W·x (and b_ih, see above) for all rows, in memory that the kernels may write to.
+Tensor input_product(const Call& call, const Tensor& x, const OptionalTensor& w_ih, const OptionalTensor& b_ih,
+                     bool training) {
+  const OptionalTensor bias = adds_bias(call, w_ih, b_ih) ? b_ih : OptionalTensor();
   const Tensor rows = call.layout.gather(x);
   const bool ragged = call.layout.capacity() > call.layout.rows;
-  if (!ragged && w_ih) return at::linear(rows, *w_ih).contiguous();
+  if (!ragged && w_ih) return at::linear(rows, *w_ih, bias).contiguous();
   if (!ragged && (!training || call.layout.index.defined())) return rows;
   Tensor gates = at::empty({call.layout.capacity(), call.gate_width()}, call.options);
   Tensor used = gates.narrow(0, 0, call.layout.rows);
   if (w_ih) {
-    at::mm_out(used, rows, w_ih->t());
+    if (bias) {
+      at::addmm_out(used, *bias, rows, w_ih->t());
+    } else {
+      at::mm_out(used, rows, w_ih->t());
+    }
   } else {
     used.copy_(rows);
   }
@@ -74,7 +86,7 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
     return buffers.empty({kept ? layout.capacity() : 0, kept ? width : 0}, call.options.dtype(type));
   };
   const auto type = w_hh.scalar_type();
-  const Tensor gates = input_product(call, x, w_ih, training);
+  const Tensor gates = input_product(call, x, w_ih, b_ih, training);
   const Tensor extra = saved(K > G, (K - G) * H, type);
   const Tensor cells = saved(S > 1, (S - 1) * H, compute_type(type));
   const Tensor unprojected = saved(w_hr.has_value(), H, type);
@@ -84,7 +96,7 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
   ForwardArgs args{};
   args.seq = layout.sequence(H, P, reverse);
   args.w_hh = w.w_hh.const_data_ptr();
-  args.b_ih = data_of(w.b_ih);
+  args.b_ih = adds_bias(call, w_ih, b_ih) ? nullptr : data_of(w.b_ih);
   args.b_hh = rh.defined() ? nullptr : data_of(w.b_hh);
   args.w_hr = data_of(w.w_hr);
   args.rh = rh.defined() ? rh.const_data_ptr() : nullptr;
