@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "binding/buffers.h"
+#include "binding/products.h"
 
 namespace fastrnn {
 
@@ -20,7 +21,7 @@ OptionalTensor dense_if(const OptionalTensor& t) { return t ? OptionalTensor(den
 
 // R·h + b_hh of a sequence's only step: no use packing weights that are read once.
 Tensor only_product(const Call& call, const Tensors& states, const Weights& w) {
-  if (!states.empty()) return at::linear(states[0], w.w_hh, w.b_hh).contiguous();
+  if (!states.empty()) return products::forward(states[0], w.w_hh, w.b_hh);
   const std::vector<int64_t> sizes{call.layout.batch, call.gate_width()};
   return w.b_hh ? w.b_hh->expand(sizes).contiguous() : at::zeros(sizes, call.options);
 }
@@ -37,16 +38,12 @@ Tensor input_product(const Call& call, const Tensor& x, const OptionalTensor& w_
   const OptionalTensor bias = adds_bias(call, w_ih, b_ih) ? b_ih : OptionalTensor();
   const Tensor rows = call.layout.gather(x);
   const bool ragged = call.layout.capacity() > call.layout.rows;
-  if (!ragged && w_ih) return at::linear(rows, *w_ih, bias).contiguous();
+  if (!ragged && w_ih) return products::forward(rows, *w_ih, bias);
   if (!ragged && (!training || call.layout.index.defined())) return rows;
   Tensor gates = at::empty({call.layout.capacity(), call.gate_width()}, call.options);
   Tensor used = gates.narrow(0, 0, call.layout.rows);
   if (w_ih) {
-    if (bias) {
-      at::addmm_out(used, *bias, rows, w_ih->t());
-    } else {
-      at::mm_out(used, rows, w_ih->t());
-    }
+    products::forward_into(used, rows, *w_ih, bias);
   } else {
     used.copy_(rows);
   }
@@ -225,7 +222,7 @@ Gradients run_backward(const Backward& b, const OptionalTensor& grad_y, const c1
   }
   if (layout.batch > 0) buffers.verify(call.cell->backward[static_cast<int>(call.format)](args));
   if (want_initial && !args.initial_product) {
-    out.initial[0].narrow(0, 0, layout.rows).add_(at::mm(out.drh, b.w_hh));
+    out.initial[0].narrow(0, 0, layout.rows).add_(products::of_input(out.drh, b.w_hh));
   }
   for (Tensor& g : out.initial) g = layout.unsort(g);
   return out;
@@ -257,14 +254,16 @@ Tensor hidden_before(const Backward& b, bool reverse) {
 // ∂L/∂w_hh = Σ drhᵀ·h.
 Tensor recurrent_gradient(const Backward& b, const Tensor& drh, bool reverse) {
   const Layout& layout = b.call.layout;
-  if (!layout.plain()) return at::mm(drh.t(), hidden_before(b, reverse));
+  if (!layout.plain()) return products::of_weight(drh, hidden_before(b, reverse));
   const int64_t B = layout.batch, rest = layout.rows - B;
   const int64_t first = reverse ? rest : 0;  // the step that starts from the initial state
   const Tensor later = drh.narrow(0, reverse ? 0 : B, rest), h = b.y.narrow(0, reverse ? B : 0, rest);
-  if (b.states.empty()) return rest == 0 ? at::zeros_like(b.w_hh) : at::mm(later.t(), h);
+  if (b.states.empty()) return rest == 0 ? at::zeros_like(b.w_hh) : products::of_weight(later, h);
   const Tensor start = drh.narrow(0, first, B);
-  if (rest == 0) return at::mm(start.t(), b.states[0]);
-  return at::mm(later.t(), h).addmm_(start.t(), b.states[0]);
+  if (rest == 0) return products::of_weight(start, b.states[0]);
+  Tensor sum = products::of_weight(later, h);
+  products::add_of_weight(sum, start, b.states[0]);
+  return sum;
 }
 
 // sequence_backward: the time loop alone. ∂L/∂wx (N, G·H), ∂L/∂rh (N, G·H; empty if it is the same), gradients of the
@@ -300,15 +299,16 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
   const Layout& layout = b.call.layout;
   Tensors out(6);
   for (Tensor& t : out) t = at::empty({0}, b.call.options);
-  if (needs[0]) out[0] = layout.scatter(w_ih ? at::mm(g.da, *w_ih) : g.da);
-  if (needs[1] && w_ih) out[1] = at::mm(g.da.t(), layout.gather(x));
+  if (needs[0]) out[0] = layout.scatter(w_ih ? products::of_input(g.da, *w_ih) : g.da);
+  if (needs[1] && w_ih) out[1] = products::of_weight(g.da, layout.gather(x));
   if (needs[2]) out[2] = recurrent_gradient(b, g.drh, reverse);
   if (needs[3]) out[3] = sum_rows(g.da);
   if (needs[4]) {
     const bool same = needs[3] && !b.call.cell->split_gradient;
     out[4] = same ? out[3].clone() : sum_rows(g.drh);  // never one tensor for two gradients
   }
-  if (needs[5] && w_hr) out[5] = at::mm(g.dh.t(), b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows));
+  if (needs[5] && w_hr)
+    out[5] = products::of_weight(g.dh, b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows));
   for (const Tensor& t : g.initial) out.push_back(t);
   return out;
 }

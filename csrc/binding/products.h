@@ -1,0 +1,20 @@
+// The matrix products around a recurrence: of the input, and of the gradients. One place, so that each may be computed
+// by whatever is best for its size and number format.
+#pragma once
+
+#include "binding/ops.h"
+
+namespace fastrnn::products {
+
+// x·wᵀ (+ bias): x (N, K), or with leading dimensions; w (M, K); bias (M). Contiguous.
+Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
+// The same into `out` (N, M), which may be part of a larger tensor.
+void forward_into(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
+// g·w, the gradient of x: g (N, M), w (M, K).
+Tensor of_input(const Tensor& g, const Tensor& w);
+// gᵀ·x, the gradient of w: g (N, M), x (N, K).
+Tensor of_weight(const Tensor& g, const Tensor& x);
+// Adds gᵀ·x to `sum` (M, K).
+void add_of_weight(Tensor& sum, const Tensor& g, const Tensor& x);
+
+}  // namespace fastrnn::products
