@@ -39,8 +39,8 @@ struct Backward {
       : args(a), seq(opposite(a.seq)), steps{seq}, H(seq.hidden), P(seq.projected), projecting(a.w_hr != nullptr) {
     for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr;
     plan = make_plan(seq, {seq.batch, G * H, P, static_cast<int>(sizeof(C)), projecting ? 2 : 1});
-    recurrent = {nullptr, G * H, P, 1};
-    projection = {nullptr, P, H, 1};
+    recurrent = {nullptr, G * H, P, 1, tile_width<1>(rows_of_a_thread(plan, seq))};
+    projection = {nullptr, P, H, 1, tile_width<1>(rows_of_a_thread(plan, seq))};
     at_recurrent = workspace.add(needs_product() ? recurrent.size(P, G * H, 1) : 0, sizeof(C));
     if (projecting) {
       at_projection = workspace.add(projection.size(H, P, 1), sizeof(C));
@@ -187,7 +187,8 @@ struct Backward {
       }
     };
     const C* x = n > 0 ? operand_of(n - 1) : nullptr;
-    sweep<1>(recurrent, static_cast<const C*>(nullptr), x, G * H, rows, live, part.projected_groups, stage);
+    const Sweep<1, C> sweep{recurrent, nullptr, x, G * H, part.projected_groups, (n & 1) != 0};
+    sweep.run(rows, live, stage);
   }
 
   // States other than h of a row that has no step in visit n.
@@ -224,8 +225,8 @@ struct Backward {
         element<false>(n, i, unit, Lanes<false>{static_cast<int>(H - unit)}, V::load(sum));
       }
     };
-    sweep<1>(projection, static_cast<const C*>(nullptr), total, Panels<C>::groups(P) * kLanes, rows,
-             smaller(part.rows.end, now), part.groups, stage);
+    const Sweep<1, C> sweep{projection, nullptr, total, Panels<C>::groups(P) * kLanes, part.groups, (n & 1) != 0};
+    sweep.run(rows, smaller(part.rows.end, now), stage);
   }
 
   // State s of row i before the step of visit n.

@@ -31,8 +31,8 @@ struct Forward {
       : args(a), seq(a.seq), steps{a.seq}, H(a.seq.hidden), P(a.seq.projected), projecting(a.w_hr != nullptr) {
     plan = make_plan(seq, {seq.batch, P, G * H, static_cast<int>(sizeof(C)), projecting ? 2 : 1});
     const int64_t groups = Panels<C>::groups(H);
-    recurrent = {nullptr, P, H, G};
-    projection = {nullptr, H, P, 1};
+    recurrent = {nullptr, P, H, G, tile_width<G>(rows_of_a_thread(plan, seq))};
+    projection = {nullptr, H, P, 1, tile_width<1>(rows_of_a_thread(plan, seq))};
     at_recurrent = workspace.add(args.rh != nullptr ? 0 : recurrent.size(H, P, G), sizeof(C));
     at_bias = workspace.add(2 * groups * G * kLanes, sizeof(C));
     if (projecting) {
@@ -155,7 +155,8 @@ struct Forward {
       }
     };
     if (args.rh == nullptr) {
-      sweep<G>(recurrent, bias, state[now][0], stride[0], rows, rows.end, part.groups, stage);
+      const Sweep<G, C> sweep{recurrent, bias, state[now][0], stride[0], part.groups, now != 0};
+      sweep.run(rows, rows.end, stage);
       return;
     }
     alignas(64) C sum[G * kLanes] = {};
@@ -225,8 +226,8 @@ struct Forward {
         store_some(h, y, static_cast<int>(P - unit));
       }
     };
-    sweep<1>(projection, static_cast<const C*>(nullptr), raw, Panels<C>::groups(H) * kLanes, rows, rows.end,
-             part.projected_groups, stage);
+    const Sweep<1, C> sweep{projection, nullptr, raw, Panels<C>::groups(H) * kLanes, part.projected_groups, now != 0};
+    sweep.run(rows, rows.end, stage);
   }
 };
 

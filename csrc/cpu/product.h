@@ -4,6 +4,9 @@
 // Every output is summed in one order over the depth, in chains of kChain multiply-adds that are then added up (short
 // chains halve the rounding error of long sums), whatever the shape of the tile it is computed in: hence the same bits
 // for any batch, any number of threads and any way of sharing the work.
+//
+// A chain's weights for one tile (4 gates of 16 units: 32 KiB) fit the first-level cache. So several blocks of rows go
+// through one chain before the next one is read.
 #pragma once
 
 #include "cpu/pack.h"
@@ -11,8 +14,8 @@
 namespace FASTRNN_NAMESPACE {
 
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
-constexpr int kMaxTile = 32;  // vectors in a tile, at most
-constexpr int64_t kChain = 256;
+constexpr int64_t kChain = 128;
+constexpr int kMaxBlocks = 8;  // of rows, for which a chain of weights is read from the first-level cache
 
 // Rows of a tile of NV blocks: as many as the registers hold.
 template <int NV>
@@ -28,133 +31,211 @@ constexpr int groups_of() {
   return groups;
 }
 
-// tile[g][r][v] = bias[g][v] + Σ_k x[r][k] · panel[g][k][v]
+// What is fetched into the second-level cache meanwhile: so many lines at each depth. Weights that do not fit there
+// would otherwise come at the speed of what lies behind it, once a step, with the arithmetic waiting.
+struct Ahead {
+  const char* from = nullptr;
+  int lines = 0;
+};
+
+// One chain of a tile's products: weights from `panel` on, `step` apart from one depth to the next.
+template <class C>
+struct Chain {
+  const C* panel;
+  int64_t step;
+  const C* bias;  // of the first chain, or null
+  const C* x;
+  int64_t x_stride;
+  int64_t depth;
+  bool first;
+  Ahead ahead;
+};
+
+// tile[g][r][v] = bias[g][v] + Σ_k x[r][k] · panel[k][g][v], or without bias added to what is there.
 template <class C, int NV, int NT, int MR>
-void product_tile(const C* panel, int64_t panel_stride, const C* bias, const C* x, int64_t x_stride, int64_t depth,
-                  Ahead ahead, C* tile) {
+void product_tile(const Chain<C>& chain, C* tile) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
-  int64_t k = 0;
-  do {
-    V sum[NT][MR][NV];
+  V sum[MR][NT * NV];
+  FASTRNN_UNROLL
+  for (int v = 0; v < NT * NV; ++v) {
+    const V start = chain.bias != nullptr ? V::load(chain.bias + v * kLanes) : V::zero();
     FASTRNN_UNROLL
-    for (int g = 0; g < NT; ++g) {
+    for (int r = 0; r < MR; ++r) sum[r][v] = start;
+  }
+  const C* panel = chain.panel;
+  const C* x = chain.x;
+  const int64_t step = chain.step, x_stride = chain.x_stride;
+  const char* ahead = chain.ahead.from;
+  const int lines = chain.ahead.lines;
+  for (int64_t k = 0; k < chain.depth; ++k, panel += step) {
+    for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+    V w[NT * NV];
+    FASTRNN_UNROLL
+    for (int v = 0; v < NT * NV; ++v) w[v] = V::load(panel + v * kLanes);
+    FASTRNN_UNROLL
+    for (int r = 0; r < MR; ++r) {
+      const V a(x[r * x_stride + k]);
+      FASTRNN_UNROLL
+      for (int v = 0; v < NT * NV; ++v) sum[r][v] = fma(a, w[v], sum[r][v]);
+    }
+  }
+  FASTRNN_UNROLL
+  for (int g = 0; g < NT; ++g) {
+    FASTRNN_UNROLL
+    for (int r = 0; r < MR; ++r) {
       FASTRNN_UNROLL
       for (int v = 0; v < NV; ++v) {
-        const V start = bias != nullptr && k == 0 ? V::load(bias + (g * NV + v) * kLanes) : V::zero();
-        FASTRNN_UNROLL
-        for (int r = 0; r < MR; ++r) sum[g][r][v] = start;
+        C* to = tile + ((g * MR + r) * NV + v) * kLanes;
+        (chain.first ? sum[r][g * NV + v] : V::load(to) + sum[r][g * NV + v]).store(to);
       }
     }
-    const bool first = k == 0;
-    for (const int64_t end = smaller(k + kChain, depth); k < end; ++k) {
-      for (int line = 0; line < ahead.lines; ++line)
-        __builtin_prefetch(ahead.from + (k * ahead.lines + line) * 64, 0, 2);
-      V w[NT][NV];
-      FASTRNN_UNROLL
-      for (int g = 0; g < NT; ++g) {
-        FASTRNN_UNROLL
-        for (int v = 0; v < NV; ++v) w[g][v] = V::load(panel + g * panel_stride + (k * NV + v) * kLanes);
-      }
-      FASTRNN_UNROLL
-      for (int r = 0; r < MR; ++r) {
-        const V a(x[r * x_stride + k]);
-        FASTRNN_UNROLL
-        for (int g = 0; g < NT; ++g) {
-          FASTRNN_UNROLL
-          for (int v = 0; v < NV; ++v) sum[g][r][v] = fma(a, w[g][v], sum[g][r][v]);
-        }
-      }
-    }
-    FASTRNN_UNROLL
-    for (int g = 0; g < NT; ++g) {
-      FASTRNN_UNROLL
-      for (int r = 0; r < MR; ++r) {
-        FASTRNN_UNROLL
-        for (int v = 0; v < NV; ++v) {
-          C* to = tile + ((g * MR + r) * NV + v) * kLanes;
-          (first ? sum[g][r][v] : V::load(to) + sum[g][r][v]).store(to);
-        }
-      }
-    }
-  } while (k < depth);
+  }
 }
 
 // The same with MR and NT chosen at run time; NT must not exceed groups_of<NV, rows>().
 template <class C, int NV, int MR>
-FASTRNN_FN void product_groups(int groups, const C* panel, int64_t panel_stride, const C* bias, const C* x,
-                               int64_t x_stride, int64_t depth, Ahead ahead, C* tile) {
+FASTRNN_FN void product_groups(int groups, const Chain<C>& chain, C* tile) {
   constexpr int kMost = groups_of<NV, MR>();
   if constexpr (kMost >= 8) {
-    if (groups == 8) return product_tile<C, NV, 8, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
+    if (groups == 8) return product_tile<C, NV, 8, MR>(chain, tile);
   }
   if constexpr (kMost >= 4) {
-    if (groups == 4) return product_tile<C, NV, 4, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
+    if (groups == 4) return product_tile<C, NV, 4, MR>(chain, tile);
   }
   if constexpr (kMost >= 2) {
-    if (groups == 2) return product_tile<C, NV, 2, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
+    if (groups == 2) return product_tile<C, NV, 2, MR>(chain, tile);
   }
-  product_tile<C, NV, 1, MR>(panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
+  product_tile<C, NV, 1, MR>(chain, tile);
 }
 
 template <class C, int NV, int MR = kRowsOf<NV>>
+FASTRNN_FN void product(int rows, int groups, const Chain<C>& chain, C* tile) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return product<C, NV, MR - 1>(rows, groups, chain, tile);
+  }
+  product_groups<C, NV, MR>(groups, chain, tile);
+}
+
+template <int NV, int MR = kRowsOf<NV>>
 FASTRNN_FN int most_groups(int rows) {
   if constexpr (MR > 1) {
-    if (rows < MR) return most_groups<C, NV, MR - 1>(rows);
+    if (rows < MR) return most_groups<NV, MR - 1>(rows);
   }
   return groups_of<NV, MR>();
 }
 
-template <class C, int NV, int MR = kRowsOf<NV>>
-FASTRNN_FN void product(int rows, int groups, const C* panel, int64_t panel_stride, const C* bias, const C* x,
-                        int64_t x_stride, int64_t depth, Ahead ahead, C* tile) {
-  if constexpr (MR > 1) {
-    if (rows < MR) {
-      return product<C, NV, MR - 1>(rows, groups, panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
-    }
-  }
-  product_groups<C, NV, MR>(groups, panel, panel_stride, bias, x, x_stride, depth, ahead, tile);
+// Groups of a tile where there are so many rows: what Panels::width should be.
+template <int NV>
+int tile_width(int64_t rows) {
+  const int64_t blocks = divide_up(larger(rows, 1), kRowsOf<NV>);
+  return most_groups<NV>(static_cast<int>(divide_up(larger(rows, 1), blocks)));
 }
+
+// Rows [begin, end) in blocks of nearly equal size, none larger than a tile: the first `longer` have one row more.
+template <int NV>
+struct Blocks {
+  int64_t begin, end;
+  int count, size, longer;
+  Blocks(int64_t b, int64_t e) : begin(b), end(e) {
+    const auto rows = static_cast<int>(e - b);
+    count = (rows + kRowsOf<NV> - 1) / kRowsOf<NV>;
+    size = count > 0 ? rows / count : 0;
+    longer = rows - size * count;
+  }
+  int64_t first(int k) const { return begin + k * size + (k < longer ? k : longer); }
+  int rows(int k) const { return size + (k < longer ? 1 : 0); }
+};
 
 // For each group of units in `groups` and each row in [rows.begin, rows.end): the product, then
 //   stage(row, group, NV vectors of the sum).
-// Rows from `live` on have no operand (their product is zero). Groups are outermost: a panel is read from the nearest
-// cache for all rows after the first block of them.
-template <int NV, class C, class Stage>
-void sweep(const Panels<C>& weights, const C* bias, const C* x, int64_t x_stride, Range rows, int64_t live,
-           Range groups, const Stage& stage) {
-  constexpr int kLanes = Vec<C>::kLanes;
-  const int64_t count = rows.end - rows.begin;
-  if (count <= 0) return;
-  const int64_t blocks = divide_up(count, kRowsOf<NV>);
-  alignas(64) C tile[kMaxTile * kLanes];
-  int width = most_groups<C, NV>(static_cast<int>(divide_up(count, blocks)));
-  for (int64_t j = groups.begin; j < groups.end; j += width) {
-    while (width > groups.end - j) width /= 2;
-    int64_t row = rows.begin;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int n = static_cast<int>(divide_up(rows.end - row, blocks - block));
-      const int with_operand = static_cast<int>(larger(0, smaller(n, live - row)));
-      if (with_operand > 0) {
-        product<C, NV>(with_operand, width, weights.group(j), weights.stride(),
-                       bias != nullptr ? bias + j * NV * kLanes : nullptr, x + row * x_stride, x_stride, weights.depth,
-                       weights.ahead(j + width, width, block, blocks), tile);
-      }
-      for (int g = 0; g < width; ++g) {
-        for (int r = 0; r < with_operand; ++r) stage(row + r, j + g, tile + (g * with_operand + r) * NV * kLanes);
-      }
-      if (with_operand < n) {
-        alignas(64) C nothing[NV * kLanes];
+// Rows from `live` on have no operand (their product is zero). `backwards` goes through the groups from the last to the
+// first: if every other step does so, it begins with the weights that the step before it used last, which are still
+// near.
+template <int NV, class C>
+struct Sweep {
+  static constexpr int kLanes = Vec<C>::kLanes;
+  static constexpr int kTile = (kAccumulators > NV ? kAccumulators : NV) * kLanes;
+
+  const Panels<C>& weights;
+  const C* bias;
+  const C* x;
+  int64_t x_stride;
+  Range groups;
+  bool backwards;
+
+  // The chains from `depth` on of the next tile, of which a share is fetched while one of `parts` blocks is computed.
+  Ahead ahead(int64_t j, int width, int64_t k, int64_t depth, int64_t part, int64_t parts) const {
+    const int64_t next = backwards ? j - 1 : j + width;
+    if (parts < 2 || !weights.far() || next < groups.begin || next >= groups.end) return {};
+    const int64_t first = next - next % weights.width, step = weights.step(first);
+    const int64_t lines = divide_up(step * static_cast<int64_t>(sizeof(C)), 64 * parts);  // at each depth
+    const auto from = reinterpret_cast<const char*>(weights.group(first) + k * step) + part * lines * depth * 64;
+    return {from, static_cast<int>(lines)};
+  }
+
+  template <class Stage>
+  void tile_column(int64_t j, int width, const Blocks<NV>& rows, const Stage& stage) const {
+    alignas(64) C tiles[kMaxBlocks][kTile];
+    const C* panel = weights.group(j);
+    const int64_t step = weights.step(j), depth = weights.depth;
+    const bool single = depth <= kChain;
+    for (int64_t k = 0; k < depth; k += kChain) {
+      const int64_t here = smaller(kChain, depth - k);
+      for (int b = 0; b < rows.count; ++b) {
+        const int64_t row = rows.first(b);
+        const int n = rows.rows(b);
+        C* tile = tiles[single ? 0 : b];
+        const C* start = bias != nullptr && k == 0 ? bias + j * NV * kLanes : nullptr;
+        product<C, NV>(n, width,
+                       {panel + k * step, step, start, x + row * x_stride + k, x_stride, here, k == 0,
+                        ahead(j, width, k, here, b, rows.count)},
+                       tile);
+        if (k + here < depth) continue;
         for (int g = 0; g < width; ++g) {
-          for (int r = with_operand; r < n; ++r) {
-            for (int v = 0; v < NV * kLanes; ++v) nothing[v] = C(0);
-            stage(row + r, j + g, nothing);
-          }
+          for (int r = 0; r < n; ++r) stage(row + r, j + g, tile + (g * n + r) * NV * kLanes);
         }
       }
-      row += n;
     }
   }
-}
+
+  template <class Stage>
+  void without_operand(int64_t j, int width, Range rows, const Stage& stage) const {
+    alignas(64) const C nothing[NV * kLanes] = {};
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      for (int g = 0; g < width; ++g) stage(i, j + g, nothing);
+    }
+  }
+
+  // The tiles of a group of rows; a tile does not cross the border of what lies side by side.
+  template <class Stage>
+  void some_rows(Range rows, int64_t live, const Stage& stage) const {
+    const Blocks<NV> blocks(rows.begin, larger(rows.begin, smaller(rows.end, live)));
+    const int widest =
+        static_cast<int>(smaller(most_groups<NV>(blocks.count == 0 ? 1 : blocks.rows(0)), weights.width));
+    for (int64_t done = 0; done < groups.end - groups.begin;) {
+      const int64_t left = groups.end - groups.begin - done;
+      int width = widest;
+      int64_t j = 0;
+      for (;; width /= 2) {
+        j = backwards ? groups.end - done - width : groups.begin + done;
+        if (width == 1 || (width <= left && j % weights.width + width <= weights.width)) break;
+      }
+      if (blocks.count > 0) tile_column(j, width, blocks, stage);
+      without_operand(j, width, {blocks.end, rows.end}, stage);
+      done += width;
+    }
+  }
+
+  template <class Stage>
+  void run(Range rows, int64_t live, const Stage& stage) const {
+    constexpr int64_t kMost = kMaxBlocks * kRowsOf<NV>;
+    const int64_t parts = divide_up(larger(rows.end - rows.begin, 0), kMost);
+    for (int64_t p = 0; p < parts; ++p) {
+      const int64_t count = rows.end - rows.begin;
+      some_rows({rows.begin + count * p / parts, rows.begin + count * (p + 1) / parts}, live, stage);
+    }
+  }
+};
 
 }  // namespace FASTRNN_NAMESPACE

@@ -50,6 +50,10 @@ inline int64_t first_row(const Sequence& seq, int64_t rank, int64_t size) {
   return row;
 }
 
+inline int64_t rows_of_a_thread(const Plan& plan, const Sequence& seq) {
+  return plan.split == Split::kRows ? divide_up(seq.batch, plan.threads) : seq.batch;
+}
+
 inline Part part_of(const Plan& plan, const Sequence& seq, const Member& member, int64_t groups, int64_t projected) {
   if (plan.split == Split::kUnits && member.size > 1) {
     return {{0, seq.batch}, share(groups, member.rank, member.size), share(projected, member.rank, member.size), false};
