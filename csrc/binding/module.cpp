@@ -14,7 +14,9 @@
 #include "binding/buffers.h"
 #include "binding/eager.h"
 #include "binding/layout.h"
+#include "cpu/crowd.h"
 #include "cpu/dispatch.h"
+#include "cpu/team.h"
 #include "cpu/workspace.h"
 
 namespace py = pybind11;
@@ -150,6 +152,12 @@ PYBIND11_MODULE(_C, m) {
         "How a step's work is shared: auto, none, rows or units.");
   m.def("set_poison", &fastrnn::set_poison, py::arg("on"),
         "Fill scratch and output memory with NaN and check sentinels behind it (tests).");
+  m.def(
+      "set_patience", [](double seconds) { fastrnn::set_patience(static_cast<int64_t>(seconds * 1e9)); },
+      py::arg("seconds"),
+      "How long a thread waits for another before it goes on alone; 0: always goes on alone (tests).");
+  m.def("set_crowd", &fastrnn::set_crowd, py::arg("seen"),
+        "Behave as if other programs were seen to want the cores, or forget that they were (tests).");
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
   m.def("layer", &fastrnn::layer, "One layer in eager mode: [y, final states...], or None if it needs the dispatcher.");
   m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "binding/buffers.h"
+#include "binding/modest.h"
 #include "binding/products.h"
 
 namespace fastrnn {
@@ -65,6 +66,7 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
   const Call call(cell, x, w_hh, w_hr, batch_sizes, lengths, reset);
   const Layout& layout = call.layout;
   const int64_t GH = call.gate_width(), H = call.hidden, P = call.projected;
+  const Modest modest(layout.rows * GH * ((w_ih ? w_ih->size(-1) : 0) + P));
   const int G = call.cell->gates, S = call.cell->states, K = call.cell->saved;
   const Weights w{w_ih, dense(w_hh), dense_if(b_ih), dense_if(b_hh), dense_if(w_hr)};
   std::vector<int64_t> x_sizes = layout.shape;
@@ -295,6 +297,7 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
                        bool reverse, std::array<bool, 7> needs) {
   const Inside inside;
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
+  const Modest modest(2 * b.call.layout.rows * b.call.gate_width() * (x.size(-1) + b.call.projected));
   const Gradients g = run_backward(b, grad_y, grad_final, reverse, needs[6], false);
   const Layout& layout = b.call.layout;
   Tensors out(6);

@@ -81,15 +81,19 @@ struct Backward {
     return workspace.intact() ? 0 : -2;
   }
 
-  static void body(void* self, const Member& member) { static_cast<const Backward*>(self)->work(member); }
+  static void body(void* self, Member& member) { static_cast<const Backward*>(self)->work(member); }
 
   Range units_of(int s, const Part& part) const {
     const Range groups = s == 0 ? part.projected_groups : part.groups;
     return {groups.begin * kLanes, groups.end * kLanes};  // of the padded rows of scratch memory
   }
 
-  void work(const Member& member) const {
-    const Part part = part_of(plan, seq, member, projection.groups(), recurrent.groups());
+  bool meet_again(Member& member, Part& part) const {
+    return meet(member, seq, part, projection.groups(), recurrent.groups());
+  }
+
+  void work(Member& member) const {
+    Part part = part_of(plan, seq, member, projection.groups(), recurrent.groups());
     pack(member);
     clear(part);
     member.wait();
@@ -97,10 +101,10 @@ struct Backward {
       enter(part, n);
       hidden_gradient(part, n);
       if (projecting) {
-        if (!part.alone) member.wait();
+        if (!meet_again(member, part)) return;
         unproject(part, n);
       }
-      if (!part.alone) member.wait();
+      if (!meet_again(member, part)) return;
     }
     if (!want_initial) return;
     hidden_gradient(part, seq.steps);  // no row is left: all that remains belongs to the initial states

@@ -60,7 +60,7 @@ struct Forward {
     return workspace.intact() ? 0 : -2;
   }
 
-  static void body(void* self, const Member& member) { static_cast<const Forward*>(self)->work(member); }
+  static void body(void* self, Member& member) { static_cast<const Forward*>(self)->work(member); }
 
   int64_t width(int s) const { return s == 0 ? P : H; }
   C* input_bias() const { return bias + recurrent.groups() * G * kLanes; }
@@ -70,8 +70,12 @@ struct Forward {
     return {groups.begin * kLanes, smaller(groups.end * kLanes, width(s))};
   }
 
-  void work(const Member& member) const {
-    const Part part = part_of(plan, seq, member, recurrent.groups(), projection.groups());
+  bool meet_again(Member& member, Part& part) const {
+    return meet(member, seq, part, recurrent.groups(), projection.groups());
+  }
+
+  void work(Member& member) const {
+    Part part = part_of(plan, seq, member, recurrent.groups(), projection.groups());
     pack(member);
     finish(part, {larger(part.rows.begin, seq.counts[0]), part.rows.end}, nullptr);  // rows without any step
     between(part, -1, 0);
@@ -80,11 +84,11 @@ struct Forward {
       const Range rows{part.rows.begin, smaller(part.rows.end, steps.rows(n))};
       product(part, n, rows);
       if (projecting) {
-        if (!part.alone) member.wait();
+        if (!meet_again(member, part)) return;
         project(part, n, rows);
       }
       between(part, n, n & 1 ? 0 : 1);
-      if (!part.alone) member.wait();
+      if (!meet_again(member, part)) return;
     }
   }
 

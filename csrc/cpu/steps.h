@@ -54,6 +54,10 @@ inline int64_t rows_of_a_thread(const Plan& plan, const Sequence& seq) {
   return plan.split == Split::kRows ? divide_up(seq.batch, plan.threads) : seq.batch;
 }
 
+inline Part whole(const Sequence& seq, int64_t groups, int64_t projected) {
+  return {{0, seq.batch}, {0, groups}, {0, projected}, true};
+}
+
 inline Part part_of(const Plan& plan, const Sequence& seq, const Member& member, int64_t groups, int64_t projected) {
   if (plan.split == Split::kUnits && member.size > 1) {
     return {{0, seq.batch}, share(groups, member.rank, member.size), share(projected, member.rank, member.size), false};
@@ -62,6 +66,14 @@ inline Part part_of(const Plan& plan, const Sequence& seq, const Member& member,
           {0, groups},
           {0, projected},
           true};
+}
+
+// The barrier between two stages of a step, of which one reads what the other wrote. False: nothing is left to do.
+inline bool meet(Member& member, const Sequence& seq, Part& part, int64_t groups, int64_t projected) {
+  if (part.alone) return true;
+  const Next next = member.wait();
+  if (next == Next::kAlone) part = whole(seq, groups, projected);
+  return next != Next::kLeave;
 }
 
 }  // namespace FASTRNN_NAMESPACE

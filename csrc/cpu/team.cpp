@@ -3,6 +3,8 @@
 #include <atomic>
 #include <thread>
 
+#include "cpu/crowd.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -10,6 +12,8 @@
 namespace fastrnn {
 
 namespace {
+
+constexpr int kMostMembers = 256;
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -22,47 +26,73 @@ void pause() {
 // About 20 µs: longer than a step in which all members have a core, far shorter than a scheduler's time slice.
 constexpr int kSpins = 500;
 
+std::atomic<int64_t> patience{500'000};
+
 }  // namespace
 
+void set_patience(int64_t nanoseconds) { patience = nanoseconds; }
+
+// Each member announces the round it has come to, in a cache line of its own, and reads the others': a line travels
+// once from core to core. The lowest bit of the first member's says that it goes on alone.
 struct Barrier {
-  alignas(64) std::atomic<int> arrived{0};
-  alignas(64) std::atomic<int> round{0};
+  struct alignas(64) Place {
+    std::atomic<int64_t> announced{0};
+  };
+  Place places[kMostMembers];
 };
 
-void Member::wait() const {
-  if (size == 1) return;
-  const int round = barrier->round.load(std::memory_order_relaxed);
-  if (barrier->arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
-    barrier->arrived.store(0, std::memory_order_relaxed);
-    barrier->round.store(round + 1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; barrier->round.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < kSpins) {
-      pause();
-    } else {
-      std::this_thread::yield();
+Next Member::wait() {
+  if (size == 1) return Next::kTogether;
+  ++round;
+  barrier->places[rank].announced.store(round * 2 + (slow ? 1 : 0), std::memory_order_release);
+  int64_t since = -1;
+  for (int other = 0; other < size; ++other) {
+    const std::atomic<int64_t>& place = barrier->places[other].announced;
+    for (int spins = 0; place.load(std::memory_order_acquire) / 2 < round; ++spins) {
+      if (spins < kSpins) {
+        pause();
+      } else {
+        if (since < 0) since = nanoseconds();
+        std::this_thread::yield();
+      }
     }
   }
+  if (rank != 0) {
+    return barrier->places[0].announced.load(std::memory_order_acquire) == round * 2 + 1 ? Next::kLeave
+                                                                                         : Next::kTogether;
+  }
+  if (slow) return Next::kAlone;
+  const int64_t most = patience.load(std::memory_order_relaxed);
+  slow = most <= 0 || (since >= 0 && nanoseconds() - since > most);
+  if (slow && most > 0) report_crowd();
+  return Next::kTogether;
 }
 
-void run_team(int threads, void (*body)(void*, const Member&), void* context) {
-  Barrier barrier;
+void run_team(int threads, void (*body)(void*, Member&), void* context) {
 #ifdef _OPENMP
   if (threads > 1 && !omp_in_parallel()) {
+    Barrier barrier;
+    const int most = threads < kMostMembers ? threads : kMostMembers;
+    const Watch region;
     // No num_threads clause: a team of another size than the last makes GOMP rebuild its pool. Threads too many return.
 #pragma omp parallel
     {
       const int granted = omp_get_num_threads();
-      const int size = granted < threads ? granted : threads;
+      const int size = granted < most ? granted : most;
       const int rank = omp_get_thread_num();
-      if (rank < size) body(context, Member{rank, size, &barrier});
+      if (rank < size) {
+        region.arrived();
+        Member member{rank, size, &barrier};
+        body(context, member);
+      }
     }
     return;
   }
 #endif
   (void)threads;
-  body(context, Member{0, 1, &barrier});
+  Barrier* none = nullptr;
+  Member member{0, 1, none};
+  body(context, member);
 }
 
 }  // namespace fastrnn

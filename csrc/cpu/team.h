@@ -7,18 +7,32 @@ namespace fastrnn {
 
 struct Barrier;
 
+// How a member goes on after a barrier.
+enum class Next : int {
+  kTogether,
+  kAlone,  // with all the work, for good: the others have left
+  kLeave,
+};
+
 // One thread's view of the team that runs a sequence.
 struct Member {
   int rank;
   int size;
   Barrier* barrier;
+  int64_t round = 0;
+  bool slow = false;
 
   // Waits for all members. Spins briefly, then yields its core: a team that lost a core to another process goes on.
-  void wait() const;
+  // If that happens, the first member goes on alone from the next barrier on: a barrier a step with a thread that has
+  // its core only now and then costs a time slice of the scheduler each time.
+  Next wait();
 };
 
 // Runs body(context, member) on up to `threads` threads of torch's own OpenMP pool (fewer if the runtime grants fewer),
 // the caller included, and returns when all are done. With one thread, or inside a parallel region, it is a plain call.
-void run_team(int threads, void (*body)(void* context, const Member& member), void* context);
+void run_team(int threads, void (*body)(void* context, Member& member), void* context);
+
+// How long the first member waits for another before it prefers to go on alone. For tests.
+void set_patience(int64_t nanoseconds);
 
 }  // namespace fastrnn

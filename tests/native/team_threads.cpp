@@ -8,15 +8,19 @@
 
 namespace fastrnn {
 
-void run_team(int threads, void (*body)(void* context, const Member& member), void* context);
+void run_team(int threads, void (*body)(void* context, Member& member), void* context);
 
-void run_team(int threads, void (*body)(void* context, const Member& member), void* context) {
+void run_team(int threads, void (*body)(void* context, Member& member), void* context) {
   Barrier barrier;
   std::vector<std::thread> others;
   for (int rank = 1; rank < threads; ++rank) {
-    others.emplace_back([=, &barrier] { body(context, Member{rank, threads, &barrier}); });
+    others.emplace_back([=, &barrier] {
+      Member member{rank, threads, &barrier};
+      body(context, member);
+    });
   }
-  body(context, Member{0, threads, &barrier});
+  Member member{0, threads, &barrier};
+  body(context, member);
   for (std::thread& other : others) other.join();
 }
 

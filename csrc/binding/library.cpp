@@ -1,0 +1,83 @@
+#include "binding/library.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+
+#include "binding/modest.h"
+#include "cpu/team.h"
+
+namespace fastrnn::library {
+
+namespace {
+
+using at::Tensor;
+
+// A product of fewer multiply-adds is over before a second thread has begun.
+constexpr int64_t kLeast = 3'000'000;
+// A piece should have so many rows or columns: below, the library packs more than it computes.
+constexpr int64_t kLeastRows = 16;
+
+struct Job {
+  Tensor& out;
+  const Tensor& a;
+  const Tensor& b;
+  const std::optional<Tensor>& bias;
+  bool add;
+  int64_t pieces;
+  bool by_rows;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
+
+  void compute(int64_t piece) const {
+    const int dim = by_rows ? 0 : 1;
+    const int64_t size = out.size(dim), from = size * piece / pieces, count = size * (piece + 1) / pieces - from;
+    Tensor target = out.narrow(dim, from, count);
+    const Tensor left = by_rows ? a.narrow(0, from, count) : a, right = by_rows ? b : b.narrow(1, from, count);
+    if (add) {
+      target.addmm_(left, right);
+    } else if (bias) {
+      at::addmm_out(target, by_rows ? *bias : bias->narrow(0, from, count), left, right);
+    } else {
+      at::mm_out(target, left, right);
+    }
+  }
+
+  // An exception must not leave a parallel region.
+  void work() {
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const at::AutoDispatchBelowADInplaceOrView plain;
+    for (int64_t piece = next++; piece < pieces; piece = next++) {
+      try {
+        compute(piece);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+      }
+    }
+  }
+};
+
+void member_works(void* job, Member&) { static_cast<Job*>(job)->work(); }
+
+}  // namespace
+
+void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, bool add) {
+  const int64_t rows = out.size(0), columns = out.size(1), most = Modest::threads();
+  const bool by_rows = rows >= columns || rows >= kLeastRows * most;
+  const int64_t size = by_rows ? rows : columns;
+  const bool small = rows * columns * a.size(1) < kLeast;
+  const int64_t pieces = small ? 1 : std::max<int64_t>(1, std::min(most, size / kLeastRows));
+  Job job{out, a, b, bias, add, pieces, by_rows};
+  if (pieces == 1 || Modest::alone()) {
+    const Modest::Single single;
+    job.work();
+  } else {
+    run_team(static_cast<int>(pieces), &member_works, &job);
+  }
+  if (job.failed) std::rethrow_exception(job.error);
+}
+
+}  // namespace fastrnn::library

@@ -1,0 +1,18 @@
+// Matrix products by the library that torch has for them, on our own terms: cut into as many pieces as torch has
+// threads, each computed by one thread, which takes the next one when it is done.
+//
+// So the result depends on the sizes and on the number of threads that was asked for, not on how many there are to be
+// had at the moment; and a thread whose core another program has taken holds up one piece, or none (see Modest).
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+
+namespace fastrnn::library {
+
+// out (N, M) = a (N, K) · b (K, M) + bias (M), or with `add` out + a·b. Strides as they come.
+void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,
+             bool add = false);
+
+}  // namespace fastrnn::library

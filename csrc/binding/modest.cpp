@@ -1,0 +1,64 @@
+#include "binding/modest.h"
+
+#include <ATen/Parallel.h>
+
+#include "cpu/crowd.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+// Of the MKL inside torch, where there is one: torch.set_num_threads tells it a number that OpenMP's does not change.
+extern "C" int MKL_Set_Num_Threads_Local(int) __attribute__((weak));  // (in small letters it is Fortran's)
+
+namespace fastrnn {
+
+namespace {
+
+constexpr double kMultiplyAddsPerSecond = 4e10;
+// Far more than page faults and first calls of a library cost.
+constexpr double kTimesExpected = 8, kSlack = 2e-3;
+
+thread_local int asked = 0;  // torch's number of threads while this thread is alone, else 0
+
+void set_openmp_threads(int n) {
+#ifdef _OPENMP
+  omp_set_num_threads(n);  // of regions that this thread opens; unlike torch.set_num_threads, nobody else's
+#else
+  (void)n;
+#endif
+}
+
+}  // namespace
+
+Modest::Modest(int64_t multiply_adds)
+    : expected_(static_cast<double>(multiply_adds) / kMultiplyAddsPerSecond), begin_(nanoseconds()) {
+  if (asked > 0 || !better_alone(expected_) || at::in_parallel_region()) return;
+  asked = threads_ = at::get_num_threads();
+  set_openmp_threads(1);
+}
+
+Modest::~Modest() {
+  if (threads_ > 0) {
+    asked = 0;
+    set_openmp_threads(threads_);
+    return;
+  }
+  const double passed = static_cast<double>(nanoseconds() - begin_) * 1e-9;
+  if (asked == 0 && passed > kTimesExpected * expected_ + kSlack) report_crowd();
+}
+
+int Modest::threads() { return asked > 0 ? asked : at::get_num_threads(); }
+bool Modest::alone() { return asked > 0; }
+
+Modest::Single::Single() : openmp_(at::get_num_threads()) {
+  set_openmp_threads(1);
+  if (MKL_Set_Num_Threads_Local != nullptr) mkl_ = MKL_Set_Num_Threads_Local(1);
+}
+
+Modest::Single::~Single() {
+  set_openmp_threads(openmp_);
+  if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(mkl_);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,40 @@
+// How many threads an operator starts.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastrnn {
+
+// For its life the calling thread starts no others if that is better for a job of so many multiply-adds, because other
+// programs want the cores (cpu/crowd.h). At its end the time that passed is looked at.
+class Modest {
+ public:
+  explicit Modest(int64_t multiply_adds);
+  ~Modest();
+  Modest(const Modest&) = delete;
+  Modest& operator=(const Modest&) = delete;
+
+  // The number of threads that torch was told to use, whatever is the case just now.
+  static int threads();
+  // Whether there shall be but one now.
+  static bool alone();
+
+  // The library's own threads are off on this thread.
+  class Single {
+   public:
+    Single();
+    ~Single();
+    Single(const Single&) = delete;
+    Single& operator=(const Single&) = delete;
+
+   private:
+    int openmp_, mkl_ = 0;
+  };
+
+ private:
+  int threads_ = 0;  // what was said before; 0: nothing was changed
+  double expected_;  // seconds, with one thread
+  int64_t begin_;
+};
+
+}  // namespace fastrnn
