@@ -17,6 +17,8 @@ using at::Tensor;
 
 // A product of fewer multiply-adds is over before a second thread has begun.
 constexpr int64_t kLeast = 3'000'000;
+// A share so large takes several time slices of the scheduler.
+constexpr int64_t kLong = 400'000'000;
 // A piece should have so many rows or columns: below, the library packs more than it computes.
 constexpr int64_t kLeastRows = 16;
 
@@ -69,13 +71,15 @@ void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<
   const bool by_rows = rows >= columns || rows >= kLeastRows * most;
   const int64_t size = by_rows ? rows : columns;
   const bool small = rows * columns * a.size(1) < kLeast;
-  const int64_t pieces = small ? 1 : std::max<int64_t>(1, std::min(most, size / kLeastRows));
+  // Long products in more pieces than threads: who lost its core for a while computes fewer.
+  const int64_t wanted = rows * columns * a.size(1) > most * kLong ? 2 * most : most;
+  const int64_t pieces = small ? 1 : std::max<int64_t>(1, std::min(wanted, size / kLeastRows));
   Job job{out, a, b, bias, add, pieces, by_rows};
   if (pieces == 1 || Modest::alone()) {
     const Modest::Single single;
     job.work();
   } else {
-    run_team(static_cast<int>(pieces), &member_works, &job);
+    run_team(static_cast<int>(std::min(most, pieces)), &member_works, &job);
   }
   if (job.failed) std::rethrow_exception(job.error);
 }

@@ -14,9 +14,10 @@ namespace {
 constexpr double kMultiplyAddsPerSecond = 4e10;
 constexpr double kNearBytesPerSecond = 1.2e11;  // weights in the second-level cache
 constexpr double kFarBytesPerSecond = 2e10;     // weights beyond it
-constexpr double kBarrierSeconds = 1e-6;
-constexpr double kRegionSeconds = 5e-6;  // entering and leaving a parallel region
-constexpr double kGain = 0.9;            // a plan with more threads must promise at least this much
+constexpr double kBarrierSeconds = 5e-7;
+constexpr double kExchangeBytesPerSecond = 1e10;  // what one core wrote, read by another
+constexpr double kRegionSeconds = 5e-6;           // entering and leaving a parallel region
+constexpr double kGain = 0.9;                     // a plan with more threads must promise at least this much
 
 double near_cache_bytes() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -49,8 +50,9 @@ Plan make_plan(const Sequence& seq, const StepWork& work) {
   const double one = step_seconds(rows, depth, columns, work.element);
   const double by_rows =
       region + step_seconds((work.rows + row_threads - 1) / row_threads, depth, columns, work.element);
+  const double exchange = rows * depth * work.element * (threads - 1) / threads / kExchangeBytesPerSecond;
   const double by_units =
-      region + step_seconds(rows, depth, columns / threads, work.element) + work.barriers * kBarrierSeconds;
+      region + step_seconds(rows, depth, columns / threads, work.element) + work.barriers * kBarrierSeconds + exchange;
   if (std::min(by_rows, by_units) > kGain * one) return {Split::kNone, 1};
   return by_rows <= by_units ? Plan{Split::kRows, row_threads} : Plan{Split::kUnits, threads};
 }

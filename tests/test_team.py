@@ -1,0 +1,73 @@
+"""Threads that have to share their cores with other programs: the same results, whoever computes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import LAYOUTS, Problem
+
+from fastrnn import _C
+from fastrnn.cells import CELLS
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    yield
+    _C.set_patience(5e-4)
+    _C.set_crowd(False)
+
+
+def assert_same_bits(found, wanted):
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_first_thread_goes_on_alone(cell, layout, threads):
+    """Without patience the team breaks up at the second barrier of every sequence."""
+    torch.set_num_threads(threads)
+    for projected in {0, 5 if CELLS[cell].projectable else 0}:
+        p = Problem(cell, 9, 4, 3, 70, projected, layout)
+        _C.set_split("units")
+        wanted = p.run()
+        _C.set_patience(0)
+        assert_same_bits(p.run(), wanted)
+        _C.set_patience(5e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (40, 8, 130, 96), (100, 1, 256, 256)], ids=str)
+def test_crowd_does_not_change_bits(shape, dtype):
+    """Large enough that products are cut into pieces, which one thread then computes by itself."""
+    torch.set_num_threads(2)
+    T, B, inputs, H = shape
+    p = Problem("lstm", T, B, inputs, H, dtype=dtype)
+    wanted = p.run()
+    _C.set_crowd(True)
+    assert_same_bits(p.run(), wanted)
+    assert torch.get_num_threads() == 2
+
+
+def test_own_number_of_threads_is_kept():
+    torch.set_num_threads(2)
+    _C.set_crowd(True)
+    Problem("gru", 3, 2, 4, 5).run()
+    with pytest.raises(RuntimeError, match="dtype"):
+        torch.ops.fastrnn.sequence_forward(
+            "gru",
+            torch.zeros(2, 1, 3),
+            torch.zeros(6, 3),
+            torch.zeros(6, 2).double(),
+            None,
+            None,
+            None,
+            [],
+            None,
+            None,
+            None,
+            False,
+            False,
+        )
+    assert torch.get_num_threads() == 2
