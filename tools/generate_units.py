@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # In rising order. The first one of every list runs on any machine of the architecture.
-INSTRUCTION_SETS = {"x86_64": ("baseline", "avx2", "avx512")}
+INSTRUCTION_SETS = {"x86_64": ("baseline", "avx2", "avx512", "amx")}
 BASELINE_ONLY = ("baseline",)
 
 # How the same architecture is called by platform.machine() and by compilers.

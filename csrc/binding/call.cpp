@@ -2,11 +2,14 @@
 
 #include "binding/buffers.h"
 #include "binding/ops.h"
+#include "binding/products.h"
 #include "cpu/dispatch.h"
 
 namespace fastrnn {
 
 namespace {
+
+constexpr int kParts = static_cast<int>(Format::kFloat32Parts);
 
 const CellKernels* cell_named(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());
@@ -26,6 +29,9 @@ Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, c
   hidden = w_hh.size(0) / cell->gates;
   projected = w_hh.size(1);
   format = format_of(w_hh.scalar_type());
+  if (format == Format::kFloat32 && cell->forward[kParts] != nullptr && products::in_parts()) {
+    format = Format::kFloat32Parts;
+  }
   options = w_hh.options().requires_grad(false);
   TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
   check(w_hh, {gate_width(), projected}, "w_hh");

@@ -6,6 +6,10 @@
 
 namespace fastrnn::products {
 
+// Whether torch allows float32 products by sums of bfloat16 parts (cpu/parts.h): set_float32_matmul_precision("high")
+// or "medium", torch.backends.mkldnn.matmul.fp32_precision "tf32" or "bf16". Read anew for each product, as torch does.
+bool in_parts();
+
 // x·wᵀ (+ bias): x (N, K), or with leading dimensions; w (M, K); bias (M). Contiguous.
 Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
 // The same into `out` (N, M), which may be part of a larger tensor.

@@ -11,8 +11,9 @@ namespace fastrnn {
 
 constexpr int kMaxStates = 4;
 
-enum class Format : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
-constexpr int kFormats = 4;
+// kFloat32Parts is float32 in memory, its products computed by sums of bfloat16 parts (cpu/parts.h).
+enum class Format : int { kFloat32, kFloat64, kBFloat16, kFloat16, kFloat32Parts };
+constexpr int kFormats = 5;
 
 // How the work of one step is shared. kAuto leaves it to the cost model in plan.cpp.
 enum class Split : int { kAuto, kNone, kRows, kUnits };
@@ -69,7 +70,8 @@ struct BackwardArgs {
 struct CellKernels {
   int gates, states, saved;
   bool split_gradient, reads_hidden;
-  // by Format; 0, or -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only)
+  // By Format. Null: this instruction set has nothing for it (kFloat32Parts alone; kFloat32 does it). They return 0, or
+  // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
   int (*forward[kFormats])(const ForwardArgs&);
   int (*backward[kFormats])(const BackwardArgs&);
 };

@@ -5,18 +5,23 @@
 // the first of a segment) hand that gradient to their initial state instead.
 #pragma once
 
-#include "cpu/product.h"
+#include "cpu/engine.h"
 #include "cpu/steps.h"
 #include "cpu/workspace.h"
 
 namespace FASTRNN_NAMESPACE {
 
-template <class Cell, class Math, class T>
+template <class Cell, class Math, class T, class Engine>
 struct Backward {
   using C = Compute<T>;
   using V = Vec<C>;
+  using Weights = typename Engine::Weights;
+  using Operand = typename Engine::Operand;
+  using WeightElement = typename Weights::Element;
+  using OperandElement = typename Operand::Element;
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
-  static constexpr bool kInPlace = sizeof(T) == sizeof(C);  // the product reads drh where the caller wants it
+  // The product reads drh where the caller wants it.
+  static constexpr bool kInPlace = Engine::kReadsStates && sizeof(T) == sizeof(C);
 
   const BackwardArgs& args;
   Sequence seq;  // in the order of the visits: its direction is the opposite of the forward pass's
@@ -26,9 +31,9 @@ struct Backward {
   bool want_initial = false;
   Workspace workspace;
   Plan plan;
-  Panels<C> recurrent, projection;
-  C* operand[2] = {};           // (B, G·H) drh of a step, in turns, unless in place
-  C* total = nullptr;           // (B, Pp) ∂L/∂h before a projection
+  Weights recurrent, projection;
+  Operand operand[2];           // (B, G·H) drh of a step, in turns, unless in place
+  Operand total;                // (B, P) ∂L/∂h before a projection
   C* direct[kMaxStates] = {};   // (B, width(s)): gradient of the states a step starts from, without the product's part
   C* initial[kMaxStates] = {};  // (B, width(s)): gradient of the initial states
   int64_t stride[kMaxStates];
@@ -38,16 +43,20 @@ struct Backward {
   explicit Backward(const BackwardArgs& a)
       : args(a), seq(opposite(a.seq)), steps{seq}, H(seq.hidden), P(seq.projected), projecting(a.w_hr != nullptr) {
     for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr;
-    plan = make_plan(seq, {seq.batch, G * H, P, static_cast<int>(sizeof(C)), projecting ? 2 : 1});
-    recurrent = {nullptr, G * H, P, 1, tile_width<1>(rows_of_a_thread(plan, seq))};
-    projection = {nullptr, P, H, 1, tile_width<1>(rows_of_a_thread(plan, seq))};
-    at_recurrent = workspace.add(needs_product() ? recurrent.size(P, G * H, 1) : 0, sizeof(C));
+    plan = make_plan(seq, {seq.batch, G * H, P, Engine::kBytes, projecting ? 2 : 1, Engine::kSpeed});
+    recurrent = Engine::template weights<1>(G * H, P, rows_of_a_thread(plan, seq));
+    projection = Engine::template weights<1>(P, H, rows_of_a_thread(plan, seq));
+    at_recurrent = workspace.add(needs_product() ? recurrent.size() : 0, sizeof(WeightElement));
     if (projecting) {
-      at_projection = workspace.add(projection.size(H, P, 1), sizeof(C));
-      at_total = workspace.add(seq.batch * Panels<C>::groups(P) * kLanes, sizeof(C));
+      total = Operand(P);
+      at_projection = workspace.add(projection.size(), sizeof(WeightElement));
+      at_total = workspace.add(total.size(seq.batch), sizeof(OperandElement));
     }
     if constexpr (!kInPlace) {
-      for (int k = 0; k < 2; ++k) at_operand[k] = workspace.add(seq.batch * G * H, sizeof(C));
+      for (int k = 0; k < 2; ++k) {
+        operand[k] = Operand(G * H);
+        at_operand[k] = workspace.add(operand[k].size(seq.batch), sizeof(OperandElement));
+      }
     }
     for (int s = 0; s < S; ++s) {
       stride[s] = Panels<C>::groups(width(s)) * kLanes;
@@ -65,13 +74,13 @@ struct Backward {
 
   int run() {
     if (!workspace.allocate()) return -1;
-    recurrent.data = workspace.template at<C>(at_recurrent);
+    recurrent.data = workspace.template at<WeightElement>(at_recurrent);
     if (projecting) {
-      projection.data = workspace.template at<C>(at_projection);
-      total = workspace.template at<C>(at_total);
+      projection.data = workspace.template at<WeightElement>(at_projection);
+      total.data = workspace.template at<OperandElement>(at_total);
     }
     if constexpr (!kInPlace) {
-      for (int k = 0; k < 2; ++k) operand[k] = workspace.template at<C>(at_operand[k]);
+      for (int k = 0; k < 2; ++k) operand[k].data = workspace.template at<OperandElement>(at_operand[k]);
     }
     for (int s = 0; s < S; ++s) {
       direct[s] = workspace.template at<C>(at_direct[s]);
@@ -113,6 +122,10 @@ struct Backward {
   }
 
   void pack(const Member& member) const {
+    const Range rows = share(seq.batch, member.rank, member.size);
+    if constexpr (!kInPlace) {
+      for (const Operand& x : operand) x.prepare(rows);
+    }
     if (needs_product()) {
       const Range mine = share(recurrent.groups(), member.rank, member.size);
       pack_columns_as_lanes(static_cast<const T*>(args.w_hh), recurrent, mine);
@@ -120,6 +133,7 @@ struct Backward {
     if (projecting) {
       const Range mine = share(projection.groups(), member.rank, member.size);
       pack_columns_as_lanes(static_cast<const T*>(args.w_hr), projection, mine);
+      total.prepare(rows);
     }
   }
 
@@ -166,8 +180,13 @@ struct Backward {
     return V::zero();
   }
 
-  const C* operand_of(int64_t n) const {
-    if constexpr (kInPlace) return drh_row(n, 0);
+  Operand operand_of(int64_t n) const {
+    if constexpr (kInPlace) {
+      Operand x;
+      if (n >= 0) x.data = drh_row(n, 0);
+      x.stride = G * H;
+      return x;
+    }
     return operand[n & 1];
   }
   T* drh_row(int64_t n, int64_t i) const {
@@ -190,9 +209,8 @@ struct Backward {
         with_output<false>(n, i, unit, static_cast<int>(P - unit), dh);
       }
     };
-    const C* x = n > 0 ? operand_of(n - 1) : nullptr;
-    const Sweep<1, C> sweep{recurrent, nullptr, x, G * H, part.projected_groups, (n & 1) != 0};
-    sweep.run(rows, live, stage);
+    const Operand x = operand_of(n - 1);
+    Engine::template sweep<1>(recurrent, nullptr, x, part.projected_groups, (n & 1) != 0).run(rows, live, stage);
   }
 
   // States other than h of a row that has no step in visit n.
@@ -209,7 +227,7 @@ struct Backward {
     if (args.grad_y != nullptr) dh = dh + lanes.load(static_cast<const T*>(args.grad_y) + at);
     if (args.dh != nullptr) lanes.store(dh, static_cast<T*>(args.dh) + at);
     if (projecting) {
-      dh.store(total + i * Panels<C>::groups(P) * kLanes + unit);
+      total.store(dh, i, unit, lanes);
       V::zero().store(direct[0] + i * stride[0] + unit);
     } else {
       element<Full>(n, i, unit, lanes, dh);
@@ -229,8 +247,8 @@ struct Backward {
         element<false>(n, i, unit, Lanes<false>{static_cast<int>(H - unit)}, V::load(sum));
       }
     };
-    const Sweep<1, C> sweep{projection, nullptr, total, Panels<C>::groups(P) * kLanes, part.groups, (n & 1) != 0};
-    sweep.run(rows, smaller(part.rows.end, now), stage);
+    Engine::template sweep<1>(projection, nullptr, total, part.groups, (n & 1) != 0)
+        .run(rows, smaller(part.rows.end, now), stage);
   }
 
   // State s of row i before the step of visit n.
@@ -275,7 +293,7 @@ struct Backward {
       lanes.store(da[g], to + g * H);
       if constexpr (Cell::kSplitGradient) lanes.store(drh[g], to_drh + g * H);
       if constexpr (!kInPlace) {
-        lanes.store(Cell::kSplitGradient ? drh[g] : da[g], operand[n & 1] + (i * G + g) * H + unit);
+        operand[n & 1].store(Cell::kSplitGradient ? drh[g] : da[g], i, g * H + unit, lanes);
       }
     }
     FASTRNN_UNROLL
@@ -297,9 +315,9 @@ struct Backward {
   }
 };
 
-template <class Cell, class T>
+template <class Cell, class T, class Engine = Plain<Compute<T>>>
 int backward(const BackwardArgs& args) {
-  Backward<Cell, Exact, T> driver(args);
+  Backward<Cell, Exact, T, Engine> driver(args);
   return driver.run();
 }
 

@@ -6,19 +6,41 @@
 #include <atomic>
 
 #include "cpu/registry.h"
+#include "cpu/target.h"
+
+#if FASTRNN_HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fastrnn {
 
 namespace {
 
 #if defined(__x86_64__)
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
 #else
 constexpr const char* kNames[] = {"baseline"};
 #endif
 constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 const char* problem = "";
+
+// Whether the processor has the matrix unit, and the system lets this process use it: its registers are 8 KiB a
+// thread, which Linux sets aside only for those who ask (once, for all threads).
+bool ask_for_matrix_unit() {
+#if FASTRNN_HAS_AMX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTile = 1u << 24, kTileBFloat16 = 1u << 22, kVectorBFloat16 = 1u << 5;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTile) == 0 || (d & kTileBFloat16) == 0) return false;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kVectorBFloat16) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 int find(const char* name) {
   for (int k = 0; k < kCount; ++k) {
@@ -59,6 +81,8 @@ bool capability_supported(int k) {
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) {
     return false;
   }
+  static const bool matrix_unit = ask_for_matrix_unit();
+  if (k >= 3 && !matrix_unit) return false;
 #endif
   return k >= 0 && k < kCount;
 }

@@ -1,16 +1,20 @@
 // The forward driver of cells with one product per step, for any cell, direction, packing and way of sharing the work.
 #pragma once
 
-#include "cpu/product.h"
+#include "cpu/engine.h"
 #include "cpu/steps.h"
 #include "cpu/workspace.h"
 
 namespace FASTRNN_NAMESPACE {
 
-template <class Cell, class Math, class T>
+template <class Cell, class Math, class T, class Engine>
 struct Forward {
   using C = Compute<T>;
   using V = Vec<C>;
+  using Weights = typename Engine::Weights;
+  using Operand = typename Engine::Operand;
+  using WeightElement = typename Weights::Element;
+  using OperandElement = typename Operand::Element;
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
 
   const ForwardArgs& args;
@@ -20,24 +24,30 @@ struct Forward {
   const bool projecting;
   Workspace workspace;
   Plan plan;
-  Panels<C> recurrent, projection;
+  Weights recurrent, projection;
   C* bias = nullptr;             // b_hh, packed; b_ih behind it
-  C* raw = nullptr;              // (B, Hp), h before a projection
+  Operand raw;                   // (B, H), h before a projection
+  Operand operand[2];            // (B, P), h as the product reads it: before and after a step, in turns
   C* state[2][kMaxStates] = {};  // (B, width(s)): before and after a step, in turns
   int64_t stride[kMaxStates];
-  size_t at_recurrent, at_bias, at_projection = 0, at_raw = 0, at_state[2][kMaxStates];
+  size_t at_recurrent, at_bias, at_projection = 0, at_raw = 0, at_operand[2] = {}, at_state[2][kMaxStates];
 
   explicit Forward(const ForwardArgs& a)
       : args(a), seq(a.seq), steps{a.seq}, H(a.seq.hidden), P(a.seq.projected), projecting(a.w_hr != nullptr) {
-    plan = make_plan(seq, {seq.batch, P, G * H, static_cast<int>(sizeof(C)), projecting ? 2 : 1});
+    plan = make_plan(seq, {seq.batch, P, G * H, Engine::kBytes, projecting ? 2 : 1, Engine::kSpeed});
     const int64_t groups = Panels<C>::groups(H);
-    recurrent = {nullptr, P, H, G, tile_width<G>(rows_of_a_thread(plan, seq))};
-    projection = {nullptr, H, P, 1, tile_width<1>(rows_of_a_thread(plan, seq))};
-    at_recurrent = workspace.add(args.rh != nullptr ? 0 : recurrent.size(H, P, G), sizeof(C));
-    at_bias = workspace.add(2 * groups * G * kLanes, sizeof(C));
+    recurrent = Engine::template weights<G>(P, H, rows_of_a_thread(plan, seq));
+    projection = Engine::template weights<1>(H, P, rows_of_a_thread(plan, seq));
+    at_recurrent = workspace.add(args.rh != nullptr ? 0 : recurrent.size(), sizeof(WeightElement));
+    at_bias = workspace.add((2 * groups + Engine::kGroupsPast) * G * kLanes, sizeof(C));
     if (projecting) {
-      at_projection = workspace.add(projection.size(P, H, 1), sizeof(C));
-      at_raw = workspace.add(seq.batch * groups * kLanes, sizeof(C));
+      raw = Operand(H);
+      at_projection = workspace.add(projection.size(), sizeof(WeightElement));
+      at_raw = workspace.add(raw.size(seq.batch), sizeof(OperandElement));
+    }
+    for (int k = 0; k < 2; ++k) {
+      operand[k] = Operand(P);
+      if (!Engine::kReadsStates) at_operand[k] = workspace.add(operand[k].size(seq.batch), sizeof(OperandElement));
     }
     for (int s = 0; s < S; ++s) {
       stride[s] = Panels<C>::groups(width(s)) * kLanes;
@@ -47,14 +57,17 @@ struct Forward {
 
   int run() {
     if (!workspace.allocate()) return -1;
-    recurrent.data = workspace.template at<C>(at_recurrent);
+    recurrent.data = workspace.template at<WeightElement>(at_recurrent);
     bias = workspace.template at<C>(at_bias);
     if (projecting) {
-      projection.data = workspace.template at<C>(at_projection);
-      raw = workspace.template at<C>(at_raw);
+      projection.data = workspace.template at<WeightElement>(at_projection);
+      raw.data = workspace.template at<OperandElement>(at_raw);
     }
     for (int s = 0; s < S; ++s) {
       for (int k = 0; k < 2; ++k) state[k][s] = workspace.template at<C>(at_state[k][s]);
+    }
+    for (int k = 0; k < 2; ++k) {
+      operand[k].data = workspace.template at<OperandElement>(Engine::kReadsStates ? at_state[k][0] : at_operand[k]);
     }
     run_team(plan.threads, &Forward::body, this);
     return workspace.intact() ? 0 : -2;
@@ -97,9 +110,12 @@ struct Forward {
     if (args.rh == nullptr) pack_rows_as_lanes(static_cast<const T*>(args.w_hh), recurrent, groups);
     pack_bias(static_cast<const T*>(args.b_hh), G, H, bias, groups);
     pack_bias(static_cast<const T*>(args.b_ih), G, H, input_bias(), groups);
+    const Range rows = share(seq.batch, member.rank, member.size);
+    for (const Operand& x : operand) x.prepare(rows);
     if (projecting) {
       const Range mine = share(projection.groups(), member.rank, member.size);
       pack_rows_as_lanes(static_cast<const T*>(args.w_hr), projection, mine);
+      raw.prepare(rows);
     }
   }
 
@@ -125,6 +141,13 @@ struct Forward {
         copy(from + i * width(s) + units.begin, to + units.begin, units.end - units.begin);
       } else {
         for (int64_t u = units.begin; u < units.end; ++u) to[u] = C(0);
+      }
+    }
+    if constexpr (!Engine::kReadsStates) {
+      const Range units = units_of(0, part);
+      for (int64_t u = units.begin; u < units.end; u += kLanes) {
+        const Lanes<false> lanes{static_cast<int>(smaller(kLanes, units.end - u))};
+        operand[now].store(V::load(state[now][0] + i * stride[0] + u), i, u, lanes);
       }
     }
   }
@@ -159,8 +182,7 @@ struct Forward {
       }
     };
     if (args.rh == nullptr) {
-      const Sweep<G, C> sweep{recurrent, bias, state[now][0], stride[0], part.groups, now != 0};
-      sweep.run(rows, rows.end, stage);
+      Engine::template sweep<G>(recurrent, bias, operand[now], part.groups, now != 0).run(rows, rows.end, stage);
       return;
     }
     alignas(64) C sum[G * kLanes] = {};
@@ -198,11 +220,15 @@ struct Forward {
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) after[s].store(state[!now][s] + i * stride[s] + unit);
     if (projecting) {
-      after[0].store(raw + i * Panels<C>::groups(H) * kLanes + unit);
+      raw.store(after[0], i, unit, lanes);
       if (args.training) lanes.store(after[0], static_cast<T*>(args.unprojected) + row * H + unit);
     } else {
       after[0].store(state[!now][0] + i * stride[0] + unit);
-      lanes.store(after[0], static_cast<T*>(args.y) + row * H + unit);
+      if constexpr (!Engine::kReadsStates) operand[!now].store(after[0], i, unit, lanes);
+      T* y = static_cast<T*>(args.y) + row * H + unit;
+      lanes.store(after[0], y);
+      // The next step's line, to be there by then: stores wait in order, and what they hold up is the operand.
+      __builtin_prefetch(y + seq.batch * H, 1, 3);
     }
     if (!args.training) return;
     FASTRNN_UNROLL
@@ -223,6 +249,8 @@ struct Forward {
       const int64_t unit = group * kLanes;
       const V h = V::load(sum);
       h.store(state[!now][0] + i * stride[0] + unit);
+      const Lanes<false> some{static_cast<int>(smaller(kLanes, P - unit))};
+      if constexpr (!Engine::kReadsStates) operand[!now].store(h, i, unit, some);
       T* y = static_cast<T*>(args.y) + (steps.offset(n) + i) * P + unit;
       if (unit + kLanes <= P) {
         store(h, y);
@@ -230,14 +258,13 @@ struct Forward {
         store_some(h, y, static_cast<int>(P - unit));
       }
     };
-    const Sweep<1, C> sweep{projection, nullptr, raw, Panels<C>::groups(H) * kLanes, part.projected_groups, now != 0};
-    sweep.run(rows, rows.end, stage);
+    Engine::template sweep<1>(projection, nullptr, raw, part.projected_groups, now != 0).run(rows, rows.end, stage);
   }
 };
 
-template <class Cell, class T>
+template <class Cell, class T, class Engine = Plain<Compute<T>>>
 int forward(const ForwardArgs& args) {
-  Forward<Cell, Exact, T> driver(args);
+  Forward<Cell, Exact, T, Engine> driver(args);
   return driver.run();
 }
 

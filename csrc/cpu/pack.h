@@ -22,6 +22,7 @@ FASTRNN_FN Range share(int64_t n, int rank, int size) { return {n * rank / size,
 
 template <class C>
 struct Panels {
+  using Element = C;
   static constexpr int kLanes = Vec<C>::kLanes;
 
   C* data;
@@ -30,9 +31,9 @@ struct Panels {
   int width = 1;  // groups side by side
 
   static int64_t groups(int64_t units) { return divide_up(units, kLanes); }
-  static int64_t size(int64_t units, int64_t depth, int blocks) { return groups(units) * depth * blocks * kLanes; }
   int64_t groups() const { return groups(units); }
-  bool far() const { return size(units, depth, blocks) * static_cast<int64_t>(sizeof(C)) > (1 << 20); }
+  int64_t size() const { return groups() * depth * blocks * kLanes; }
+  bool far() const { return size() * static_cast<int64_t>(sizeof(C)) > (1 << 20); }
 
   // Where group j begins, and how far it is from one depth to the next.
   C* group(int64_t j) const { return data + ((j - j % width) * depth + j % width) * blocks * kLanes; }

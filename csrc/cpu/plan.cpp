@@ -27,11 +27,11 @@ double near_cache_bytes() {
   return 1 << 20;
 }
 
-double step_seconds(double rows, double depth, double columns, double element) {
+double step_seconds(double rows, double depth, double columns, const StepWork& work) {
   static const double near_bytes = near_cache_bytes();
-  const double bytes = depth * columns * element;
+  const double bytes = depth * columns * work.element;
   const double read = bytes / (bytes <= 0.9 * near_bytes ? kNearBytesPerSecond : kFarBytesPerSecond);
-  const double arithmetic = rows * depth * columns * (element / 4) / kMultiplyAddsPerSecond;
+  const double arithmetic = rows * depth * columns / (work.speed * kMultiplyAddsPerSecond);
   return std::max(read, arithmetic);
 }
 
@@ -47,12 +47,11 @@ Plan make_plan(const Sequence& seq, const StepWork& work) {
   const auto rows = static_cast<double>(work.rows), depth = static_cast<double>(work.depth);
   const auto columns = static_cast<double>(work.columns);
   const double region = kRegionSeconds / static_cast<double>(seq.steps);
-  const double one = step_seconds(rows, depth, columns, work.element);
-  const double by_rows =
-      region + step_seconds((work.rows + row_threads - 1) / row_threads, depth, columns, work.element);
+  const double one = step_seconds(rows, depth, columns, work);
+  const double by_rows = region + step_seconds((work.rows + row_threads - 1) / row_threads, depth, columns, work);
   const double exchange = rows * depth * work.element * (threads - 1) / threads / kExchangeBytesPerSecond;
   const double by_units =
-      region + step_seconds(rows, depth, columns / threads, work.element) + work.barriers * kBarrierSeconds + exchange;
+      region + step_seconds(rows, depth, columns / threads, work) + work.barriers * kBarrierSeconds + exchange;
   if (std::min(by_rows, by_units) > kGain * one) return {Split::kNone, 1};
   return by_rows <= by_units ? Plan{Split::kRows, row_threads} : Plan{Split::kUnits, threads};
 }

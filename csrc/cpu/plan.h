@@ -14,7 +14,8 @@ struct Plan {
 struct StepWork {
   int64_t rows, depth, columns;
   int element;
-  int barriers;  // barriers a step needs when units are split
+  int barriers;      // barriers a step needs when units are split
+  double speed = 1;  // of the multiply-adds, float32 arithmetic being 1
 };
 
 Plan make_plan(const Sequence& seq, const StepWork& work);

@@ -7,7 +7,7 @@ namespace fastrnn {
 
 struct RegistryEntry {
   const char* cell;
-  const char* capability;  // baseline, avx2, avx512
+  const char* capability;  // baseline, avx2, avx512, amx
   const CellKernels* (*kernels)();
 };
 

@@ -18,34 +18,27 @@
 
 #include "cpu/args.h"
 #include "cpu/plan.h"
+#include "cpu/target.h"
 #include "cpu/team.h"
 #include "cpu/workspace.h"
 
-#if defined(FASTRNN_ISA_AVX512)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
+#if defined(FASTRNN_ISA_AMX)
+#define FASTRNN_ISA_AVX512 1  // all that is not about the matrix unit
 #endif
-#elif defined(FASTRNN_ISA_AVX2)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-#endif
+#include "cpu/target_on.h"
 
 #include FASTRNN_CELL_HEADER
+#if !defined(FASTRNN_ISA_AMX) || FASTRNN_HAS_AMX
 #include "cpu/backward.h"
 #include "cpu/forward.h"
-
-namespace FASTRNN_NAMESPACE {
+#endif
 
 #define FASTRNN_JOIN_(a, b) a##b
 #define FASTRNN_JOIN(a, b) FASTRNN_JOIN_(a, b)
+
+#if !defined(FASTRNN_ISA_AMX)
+
+namespace FASTRNN_NAMESPACE {
 
 const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
   using Cell = FASTRNN_CELL_NAME;
@@ -55,18 +48,51 @@ const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
       Cell::kSaved,
       Cell::kSplitGradient,
       Cell::kReadsHidden,
-      {&forward<Cell, float>, &forward<Cell, double>, &forward<Cell, BFloat16>, &forward<Cell, Float16>},
-      {&backward<Cell, float>, &backward<Cell, double>, &backward<Cell, BFloat16>, &backward<Cell, Float16>},
+      {&forward<Cell, float>, &forward<Cell, double>, &forward<Cell, BFloat16>, &forward<Cell, Float16>, nullptr},
+      {&backward<Cell, float>, &backward<Cell, double>, &backward<Cell, BFloat16>, &backward<Cell, Float16>, nullptr},
   };
   return &kernels;
 }
 
 }  // namespace FASTRNN_NAMESPACE
 
-#if defined(FASTRNN_ISA_AVX512) || defined(FASTRNN_ISA_AVX2)
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
+#include "cpu/target_off.h"
+
+#else  // the kernels of AVX-512, but for the formats that gain from the matrix unit
+
+#if FASTRNN_HAS_AMX
+#include "cpu/tile_engine.h"
 #endif
+
+namespace fastrnn::avx512 {
+const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)();
+}
+
+namespace FASTRNN_NAMESPACE {
+
+template <class Cell>
+CellKernels with_tiles(CellKernels kernels) {
+#if FASTRNN_HAS_AMX
+  constexpr int kParts = static_cast<int>(Format::kFloat32Parts), kBrain = static_cast<int>(Format::kBFloat16);
+  constexpr int kHalf = static_cast<int>(Format::kFloat16);
+  kernels.forward[kParts] = &forward<Cell, float, Tiles<3>>;
+  kernels.backward[kParts] = &backward<Cell, float, Tiles<3>>;
+  kernels.forward[kBrain] = &forward<Cell, BFloat16, Tiles<1>>;
+  kernels.backward[kBrain] = &backward<Cell, BFloat16, Tiles<1>>;
+  kernels.forward[kHalf] = &forward<Cell, Float16, Tiles<2>>;
+  kernels.backward[kHalf] = &backward<Cell, Float16, Tiles<2>>;
+#endif
+  return kernels;
+}
+
+const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
+  static const CellKernels kernels =
+      with_tiles<FASTRNN_CELL_NAME>(*avx512::FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)());
+  return &kernels;
+}
+
+}  // namespace FASTRNN_NAMESPACE
+
+#include "cpu/target_off.h"
+
 #endif

@@ -215,17 +215,25 @@ void check_single_step(const Problem& p, const Outputs& forward, const Outputs& 
 
 // ---- formats and ways of sharing the work
 
+// The matrix unit's products take their operands in parts of bfloat16: one, two (rounded from float32) or three.
+double rounding_of_operands(Format format) {
+  if (strcmp(capability(), "amx") != 0) return 0;
+  return format == Format::kBFloat16 ? ldexp(1.0, -8) : format == Format::kFloat16 ? ldexp(1.0, -16) : ldexp(1.0, -23);
+}
+
 // u is the rounding error of the storage format, v that of the one computed in, and an element's error is measured by
 // the largest element of its array, or 1.
 //   Forward. A step rounds P products, their sum and some 16 times more in v. R's rows sum to less than 1/4 and slopes
 //   to at most 1, so that a step hands on less error than it got (and less than T such errors meet). u comes once, on
 //   storing. Backward reads at most 4 stored values for an element and stores it: 8u with slopes y(1-y) and 1-y², whose
 //   error is up to twice that of y, once for each step on the way; drh goes on in v, and its product has G·H terms.
+//   w is the rounding of h and drh as operands of the matrix unit's products, once for each step.
 double tolerance_of(const Problem& p, Format format, bool backward, double most) {
   const double u = roundoff(format), v = roundoff(computed_in(format));
+  const double w = rounding_of_operands(format);
   const auto T = static_cast<double>(p.T);
   const auto terms = static_cast<double>(backward ? p.kernels->gates * p.H + p.H : p.P + (p.projecting ? p.H : 0));
-  return std::max(1.0, most) * (T * (terms + 16) * v + (backward ? 8 * T : 1) * u);
+  return std::max(1.0, most) * (T * (terms + 16) * v + (backward ? 8 * T : 1) * u + T * w);
 }
 
 void expect_near(const Problem& p, Format format, bool backward, const Outputs& found, const Outputs& exact) {
@@ -251,7 +259,9 @@ void check_sharing(const Problem& p, const Outputs& forward, const Outputs& back
 void check_problem(const Problem& p, Random& random, bool quick) {
   Outputs exact_forward, exact_backward;
   uint64_t turn = random.below(4);  // hence each format meets each way
-  for (Format format : {Format::kFloat64, Format::kFloat32, Format::kBFloat16, Format::kFloat16}) {
+  for (Format format :
+       {Format::kFloat64, Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kFloat32Parts}) {
+    if (p.kernels->forward[static_cast<int>(format)] == nullptr) continue;
     Way way;
     way.format = format;
     Outputs forward = sound_forward(p, way), backward = sound_backward(p, way, forward);

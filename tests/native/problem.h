@@ -29,12 +29,13 @@ using Values = std::vector<double>;
 
 inline size_t index(int64_t k) { return static_cast<size_t>(k); }
 
-inline constexpr const char* kFormatNames[] = {"float32", "float64", "bfloat16", "float16"};
-inline int bytes_of(Format f) { return f == Format::kFloat64 ? 8 : f == Format::kFloat32 ? 4 : 2; }
+inline constexpr const char* kFormatNames[] = {"float32", "float64", "bfloat16", "float16", "float32 in parts"};
+inline Format stored_as(Format f) { return f == Format::kFloat32Parts ? Format::kFloat32 : f; }
+inline int bytes_of(Format f) { return f == Format::kFloat64 ? 8 : stored_as(f) == Format::kFloat32 ? 4 : 2; }
 inline Format computed_in(Format f) { return f == Format::kFloat64 ? f : Format::kFloat32; }
 // Half the distance from 1 to the next number: the largest relative error of one rounding.
 inline double roundoff(Format f) {
-  constexpr int kBits[] = {24, 53, 8, 11};
+  constexpr int kBits[] = {24, 53, 8, 11, 24};
   return ldexp(1.0, -kBits[static_cast<int>(f)]);
 }
 
@@ -102,7 +103,7 @@ class Buffer {
   void put(int64_t k, double x) {
     if (format_ == Format::kFloat64) {
       memcpy(at(k), &x, 8);
-    } else if (format_ == Format::kFloat32) {
+    } else if (stored_as(format_) == Format::kFloat32) {
       const auto narrow = static_cast<float>(x);
       memcpy(at(k), &narrow, 4);
     } else {
@@ -115,7 +116,7 @@ class Buffer {
     float single;
     uint16_t bits;
     if (format_ == Format::kFloat64) return memcpy(&wide, at(k), 8), wide;
-    if (format_ == Format::kFloat32) return memcpy(&single, at(k), 4), static_cast<double>(single);
+    if (stored_as(format_) == Format::kFloat32) return memcpy(&single, at(k), 4), static_cast<double>(single);
     memcpy(&bits, at(k), 2);
     return format_ == Format::kBFloat16 ? decode_half(bits, 7, 127) : decode_half(bits, 10, 15);
   }

@@ -1,0 +1,249 @@
+// Blocks: the depth in chunks of 512, each a chain of its own, added up in float32. Of a chunk all of b is laid out in
+// tiles first; then every thread takes blocks of a's rows, lays them out where its second-level cache keeps them, and
+// reads b's tiles past them.
+#include "cpu/matmul.h"
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <atomic>
+
+#include "cpu/dispatch.h"
+#include "cpu/target.h"
+#include "cpu/team.h"
+#include "cpu/workspace.h"
+
+#if FASTRNN_HAS_AMX
+
+#include <immintrin.h>
+
+#define FASTRNN_ISA_AVX512 1
+#define FASTRNN_ISA_AMX 1
+#define FASTRNN_ISA_NAME amx
+#include "cpu/target_on.h"
+#include "cpu/tiles.h"
+
+namespace FASTRNN_NAMESPACE {
+
+namespace {
+
+constexpr int kParts = 3;
+constexpr int64_t kChunk = 512;
+constexpr int64_t kMostRows = 256;  // of a block of a: 768 KiB in tiles
+constexpr int64_t kGroup = 128;     // of them at a time: their sums are kept by the first-level cache
+constexpr int64_t kPair = 32;       // rows and columns of two tiles
+constexpr int64_t kNear = 2;        // tiles along the depth: two columns of them are kept by the first-level cache
+
+class Matmul {
+ public:
+  explicit Matmul(const MatmulArgs& a)
+      : args_(a),
+        block_rows_(smaller(kMostRows, divide_up(divide_up(a.rows, a.threads), kPair) * kPair)),
+        blocks_(divide_up(a.rows, block_rows_)),
+        column_pairs_(divide_up(a.columns, kPair)) {
+    const int64_t deep = divide_up(smaller(kChunk, a.depth), kTileDepth);
+    a_size_ = block_rows_ / kTileLanes * deep * kParts * kTileSize;
+    at_b_ = workspace_.add(column_pairs_ * 2 * deep * kParts * kTileSize, sizeof(uint16_t));
+    at_a_ = workspace_.add(a.threads * a_size_, sizeof(uint16_t));
+  }
+
+  int run() {
+    if (!workspace_.allocate()) return -1;
+    run_team(args_.threads, &Matmul::body, this);
+    return workspace_.intact() ? 0 : -2;
+  }
+
+ private:
+  // A chunk of the depth.
+  struct Chunk {
+    int64_t from, depth, deep;
+    bool first() const { return from == 0; }
+  };
+
+  static void body(void* self, Member& member) { static_cast<Matmul*>(self)->work(member); }
+
+  // The barrier between two stages. False: nothing is left to do for this member.
+  static bool meet(Member& member, bool& alone) {
+    if (alone) return true;
+    const Next next = member.wait();
+    alone = next == Next::kAlone;
+    return next != Next::kLeave;
+  }
+
+  void work(Member& member) {
+    bool alone = member.size == 1;
+    uint16_t* a = workspace_.at<uint16_t>(at_a_) + member.rank * a_size_;
+    for (int64_t k = 0; k < args_.depth; k += kChunk) {
+      const int64_t depth = smaller(kChunk, args_.depth - k);
+      const Chunk chunk{k, depth, divide_up(depth, kTileDepth)};
+      for (int64_t c = next_columns_++; c < column_pairs_; c = next_columns_++) pack_columns(chunk, c);
+      if (!meet(member, alone)) return;
+      if (member.rank == 0) next_columns_ = 0;  // all are past it, and come back to it after the next barrier
+      for (int64_t b = next_block_++; b < blocks_; b = next_block_++) {
+        const Range rows{b * block_rows_, smaller((b + 1) * block_rows_, args_.rows)};
+        for (int64_t from = rows.begin; from < rows.end; from += kGroup) {
+          pack_rows(chunk, {from, smaller(from + kGroup, rows.end)},
+                    a + (from - rows.begin) * chunk.deep * kTileDepth * kParts);
+        }
+        multiply(chunk, rows, a);
+      }
+      if (!meet(member, alone)) return;
+      if (member.rank == 0) next_block_ = 0;
+    }
+  }
+
+  void pack_columns(const Chunk& chunk, int64_t pair) const {
+    uint16_t* to = workspace_.at<uint16_t>(at_b_) + pair * 2 * chunk.deep * kParts * kTileSize;
+    for (int64_t c = pair * 2; c < pair * 2 + 2; ++c) {
+      const int64_t column = c * kTileLanes, lanes = larger(0, args_.columns - column);
+      for (int64_t k = 0; k < chunk.depth; k += kTileDepth, to += kParts * kTileSize) {
+        const float* from = args_.b + (lanes > 0 ? column * args_.b_column : 0) + (chunk.from + k) * args_.b_depth;
+        if (args_.b_column == 1) {
+          tile_of_columns<kParts, true>(from, args_.b_depth, lanes, chunk.depth - k, to);
+        } else {
+          tile_of_rows<kParts, true>(from, args_.b_column, lanes, chunk.depth - k, to);
+        }
+      }
+    }
+  }
+
+  // By kNear tiles along the depth, in each of which rows follow each other: in the order in which they are read.
+  void pack_rows(const Chunk& chunk, Range rows, uint16_t* a) const {
+    const int64_t tiles = divide_up(rows.end - rows.begin, kPair) * 2;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t row = rows.begin + t * kTileLanes, lanes = larger(0, rows.end - row);
+      for (int64_t k = 0; k < chunk.depth; k += kTileDepth) {
+        uint16_t* to = at_row(chunk, a, tiles, t, k / kTileDepth);
+        const float* from = args_.a + (lanes > 0 ? row * args_.a_row : 0) + (chunk.from + k) * args_.a_depth;
+        if (args_.a_row == 1) {
+          tile_of_columns<kParts, false>(from, args_.a_depth, lanes, chunk.depth - k, to);
+        } else {
+          tile_of_rows<kParts, false>(from, args_.a_row, lanes, chunk.depth - k, to);
+        }
+      }
+    }
+  }
+
+  // Where tile t of the rows begins at depth 32·k.
+  static uint16_t* at_row(const Chunk& chunk, uint16_t* a, int64_t tiles, int64_t t, int64_t k) {
+    const int64_t first = k / kNear * kNear, near = smaller(kNear, chunk.deep - first);
+    return a + (first * tiles + t * near + (k - first)) * kParts * kTileSize;
+  }
+
+  // All columns of a block of rows.
+  void multiply(const Chunk& chunk, Range rows, uint16_t* a) const {
+    configure_tiles(kTileLanes, Shape::kPair);
+    for (int64_t c = 0; c < column_pairs_; ++c) {
+      for (int64_t from = rows.begin; from < rows.end; from += kGroup) {
+        const Range group{from, smaller(from + kGroup, rows.end)};
+        multiply(chunk, c, rows, group, a + (from - rows.begin) * chunk.deep * kTileDepth * kParts);
+      }
+    }
+    _tile_release();
+  }
+
+  // The c-th pair of columns for a group of the rows.
+  void multiply(const Chunk& chunk, int64_t c, Range all, Range rows, uint16_t* a) const {
+    alignas(64) float sums[kGroup * kPair];
+    const TileColumns<kParts> b{workspace_.at<uint16_t>(at_b_), chunk.deep};
+    const int64_t row_pairs = divide_up(rows.end - rows.begin, kPair), calls = divide_up(all.end - all.begin, kPair);
+    const auto rows_from = [&](int64_t t, int64_t k) {
+      return TileRows{at_row(chunk, a, row_pairs * 2, t, k), kTileDepth, kParts * kTileSize, kTileSize};
+    };
+    const int64_t lines = c + 1 < column_pairs_ ? divide_up(2 * kParts * kTileSize * 2, 64 * calls) : 0;
+    for (int64_t k = 0; k < chunk.deep; k += kNear) {
+      const Range depth{k, smaller(k + kNear, chunk.deep)};
+      for (int64_t r = 0; r < row_pairs; ++r) {
+        const int64_t share = (((rows.begin - all.begin) / kPair + r) * chunk.deep + k) * lines;
+        const Fetch ahead{reinterpret_cast<const char*>(b.tile(c * 2 + 2, 0)) + share * 64, static_cast<int>(lines)};
+        fetch_output(rows, r * kPair + k * kPair / chunk.deep, r * kPair + depth.end * kPair / chunk.deep, c);
+        float* out = sums + r * kPair * kPair;
+        product_pair<kParts>(rows_from(2 * r, k), rows_from(2 * r + 1, k), b, c * 2, depth, out,
+                             out + kTileLanes * kPair, kPair, nullptr, ahead);
+      }
+    }
+    hand_over(chunk, c, rows, sums);
+  }
+
+  // Fetches, to be written to, what the c-th pair of columns will find at some of the rows: far apart, and so
+  // unforeseen by the processor.
+  void fetch_output(Range rows, int64_t from, int64_t to, int64_t c) const {
+    const int64_t end = smaller(rows.begin + to, rows.end);
+    for (int64_t i = rows.begin + from; i < end; ++i) {
+      const float* out = args_.out + i * args_.out_row + c * kPair;
+      __builtin_prefetch(out, 0, 2);
+      __builtin_prefetch(out + kTileLanes, 0, 2);
+    }
+  }
+
+  // As in tiles.h, from the operands themselves.
+  void mend(const Chunk& chunk, int64_t i, int64_t column, int64_t lanes, float* sums) const {
+    for (int64_t j = 0; j < lanes; ++j) {
+      if (sums[j] == sums[j]) continue;
+      float sum = 0;
+      for (int64_t k = chunk.from; k < chunk.from + chunk.depth; ++k) {
+        sum +=
+            args_.a[i * args_.a_row + k * args_.a_depth] * args_.b[k * args_.b_depth + (column + j) * args_.b_column];
+      }
+      sums[j] = sum;
+    }
+  }
+
+  // Adds the sums of these rows and the c-th pair of columns to the output.
+  void hand_over(const Chunk& chunk, int64_t c, Range rows, float* sums) const {
+    for (int64_t i = rows.begin; i < rows.end; ++i, sums += kPair) {
+      for (int half = 0; half < 2; ++half) {
+        const int64_t column = (c * 2 + half) * kTileLanes, lanes = smaller(kTileLanes, args_.columns - column);
+        if (lanes <= 0) break;
+        float* sum = sums + half * kTileLanes;
+        const __m512 found = _mm512_loadu_ps(sum);
+        if (_mm512_cmp_ps_mask(found, found, _CMP_UNORD_Q) != 0) mend(chunk, i, column, lanes, sum);
+        float* out = args_.out + i * args_.out_row + column;
+        const __mmask16 there = static_cast<__mmask16>((1u << lanes) - 1u);
+        __m512 total = _mm512_loadu_ps(sum);
+        if (!chunk.first() || args_.add) {
+          total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(there, out));
+        } else if (args_.bias != nullptr) {
+          total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(there, args_.bias + column));
+        }
+        _mm512_mask_storeu_ps(out, there, total);
+      }
+    }
+  }
+
+  const MatmulArgs& args_;
+  const int64_t block_rows_, blocks_, column_pairs_;
+  int64_t a_size_;
+  Workspace workspace_;
+  size_t at_b_, at_a_;
+  std::atomic<int64_t> next_columns_{0}, next_block_{0};
+};
+
+int run_matmul(const MatmulArgs& args) { return Matmul(args).run(); }
+
+}  // namespace
+
+}  // namespace FASTRNN_NAMESPACE
+
+#include "cpu/target_off.h"
+#endif
+
+namespace fastrnn {
+
+bool matmul_in_parts_pays(int64_t rows, int64_t columns, int64_t depth) {
+  constexpr int64_t kLeast = 32, kLeastProducts = 1 << 20;
+  return strcmp(capability(), "amx") == 0 && rows >= kLeast && columns >= kLeast && depth >= kLeast &&
+         rows * columns * depth >= kLeastProducts;
+}
+
+int matmul_in_parts(const MatmulArgs& args) {
+#if FASTRNN_HAS_AMX
+  return amx::run_matmul(args);
+#else
+  (void)args;
+  return -1;
+#endif
+}
+
+}  // namespace fastrnn

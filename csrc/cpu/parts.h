@@ -1,0 +1,98 @@
+// Numbers as sums of bfloat16 parts, and tiles made of them.
+//
+// x = x₀ + x₁ + …, each part what the ones before it leave, rounded to nearest (ties to even): one part holds 8 bits of
+// a float32, two 16, three all 24. A product of two numbers of n parts is the sum of the parts' products with i + j <
+// n: three products for two parts, six for three, exact each, added in float32. What is left out is below 2^-16 (two
+// parts) or 2^-24 (three) of the product. Two parts hold a float16 exactly.
+//
+// An infinite or NaN number is its first part alone, and so is one beyond the largest bfloat16 (3.39e38), which counts
+// as infinite. Parts below 2^-126 are zero.
+//
+// A tile is 16 rows of 32 parts, 1 KiB. Its pair form has at row k the 16 lanes' parts at depths 2k and 2k + 1, side by
+// side; its lane form has at row i lane i's 32 parts. Seen as 16 × 16 pairs, one is the other's transpose.
+#pragma once
+
+#include "cpu/pack.h"
+
+namespace FASTRNN_NAMESPACE {
+
+constexpr int kTileDepth = 32;
+constexpr int kTileLanes = 16;
+constexpr int64_t kTileSize = 512;  // parts in a tile
+
+// The next part of x, as the lower halves of 32-bit lanes; x becomes what it leaves.
+FASTRNN_FN __m256i take_part(Vec<float>& x) {
+  const __m256bh part = _mm512_cvtneps_pbh(x.v);
+  const __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)part), 16));
+  constexpr int kNanOrInfinite = 0x01 | 0x08 | 0x10 | 0x80;
+  const __mmask16 finite = _knot_mask16(_mm512_fpclass_ps_mask(value, kNanOrInfinite));
+  x = Vec<float>(_mm512_maskz_sub_ps(finite, x.v, value));
+  return (__m256i)part;
+}
+
+// Writes the parts of the first n lanes of x, one part `apart` elements behind the other.
+template <int Parts, bool Full>
+FASTRNN_FN void store_parts(Vec<float> x, uint16_t* to, int64_t apart, Lanes<Full> lanes) {
+  FASTRNN_UNROLL
+  for (int p = 0; p < Parts; ++p) {
+    const __m256i part = take_part(x);
+    if constexpr (Full) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + p * apart), part);
+    } else {
+      _mm256_mask_storeu_epi16(to + p * apart, static_cast<__mmask16>((1u << lanes.n) - 1u), part);
+    }
+  }
+}
+
+template <class T>
+FASTRNN_FN Vec<float> load_or_zero(const T* p, int64_t n) {
+  if (n >= kTileLanes) return load(p);
+  return n > 0 ? load_some(p, static_cast<int>(n)) : Vec<float>::zero();
+}
+
+// A tile from numbers that lie along the depth: lane i's from from[i·stride] on; `lanes` and `depth` of them are there,
+// the others are zero. `Pairs` asks for the pair form, else it is the lane form. Parts follow each other.
+template <int Parts, bool Pairs, class T>
+void tile_of_rows(const T* from, int64_t stride, int64_t lanes, int64_t depth, uint16_t* to) {
+  Vec<float> part[Parts][kTileLanes];  // 32 bfloat16 each
+  for (int lane = 0; lane < kTileLanes; ++lane) {
+    const int64_t there = lane < lanes ? depth : 0;
+    const T* row = from + (lane < lanes ? lane * stride : 0);
+    Vec<float> a = load_or_zero(row, there), b = load_or_zero(row + 16, there - 16);
+    FASTRNN_UNROLL
+    for (int p = 0; p < Parts; ++p) {
+      const __m256i low = take_part(a), high = take_part(b);
+      part[p][lane] = Vec<float>(_mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
+    }
+  }
+  for (int p = 0; p < Parts; ++p) {
+    if constexpr (Pairs) transpose(part[p]);
+    for (int row = 0; row < kTileLanes; ++row) {
+      part[p][row].store(reinterpret_cast<float*>(to + p * kTileSize + row * kTileDepth));
+    }
+  }
+}
+
+// The same from numbers that lie along the lanes: those of depth k from from[k·stride] on.
+template <int Parts, bool Pairs, class T>
+void tile_of_columns(const T* from, int64_t stride, int64_t lanes, int64_t depth, uint16_t* to) {
+  Vec<float> part[Parts][kTileLanes];
+  for (int row = 0; row < kTileLanes; ++row) {
+    const int64_t k = 2 * row;
+    Vec<float> even = k < depth ? load_or_zero(from + k * stride, lanes) : Vec<float>::zero();
+    Vec<float> odd = k + 1 < depth ? load_or_zero(from + (k + 1) * stride, lanes) : Vec<float>::zero();
+    FASTRNN_UNROLL
+    for (int p = 0; p < Parts; ++p) {
+      const __m512i low = _mm512_cvtepu16_epi32(take_part(even)), high = _mm512_cvtepu16_epi32(take_part(odd));
+      part[p][row] = Vec<float>(_mm512_castsi512_ps(_mm512_or_epi32(low, _mm512_slli_epi32(high, 16))));
+    }
+  }
+  for (int p = 0; p < Parts; ++p) {
+    if constexpr (!Pairs) transpose(part[p]);
+    for (int row = 0; row < kTileLanes; ++row) {
+      part[p][row].store(reinterpret_cast<float*>(to + p * kTileSize + row * kTileDepth));
+    }
+  }
+}
+
+}  // namespace FASTRNN_NAMESPACE
