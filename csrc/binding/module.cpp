@@ -44,7 +44,7 @@ std::vector<std::string> cells() {
 std::tuple<int, int, int, bool> cell_sizes(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());
   if (cell == nullptr) throw py::value_error("cell: there are no kernels for " + name);
-  return {cell->gates, cell->states, cell->saved, cell->split_gradient};
+  return {cell->gates, cell->states, cell->saved, cell->split_from < cell->gates};
 }
 
 std::map<std::string, std::string> build_info() {

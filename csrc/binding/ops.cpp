@@ -169,10 +169,17 @@ struct Backward {
 };
 
 struct Gradients {
-  Tensor da, drh;   // (N, G·H); the same tensor unless the cell tells them apart
+  Tensor da;        // (N, G·H)
+  Tensor drh;       // (N, (G - split_from)·H): where it differs from da
   Tensors initial;  // (B, ·), in the caller's order; empty if not wanted
   Tensor dh;        // (N, P) or undefined
 };
+
+// ∂L/∂rh, (N, G·H).
+Tensor whole_drh(const Call& call, const Gradients& g) {
+  if (call.cell->split_from == call.cell->gates) return g.da;
+  return at::cat({g.da.narrow(1, 0, call.cell->split_from * call.hidden), g.drh}, 1);
+}
 
 Gradients run_backward(const Backward& b, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
                        bool reverse, bool want_initial, bool want_dh) {
@@ -185,7 +192,7 @@ Gradients run_backward(const Backward& b, const OptionalTensor& grad_y, const c1
   Gradients out;
   const std::vector<int64_t> wide{layout.rows, call.gate_width()};
   out.da = buffers.empty(wide, call.options);
-  out.drh = call.cell->split_gradient ? buffers.empty(wide, call.options) : out.da;
+  out.drh = buffers.empty({layout.rows, (call.cell->gates - call.cell->split_from) * call.hidden}, call.options);
   if (want_dh || b.w_hr) out.dh = buffers.empty({layout.rows, call.projected}, call.options);
   Tensor gy;
   if (grad_y && grad_y->defined()) {
@@ -224,7 +231,7 @@ Gradients run_backward(const Backward& b, const OptionalTensor& grad_y, const c1
   }
   if (layout.batch > 0) buffers.verify(call.cell->backward[static_cast<int>(call.format)](args));
   if (want_initial && !args.initial_product) {
-    out.initial[0].narrow(0, 0, layout.rows).add_(products::of_input(out.drh, b.w_hh));
+    out.initial[0].narrow(0, 0, layout.rows).add_(products::of_input(whole_drh(call, out), b.w_hh));
   }
   for (Tensor& g : out.initial) g = layout.unsort(g);
   return out;
@@ -253,19 +260,32 @@ Tensor hidden_before(const Backward& b, bool reverse) {
   return source.index_select(0, index);
 }
 
-// ∂L/∂w_hh = Σ drhᵀ·h.
-Tensor recurrent_gradient(const Backward& b, const Tensor& drh, bool reverse) {
+// Some rows of ∂L/∂w_hh = Σ drhᵀ·h: those of the gates whose drh is given, (N, ·), into `out` (·, P).
+void recurrent_gradient_into(Tensor out, const Backward& b, const Tensor& drh, const Tensor& before, bool reverse) {
+  if (out.size(0) == 0) return;
   const Layout& layout = b.call.layout;
-  if (!layout.plain()) return products::of_weight(drh, hidden_before(b, reverse));
+  if (before.defined()) return products::of_weight_into(out, drh, before);
   const int64_t B = layout.batch, rest = layout.rows - B;
   const int64_t first = reverse ? rest : 0;  // the step that starts from the initial state
   const Tensor later = drh.narrow(0, reverse ? 0 : B, rest), h = b.y.narrow(0, reverse ? B : 0, rest);
-  if (b.states.empty()) return rest == 0 ? at::zeros_like(b.w_hh) : products::of_weight(later, h);
   const Tensor start = drh.narrow(0, first, B);
-  if (rest == 0) return products::of_weight(start, b.states[0]);
-  Tensor sum = products::of_weight(later, h);
-  products::add_of_weight(sum, start, b.states[0]);
-  return sum;
+  if (rest > 0) products::of_weight_into(out, later, h);
+  if (b.states.empty()) {
+    if (rest == 0) out.zero_();
+  } else if (rest == 0) {
+    products::of_weight_into(out, start, b.states[0]);
+  } else {
+    products::add_of_weight(out, start, b.states[0]);
+  }
+}
+
+Tensor recurrent_gradient(const Backward& b, const Gradients& g, bool reverse) {
+  Tensor out = at::empty({b.call.gate_width(), b.call.projected}, b.call.options);
+  const Tensor before = b.call.layout.plain() ? Tensor() : hidden_before(b, reverse);
+  const int64_t split = b.call.cell->split_from * b.call.hidden, rest = b.call.gate_width() - split;
+  recurrent_gradient_into(out.narrow(0, 0, split), b, g.da.narrow(1, 0, split), before, reverse);
+  recurrent_gradient_into(out.narrow(0, split, rest), b, g.drh, before, reverse);
+  return out;
 }
 
 // sequence_backward: the time loop alone. ∂L/∂wx (N, G·H), ∂L/∂rh (N, G·H; empty if it is the same), gradients of the
@@ -279,7 +299,8 @@ std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
   const Gradients g = run_backward(b, grad_y, grad_final, reverse, want_initial, want_dh);
   const Layout& layout = b.call.layout;
-  return {layout.scatter(g.da), b.call.cell->split_gradient ? layout.scatter(g.drh) : at::empty({0}, b.call.options),
+  const bool split = b.call.cell->split_from < b.call.cell->gates;
+  return {layout.scatter(g.da), split ? layout.scatter(whole_drh(b.call, g)) : at::empty({0}, b.call.options),
           g.initial, want_dh ? layout.scatter(g.dh) : at::empty({0}, b.call.options)};
 }
 
@@ -304,11 +325,12 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
   for (Tensor& t : out) t = at::empty({0}, b.call.options);
   if (needs[0]) out[0] = layout.scatter(w_ih ? products::of_input(g.da, *w_ih) : g.da);
   if (needs[1] && w_ih) out[1] = products::of_weight(g.da, layout.gather(x));
-  if (needs[2]) out[2] = recurrent_gradient(b, g.drh, reverse);
+  if (needs[2]) out[2] = recurrent_gradient(b, g, reverse);
   if (needs[3]) out[3] = sum_rows(g.da);
   if (needs[4]) {
-    const bool same = needs[3] && !b.call.cell->split_gradient;
-    out[4] = same ? out[3].clone() : sum_rows(g.drh);  // never one tensor for two gradients
+    const int64_t split = b.call.cell->split_from * b.call.hidden, rest = b.call.gate_width() - split;
+    out[4] = needs[3] ? out[3].clone() : sum_rows(g.da);  // never one tensor for two gradients
+    if (rest > 0) out[4].narrow(0, split, rest).copy_(sum_rows(g.drh));
   }
   if (needs[5] && w_hr)
     out[5] = products::of_weight(g.dh, b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows));

@@ -43,7 +43,8 @@ bool in_parts() {
 
 Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
   std::vector<int64_t> sizes = x.sizes().vec();
-  const Tensor rows = x.reshape({-1, sizes.back()});
+  const int64_t leading = c10::multiply_integers(x.sizes().slice(0, sizes.size() - 1));
+  const Tensor rows = x.reshape({leading, sizes.back()});
   Tensor out = at::empty({rows.size(0), w.size(0)}, w.options().requires_grad(false));
   multiply(out, rows, w.t(), bias);
   sizes.back() = w.size(0);
@@ -62,9 +63,11 @@ Tensor of_input(const Tensor& g, const Tensor& w) {
 
 Tensor of_weight(const Tensor& g, const Tensor& x) {
   Tensor out = at::empty({g.size(1), x.size(1)}, g.options());
-  multiply(out, g.t(), x, {});
+  of_weight_into(out, g, x);
   return out;
 }
+
+void of_weight_into(Tensor& out, const Tensor& g, const Tensor& x) { multiply(out, g.t(), x, {}); }
 
 void add_of_weight(Tensor& sum, const Tensor& g, const Tensor& x) { multiply(sum, g.t(), x, {}, true); }
 

@@ -18,6 +18,7 @@ void forward_into(Tensor& out, const Tensor& x, const Tensor& w, const OptionalT
 Tensor of_input(const Tensor& g, const Tensor& w);
 // gᵀ·x, the gradient of w: g (N, M), x (N, K).
 Tensor of_weight(const Tensor& g, const Tensor& x);
+void of_weight_into(Tensor& out, const Tensor& g, const Tensor& x);
 // Adds gᵀ·x to `sum` (M, K).
 void add_of_weight(Tensor& sum, const Tensor& g, const Tensor& x);
 

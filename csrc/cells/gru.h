@@ -8,7 +8,7 @@ namespace FASTRNN_NAMESPACE {
 
 struct gru {
   static constexpr int kGates = 3, kStates = 1, kSaved = 4;  // saved: r z n rh_n
-  static constexpr bool kSplitGradient = true;
+  static constexpr int kSplitFrom = 2;
   static constexpr bool kReadsHidden = true;
 
   template <class M, class V>
@@ -31,8 +31,6 @@ struct gru {
     da[2] = (dh - dh * z) * tanh_slope(n);
     da[1] = dh * (s[0] - n) * sigmoid_slope(z);
     da[0] = da[2] * saved[3] * sigmoid_slope(r);
-    drh[0] = da[0];
-    drh[1] = da[1];
     drh[2] = da[2] * r;
     ds[0] = dh * z;
   }

@@ -61,15 +61,15 @@ struct BackwardArgs {
   const void* grad_y;                  // T [N, P] or null
   const void* grad_final[kMaxStates];  // T [B, P or H] or null
   void* da;                            // T [N, G·H]
-  void* drh;                           // T [N, G·H], kSplitGradient only
+  void* drh;                           // T [N, (G - split_from)·H], ∂L/∂rh of the gates where it differs from da
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together
   bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
 };
 
 struct CellKernels {
-  int gates, states, saved;
-  bool split_gradient, reads_hidden;
+  int gates, states, saved, split_from;
+  bool reads_hidden;
   // By Format. Null: this instruction set has nothing for it (kFloat32Parts alone; kFloat32 does it). They return 0, or
   // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
   int (*forward[kFormats])(const ForwardArgs&);

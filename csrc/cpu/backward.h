@@ -20,8 +20,9 @@ struct Backward {
   using WeightElement = typename Weights::Element;
   using OperandElement = typename Operand::Element;
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+  static constexpr int kSplitFrom = Cell::kSplitFrom, kSplit = G - kSplitFrom;
   // The product reads drh where the caller wants it.
-  static constexpr bool kInPlace = Engine::kReadsStates && sizeof(T) == sizeof(C);
+  static constexpr bool kInPlace = Engine::kReadsStates && sizeof(T) == sizeof(C) && kSplit == 0;
 
   const BackwardArgs& args;
   Sequence seq;  // in the order of the visits: its direction is the opposite of the forward pass's
@@ -183,14 +184,11 @@ struct Backward {
   Operand operand_of(int64_t n) const {
     if constexpr (kInPlace) {
       Operand x;
-      if (n >= 0) x.data = drh_row(n, 0);
+      if (n >= 0) x.data = static_cast<T*>(args.da) + steps.offset(n) * G * H;
       x.stride = G * H;
       return x;
     }
     return operand[n & 1];
-  }
-  T* drh_row(int64_t n, int64_t i) const {
-    return static_cast<T*>(Cell::kSplitGradient ? args.drh : args.da) + (steps.offset(n) + i) * G * H;
   }
 
   // The product left by visit n-1, and with it the cell's backward for the step of visit n (no step for n = T).
@@ -287,14 +285,12 @@ struct Backward {
     Cell::template backward<Math>(saved, before, after, ds_new, da, drh, ds);
 
     T* to = static_cast<T*>(args.da) + row * G * H + unit;
-    T* to_drh = drh_row(n, i) + unit;
+    T* to_drh = static_cast<T*>(args.drh) + row * kSplit * H + unit;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
       lanes.store(da[g], to + g * H);
-      if constexpr (Cell::kSplitGradient) lanes.store(drh[g], to_drh + g * H);
-      if constexpr (!kInPlace) {
-        operand[n & 1].store(Cell::kSplitGradient ? drh[g] : da[g], i, g * H + unit, lanes);
-      }
+      if (g >= kSplitFrom) lanes.store(drh[g], to_drh + (g - kSplitFrom) * H);
+      if constexpr (!kInPlace) operand[n & 1].store(g >= kSplitFrom ? drh[g] : da[g], i, g * H + unit, lanes);
     }
     FASTRNN_UNROLL
     for (int s = projecting ? 1 : 0; s < S; ++s) ds[s].store(direct[s] + i * stride[s] + unit);

@@ -46,7 +46,7 @@ const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
       Cell::kGates,
       Cell::kStates,
       Cell::kSaved,
-      Cell::kSplitGradient,
+      Cell::kSplitFrom,
       Cell::kReadsHidden,
       {&forward<Cell, float>, &forward<Cell, double>, &forward<Cell, BFloat16>, &forward<Cell, Float16>, nullptr},
       {&backward<Cell, float>, &backward<Cell, double>, &backward<Cell, BFloat16>, &backward<Cell, Float16>, nullptr},

@@ -115,6 +115,20 @@ void expect_slope(Problem& p, const std::string& what, double& x, double gradien
 }
 
 // Σ over rows.
+// ∂L/∂rh of all gates.
+Values whole_drh(const Problem& p, const Outputs& backward) {
+  const int64_t G = p.kernels->gates, split = p.kernels->split_from;
+  const Values da = backward["da"].values(), drh = backward["drh"].values();
+  Values all;
+  for (int64_t n = 0; n < p.N; ++n) {
+    for (int64_t k = 0; k < G * p.H; ++k) {
+      const bool same = k < split * p.H;
+      all.push_back(same ? da[index(n * G * p.H + k)] : drh[index(n * (G - split) * p.H + k - split * p.H)]);
+    }
+  }
+  return all;
+}
+
 Values sum_rows(const Values& rows, int64_t width) {
   Values sum(index(width));
   for (size_t k = 0; k < rows.size(); ++k) sum[k % sum.size()] += rows[k];
@@ -146,7 +160,7 @@ void check_slopes(Problem p, const Outputs& forward, const Outputs& backward, Ra
   };
   check("da", p.wx, da);
   p.b_hh.resize(index(wide));
-  check("Σ drh", p.b_hh, sum_rows(p.kernels->split_gradient ? backward["drh"].values() : da, wide));
+  check("Σ drh", p.b_hh, sum_rows(whole_drh(p, backward), wide));
   for (int s = 0; s < p.kernels->states; ++s) {
     p.initial[s].resize(index(p.B * p.width(s)));
     const std::string name = "grad_initial" + std::to_string(s);
@@ -203,7 +217,7 @@ void check_single_step(const Problem& p, const Outputs& forward, const Outputs& 
   way = Way();
   way.product = false;
   Values partial = sound_backward(p, way, forward)["grad_initial0"].values();
-  const Values drh = backward[p.kernels->split_gradient ? "drh" : "da"].values();
+  const Values drh = whole_drh(p, backward);
   for (int64_t b = 0; b < p.N; ++b) {
     for (int64_t k = 0; k < p.P; ++k) {
       for (int64_t j = 0; j < wide; ++j)

@@ -311,7 +311,7 @@ inline Outputs run_backward(const Problem& p, const Way& way, const Outputs& for
   args.y = forward["y"].data();
   args.grad_y = in(p.grad_y);
   args.da = out.add("da", Buffer(f, p.N * k.gates * p.H));
-  if (k.split_gradient) args.drh = out.add("drh", Buffer(f, p.N * k.gates * p.H));
+  args.drh = out.add("drh", Buffer(f, p.N * (k.gates - k.split_from) * p.H));
   args.dh = out.add("dh", Buffer(f, p.N * p.P));
   args.initial_product = way.product;
   for (int s = 0; s < k.states; ++s) {
