@@ -29,11 +29,7 @@ def run_layers(
     states: tuple[Tensor, ...] | None,
     directions: int,
     dropout: float,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    backend: str,
-    embedding: Tensor | None = None,
+    options: dict[str, Any],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """All layers and directions of a recurrent network.
 
@@ -44,15 +40,13 @@ def run_layers(
         states: ``h`` (L·D, B, P) and, for LSTM, ``c`` (L·D, B, H); None for zeros.
         directions: D, 1 or 2.
         dropout: probability of dropping an element between layers; 0 outside training.
-        batch_sizes, lengths, reset, backend, embedding: as in `fastrnn.functional.sequence`.
+        options: those of `fastrnn.functional.sequence`, but ``reverse``.
 
     Returns:
         ``y`` (T, B, D·P) or (N, D·P), and the final states, shaped like ``states``.
     """
-    options: dict[str, Any] = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "backend": backend}
-    if embedding is not None:
+    if options["embedding"] is not None:
         x = x.squeeze(-1)
-        options["embedding"] = embedding
     if len(weights) == 1:  # the usual case, free of stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
         y, last = sequence(cell, x, weights[0], initial, **options)
@@ -72,5 +66,5 @@ def run_layers(
             outputs.append(y)
             finals.append(last)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        options.pop("embedding", None)
+        options = options | {"embedding": None}
     return x, tuple([torch.stack(column) for column in zip(*finals, strict=True)])

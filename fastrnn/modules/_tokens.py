@@ -56,13 +56,13 @@ def read(
     form: Form,
     states: tuple[Tensor, ...] | None,
     weights: Sequence[Any],
-    backend: str,
+    table: bool,
 ) -> tuple[Any, Tensor | None]:
     """What a network is to be fed with: the embedded ids (…, I) and None; or ids (…, 1) and a matrix (V, I) in which to
-    look them up. Raises as `checked`.
+    look them up, which is only done if ``table``. Raises as `checked`.
     """
     ids = checked(ids, embedding, *form.dims(), form)
-    matrix = None if backend == "torch" else _matrix_of(embedding)
+    matrix = _matrix_of(embedding) if table else None
     if matrix is not None and _is_certain(ids, matrix, states, weights):
         if matrix.shape[1] != module.input_size:
             raise RuntimeError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _recompute
 from . import _checks, _tokens
 from ._identity import TorchIdentity
 from ._layers import as_layers, run_layers
@@ -22,10 +23,11 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
     are torch's.
 
     Attributes:
-        backend: taken where a call names none; ``"auto"`` unless assigned. See `forward`.
+        backend, recompute: taken where a call names none; ``"auto"`` and False unless assigned. See `forward`.
     """
 
     backend: str = "auto"
+    recompute: bool | int = False
 
     def forward(
         self,
@@ -36,6 +38,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         reset: Tensor | None = None,
         backend: str | None = None,
         embedding: nn.Module | Tensor | None = None,
+        recompute: bool | int | None = None,
     ) -> tuple[Any, Any]:
         """torch's forward, and keywords of our own.
 
@@ -57,6 +60,11 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
                 int64 or int32: (T, B); (B, T) if ``batch_first``; (T); or a `PackedSequence` of them. The result is
                 that for ``embedding(input)``, with its gradients; where V is less than the number of ids, the products
                 of the first layer are made for the vocabulary and looked up.
+            recompute: for training on long sequences. True: of each layer only inputs, outputs and the states at the
+                borders of √T segments are kept for the backward pass, which computes the rest again; an integer: the
+                steps of a segment, at least 2. None: the attribute ``recompute``. Results are the same, but in 16-bit
+                formats the states are rounded at the borders. Without effect where the kernels do not run, in compiled
+                functions, and under `torch.func`; no table of ``embedding`` is made.
 
         Returns:
             ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
@@ -69,9 +77,12 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         backend = backend or self.backend
         if backend != "auto":
             _checks.check_backend(backend, lengths, reset)
+        recompute = self.recompute if recompute is None else recompute
+        if recompute is not False:
+            _recompute.check(recompute)
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset, backend, embedding)
-        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding)
+            return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute)
+        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding, recompute)
 
     def step(
         self,
@@ -119,12 +130,14 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         backend: str,
         batch_first: bool,
         embedding: Any = None,
+        recompute: bool | int = False,
     ) -> tuple[Any, Any]:
         weights = _checks.read_weights(self, self._flat_weights_names)
         states = None if hx is None else self._as_states(hx)
         if embedding is not None:
+            table = backend != "torch" and not recompute
             form = _tokens.Form(batch_first=batch_first, lengths=lengths)
-            input, embedding = _tokens.read(self, input, embedding, form, states, weights, backend)
+            input, embedding = _tokens.read(self, input, embedding, form, states, weights, table)
         if embedding is None and (
             backend == "torch"
             or not _checks.are_plain(input, states, weights)
@@ -153,7 +166,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if reset is not None:
             reset = _checks.as_reset(reset, input.shape[:-1], batch_first, x.device)
 
-        y, last = self._run(x, states, weights, None, lengths, reset, backend, embedding)
+        options = {"batch_sizes": None, "lengths": lengths, "reset": reset, "backend": backend}
+        y, last = self._run(x, states, weights, options | {"embedding": embedding, "recompute": recompute})
         if not batched:
             y = y.squeeze(1)
             last = tuple([state.squeeze(1) for state in last])
@@ -162,7 +176,14 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         return y, last if len(last) > 1 else last[0]
 
     def _forward_packed(
-        self, input: PackedSequence, hx: Any, lengths: Any, reset: Any, backend: str, embedding: Any = None
+        self,
+        input: PackedSequence,
+        hx: Any,
+        lengths: Any,
+        reset: Any,
+        backend: str,
+        embedding: Any,
+        recompute: bool | int,
     ) -> tuple[Any, Any]:
         if lengths is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own")
@@ -175,8 +196,9 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         # Sorted first and checked after, as in torch: what does not fit may do so once sorted.
         states = None if hx is None else self._as_states(self.permute_hidden(hx, sorted_indices))
         if embedding is not None:
+            table = backend != "torch" and not recompute
             form = _tokens.Form(batch_sizes=batch_sizes)
-            x, embedding = _tokens.read(self, x, embedding, form, states, weights, backend)
+            x, embedding = _tokens.read(self, x, embedding, form, states, weights, table)
             input = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices)
         if embedding is None and (
             backend == "torch"
@@ -188,7 +210,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
                 raise ValueError(self._refusal(x, states, "backend='fused'"))
             return found
 
-        y, last = self._run(x, states, weights, batch_sizes, None, None, backend, embedding)
+        options = {"batch_sizes": batch_sizes, "lengths": None, "reset": None, "backend": backend}
+        y, last = self._run(x, states, weights, options | {"embedding": embedding, "recompute": recompute})
         hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
@@ -207,32 +230,27 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         x: Tensor,
         states: tuple[Tensor, ...] | None,
         weights: list[Tensor],
-        batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        backend: str,
-        embedding: Tensor | None = None,
+        options: dict[str, Any],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers, on tensors that are time-major and known to fit. With an embedding x is ids, (T, B, 1)."""
+        """All layers, on tensors that are time-major and known to fit. With an embedding x is ids, (T, B, 1).
+
+        ``options`` are those of `fastrnn.functional.sequence`.
+        """
         cell = _CELLS[self.mode]
         dropout = self.dropout if self.training else 0.0
         directions = 2 if self.bidirectional else 1
         target = _checks.autocast_dtype() if x.is_cpu else None
         if target is None:
             layers = as_layers(weights, self.bias, self.proj_size)
-            return run_layers(
-                cell, x, layers, states, directions, dropout, batch_sizes, lengths, reset, backend, embedding
-            )
+            return run_layers(cell, x, layers, states, directions, dropout, options)
 
-        onednn = cell == "lstm" and batch_sizes is None and not self.proj_size and _checks.onednn_enabled()
+        onednn = cell == "lstm" and options["batch_sizes"] is None and not self.proj_size and _checks.onednn_enabled()
         dtype = _checks.run_dtype(cell, target, x, states, onednn)
         layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
         if states is not None:
             states = tuple([state.to(dtype) for state in states])
         with torch.autocast("cpu", enabled=False):
-            y, last = run_layers(
-                cell, x.to(dtype), layers, states, directions, dropout, batch_sizes, lengths, reset, backend
-            )
+            y, last = run_layers(cell, x.to(dtype), layers, states, directions, dropout, options)
         if self.proj_size:  # the projection, a product, comes last
             y, last = y.to(target), (last[0].to(target), last[1])
         return y, last
