@@ -45,7 +45,7 @@ def run_layers(
     Returns:
         ``y`` (T, B, D·P) or (N, D·P), and the final states, shaped like ``states``.
     """
-    if options["embedding"] is not None:
+    if options.get("embedding") is not None:
         x = x.squeeze(-1)
     if len(weights) == 1:  # the usual case, free of stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
@@ -55,6 +55,7 @@ def run_layers(
     initials = (
         [None] * len(weights) if states is None else list(zip(*[state.unbind(0) for state in states], strict=True))
     )
+    options = options.copy()
     finals: list[tuple[Tensor, ...]] = []
     for first in range(0, len(weights), directions):
         if first and dropout:
@@ -66,5 +67,5 @@ def run_layers(
             outputs.append(y)
             finals.append(last)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        options = options | {"embedding": None}
+        options.pop("embedding", None)
     return x, tuple([torch.stack(column) for column in zip(*finals, strict=True)])

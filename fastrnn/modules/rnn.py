@@ -166,8 +166,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if reset is not None:
             reset = _checks.as_reset(reset, input.shape[:-1], batch_first, x.device)
 
-        options = {"batch_sizes": None, "lengths": lengths, "reset": reset, "backend": backend}
-        y, last = self._run(x, states, weights, options | {"embedding": embedding, "recompute": recompute})
+        options: dict[str, Any] = {"batch_sizes": None, "lengths": lengths, "reset": reset, "backend": backend}
+        if embedding is not None or recompute:
+            options.update(embedding=embedding, recompute=recompute)
+        y, last = self._run(x, states, weights, options)
         if not batched:
             y = y.squeeze(1)
             last = tuple([state.squeeze(1) for state in last])
@@ -210,8 +212,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
                 raise ValueError(self._refusal(x, states, "backend='fused'"))
             return found
 
-        options = {"batch_sizes": batch_sizes, "lengths": None, "reset": None, "backend": backend}
-        y, last = self._run(x, states, weights, options | {"embedding": embedding, "recompute": recompute})
+        options: dict[str, Any] = {"batch_sizes": batch_sizes, "lengths": None, "reset": None, "backend": backend}
+        if embedding is not None or recompute:
+            options.update(embedding=embedding, recompute=recompute)
+        y, last = self._run(x, states, weights, options)
         hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
@@ -314,7 +318,8 @@ class LSTM(RecurrentLayers):
     ``weight_hr_l{k}`` (P, H) with projection. Their names, their order and, from the same seed, their values are
     torch's; a ``state_dict`` goes either way.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
+    `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.LSTM refuses, in its words.
@@ -346,7 +351,8 @@ class GRU(RecurrentLayers):
     weights in the order r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}``
     (3·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
+    `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.GRU refuses, in its words.
@@ -366,7 +372,8 @@ class RNN(RecurrentLayers):
     the second layer on), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix
     ``_reverse`` for the second direction.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
+    `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.RNN refuses, in its words.
