@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _ops, reference
+from fastrnn import _ops, _recompute, _tokens, reference
 from fastrnn.autograd import N_RESERVE, Layer
 from fastrnn.cells import CELLS, CellSpec
 
@@ -50,6 +50,8 @@ def sequence(
     reset: Tensor | None = None,
     reverse: bool = False,
     backend: str = "auto",
+    embedding: Tensor | None = None,
+    recompute: bool | int = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction over a whole sequence.
 
@@ -71,19 +73,36 @@ def sequence(
         reverse: from the last step to the first.
         backend: ``"fused"`` kernels or raise; the plain-torch ``"reference"``; or ``"auto"``: fused where there are
             kernels, else the reference with one warning that says why.
+        embedding: (V, I). ``x`` is then token ids, int64 or int32, (T, B), or (N) with ``batch_sizes``; beyond
+            ``lengths`` they may be anything. The result is that of embedded ids. If V is less than the number of ids,
+            the products of all V embeddings are made and looked up (in 16-bit formats only where nothing asks for a
+            gradient: there the sums over a token's occurrences would lose digits).
+        recompute: for long sequences in training. True: inputs, outputs and the states at the borders of √T segments
+            are kept for the backward pass, which computes all else again, segment by segment; an integer: the steps of
+            a segment, at least 2. Results are the same, but in 16-bit formats the states are rounded at the borders.
+            Without effect where the kernels keep nothing or do not run: no gradient, the reference, compiled
+            functions, ``torch.func``. Higher derivatives keep everything.
 
     Returns:
         outputs (T, B, P) or (N, P), and the tuple of final states, each (B, P or H).
 
     Raises:
-        ValueError: ``cell``, ``backend``, ``batch_sizes``, ``lengths`` or ``reset`` is not what it must be.
+        ValueError: ``cell``, ``backend``, ``batch_sizes``, ``lengths``, ``reset`` or ``recompute`` is not what it must
+            be.
         RuntimeError: sizes or dtypes do not fit together, or ``backend="fused"`` where there are no kernels.
+        IndexError: an id is not in 0…V-1.
     """
     spec = CELLS.get(cell)
     if spec is None:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
     if backend != "auto" and backend not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    if recompute is not False:
+        _recompute.check(recompute)
+    if embedding is not None:
+        # To be kept, embedded ids (…, I) are smaller than products (…, G·H).
+        x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
+        weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
     states = () if states is None else tuple(states)
     compiling = torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
@@ -96,6 +115,10 @@ def sequence(
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     layout = (batch_sizes, lengths, reset, reverse)
     if not compiling and not transformed:
+        if recompute and _needs_graph(x, weights, states):
+            found = _recompute.layer(cell, x, weights, states, *layout, recompute)
+            if found is not None:
+                return found
         try:
             out = _ops.layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout)
         except TypeError:
@@ -173,6 +196,8 @@ def lstm(
     reset: Tensor | None = None,
     reverse: bool = False,
     backend: str = "auto",
+    embedding: Tensor | None = None,
+    recompute: bool | int = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``. Arguments as in :func:`sequence`.
 
@@ -189,6 +214,8 @@ def lstm(
         reset=reset,
         reverse=reverse,
         backend=backend,
+        embedding=embedding,
+        recompute=recompute,
     )
 
 
@@ -202,13 +229,16 @@ def gru(
     reset: Tensor | None = None,
     reverse: bool = False,
     backend: str = "auto",
+    embedding: Tensor | None = None,
+    recompute: bool | int = False,
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer in one direction: ``y, h = gru(x, weights, h0)``. Arguments as in :func:`sequence`.
 
     Gates in torch's order (r, z, n), reset after the product. Source: Cho 2014, v1.
     """
-    layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset}
-    return _single("gru", x, weights, state, layout, reverse, backend)
+    layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "reverse": reverse}
+    options = {"backend": backend, "embedding": embedding, "recompute": recompute}
+    return _single("gru", x, weights, state, layout, options)
 
 
 def rnn(
@@ -222,6 +252,8 @@ def rnn(
     reset: Tensor | None = None,
     reverse: bool = False,
     backend: str = "auto",
+    embedding: Tensor | None = None,
+    recompute: bool | int = False,
 ) -> tuple[Tensor, Tensor]:
     """One Elman layer in one direction: ``y, h = rnn(x, weights, h0)``. Arguments as in :func:`sequence`.
 
@@ -229,8 +261,9 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity: expected tanh or relu, got {nonlinearity!r}")
-    layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset}
-    return _single(f"rnn_{nonlinearity}", x, weights, state, layout, reverse, backend)
+    layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "reverse": reverse}
+    options = {"backend": backend, "embedding": embedding, "recompute": recompute}
+    return _single(f"rnn_{nonlinearity}", x, weights, state, layout, options)
 
 
 def _single(
@@ -238,13 +271,10 @@ def _single(
     x: Tensor,
     weights: LayerWeights,
     state: Tensor | None,
-    layout: dict[str, Tensor | None],
-    reverse: bool,
-    backend: str,
+    layout: dict[str, Any],
+    options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    y, (h,) = sequence(
-        cell, x, weights, None if state is None else (state,), **layout, reverse=reverse, backend=backend
-    )
+    y, (h,) = sequence(cell, x, weights, None if state is None else (state,), **layout, **options)
     return y, h
 
 

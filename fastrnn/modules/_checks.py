@@ -34,7 +34,7 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     """
     if torch.jit.is_tracing():  # type: ignore[attr-defined]  # a trace of torch's own operators can be loaded without this library
         return False
-    if (type(x) not in PLAIN and not _is_traced(x)) or x.is_nested:
+    if (type(x) not in PLAIN and not is_traced(x)) or x.is_nested:
         return False
     dtype = other = x.dtype
     if torch.is_autocast_enabled("cpu"):
@@ -42,7 +42,7 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     elif dtype not in FORMATS:
         return False
     for tensor in (x, *weights) if states is None else (x, *weights, *states):
-        if type(tensor) not in PLAIN and not _is_traced(tensor):
+        if type(tensor) not in PLAIN and not is_traced(tensor):
             return False
         found = tensor.dtype
         if (found is not dtype and found is not other) or not tensor.is_cpu or tensor.layout is not _STRIDED:
@@ -50,7 +50,7 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     return True
 
 
-def _is_traced(tensor: Any) -> bool:
+def is_traced(tensor: Any) -> bool:
     """torch.export traces with tensors of its own, which our operators take; elsewhere they are as foreign as any."""
     return isinstance(tensor, _TRACED) and torch.compiler.is_compiling()
 

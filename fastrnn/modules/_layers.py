@@ -29,26 +29,24 @@ def run_layers(
     states: tuple[Tensor, ...] | None,
     directions: int,
     dropout: float,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    backend: str,
+    options: dict[str, Any],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """All layers and directions of a recurrent network.
 
     Args:
         cell: name in `fastrnn.cells.CELLS`.
-        x: (T, B, I), or (N, I) if packed.
+        x: (T, B, I), or (N, I) if packed; with an embedding ids, (T, B, 1) or (N, 1).
         weights: L·D entries, directions of a layer side by side.
         states: ``h`` (L·D, B, P) and, for LSTM, ``c`` (L·D, B, H); None for zeros.
         directions: D, 1 or 2.
         dropout: probability of dropping an element between layers; 0 outside training.
-        batch_sizes, lengths, reset, backend: as in `fastrnn.functional.sequence`.
+        options: those of `fastrnn.functional.sequence`, but ``reverse``.
 
     Returns:
         ``y`` (T, B, D·P) or (N, D·P), and the final states, shaped like ``states``.
     """
-    options: dict[str, Any] = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "backend": backend}
+    if options.get("embedding") is not None:
+        x = x.squeeze(-1)
     if len(weights) == 1:  # the usual case, free of stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
         y, last = sequence(cell, x, weights[0], initial, **options)
@@ -57,6 +55,7 @@ def run_layers(
     initials = (
         [None] * len(weights) if states is None else list(zip(*[state.unbind(0) for state in states], strict=True))
     )
+    options = options.copy()
     finals: list[tuple[Tensor, ...]] = []
     for first in range(0, len(weights), directions):
         if first and dropout:
@@ -68,4 +67,5 @@ def run_layers(
             outputs.append(y)
             finals.append(last)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        options.pop("embedding", None)
     return x, tuple([torch.stack(column) for column in zip(*finals, strict=True)])

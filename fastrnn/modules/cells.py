@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import LayerWeights, sequence
-from . import _checks
+from . import _checks, _tokens
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -18,6 +18,8 @@ class RecurrentCell(nn.RNNCellBase):
 
     Attributes:
         backend: ``"auto"`` unless assigned; ``"fused"``, ``"reference"`` or ``"torch"``, as for the layers.
+
+    A call's keyword ``embedding``, a `torch.nn.Embedding` or its weight (V, I), makes ``input`` token ids, (B) or ().
     """
 
     backend: str = "auto"
@@ -88,7 +90,11 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
 
     _torch_class = nn.LSTMCell
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, embedding: nn.Module | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if embedding is not None:
+            input = _tokens.embed_step(input, embedding)
         if hx is None or (isinstance(hx, (tuple, list)) and len(hx) == 2):
             new = self._step("lstm", input, hx if hx is None else tuple(hx))
             if new is not None:
@@ -109,7 +115,11 @@ class GRUCell(RecurrentCell, nn.GRUCell):
 
     _torch_class = nn.GRUCell
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, embedding: nn.Module | Tensor | None = None
+    ) -> Tensor:
+        if embedding is not None:
+            input = _tokens.embed_step(input, embedding)
         new = self._step("gru", input, None if hx is None else (hx,))
         if new is not None:
             return new[0]
@@ -129,7 +139,11 @@ class RNNCell(RecurrentCell, nn.RNNCell):
 
     _torch_class = nn.RNNCell
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, embedding: nn.Module | Tensor | None = None
+    ) -> Tensor:
+        if embedding is not None:
+            input = _tokens.embed_step(input, embedding)
         if self.nonlinearity in ("tanh", "relu"):
             new = self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))
             if new is not None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checks
+from .. import _recompute
+from . import _checks, _tokens
 from ._identity import TorchIdentity
 from ._layers import as_layers, run_layers
 
@@ -22,10 +23,11 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
     are torch's.
 
     Attributes:
-        backend: taken where a call names none; ``"auto"`` unless assigned. See `forward`.
+        backend, recompute: taken where a call names none; ``"auto"`` and False unless assigned. See `forward`.
     """
 
     backend: str = "auto"
+    recompute: bool | int = False
 
     def forward(
         self,
@@ -35,8 +37,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
         backend: str | None = None,
+        embedding: nn.Module | Tensor | None = None,
+        recompute: bool | int | None = None,
     ) -> tuple[Any, Any]:
-        """torch's forward, and three keywords of our own.
+        """torch's forward, and keywords of our own.
 
         Shapes: T time steps, B batch rows, I input size, H hidden size, P projection size (H without projection),
         L layers, D directions.
@@ -52,6 +56,15 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
                 a new segment, which then starts from ``hx`` again, in every layer and direction.
             backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations;
                 ``"torch"``, the forward of torch.nn. None: the attribute ``backend``.
+            embedding: a `torch.nn.Embedding` (or a module like one) or its weight (V, I). ``input`` is then token ids,
+                int64 or int32: (T, B); (B, T) if ``batch_first``; (T); or a `PackedSequence` of them. The result is
+                that for ``embedding(input)``, with its gradients; where V is less than the number of ids, the products
+                of the first layer are made for the vocabulary and looked up.
+            recompute: for training on long sequences. True: of each layer only inputs, outputs and the states at the
+                borders of √T segments are kept for the backward pass, which computes the rest again; an integer: the
+                steps of a segment, at least 2. None: the attribute ``recompute``. Results are the same, but in 16-bit
+                formats the states are rounded at the borders. Without effect where the kernels do not run, in compiled
+                functions, and under `torch.func`; no table of ``embedding`` is made.
 
         Returns:
             ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
@@ -59,21 +72,33 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as torch.nn does, in its words.
             TypeError, ValueError: for ``lengths``, ``reset`` and ``backend``, saying what was expected and what came.
+            TypeError, ValueError, RuntimeError, IndexError: for ``embedding`` and ids, likewise.
         """
         backend = backend or self.backend
         if backend != "auto":
             _checks.check_backend(backend, lengths, reset)
+        recompute = self.recompute if recompute is None else recompute
+        if recompute is not False:
+            _recompute.check(recompute)
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset, backend)
-        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first)
+            return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute)
+        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding, recompute)
 
-    def step(self, x: Tensor, state: Any = None, *, backend: str | None = None) -> tuple[Tensor, Any]:
+    def step(
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        backend: str | None = None,
+        embedding: nn.Module | Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
         """One time step of a stream: the same numbers as `forward` with T = 1, with less around them. Runs no hooks.
 
         Args:
             x: (B, I), or (I) unbatched, whatever ``batch_first`` says.
             state: what the last call returned (shaped like ``hx`` of `forward`); None at the start of a stream.
             backend: as in `forward`.
+            embedding: as in `forward`; ``x`` is then ids, (B) or a single one, ().
 
         Returns:
             ``y`` (B, P) or (P), and the state to give to the next call.
@@ -85,6 +110,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             raise ValueError(
                 "step: expected bidirectional=False, got a bidirectional network, which needs its whole input at once"
             )
+        if embedding is not None:
+            x = _tokens.embed_step(x, embedding)
         if not isinstance(x, Tensor) or x.dim() not in (1, 2):
             got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
@@ -95,11 +122,23 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         return y.squeeze(0), state
 
     def _forward_padded(
-        self, input: Any, hx: Any, lengths: Any, reset: Any, backend: str, batch_first: bool
+        self,
+        input: Any,
+        hx: Any,
+        lengths: Any,
+        reset: Any,
+        backend: str,
+        batch_first: bool,
+        embedding: Any = None,
+        recompute: bool | int = False,
     ) -> tuple[Any, Any]:
         weights = _checks.read_weights(self, self._flat_weights_names)
         states = None if hx is None else self._as_states(hx)
-        if (
+        if embedding is not None:
+            table = backend != "torch" and not recompute
+            form = _tokens.Form(batch_first=batch_first, lengths=lengths)
+            input, embedding = _tokens.read(self, input, embedding, form, states, weights, table)
+        if embedding is None and (
             backend == "torch"
             or not _checks.are_plain(input, states, weights)
             or not self._fits(input, states, batch_first)
@@ -127,7 +166,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if reset is not None:
             reset = _checks.as_reset(reset, input.shape[:-1], batch_first, x.device)
 
-        y, last = self._run(x, states, weights, None, lengths, reset, backend)
+        options: dict[str, Any] = {"batch_sizes": None, "lengths": lengths, "reset": reset, "backend": backend}
+        if embedding is not None or recompute:
+            options.update(embedding=embedding, recompute=recompute)
+        y, last = self._run(x, states, weights, options)
         if not batched:
             y = y.squeeze(1)
             last = tuple([state.squeeze(1) for state in last])
@@ -136,7 +178,14 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         return y, last if len(last) > 1 else last[0]
 
     def _forward_packed(
-        self, input: PackedSequence, hx: Any, lengths: Any, reset: Any, backend: str
+        self,
+        input: PackedSequence,
+        hx: Any,
+        lengths: Any,
+        reset: Any,
+        backend: str,
+        embedding: Any,
+        recompute: bool | int,
     ) -> tuple[Any, Any]:
         if lengths is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own")
@@ -148,7 +197,12 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         weights = _checks.read_weights(self, self._flat_weights_names)
         # Sorted first and checked after, as in torch: what does not fit may do so once sorted.
         states = None if hx is None else self._as_states(self.permute_hidden(hx, sorted_indices))
-        if (
+        if embedding is not None:
+            table = backend != "torch" and not recompute
+            form = _tokens.Form(batch_sizes=batch_sizes)
+            x, embedding = _tokens.read(self, x, embedding, form, states, weights, table)
+            input = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices)
+        if embedding is None and (
             backend == "torch"
             or not _checks.are_plain(x, states, weights)
             or not self._fits_packed(x, batch_sizes, states)
@@ -158,7 +212,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
                 raise ValueError(self._refusal(x, states, "backend='fused'"))
             return found
 
-        y, last = self._run(x, states, weights, batch_sizes, None, None, backend)
+        options: dict[str, Any] = {"batch_sizes": batch_sizes, "lengths": None, "reset": None, "backend": backend}
+        if embedding is not None or recompute:
+            options.update(embedding=embedding, recompute=recompute)
+        y, last = self._run(x, states, weights, options)
         hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
@@ -177,29 +234,27 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         x: Tensor,
         states: tuple[Tensor, ...] | None,
         weights: list[Tensor],
-        batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        backend: str,
+        options: dict[str, Any],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers, on tensors that are time-major and known to fit."""
+        """All layers, on tensors that are time-major and known to fit. With an embedding x is ids, (T, B, 1).
+
+        ``options`` are those of `fastrnn.functional.sequence`.
+        """
         cell = _CELLS[self.mode]
         dropout = self.dropout if self.training else 0.0
         directions = 2 if self.bidirectional else 1
         target = _checks.autocast_dtype() if x.is_cpu else None
         if target is None:
             layers = as_layers(weights, self.bias, self.proj_size)
-            return run_layers(cell, x, layers, states, directions, dropout, batch_sizes, lengths, reset, backend)
+            return run_layers(cell, x, layers, states, directions, dropout, options)
 
-        onednn = cell == "lstm" and batch_sizes is None and not self.proj_size and _checks.onednn_enabled()
+        onednn = cell == "lstm" and options["batch_sizes"] is None and not self.proj_size and _checks.onednn_enabled()
         dtype = _checks.run_dtype(cell, target, x, states, onednn)
         layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
         if states is not None:
             states = tuple([state.to(dtype) for state in states])
         with torch.autocast("cpu", enabled=False):
-            y, last = run_layers(
-                cell, x.to(dtype), layers, states, directions, dropout, batch_sizes, lengths, reset, backend
-            )
+            y, last = run_layers(cell, x.to(dtype), layers, states, directions, dropout, options)
         if self.proj_size:  # the projection, a product, comes last
             y, last = y.to(target), (last[0].to(target), last[1])
         return y, last
@@ -263,7 +318,8 @@ class LSTM(RecurrentLayers):
     ``weight_hr_l{k}`` (P, H) with projection. Their names, their order and, from the same seed, their values are
     torch's; a ``state_dict`` goes either way.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
+    `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.LSTM refuses, in its words.
@@ -295,7 +351,8 @@ class GRU(RecurrentLayers):
     weights in the order r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}``
     (3·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
+    `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.GRU refuses, in its words.
@@ -315,7 +372,8 @@ class RNN(RecurrentLayers):
     the second layer on), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix
     ``_reverse`` for the second direction.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``: see `forward`. Streaming: `step`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
+    `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.RNN refuses, in its words.

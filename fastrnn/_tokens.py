@@ -1,0 +1,154 @@
+"""Input given as token ids: the input product of a whole vocabulary, looked up.
+
+``W·e`` is the same for every occurrence of a token. With V tokens in the vocabulary and more than V ids in the sequence
+the products of all V embeddings are cheaper than those of the sequence, and neither a one-hot input nor the embedded
+input (T, B, I) is made. All of it is torch operations, so that gradients of any order, transforms and the compiler go
+through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Occurrences that are summed one after another in the gradient of a product; more of them make partial sums. A sum in
+#: one chain would err by eps·√occurrences, where a matrix product errs by a few eps.
+_CHAIN = 32
+_INTEGERS = (torch.int64, torch.int32)
+_WIDE = (torch.float32, torch.float64)
+
+
+def embed(
+    ids: Tensor,
+    embedding: Tensor,
+    w_ih: Tensor | None,
+    b_ih: Tensor | None,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    plainly: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a layer is to be fed with instead of ids: input, ``w_ih`` and ``b_ih``.
+
+    Args:
+        ids: (T, B), or (N) with ``batch_sizes``; int64 or int32. Beyond ``lengths`` they may be anything.
+        embedding: (V, I), of the weights' dtype.
+        w_ih, b_ih: (G·H, I), (G·H) or None.
+        plainly: never as a table.
+
+    Returns:
+        the embedded ids (…, I) with ``w_ih`` and ``b_ih`` as they were; or the products (…, G·H), without ``w_ih``.
+
+    Raises:
+        TypeError: ``embedding`` is no tensor, or ids are none.
+        RuntimeError: ids are not integers; wrong dimensions, width or dtype.
+        IndexError: an id is not in 0…V-1.
+    """
+    _check(ids, embedding, w_ih, batch_sizes)
+
+    def padding() -> Tensor:
+        assert lengths is not None
+        return torch.arange(ids.shape[0], device=ids.device).unsqueeze(-1) >= lengths.to(ids.device)
+
+    ids = within(ids, embedding.shape[0], padding if isinstance(lengths, Tensor) else None, "x")
+    if plainly or w_ih is None or not pays(ids, embedding, (w_ih, b_ih)):
+        return F.embedding(ids, embedding), w_ih, b_ih
+    bias = None
+    if w_ih.dtype not in _WIDE:  # a 16-bit product must not be rounded before the bias, with which it may cancel
+        bias, b_ih = b_ih, None
+    return _look_up(ids, _product(embedding, w_ih, bias), _chains(ids, embedding)), None, b_ih
+
+
+def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bool:
+    """Whether the products of the vocabulary are fewer than those of the sequence, and as exact.
+
+    The gradient of a table sums over the occurrences of a token in the table's own format, which 16 bits are not
+    enough for.
+    """
+    if embedding.shape[0] >= ids.numel():
+        return False
+    if embedding.dtype in _WIDE:
+        return True
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (embedding, *weights)))
+
+
+def within(ids: Tensor, vocabulary: int, padding: Callable[[], Tensor] | None, name: str) -> Tensor:
+    """The ids, checked where numbers can be read. In padding, if there is any, those that are no ids are replaced."""
+    readable = _has_values(ids)
+    if readable and _all_within(ids, vocabulary):
+        return ids
+    if padding is not None:
+        ids = torch.where(padding() & ((ids < 0) | (ids >= vocabulary)), 0, ids)
+    if readable and not _all_within(ids, vocabulary):
+        low, high = map(int, torch.aminmax(ids))
+        raise IndexError(
+            f"{name}: expected ids from 0 to {vocabulary - 1}, as the embedding has {vocabulary} rows, "
+            f"got {low} to {high}"
+        )
+    return ids
+
+
+def check_ids(ids: Tensor, name: str) -> None:
+    """Raises RuntimeError, as torch does, for ids that are not integers."""
+    if ids.dtype not in _INTEGERS:
+        raise RuntimeError(f"{name}: expected ids in torch.int64 or torch.int32 with embedding=, got {ids.dtype}")
+
+
+def _check(ids: Tensor, embedding: Tensor, w_ih: Tensor | None, batch_sizes: Tensor | None) -> None:
+    for name, value in (("x", ids), ("embedding", embedding)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    check_ids(ids, "x")
+    if w_ih is None:
+        raise RuntimeError("embedding: expected None where weights.w_ih is None, as x is the input product then")
+    dims, form = (2, "(T, B)") if batch_sizes is None else (1, "(N), as batch_sizes are given")
+    if ids.dim() != dims:
+        raise RuntimeError(f"x: expected ids of shape {form}, got {tuple(ids.shape)}")
+    if embedding.dim() != 2 or embedding.shape[1] != w_ih.shape[-1]:
+        raise RuntimeError(
+            f"embedding: expected shape (V, {w_ih.shape[-1]}), the width of w_ih, got {tuple(embedding.shape)}"
+        )
+    if embedding.dtype != w_ih.dtype:
+        raise RuntimeError(f"embedding: expected dtype {w_ih.dtype}, that of w_ih, got {embedding.dtype}")
+
+
+def _has_values(ids: Tensor) -> bool:
+    if torch.compiler.is_compiling() or type(ids) is not Tensor or ids.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(ids)
+
+
+def _all_within(ids: Tensor, vocabulary: int) -> bool:
+    if ids.numel() == 0:
+        return True
+    low, high = torch.aminmax(ids)
+    return int(low) >= 0 and int(high) < vocabulary
+
+
+def _product(embedding: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
+    """(V, G·H), in the format of its factors also under autocast."""
+    device = embedding.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return F.linear(embedding, w_ih, bias)
+    return F.linear(embedding, w_ih, bias)
+
+
+def _chains(ids: Tensor, embedding: Tensor) -> int:
+    """Into how many parts the occurrences of a token are summed in backward."""
+    if not torch.is_grad_enabled():
+        return 1
+    return max(1, ids.numel() // (_CHAIN * embedding.shape[0]))
+
+
+def _look_up(ids: Tensor, table: Tensor, chains: int) -> Tensor:
+    if chains > 1:  # a copy of the table for each part of the sequence; the gradient of copying is their sum
+        rows = table.shape[0]
+        part = torch.arange(ids.numel(), device=ids.device) * chains // ids.numel()
+        ids = ids + (part * rows).view(ids.shape)
+        table = table.repeat(chains, 1)
+    return F.embedding(ids, table)
