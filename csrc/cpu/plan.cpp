@@ -11,9 +11,10 @@ namespace fastrnn {
 namespace {
 
 // Orders of magnitude of a current core. Only their ratios matter, and only near a border between two plans.
-constexpr double kMultiplyAddsPerSecond = 4e10;
+constexpr double kMultiplyAddsPerSecond = 8e10;
 constexpr double kNearBytesPerSecond = 1.2e11;  // weights in the second-level cache
 constexpr double kFarBytesPerSecond = 2e10;     // weights beyond it
+constexpr double kKept = 0.7;                   // of that cache, by weights from one step to the next
 constexpr double kBarrierSeconds = 5e-7;
 constexpr double kExchangeBytesPerSecond = 1e10;  // what one core wrote, read by another
 constexpr double kRegionSeconds = 5e-6;           // entering and leaving a parallel region
@@ -30,7 +31,9 @@ double near_cache_bytes() {
 double step_seconds(double rows, double depth, double columns, const StepWork& work) {
   static const double near_bytes = near_cache_bytes();
   const double bytes = depth * columns * work.element;
-  const double read = bytes / (bytes <= 0.9 * near_bytes ? kNearBytesPerSecond : kFarBytesPerSecond);
+  // Sweeps go back and forth, so that what the last one read at its end is still near.
+  const double far = std::max(0.0, bytes - kKept * near_bytes);
+  const double read = (bytes - far) / kNearBytesPerSecond + far / kFarBytesPerSecond;
   const double arithmetic = rows * depth * columns / (work.speed * kMultiplyAddsPerSecond);
   return std::max(read, arithmetic);
 }
