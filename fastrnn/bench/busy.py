@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from fastrnn.bench import ratios
-from fastrnn.bench.cases import BLOCKS, Case
+from fastrnn.bench.cases import Case
 from fastrnn.bench.client import WorkerDiedError, WorkerError
 from fastrnn.bench.figures import NOTHING, WORDS, format_seconds, multiply_signs
 from fastrnn.bench.runner import SIDES, CaseResult, Note, Runner, Settings
@@ -144,13 +144,14 @@ class BusyResults:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        sides = list(SIDES)
+        sides = [*SIDES, *self.settings.peers]
         return {
             "schema": "fastrnn-bench-busy/1",
             "complete": self.complete,
             "environment": self.environment,
             "settings": {
                 "engines": {"baseline": self.settings.baseline, "candidate": self.settings.candidate},
+                "peers": list(self.settings.peers),
                 "threads": self.settings.threads,
                 "competitors": self.competitors,
                 "seconds": self.seconds,
@@ -169,23 +170,24 @@ def run_row(runner: Runner, case: Case, competitors: int, seconds: float, note: 
     if row.checked.status != "ok":
         return row
     try:
-        for side in SIDES:
-            runner.worker(side).call("prepare", case=case, seed=runner.settings.seed)
-        _sample(runner, row, "quiet", seconds, note)
+        sides = [*SIDES, *(name for name, peer in row.checked.peers.items() if peer.status == "ok")]
+        able = {side: runner.worker(side).call("prepare", case=case, seed=runner.settings.seed) for side in sides}
+        _sample(runner, row, "quiet", able, seconds, note)
         with Competitors(competitors):
-            _sample(runner, row, "busy", seconds, note)
-        for side in SIDES:
+            _sample(runner, row, "busy", able, seconds, note)
+        for side in sides:
             runner.worker(side).call("release")
     except (WorkerError, WorkerDiedError) as error:
         row.checked.status, row.checked.message = "error", str(error)
     return row
 
 
-def _sample(runner: Runner, row: BusyRow, condition: str, seconds: float, note: Note) -> None:
+def _sample(
+    runner: Runner, row: BusyRow, condition: str, able: dict[str, dict[str, float]], seconds: float, note: Note
+) -> None:
+    """``able``: the kinds of block of each side."""
     for kind in KINDS:
-        if BLOCKS[kind][-1] not in row.checked.case.metrics:
-            continue
-        for side in SIDES:
+        for side in (side for side, kinds in able.items() if kind in kinds):
             note(f"{condition}, {KINDS[kind]}, {runner.engines[side]}")
             times = runner.worker(side).call("samples", kind=kind, seconds=seconds)
             row.stretches.setdefault(kind, {}).setdefault(side, {})[condition] = Stretch.of(times)
@@ -198,30 +200,35 @@ EXPLANATION = (
 )
 
 
-def to_tables(results: BusyResults, names: tuple[str, str]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows for training and for inference."""
-    header = ["row"]
-    for name in names:
-        header += [f"quiet\n{name}", f"slower, median\n{name}", f"slower, mean\n{name}"]
+def to_tables(results: BusyResults, names: dict[str, str]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows for training and for inference. ``names``: labels by side."""
     tables = []
     for kind, title in KINDS.items():
-        rows = [_cells(row, kind) for row in results.rows]
-        if results.rows:
-            means = [results.means(kind, side) for side in SIDES]
+        sides = [side for side in names if any(side in row.stretches.get(kind, {}) for row in results.rows)]
+        header = ["row"]
+        for side in sides or SIDES:
+            header += [f"{word}\n{names[side]}" for word in ("quiet", "slower, median", "slower, mean")]
+        rows = [_cells(row, kind, sides or SIDES) for row in results.rows]
+        if sides:
+            means = [results.means(kind, side) for side in sides]
             cells = [text for mean in means for text in (NOTHING, _times(mean["median"]), _times(mean["mean"]))]
             rows.append(["geometric mean", *cells])
         tables.append((f"{title} beside {results.competitors} competitors", header, rows))
     return tables
 
 
-def _cells(row: BusyRow, kind: str) -> list[str]:
+def _cells(row: BusyRow, kind: str, sides: Sequence[str]) -> list[str]:
     case = row.checked.case
     name = multiply_signs(case.name)
     if row.checked.status != "ok":
-        return [name, WORDS[row.checked.status], *[NOTHING] * 5]
+        return [name, WORDS[row.checked.status], *[NOTHING] * (3 * len(sides) - 1)]
     cells = [name]
-    for side in SIDES:
-        quiet = row.stretches[kind][side]["quiet"]
+    for side in sides:
+        found = row.stretches[kind].get(side)
+        if found is None:
+            cells += [NOTHING] * 3
+            continue
+        quiet = found["quiet"]
         slower = (_times(row.slowdown(kind, side, figure)) for figure in ("median", "mean"))
         cells += [format_seconds(quiet.median), *slower]
     return cells

@@ -71,7 +71,7 @@ class Case:
     @property
     def name(self) -> str:
         suffix = "" if self.dtype == "float32" else f" {self.dtype}"
-        kind = f" stream of {self.chunks}" if self.chunks > 1 else " step" if self.chunks else ""
+        kind = (" step" if self.shape.steps == 1 else f" stream of {self.chunks}") if self.chunks else ""
         return f"{self.cell} {self.shape.label}{suffix}{kind}"
 
     @property

@@ -67,3 +67,10 @@ def labels(results: HasSettings) -> tuple[str, str]:
     settings = results.settings
     baseline, candidate = find_engine(settings.baseline).label, find_engine(settings.candidate).label
     return baseline, candidate if candidate != baseline else f"{candidate} again"
+
+
+def side_labels(results: HasSettings) -> dict[str, str]:
+    """Names for people of every side: baseline, candidate, peers."""
+    baseline, candidate = labels(results)
+    peers = {name: find_engine(name).label for name in results.settings.peers}
+    return {"baseline": baseline, "candidate": candidate, **peers}

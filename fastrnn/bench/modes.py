@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastrnn.bench import busy, report, scaling
 from fastrnn.bench.environment import describe
-from fastrnn.bench.figures import format_speedup, labels
+from fastrnn.bench.figures import format_speedup, labels, side_labels
 from fastrnn.bench.progress import Reporter
 from fastrnn.bench.results import Results
 from fastrnn.bench.runner import CaseResult, Runner, Settings, new_model_result
@@ -183,7 +183,7 @@ class BusyMode(_PlainReport):
         return "inference slower " + ", ".join(f"{n} {m:.2f}×" for n, m in zip(names, means, strict=True) if m)
 
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        return busy.to_tables(self.results, labels(self.results))
+        return busy.to_tables(self.results, side_labels(self.results))
 
     def _explanation(self) -> str:
         return busy.EXPLANATION.format(seconds=self.results.seconds)
@@ -226,7 +226,7 @@ class ScalingMode(_PlainReport):
             runner.close()
 
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        return scaling.to_tables(self.results, labels(self.results))
+        return scaling.to_tables(self.results, side_labels(self.results))
 
     def draw(self, paths: Sequence[Path]) -> None:
         from fastrnn.bench import plot_scaling

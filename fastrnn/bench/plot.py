@@ -27,6 +27,7 @@ BLUE, ORANGE, GREY, RED, LIGHT_GREY = "#0072B2", "#E69F00", "#7F7F7F", "#D55E00"
 PEER_COLOURS = {"onnxruntime": "#E69F00", "openvino": "#009E73", "jax": "#CC79A7"}
 _BARS = (("total", "training", BLUE), ("inference", "inference", ORANGE))
 TIGHT = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.2, "handletextpad": 0.4, "borderaxespad": 0.2}
+_OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a wide range is drawn behind the number
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
@@ -124,7 +125,7 @@ def _draw_speedups(axis: Any, title: str, rows: Sequence[CaseResult], limits: tu
             )
             axis.plot(speedup.interval, (place, place), color="black", linewidth=1)
             edge = max(1.0, speedup.median, min(speedup.interval[1], limits[1] / 1.5))
-            axis.text(edge * 1.06, place, format_speedup(speedup), va="center", fontsize=7)
+            axis.text(edge * 1.06, place, format_speedup(speedup), va="center", fontsize=7, bbox=_OVER_LINES)
         if row.status != "ok":
             word = {"failed": "FAILED parity", "error": "error"}.get(row.status, row.status)
             axis.text(1.03, number, word, va="center", color=RED, fontweight="bold")

@@ -30,7 +30,7 @@ def _rows(results: Results, metric: str) -> dict[str, list[CaseResult]]:
 
 def height(results: Results, metric: str) -> float:
     """Inches that one panel needs."""
-    return 1.0 + 0.25 * max(len(rows) for rows in _rows(results, metric).values())
+    return 1.3 + 0.25 * max(len(rows) for rows in _rows(results, metric).values())
 
 
 def draw(panel: Any, results: Results, metric: str) -> None:
@@ -66,13 +66,12 @@ def draw(panel: Any, results: Results, metric: str) -> None:
         plot.draw_row_labels(axis, rows)
         axis.set_title(f"{cell.upper()}, {_WORDS[metric]}", fontweight="bold", loc="left")
         axis.set_xlabel(f"times as fast as {baseline}, float32")
+    timed = [side for side in engines if any(ratio for cell in grouped for ratio, _ in points[cell, side])]
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
-        for label, colour, marker in engines.values()
+        for label, colour, marker in (engines[side] for side in timed)
     ]
-    axes[-1].legend(
-        handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(handles), frameon=False, **plot.TIGHT
-    )
+    panel.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, **plot.TIGHT)
 
 
 def _ratio(row: CaseResult, metric: str, side: str) -> float | None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastrnn.bench.engines import find_engine
 from fastrnn.bench.environment import describe
-from fastrnn.bench.figures import format_seconds, labels
+from fastrnn.bench.figures import format_seconds, side_labels
 from fastrnn.bench.plot import BLUE, GREY, LIGHT_GREY, PEER_COLOURS, style
 from fastrnn.bench.scaling import AXES, Axis, ScalingResults, seconds_per_step
 
@@ -30,10 +29,8 @@ def save(results: ScalingResults, paths: Sequence[Path]) -> None:
 
 def _sides(results: ScalingResults) -> dict[str, tuple[str, str]]:
     """Label and colour by side."""
-    baseline, candidate = labels(results)
-    sides = {"baseline": (baseline, GREY), "candidate": (candidate, BLUE)}
-    sides.update({name: (find_engine(name).label, PEER_COLOURS[name]) for name in results.settings.peers})
-    return sides
+    colours = {"baseline": GREY, "candidate": BLUE, **PEER_COLOURS}
+    return {side: (label, colours[side]) for side, label in side_labels(results).items()}
 
 
 def _draw(results: ScalingResults) -> Any:
@@ -59,6 +56,7 @@ def _draw(results: ScalingResults) -> Any:
         handle = Line2D([], [], color="black", marker=marker, fillstyle="full" if filled else "none", label=word)
         handle.set_linestyle(dash)
         handles.append(handle)
+    handles.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="as many times as threads"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 
@@ -97,10 +95,13 @@ def _draw_panel(panel: Any, results: ScalingResults, cell: str, axis: Axis, side
         panel.set_xticks(values)
         return
     panel.set_xscale("log")
-    panel.set_yscale("log")
+    if axis.name == "steps":
+        panel.set_ylim(bottom=0)  # a flat line says that time grows as the length does
+    else:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.set_xticks(values, [f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") for value in values])
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     panel.yaxis.set_minor_formatter(NullFormatter())
 

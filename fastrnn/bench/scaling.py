@@ -13,7 +13,7 @@ from typing import Any
 
 from fastrnn.bench.cases import Case, Shape
 from fastrnn.bench.figures import NOTHING, WORDS, format_seconds, format_speedup
-from fastrnn.bench.runner import SIDES, CaseResult, Settings
+from fastrnn.bench.runner import CaseResult, Settings
 
 ROUNDS, QUICK_ROUNDS = 5, 3
 CHUNK = 1000
@@ -140,8 +140,8 @@ def settings_of(settings: Settings, threads: int | None) -> Settings:
     return replace(settings, threads=threads, memory=False, model=None, steps=())
 
 
-def to_tables(results: ScalingResults, names: tuple[str, str]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows for every panel: time per step and speed-up."""
+def to_tables(results: ScalingResults, names: dict[str, str]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows for every panel: time per step of every side, speed-up. ``names``: labels by side."""
     tables = []
     for cell in results.cells:
         for axis in AXES:
@@ -152,17 +152,17 @@ def to_tables(results: ScalingResults, names: tuple[str, str]) -> list[tuple[str
             header = [axis.label]
             for metric in metrics:
                 kind = {"total": "training\n", "inference": "inference\n", "stream": "inference\n"}[metric]
-                header += [kind + names[0], kind + names[1], kind + "speed-up"]
-            cells = [_cells(value, row, metrics) for value, row in rows]
+                header += [*(kind + name for name in names.values()), kind + "speed-up"]
+            cells = [_cells(value, row, metrics, list(names)) for value, row in rows]
             tables.append((f"{cell}, time per step, {axis.fixed}", header, cells))
     return tables
 
 
-def _cells(value: int, row: CaseResult, metrics: tuple[str, ...]) -> list[str]:
+def _cells(value: int, row: CaseResult, metrics: tuple[str, ...], sides: Sequence[str]) -> list[str]:
     if row.status != "ok":
-        return [f"{value:,}", WORDS[row.status], *[NOTHING] * (3 * len(metrics) - 1)]
+        return [f"{value:,}", WORDS[row.status], *[NOTHING] * ((len(sides) + 1) * len(metrics) - 1)]
     cells = [f"{value:,}"]
     for metric in metrics:
-        cells += [format_seconds(seconds_per_step(row, metric, side)) for side in SIDES]
+        cells += [format_seconds(seconds_per_step(row, metric, side)) for side in sides]
         cells.append(format_speedup(row.speedup(metric), spread=True))
     return cells
