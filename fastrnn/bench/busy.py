@@ -126,7 +126,7 @@ class BusyResults:
     settings: Settings
     environment: dict[str, Any]
     competitors: int
-    seconds: float = SECONDS
+    seconds: float = field(default_factory=lambda: SECONDS)
     rows: list[BusyRow] = field(default_factory=list)
     complete: bool = False
 
@@ -224,7 +224,7 @@ def _cells(row: BusyRow, kind: str, sides: Sequence[str]) -> list[str]:
         return [name, WORDS[row.checked.status], *[NOTHING] * (3 * len(sides) - 1)]
     cells = [name]
     for side in sides:
-        found = row.stretches[kind].get(side)
+        found = row.stretches.get(kind, {}).get(side)
         if found is None:
             cells += [NOTHING] * 3
             continue

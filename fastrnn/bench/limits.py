@@ -49,7 +49,8 @@ class Peaks:
         """One line for people."""
         products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.flops.items())
         reads = ", ".join(f"{_bytes(size)} {rate / 1e9:,.0f}" for size, rate in sorted(self.read.items()))
-        return f"Peaks measured with {self.threads} threads: products {products}; reading (GB/s) {reads}."
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"Peaks measured with {threads}: products {products}; reading (GB/s) {reads}."
 
 
 def _bytes(size: int) -> str:
