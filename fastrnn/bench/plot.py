@@ -28,7 +28,7 @@ PEER_COLOURS = {"onnxruntime": "#E69F00", "openvino": "#009E73", "jax": "#CC79A7
 _BARS = (("total", "training", BLUE), ("inference", "inference", ORANGE))
 TIGHT = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.2, "handletextpad": 0.4, "borderaxespad": 0.2}
 _OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a wide range is drawn behind the number
-_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000)
 
 
 def available() -> bool:
@@ -58,7 +58,7 @@ def _draw(results: Results) -> Any:
 
     grouped = groups(results)
     dtypes = list(dict.fromkeys(dtype for dtype, _ in grouped))
-    heights = [1.0 + 0.36 * max(len(rows) for (kind, _), rows in grouped.items() if kind == dtype) for dtype in dtypes]
+    heights = [1.3 + 0.36 * max(len(rows) for (kind, _), rows in grouped.items() if kind == dtype) for dtype in dtypes]
     peer_metrics = plot_peers.metrics(results)
     heights += [plot_peers.height(results, metric) for metric in peer_metrics]
     if results.model:
@@ -77,13 +77,8 @@ def _draw(results: Results) -> Any:
         for axis, (cell, rows) in zip(axes, cells.items(), strict=True):
             _draw_speedups(axis, cell.upper(), rows, limits)
             axis.set_xlabel(f"times as fast as {baseline}, {dtype}")
-        axes[-1].legend(
-            handles=_legend(results.settings.rounds),
-            loc="lower right",
-            bbox_to_anchor=(1.0, 1.0),
-            ncols=3,
-            frameon=False,
-            **TIGHT,
+        panel.legend(
+            handles=_legend(results.settings.rounds), loc="outside lower center", ncols=3, frameon=False, **TIGHT
         )
     for panel, metric in zip(panels[len(dtypes) :], peer_metrics, strict=False):
         plot_peers.draw(panel, results, metric)
