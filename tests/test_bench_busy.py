@@ -81,7 +81,7 @@ def test_slowdown_is_against_the_engines_own_quiet_time():
     assert row.slowdown("inference", "candidate", "mean") is None
     results = busy.BusyResults(Settings((row.checked.case,)), {}, 3, rows=[row])
     (_, header, cells), *_ = busy.to_tables(results, {"baseline": "theirs", "candidate": "ours"})
-    assert cells[0] == ["gru 1×2×3", "1.00 s", "2.00×", "5.00×", "200 ms", "1.50×", "2.00×"]
+    assert cells[0] == ["gru 1×2×3", "1.00 s", "2.00× (5.00×)", "200 ms", "1.50× (2.00×)"]
     assert len(header) == len(cells[0]) == len(cells[1])
     row.checked.status = "failed"
     assert row.slowdown("train", "baseline", "mean") is None

@@ -194,10 +194,14 @@ def _sample(
 
 
 EXPLANATION = (
-    "Quiet: median time of a call while nothing else runs. Slower: the time beside the competitors divided by the "
-    "engine's own quiet time, by the medians and by the means of all calls in {seconds:g} s or more. A machine with as "
-    "many cores as threads cannot do better than (threads + competitors) / cores in the mean, if all are treated alike."
+    "Quiet: median time of a call while nothing else runs. Slower: the time beside the busy processes divided by the "
+    "engine's own quiet time, by the medians and in brackets by the means of all calls in {seconds:g} s or more. If "
+    "all who want a core were treated alike, an engine would take (threads + busy processes) / cores times as long."
 )
+
+
+def count_processes(count: int) -> str:
+    return f"{count} busy process{'es' if count != 1 else ''}"
 
 
 def to_tables(results: BusyResults, names: dict[str, str]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -207,13 +211,13 @@ def to_tables(results: BusyResults, names: dict[str, str]) -> list[tuple[str, li
         sides = [side for side in names if any(side in row.stretches.get(kind, {}) for row in results.rows)]
         header = ["row"]
         for side in sides or SIDES:
-            header += [f"{word}\n{names[side]}" for word in ("quiet", "slower, median", "slower, mean")]
+            header += [f"{names[side]}\nquiet", f"{names[side]}\nslower (mean)"]
         rows = [_cells(row, kind, sides or SIDES) for row in results.rows]
         if sides:
             means = [results.means(kind, side) for side in sides]
-            cells = [text for mean in means for text in (NOTHING, _times(mean["median"]), _times(mean["mean"]))]
+            cells = [text for mean in means for text in (NOTHING, _times(mean["median"], mean["mean"]))]
             rows.append(["geometric mean", *cells])
-        tables.append((f"{title} beside {results.competitors} competitors", header, rows))
+        tables.append((f"{title} beside {count_processes(results.competitors)}", header, rows))
     return tables
 
 
@@ -221,18 +225,18 @@ def _cells(row: BusyRow, kind: str, sides: Sequence[str]) -> list[str]:
     case = row.checked.case
     name = multiply_signs(case.name)
     if row.checked.status != "ok":
-        return [name, WORDS[row.checked.status], *[NOTHING] * (3 * len(sides) - 1)]
+        return [name, WORDS[row.checked.status], *[NOTHING] * (2 * len(sides) - 1)]
     cells = [name]
     for side in sides:
         found = row.stretches.get(kind, {}).get(side)
         if found is None:
-            cells += [NOTHING] * 3
+            cells += [NOTHING] * 2
             continue
         quiet = found["quiet"]
-        slower = (_times(row.slowdown(kind, side, figure)) for figure in ("median", "mean"))
-        cells += [format_seconds(quiet.median), *slower]
+        slower = _times(row.slowdown(kind, side, "median"), row.slowdown(kind, side, "mean"))
+        cells += [format_seconds(quiet.median), slower]
     return cells
 
 
-def _times(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}×"
+def _times(median: float | None, mean: float | None) -> str:
+    return NOTHING if median is None or mean is None else f"{median:.2f}× ({mean:.2f}×)"

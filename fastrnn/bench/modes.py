@@ -163,7 +163,7 @@ class BusyMode(_PlainReport):
 
     def __init__(self, settings: Settings, environment: dict[str, Any], competitors: int) -> None:
         self.results: busy.BusyResults = busy.BusyResults(settings, environment, competitors)
-        self.title = f"Each engine beside {competitors} busy processes"
+        self.title = f"Each engine beside {busy.count_processes(competitors)}"
 
     def measure(self) -> None:
         results, settings = self.results, self.results.settings
