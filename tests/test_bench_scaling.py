@@ -32,6 +32,7 @@ def test_fewer_points_keep_both_ends():
     points = [point for point in scaling.make_points(["rnn"], "float32", 1, shrink=3) if point.axis == "batch"]
     assert [point.value for point in points] == [1, 8, 64]
     assert scaling.thread_counts(1) == [1]
+    assert all(point.axis != "threads" for point in scaling.make_points(["rnn"], "float32", 1))
     assert scaling.thread_counts(8) == [1, 2, 4, 8]
 
 
@@ -54,12 +55,14 @@ def test_scaling_run(tmp_path, monkeypatch):
             yield scaling.Point(point.axis, point.value, small[point.axis == "steps"], point.threads)
 
     monkeypatch.setattr(scaling, "make_points", points)
-    status, document, text = run(tmp_path, "--scaling", "--engine", "torch", "--cells", "gru", name="scaling")
+    status, document, text = run(
+        tmp_path, "--scaling", "--threads", 2, "--engine", "torch", "--cells", "gru", name="scaling"
+    )
     assert status == 0, document["problems"]
     assert document["complete"]
     assert [(point["axis"], point["value"]) for point in document["points"]] == [
         *(("hidden", 3), ("hidden", 5), ("batch", 1), ("batch", 2), ("steps", 4), ("steps", 40)),
-        ("threads", 1),
+        *(("threads", 1), ("threads", 2)),
     ]
     for point in document["points"]:
         wanted = "stream" if point["axis"] == "steps" else "total"

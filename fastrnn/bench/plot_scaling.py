@@ -9,7 +9,7 @@ from typing import Any
 from fastrnn.bench.environment import describe
 from fastrnn.bench.figures import format_seconds, side_labels
 from fastrnn.bench.plot import BLUE, GREY, LIGHT_GREY, PEER_COLOURS, style
-from fastrnn.bench.scaling import AXES, Axis, ScalingResults, seconds_per_step
+from fastrnn.bench.scaling import Axis, ScalingResults, seconds_per_step
 
 # Kind → dash, marker, filled.
 _STYLES: dict[str, tuple[Any, str, bool]] = {
@@ -37,26 +37,27 @@ def _draw(results: ScalingResults) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    cells, sides = results.cells, _sides(results)
+    cells, columns, sides = results.cells, results.axes, _sides(results)
     height = 2.9 * max(1, len(cells)) + 1.5
-    figure = Figure(figsize=(15.0, height), layout="constrained")
-    figure.suptitle(
-        f"{sides['candidate'][0]} and {sides['baseline'][0]}: time per step\n\n", fontsize=14, fontweight="bold"
-    )
+    figure = Figure(figsize=(max(9.0, 3.75 * len(columns)), height), layout="constrained")
+    names = ", ".join(label for label, _ in sides.values())
+    figure.suptitle(f"Time per step: {names}\n\n", fontsize=14, fontweight="bold")
     figure.text(0.5, 1 - 0.42 / height, describe(results.environment), ha="center", va="top", fontsize=8, color=GREY)
-    axes: Any = figure.subplots(max(1, len(cells)), len(AXES), squeeze=False)
+    axes: Any = figure.subplots(max(1, len(cells)), max(1, len(columns)), squeeze=False)
     for row, cell in zip(axes, cells, strict=False):
-        for panel, axis in zip(row, AXES, strict=True):
+        for panel, axis in zip(row, columns, strict=False):
             _draw_panel(panel, results, cell, axis, sides)
         row[0].set_ylabel("time per step")
-        row[-1].set_ylabel("times as fast as with one thread")
+        if columns and columns[-1].name == "threads":
+            row[-1].set_ylabel("times as fast as with one thread")
     handles = [Line2D([], [], color=colour, label=label, linewidth=2) for label, colour in sides.values()]
     for metric, word in (("total", "training (forward + backward)"), ("inference", "inference")):
         dash, marker, filled = _STYLES[metric]
         handle = Line2D([], [], color="black", marker=marker, fillstyle="full" if filled else "none", label=word)
         handle.set_linestyle(dash)
         handles.append(handle)
-    handles.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="as many times as threads"))
+    if any(axis.name == "threads" for axis in columns):
+        handles.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="as many times as threads"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 

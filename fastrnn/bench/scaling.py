@@ -7,13 +7,13 @@ as a stream: passes of at most ``CHUNK`` steps without a graph, each from the st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastrnn.bench.cases import Case, Shape
 from fastrnn.bench.figures import NOTHING, WORDS, format_seconds, format_speedup
-from fastrnn.bench.runner import CaseResult, Settings
+from fastrnn.bench.runner import SIDES, CaseResult, Settings
 
 ROUNDS, QUICK_ROUNDS = 5, 3
 CHUNK = 1000
@@ -65,6 +65,12 @@ class ScalingResults:
         return [f"{row.case.name}: {WORDS[row.status]}, {row.message}" for row in bad]
 
     @property
+    def axes(self) -> list[Axis]:
+        """Those with points."""
+        names = {point.axis for point, _ in self.points}
+        return [axis for axis in AXES if axis.name in names]
+
+    @property
     def cells(self) -> list[str]:
         return list(dict.fromkeys(point.case.cell for point, _ in self.points))
 
@@ -109,7 +115,7 @@ def make_points(
     Args:
         cells: names of cells.
         dtype: number format.
-        threads: of all points but those of the axis ``threads``, which go from one to as many.
+        threads: of all points but those of the axis ``threads``, which go from one to as many; none, if that is one.
         shrink: leave out all but every so-many-th value (the first and the last stay).
         sizes: hidden sizes.
     """
@@ -125,7 +131,7 @@ def make_points(
         for size in some(LENGTHS):
             chunk = min(size, CHUNK)
             yield Point("steps", size, Case(cell, Shape(1, chunk, 128, 128), dtype, chunks=size // chunk), threads)
-    for count in thread_counts(threads):
+    for count in thread_counts(threads) if threads > 1 else ():
         for cell in cells:
             yield Point("threads", count, Case(cell, Shape(16, 100, 256, 256), dtype), count)
 
@@ -150,19 +156,25 @@ def to_tables(results: ScalingResults, names: dict[str, str]) -> list[tuple[str,
                 continue
             metrics = ("stream",) if axis.name == "steps" else ("total", "inference")
             header = [axis.label]
+            sides = {metric: _timed(rows, metric, names) for metric in metrics}
             for metric in metrics:
                 kind = {"total": "training\n", "inference": "inference\n", "stream": "inference\n"}[metric]
-                header += [*(kind + name for name in names.values()), kind + "speed-up"]
-            cells = [_cells(value, row, metrics, list(names)) for value, row in rows]
+                header += [*(kind + names[side] for side in sides[metric]), kind + "speed-up"]
+            cells = [_cells(value, row, sides) for value, row in rows]
             tables.append((f"{cell}, time per step, {axis.fixed}", header, cells))
     return tables
 
 
-def _cells(value: int, row: CaseResult, metrics: tuple[str, ...], sides: Sequence[str]) -> list[str]:
+def _timed(rows: Iterable[tuple[int, CaseResult]], metric: str, names: Iterable[str]) -> list[str]:
+    """Sides that were timed in any of the rows; baseline and candidate in any case."""
+    return [side for side in names if side in SIDES or any(row.median_seconds(metric, side) for _, row in rows)]
+
+
+def _cells(value: int, row: CaseResult, sides: dict[str, list[str]]) -> list[str]:
     if row.status != "ok":
-        return [f"{value:,}", WORDS[row.status], *[NOTHING] * ((len(sides) + 1) * len(metrics) - 1)]
+        return [f"{value:,}", WORDS[row.status], *[NOTHING] * (sum(len(those) + 1 for those in sides.values()) - 1)]
     cells = [f"{value:,}"]
-    for metric in metrics:
-        cells += [format_seconds(seconds_per_step(row, metric, side)) for side in sides]
+    for metric, those in sides.items():
+        cells += [format_seconds(seconds_per_step(row, metric, side)) for side in those]
         cells.append(format_speedup(row.speedup(metric), spread=True))
     return cells
