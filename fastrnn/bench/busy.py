@@ -46,7 +46,7 @@ class Competitors:
         try:
             for _ in range(self.count):
                 command = [sys.executable, "-S", "-c", _COMPETITOR]
-                self.processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
+                self.processes.append(self._start(command))
             for process in self.processes:
                 assert process.stdout is not None
                 if process.stdout.read(1) != b".":
@@ -55,6 +55,12 @@ class Competitors:
             self.kill()
             raise
         return self
+
+    @staticmethod
+    def _start(command: list[str]) -> subprocess.Popen[bytes]:
+        # Its last words would be a traceback when Ctrl-C reaches the whole process group.
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
