@@ -1,4 +1,4 @@
-# make test | bench | lint | format | build | clean
+# make test | bench | bench-peers | lint | format | build | clean
 #
 # Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
 #
@@ -20,10 +20,15 @@ PY := $(VENV)/bin/python
 CPP_FILES = find csrc tests/native -name '*.h' -o -name '*.cpp'
 
 .DEFAULT_GOAL := build
-.PHONY: bench test lint style format build deps venv clean
+.PHONY: bench bench-peers test lint style format build deps venv clean
 
 bench: build
 	@$(PY) -m fastrnn bench $(ARGS)
+
+# Other libraries beside torch.nn. They are no part of the development environment: only this goal installs them.
+bench-peers: build
+	@$(PY) -m pip install --quiet onnxruntime onnx openvino jax
+	@$(PY) -m fastrnn bench --peers $(ARGS)
 
 test: build
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)

@@ -15,6 +15,11 @@ CELLS = ("lstm", "gru", "rnn")
 # A cell's class in an engine's namespace; RNN keeps its default, tanh.
 CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+# What is timed together, and the figures that come of it.
+BLOCKS = {"train": ("forward", "backward", "total"), "inference": ("inference",), "stream": ("stream",)}
+METRICS = (*BLOCKS["train"], *BLOCKS["inference"])
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,27 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: a cell, a shape and a number format."""
+    """One row of the table: a cell, a shape and a number format.
+
+    With ``chunks`` the row is a stream: what is timed is that many passes without a graph, each from the state in which
+    the last one ended. A stream of single steps (T = 1) runs through the module's ``step`` where it has one.
+    """
 
     cell: str
     shape: Shape
     dtype: str = "float32"
+    chunks: int = 0
 
     @property
     def name(self) -> str:
         suffix = "" if self.dtype == "float32" else f" {self.dtype}"
-        return f"{self.cell} {self.shape.label}{suffix}"
+        kind = (" step" if self.shape.steps == 1 else f" stream of {self.chunks}") if self.chunks else ""
+        return f"{self.cell} {self.shape.label}{suffix}{kind}"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be timed of it."""
+        return BLOCKS["stream"] if self.chunks else METRICS
 
     def tiny(self) -> Case:
         """The same kind of case at a size that costs nothing."""
@@ -69,7 +85,7 @@ class Case:
         return replace(self, shape=replace(self.shape, **small))
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "cell": self.cell, "dtype": self.dtype, **asdict(self.shape)}
+        return {"name": self.name, "cell": self.cell, "dtype": self.dtype, **asdict(self.shape), "chunks": self.chunks}
 
 
 def _square(batch: int, steps: int, hidden: int) -> Shape:
@@ -98,6 +114,9 @@ NAMED_SHAPES = {
 
 STANDARD_SHAPES = (*SQUARE_SHAPES, *NAMED_SHAPES.values())
 QUICK_SHAPES = (SQUARE_SHAPES[0], SQUARE_SHAPES[2], SQUARE_SHAPES[6])
+
+# One step of a stream: what a call costs.
+STEP_SHAPES = (_square(1, 1, 64), _square(1, 1, 128))
 
 _GROUPS: dict[str, tuple[Shape, ...]] = {
     "standard": STANDARD_SHAPES,
@@ -151,3 +170,8 @@ def make_cases(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[s
     shapes = tuple(shapes)
     cells = tuple(cells)
     return [Case(cell, shape, dtype) for dtype in dtypes for cell in cells for shape in shapes]
+
+
+def make_step_cases(cells: Iterable[str]) -> list[Case]:
+    """Single steps of every cell, float32."""
+    return [Case(cell, shape, chunks=1) for cell in cells for shape in STEP_SHAPES]

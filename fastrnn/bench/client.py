@@ -34,8 +34,15 @@ class WorkerDiedError(Exception):
 class Worker:
     """A process that runs one engine."""
 
-    def __init__(self, engine: str, threads: int | None, timeout: float = 900.0) -> None:
-        """``threads``: torch's intra-op threads, None for its default. ``timeout``: most seconds a command may take."""
+    def __init__(self, engine: str, threads: int | None, timeout: float = 900.0, precision: str | None = None) -> None:
+        """Start the process.
+
+        Args:
+            engine: a name that `fastrnn.bench.engines.find_engine` knows.
+            threads: the engine's threads, None for torch's default.
+            timeout: most seconds a command may take.
+            precision: for ``torch.set_float32_matmul_precision``; None leaves it alone.
+        """
         self.engine = engine
         self.timeout = timeout
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
@@ -54,7 +61,7 @@ class Worker:
         # A thread reads because waiting for a pipe with a time limit is not portable.
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._send("start", {"threads": threads})
+        self._send("start", {"threads": threads, "precision": precision})
         self._starting = True
         self.started: dict[str, Any] = {}
 

@@ -1,8 +1,8 @@
 """The one list of what can be measured, and how an engine is made to run a case.
 
 An engine turns a case into a ``Workload``: forward, backward and the tensors that the parity check compares.
-Everything else (processes, rounds, statistics, reports) knows engines by name only. An engine that is not a torch
-module gets its own class beside ``ModuleEngine`` and its line in ``ENGINES``.
+Everything else (processes, rounds, statistics, reports) knows engines by name only. ``ENGINES`` holds those that are
+torch modules; the others (`fastrnn.bench.peers`) take their weights and data from torch.nn's workload.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 BASELINE = "torch"
+STREAMED = 3  # chunks of a stream that the parity check compares
 
 
 class Workload(Protocol):
@@ -32,6 +33,9 @@ class Workload(Protocol):
 
     def infer(self) -> Any:
         """Outputs of the forward pass without a graph."""
+
+    def stream(self, calls: int) -> Any:
+        """That many forward passes without a graph, each from the state in which the last one ended."""
 
     def clear_gradients(self) -> None:
         """Forget the gradients of the last step, so that the next one does not add to them."""
@@ -51,11 +55,18 @@ class Engine(Protocol):
     def label(self) -> str:
         """For tables and pictures."""
 
+    def metrics(self, case: Case) -> tuple[str, ...]:
+        """Those of the case's metrics that can be timed here; none if the engine cannot run it. Loads nothing.
+
+        With ``total`` but without ``forward``, the workload's ``forward`` is the whole training step and its
+        ``backward`` nothing.
+        """
+
+    def start(self, threads: int | None) -> dict[str, Any]:
+        """Load the library in this process and set its threads; answers at least ``threads`` and ``version``."""
+
     def build(self, case: Case, seed: int, dtype: str | None = None) -> Workload:
         """The case with weights and data drawn from ``seed``; ``dtype`` computes the same values in another format."""
-
-    def lstm(self, input_size: int, hidden_size: int, layers: int) -> torch.nn.Module:
-        """A multi-layer LSTM, time first, for the language model."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,16 @@ class ModuleEngine:
     name: str
     label: str
     namespace: str
+
+    def metrics(self, case: Case) -> tuple[str, ...]:
+        return case.metrics
+
+    def start(self, threads: int | None) -> dict[str, Any]:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return {"threads": torch.get_num_threads(), "version": str(torch.__version__)}
 
     def _class(self, cell: str) -> Any:
         return getattr(importlib.import_module(self.namespace), CLASS_NAMES[cell])
@@ -80,6 +101,7 @@ class ModuleEngine:
         return ModuleWorkload(module, case, seed, dtype or case.dtype)
 
     def lstm(self, input_size: int, hidden_size: int, layers: int) -> torch.nn.Module:
+        """A multi-layer LSTM, time first, for the language model."""
         return self._class("lstm")(input_size, hidden_size, num_layers=layers)
 
 
@@ -119,6 +141,12 @@ class ModuleWorkload:
         if shape.packed:
             batch_sizes = (lengths[None, :] > torch.arange(shape.steps)[:, None]).sum(1)
             self.input = torch.nn.utils.rnn.PackedSequence(self.data, batch_sizes)
+        self.chunks = case.chunks
+        self._next_state: Any = self.hx
+        self._pass: Any = self.module
+        self._stream_input = self.input
+        if case.chunks and shape.steps == 1 and hasattr(self.module, "step"):
+            self._pass, self._stream_input = self.module.step, self.data[0]
 
     @staticmethod
     def _flat(outputs: Any) -> tuple[torch.Tensor, ...]:
@@ -137,6 +165,14 @@ class ModuleWorkload:
         with self._no_grad():
             return self.module(self.input, self.hx)
 
+    def stream(self, calls: int) -> Any:
+        outputs = None
+        with self._no_grad():
+            for _ in range(calls):
+                outputs = self._pass(self._stream_input, self._next_state)
+                self._next_state = outputs[1]
+        return outputs
+
     def clear_gradients(self) -> None:
         self.module.zero_grad(set_to_none=True)
         for leaf in (self.data, *self.states):
@@ -149,6 +185,11 @@ class ModuleWorkload:
             f"parameter {name}": value for name, value in self.module.named_parameters()
         }
         named.update(zip((f"inference {name}" for name in output_names), self._flat(self.infer()), strict=True))
+        if self.chunks:
+            self._next_state = self.hx
+            y, *last = self._flat(self.stream(STREAMED))
+            last_names = (f"stream {name}" for name in output_names)
+            named.update(zip(last_names, (y.reshape(self.gradients[0].shape), *last), strict=True))
         self.clear_gradients()
         outputs = self.forward()
         self.backward(outputs)
@@ -166,7 +207,7 @@ def _to_numpy(value: torch.Tensor) -> numpy.ndarray:
     return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
 
 
-ENGINES: dict[str, Engine] = {
+ENGINES: dict[str, ModuleEngine] = {
     engine.name: engine
     for engine in (
         ModuleEngine("torch", "torch.nn", "torch.nn"),
@@ -177,8 +218,10 @@ ENGINES: dict[str, Engine] = {
 
 def find_engine(name: str) -> Engine:
     """The engine of that name, or one around an importable module with LSTM, GRU and RNN; ValueError if neither."""
-    if name in ENGINES:
-        return ENGINES[name]
+    from fastrnn.bench.peers import PEERS
+
+    if name in ENGINES or name in PEERS:
+        return ENGINES.get(name) or PEERS[name]
     try:
         found = importlib.util.find_spec(name) is not None
     except (ImportError, ValueError, AttributeError):

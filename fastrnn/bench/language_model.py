@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from fastrnn.bench.engines import Engine
+    from fastrnn.bench.engines import ModuleEngine
 
 MAX_BYTES = 4 * 2**20
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
@@ -154,7 +154,7 @@ def final_loss(losses: Sequence[float]) -> float:
 class Training:
     """The model and its optimiser in one engine's process."""
 
-    def __init__(self, engine: Engine, text: bytes, settings: ModelSettings, seed: int) -> None:
+    def __init__(self, engine: ModuleEngine, text: bytes, settings: ModelSettings, seed: int) -> None:
         import torch
 
         self.settings = settings

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fastrnn.bench.engines import find_engine
 from fastrnn.bench.environment import describe
-from fastrnn.bench.ratios import MINIMUM_ROUNDS, Speedup
+from fastrnn.bench.figures import (
+    NOTHING,
+    WORDS,
+    format_memory,
+    format_seconds,
+    format_share,
+    format_speedup,
+    labels,
+    multiply_signs,
+)
+from fastrnn.bench.ratios import MINIMUM_ROUNDS
+from fastrnn.bench.report_engines import (
+    PEERS_EXPLANATION,
+    STEPS_EXPLANATION,
+    EngineTable,
+    peer_notes,
+    peer_tables,
+    step_table,
+)
 from fastrnn.bench.results import Results, Summary
 from fastrnn.bench.runner import SIDES, CaseResult, ModelResult
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-NOTHING = "–"
-_MIB = 2**20
-_WORDS = {"failed": "FAILED parity", "error": "ERROR", "skipped": "skipped"}
-_BAD = (_WORDS["failed"], _WORDS["error"])
+_BAD = (WORDS["failed"], WORDS["error"])
 
 EXPLANATION = (
     "Each row was first checked against torch.nn in float64; a row that fails shows no speed. Training is forward and "
@@ -26,42 +39,11 @@ EXPLANATION = (
     "`torch.no_grad()`. Times are medians over the rounds. A speed-up is the median of the rounds' ratios torch.nn / "
     "{engine}, in brackets the interval in which that median lies with 95 % confidence (the range of all rounds if "
     "there are fewer than nine); `~` marks those that may be no difference at all. Memory is what a training step adds "
-    "to the peak of a fresh process."
+    "to the peak of a fresh process. In brackets behind `ok`: the largest error of any tensor in units of torch.nn's "
+    "own. Limit: the share of the machine's limit that {engine} reaches, namely a lower bound on the time "
+    "(multiply-adds at the pace of the library's best large product, or the weights read again in each step at the "
+    "measured reading speed, whichever takes longer) divided by the measured time."
 )
-
-
-def format_seconds(seconds: float | None) -> str:
-    """Three significant digits in µs, ms or s."""
-    if seconds is None:
-        return NOTHING
-    for unit, scale in (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)):
-        value = seconds / scale
-        if value < 999.5 or unit == "s":
-            digits = max(0, 2 - math.floor(math.log10(float(f"{value:.3g}")))) if value > 0 else 0
-            return f"{value:.{digits}f} {unit}"
-    raise AssertionError
-
-
-def format_speedup(speedup: Speedup | None, spread: bool = False) -> str:
-    """``2.31×``, with ``spread`` also its interval; ``~`` where it may be nothing."""
-    if speedup is None:
-        return NOTHING
-    text = f"{'~' if speedup.uncertain else ''}{speedup.median:.2f}×"
-    return f"{text} ({speedup.interval[0]:.2f}–{speedup.interval[1]:.2f})" if spread else text
-
-
-def format_memory(size: int | None) -> str:
-    """MiB; what is below one MiB is below the resolution too."""
-    if size is None:
-        return "n/a"
-    return "<1" if size < _MIB else f"{size / _MIB:.0f}" if size >= 10 * _MIB else f"{size / _MIB:.1f}"
-
-
-def labels(results: Results) -> tuple[str, str]:
-    """Names of baseline and candidate for people."""
-    settings = results.settings
-    baseline, candidate = find_engine(settings.baseline).label, find_engine(settings.candidate).label
-    return baseline, candidate if candidate != baseline else f"{candidate} again"
 
 
 def case_header(results: Results) -> list[str]:
@@ -71,27 +53,31 @@ def case_header(results: Results) -> list[str]:
         "B×T×(I×)H",
         "parity",
         *(f"training\n{name}" for name in timed),
+        "training\nlimit",
         "forward\nspeed-up",
         "backward\nspeed-up",
         *(f"inference\n{name}" for name in timed),
+        "inference\nlimit",
         *(f"MiB\n{name}" for name in names),
     ]
 
 
 def case_row(row: CaseResult) -> list[str]:
     """Cells of one row; a row without figures says why in its second cell and is otherwise empty."""
-    shape = row.case.shape.label.replace("x", "×")
+    shape = multiply_signs(row.case.shape.label)
     if row.status != "ok":
-        return [shape, _WORDS[row.status], *[NOTHING] * 10]
+        return [shape, WORDS[row.status], *[NOTHING] * 12]
     return [
         shape,
-        "ok",
+        f"ok ({row.parity.ratio:.1f})" if row.parity else "ok",
         *(format_seconds(row.median_seconds("total", side)) for side in SIDES),
         format_speedup(row.speedup("total"), spread=True),
+        format_share(row.limit_share("total")),
         format_speedup(row.speedup("forward")),
         format_speedup(row.speedup("backward")),
         *(format_seconds(row.median_seconds("inference", side)) for side in SIDES),
         format_speedup(row.speedup("inference"), spread=True),
+        format_share(row.limit_share("inference")),
         *(format_memory(row.memory.get(side)) for side in SIDES),
     ]
 
@@ -155,11 +141,17 @@ def notes(results: Results) -> list[str]:
     lines = [] if results.complete else ["The run was interrupted: what follows is a part of it."]
     lines += results.problems
     lines += [f"{row.case.name}: skipped, {row.message}" for row in results.cases if row.status == "skipped"]
+    lines += peer_notes(results)
     warned: dict[str, list[str]] = {}
     for row in results.cases:
         for warning in row.warnings:
             warned.setdefault(warning, []).append(row.case.name)
     lines += [f"warned in {len(names)} rows ({names[0]} …): {text}" for text, names in warned.items()]
+    if results.settings.precision != "highest":
+        lines.append(
+            f"{labels(results)[1]} ran with torch.set_float32_matmul_precision({results.settings.precision!r}), "
+            f"{labels(results)[0]} with 'highest'."
+        )
     if results.settings.rounds < MINIMUM_ROUNDS:
         lines.append(f"Fewer than {MINIMUM_ROUNDS} rounds: too few to speak of a speed-up.")
     slower = results.slower()
@@ -168,46 +160,74 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
+def header_lines(results: Results) -> list[str]:
+    """What ran where, in a few lines."""
+    lines = [describe(results.environment) + f", {results.environment['date']}"]
+    engines = results.environment.get("engines", {})
+    peers = [f"{name} {engines[name]['version']}" for name in results.settings.peers if name in engines]
+    if peers:
+        lines.append("Peers: " + ", ".join(peers))
+    if results.peaks:
+        lines.append(results.peaks.describe())
+    return lines
+
+
 def to_markdown(results: Results) -> str:
     """The whole report."""
     baseline, candidate = labels(results)
-    parts = [f"# {candidate} against {baseline}", describe(results.environment) + f", {results.environment['date']}"]
+    parts = [f"# {candidate} against {baseline}", *header_lines(results)]
     parts += ["\n".join(f"- {line}" for line in notes(results))] if notes(results) else []
     summary = summary_rows(results.summaries())
     if summary:
-        parts += ["## Summary", "Geometric means (lowest–highest row).", _table(SUMMARY_HEADER, summary)]
+        parts += ["## Summary", "Geometric means (lowest–highest row).", markdown_table(SUMMARY_HEADER, summary)]
     for (dtype, cell), rows in groups(results).items():
-        parts += [f"## {cell}, {dtype}", _table(case_header(results), [case_row(row) for row in rows])]
+        parts += [f"## {cell}, {dtype}", markdown_table(case_header(results), [case_row(row) for row in rows])]
     if results.cases:
         parts.append(EXPLANATION.format(engine=candidate))
+    steps = step_table(results)
+    if steps:
+        parts += ["## Single steps", markdown_table(steps.header, steps.rows), STEPS_EXPLANATION]
+    tables = peer_tables(results)
+    if tables:
+        parts += ["## Other libraries", PEERS_EXPLANATION]
+    for table in tables:
+        parts += [f"### {table.title.capitalize()}", markdown_table(table.header, table.rows)]
     if results.model:
         parts += ["## Character language model", *model_lines(results.model, (baseline, candidate))]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines)
 
 
-def print_report(results: Results, console: Console) -> None:
-    """The same for the terminal."""
+def print_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One table on the terminal, bad rows in red."""
     from rich.markup import escape
     from rich.table import Table
 
-    def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        shown = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
-        for number, name in enumerate(header):
-            shown.add_column(name, justify="left" if number < 1 else "right", overflow="fold")
-        for cells in rows:
-            shown.add_row(*(escape(cell) for cell in cells), style="bold red" if cells[1] in _BAD else None)
-        console.print(shown)
+    shown = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    for number, name in enumerate(header):
+        shown.add_column(name, justify="left" if number < 1 else "right", overflow="fold")
+    for cells in rows:
+        shown.add_row(*(escape(cell) for cell in cells), style="bold red" if cells[1] in _BAD else None)
+    console.print(shown)
 
-    for (dtype, cell), rows in groups(results).items():
-        table(f"{cell}, {dtype}", case_header(results), [case_row(row) for row in rows])
+
+def print_report(results: Results, console: Console) -> None:
+    """The same for the terminal."""
+    tables = [
+        EngineTable(f"{cell}, {dtype}", case_header(results), [case_row(row) for row in rows])
+        for (dtype, cell), rows in groups(results).items()
+    ]
     summary = summary_rows(results.summaries())
     if summary:
-        table("geometric mean of speed-ups (lowest–highest row)", SUMMARY_HEADER, summary)
+        tables.append(EngineTable("geometric mean of speed-ups (lowest–highest row)", SUMMARY_HEADER, summary))
+    steps = step_table(results)
+    tables += [steps] if steps else []
+    for table in [*tables, *peer_tables(results)]:
+        print_table(console, table.title, table.header, table.rows)
     if results.model:
         console.print("character language model", style="bold")
         for line in model_lines(results.model, labels(results)):
@@ -215,4 +235,5 @@ def print_report(results: Results, console: Console) -> None:
     for line in notes(results):
         bad = line in results.problems
         console.print(line, markup=False, highlight=False, style="bold red" if bad else None)
-    console.print(describe(results.environment), markup=False, highlight=False, style="dim")
+    for line in header_lines(results):
+        console.print(line, markup=False, highlight=False, style="dim")

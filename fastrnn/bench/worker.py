@@ -17,12 +17,13 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import IO, Any
 
-from fastrnn.bench import memory
-from fastrnn.bench.cases import Case
-from fastrnn.bench.engines import Workload, find_engine
+from fastrnn.bench import limits, memory
+from fastrnn.bench.cases import BLOCKS, Case
+from fastrnn.bench.engines import ModuleEngine, Workload, find_engine
 from fastrnn.bench.language_model import ModelSettings, Training
 
 _HEADER = struct.Struct("<Q")
@@ -61,8 +62,11 @@ def come_to_rest() -> None:
             return
 
 
-def time_training(workload: Workload, calls: int) -> tuple[float, float]:
-    """Mean seconds of one forward and of one backward pass over ``calls`` training steps."""
+Times = dict[str, float]  # metric → mean seconds per call
+
+
+def time_training(workload: Workload, calls: int) -> Times:
+    """One forward and one backward pass, mean over ``calls`` training steps."""
     clock = time.perf_counter
     forward = backward = 0.0
     for _ in range(calls):
@@ -74,15 +78,25 @@ def time_training(workload: Workload, calls: int) -> tuple[float, float]:
         backward += clock() - middle
         forward += middle - start
         del outputs
-    return forward / calls, backward / calls
+    return {"forward": forward / calls, "backward": backward / calls, "total": (forward + backward) / calls}
 
 
-def time_inference(workload: Workload, calls: int) -> float:
-    """Mean seconds of one forward pass without a graph over ``calls`` calls."""
+def time_inference(workload: Workload, calls: int) -> Times:
+    """One forward pass without a graph, mean over ``calls`` calls."""
     start = time.perf_counter()
     for _ in range(calls):
         workload.infer()
-    return (time.perf_counter() - start) / calls
+    return {"inference": (time.perf_counter() - start) / calls}
+
+
+def time_stream(workload: Workload, calls: int) -> Times:
+    """One chunk of a stream, mean over ``calls`` chunks."""
+    start = time.perf_counter()
+    workload.stream(calls)
+    return {"stream": (time.perf_counter() - start) / calls}
+
+
+TIMERS = {"train": time_training, "inference": time_inference, "stream": time_stream}
 
 
 class Commands:
@@ -91,17 +105,20 @@ class Commands:
     def __init__(self, engine: str) -> None:
         self.engine = find_engine(engine)
         self.workload: Workload | None = None
+        self.metrics: tuple[str, ...] = ()
+        self.chunks = 1
         self.training: Training | None = None
 
-    def start(self, threads: int | None) -> dict[str, Any]:
-        """Load the engine and set the threads of torch; answers what is running here."""
+    def start(self, threads: int | None, precision: str | None = None) -> dict[str, Any]:
+        """Load the engine and set its threads and torch's precision of float32 products; answers what runs here."""
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        facts = self.engine.start(threads)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
         self.threads = threads
         gc.freeze()  # what is loaded by now stays: the collection between two turns need not look through it
-        return {"threads": torch.get_num_threads(), "interop_threads": torch.get_num_interop_threads()}
+        return {**facts, "precision": torch.get_float32_matmul_precision()}
 
     def load_engine(self, case: Case) -> None:
         """Import the engine by building the case very small, and forget it."""
@@ -114,23 +131,37 @@ class Commands:
             tensors = self.engine.build(case, seed, dtype).tensors()
         return tensors, list(dict.fromkeys(f"{item.category.__name__}: {item.message}" for item in caught))
 
-    def prepare(self, case: Case, seed: int) -> tuple[float, float]:
-        """Build the case to be timed and warm up. Answers seconds of a training step and of an inference call."""
-        self.workload = self.engine.build(case, seed)
-        return (
-            _warm_up(lambda: sum(time_training(self._workload(), 1))),
-            _warm_up(lambda: time_inference(self._workload(), 1)),
-        )
+    def prepare(self, case: Case, seed: int) -> Times:
+        """Build the case to be timed and warm up. Answers seconds of a call of each kind of block that it can run."""
+        self.workload = workload = self.engine.build(case, seed)
+        self.metrics = self.engine.metrics(case)
+        self.chunks = max(1, case.chunks)
+        estimates = {}
+        for kind, metrics in BLOCKS.items():
+            if metrics[-1] in self.metrics:
+                estimates[kind] = self.chunks * _warm_up(partial(TIMERS[kind], workload, 1), metrics[-1])
+        return estimates
 
-    def train_block(self, calls: int) -> tuple[float, float]:
-        """Seconds of forward and of backward, mean of ``calls``, after one untimed call that wakes the threads."""
-        time_training(self._workload(), 1)
-        return time_training(self._workload(), calls)
+    def block(self, kind: str, calls: int) -> Times:
+        """Seconds of a call by metric, mean of ``calls``, after one untimed call that wakes the threads."""
+        workload, timer = self._workload(), TIMERS[kind]
+        timer(workload, 1)
+        times = timer(workload, calls * self.chunks)
+        return {metric: value * self.chunks for metric, value in times.items() if metric in self.metrics}
 
-    def inference_block(self, calls: int) -> float:
-        """Seconds of an inference call, mean of ``calls``, after one untimed call that wakes the threads."""
-        time_inference(self._workload(), 1)
-        return time_inference(self._workload(), calls)
+    def samples(self, kind: str, seconds: float) -> list[float]:
+        """Seconds of single calls, one after the other, for at least that long (and at least three of them)."""
+        workload, timer = self._workload(), TIMERS[kind]
+        timer(workload, 1)
+        times: list[float] = []
+        deadline = time.perf_counter() + seconds
+        while time.perf_counter() < deadline or len(times) < 3:
+            times.append(timer(workload, 1)[BLOCKS[kind][-1]])
+        return times
+
+    def limits(self, dtypes: Iterable[str], sizes: Iterable[int], seconds: float) -> limits.Peaks:
+        """What the machine can do at most, with this process's threads."""
+        return limits.measure(dtypes, sizes, seconds)
 
     def release(self) -> None:
         """Drop the case and the model."""
@@ -144,6 +175,8 @@ class Commands:
 
     def start_model(self, text: bytes, settings: ModelSettings, seed: int) -> None:
         """Build the language model and warm up."""
+        if not isinstance(self.engine, ModuleEngine):
+            raise TypeError(f"expected an engine of torch modules for the language model, found {self.engine.name}")
         self.training = Training(self.engine, text, settings, seed)
         self.training.warm_up()
 
@@ -159,12 +192,12 @@ class Commands:
         return self.workload
 
 
-def _warm_up(call: Callable[[], float]) -> float:
+def _warm_up(call: Callable[[], Times], metric: str) -> float:
     """Call at least three times and for a while; the shortest time, in seconds."""
-    times = [call() for _ in range(3)]
+    times = [call()[metric] for _ in range(3)]
     deadline = time.perf_counter() + _WARM_UP_SECONDS
     while time.perf_counter() < deadline:
-        times.append(call())
+        times.append(call()[metric])
     return min(times)
 
 

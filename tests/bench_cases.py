@@ -1,0 +1,82 @@
+"""What the tests of the benchmark share: options, whole runs, engines to inject, results made up."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from fastrnn.bench import cli, environment, language_model, limits, parity
+from fastrnn.bench.cases import METRICS, make_cases, make_step_cases, parse_shapes
+from fastrnn.bench.engines import ENGINES
+from fastrnn.bench.results import Results
+from fastrnn.bench.runner import SIDES, CaseResult, PeerResult, Settings, new_model_result
+
+PEER_SECONDS = {"onnxruntime": 0.0005, "jax": 0.004}  # of every call of a made-up row
+
+
+def parse(*options):
+    parser = argparse.ArgumentParser(prog="bench")
+    cli.add_arguments(parser)
+    return parser.parse_args([str(option) for option in options])
+
+
+def run(tmp_path, *options, name="bench"):
+    """Exit status, JSON and Markdown of a run with few, tiny rounds."""
+    out = tmp_path / "out"
+    status = cli.run(parse("--out", out, "--quick", "--threads", 1, *options))
+    return status, json.loads((out / f"{name}.json").read_text()), (out / f"{name}.md").read_text()
+
+
+def tensors(case, dtype=None):
+    """torch.nn's own, by name."""
+    return ENGINES["torch"].build(case, 0, dtype).tensors()
+
+
+def write_engine(folder, monkeypatch, name, source):
+    """Write a module of that name and source where this process and its workers find it; returns the name."""
+    folder = folder / "engines"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    return name
+
+
+def made_up_results(model=True, rounds=9, peers=()):
+    """Two rows that are twice and four times as fast, one that failed; two single steps; a language model."""
+    cases = make_cases(["lstm", "gru"], parse_shapes("1x1x64,16x100x80x256"), ["float32"])
+    steps = make_step_cases(["gru"])
+    settings = Settings(tuple(cases), rounds=rounds, peers=tuple(peers), steps=tuple(steps))
+    found = Results(settings, environment.collect(), complete=True)
+    sizes = {limits.recurrent_bytes(case): 1e10 for case in [*cases, *steps]}
+    found.peaks = limits.Peaks(2, {"float32": 1e11}, sizes)
+    check = parity.TensorCheck("output", 1e-7, 1e-7, 1e-6)
+    for rows, given in ((found.cases, cases[:3]), (found.steps, steps)):
+        for number, case in enumerate(given):
+            rows.append(_made_up_row(case, 0.002 * (number + 1), rounds, check, peers))
+            rows[-1].bounds = limits.bounds(case, found.peaks)
+    bad = dataclasses.replace(check, name="grad h_0", error=0.5)
+    found.cases[2].status, found.cases[2].message = "failed", bad.describe()
+    found.cases[2].parity = parity.Parity(bad, 9, ("grad h_0",))
+    found.cases[2].peers = {}
+    if model:
+        found.model = new_model_result(language_model.ModelSettings(steps=8, block=2), b"some text")
+        for side, seconds in zip(SIDES, (0.2, 0.1), strict=True):
+            found.model.losses[side] = [3.0 - 0.1 * step for step in range(8)]
+            found.model.seconds[side] = [seconds] * 4
+        found.model.block_steps = [2] * 4
+        found.model.comparison = language_model.compare_curves(*found.model.losses.values())
+    return found
+
+
+def _made_up_row(case, slow, rounds, check, peers):
+    seconds = {metric: {"baseline": [slow] * rounds, "candidate": [0.001] * rounds} for metric in case.metrics}
+    row = CaseResult(case, parity=parity.Parity(check, 9, (), 1.5), seconds=seconds)
+    for name in peers:
+        row.peers[name] = PeerResult(parity=row.parity)
+        for metric in ("inference", "stream", *(["total"] if name == "jax" else [])):
+            if metric in seconds:
+                seconds[metric][name] = [PEER_SECONDS[name]] * rounds
+    if set(METRICS) <= set(case.metrics):
+        row.memory = {"baseline": 3 << 20, "candidate": None}
+    return row
