@@ -14,6 +14,7 @@
 #include "binding/buffers.h"
 #include "binding/eager.h"
 #include "binding/layout.h"
+#include "binding/short.h"
 #include "cpu/crowd.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -108,12 +109,12 @@ std::optional<Tensors> layer(std::string cell, Tensor x, OptionalTensor w_ih, Te
                              OptionalTensor b_hh, OptionalTensor w_hr, const Tensors& states,
                              OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset, bool reverse) {
   const auto plain = [](OptionalTensor& t) { return t ? std::move(*t) : Tensor(); };
-  LayerCall call{std::move(cell), reverse, std::move(batch_sizes), std::move(lengths), std::move(reset), {}};
+  LayerCall call{std::move(cell), reverse, std::move(batch_sizes), std::move(lengths), std::move(reset), {}, {}};
   call.inputs = {std::move(x), plain(w_ih), std::move(w_hh), plain(b_ih), plain(b_hh), plain(w_hr)};
   call.inputs.insert(call.inputs.end(), states.begin(), states.end());
   if (!is_plain(call)) return std::nullopt;
   const py::gil_scoped_release no_gil;
-  return run_layer(call);
+  return run_layer(std::move(call));
 }
 
 py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
@@ -163,5 +164,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
   m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
+  PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());
   m.def("build_info", &fastrnn::build_info);
 }

@@ -41,6 +41,7 @@
 #include FASTRNN_CELL_HEADER
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/small.h"
 
 namespace FASTRNN_NAMESPACE {
 
@@ -57,6 +58,9 @@ const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
       Cell::kReadsHidden,
       {&forward<Cell, float>, &forward<Cell, double>, &forward<Cell, BFloat16>, &forward<Cell, Float16>},
       {&backward<Cell, float>, &backward<Cell, double>, &backward<Cell, BFloat16>, &backward<Cell, Float16>},
+      {{&small_by_rows<float>, &small_by_rows<double>},
+       {&small_by_columns<float>, &small_by_columns<double>},
+       {&small_outer<float>, &small_outer<double>}},
   };
   return &kernels;
 }

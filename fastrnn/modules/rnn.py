@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _C
 from . import _checks
 from ._identity import TorchIdentity
 from ._layers import as_layers, run_layers
@@ -63,6 +64,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         backend = backend or self.backend
         if backend != "auto":
             _checks.check_backend(backend, lengths, reset)
+        elif lengths is None and reset is None and not torch.compiler.is_compiling():
+            found = _C.short_layers(self, input, hx, False)
+            if found is not None:
+                return found
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, backend)
         return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first)
@@ -81,6 +86,11 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         Raises:
             ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
         """
+        backend = backend or self.backend
+        if backend == "auto" and not self.bidirectional and not torch.compiler.is_compiling():
+            found = _C.short_layers(self, x, state, True)
+            if found is not None:
+                return found
         if self.bidirectional:
             raise ValueError(
                 "step: expected bidirectional=False, got a bidirectional network, which needs its whole input at once"
@@ -88,7 +98,6 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if not isinstance(x, Tensor) or x.dim() not in (1, 2):
             got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
-        backend = backend or self.backend
         if backend != "auto":
             _checks.check_backend(backend, None, None)
         y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False)
