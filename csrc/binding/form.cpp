@@ -17,8 +17,8 @@ Tensor Form::rows(const Tensor& t) const {
   const int64_t at_step = batch_first ? 1 : 0, at_batch = batch_first || no_steps ? 0 : 1, width = t.size(-1);
   const int64_t steps = no_steps ? 1 : t.size(at_step), batch = no_batch ? 1 : t.size(at_batch);
   if (t.is_contiguous() && (!batch_first || steps == 1 || batch == 1)) return memory_of(t, {steps, batch, width});
-  return strided(t, {steps, batch, width}, {no_steps ? 1 : t.stride(at_step), no_batch ? 1 : t.stride(at_batch),
-                                            t.stride(-1)});
+  return strided(t, {steps, batch, width},
+                 {no_steps ? 1 : t.stride(at_step), no_batch ? 1 : t.stride(at_batch), t.stride(-1)});
 }
 
 Tensor Form::state(const Tensor& t) const {

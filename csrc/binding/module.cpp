@@ -15,6 +15,7 @@
 #include "binding/eager.h"
 #include "binding/layout.h"
 #include "binding/short.h"
+#include "binding/stream.h"
 #include "cpu/crowd.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -119,6 +120,17 @@ std::optional<Tensors> layer(std::string cell, Tensor x, OptionalTensor w_ih, Te
 
 py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
 
+using Layers = std::vector<std::vector<OptionalTensor>>;
+
+std::vector<Tensors> tensors_of(const Layers& layers) {
+  std::vector<Tensors> out;
+  for (const auto& layer : layers) {
+    Tensors& tensors = out.emplace_back();
+    for (const OptionalTensor& t : layer) tensors.push_back(t.value_or(Tensor()));
+  }
+  return out;
+}
+
 // Backward of backward is plain torch, written in Python.
 void use_higher_order(const py::function& function) {
   // Never destroyed: at exit there may be no interpreter left to do it.
@@ -165,5 +177,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
   m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
   PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());
+  PyModule_AddFunctions(m.ptr(), fastrnn::stream_methods());
+  py::class_<fastrnn::Stream, std::shared_ptr<fastrnn::Stream>>(m, "Stream", "The kernels' side of fastrnn.Stream.")
+      .def(py::init([](const std::string& cell, const fastrnn::Layers& weights, int64_t batch) {
+        return std::make_shared<fastrnn::Stream>(cell, fastrnn::tensors_of(weights), batch);
+      }))
+      .def("set_weights", [](fastrnn::Stream& s, const fastrnn::Layers& w) { s.set_weights(fastrnn::tensors_of(w)); })
+      .def("states", &fastrnn::Stream::states)
+      .def("handle", [](std::shared_ptr<fastrnn::Stream> s) {
+        return py::capsule(new std::shared_ptr<fastrnn::Stream>(std::move(s)), fastrnn::kStreamHandle, [](PyObject* o) {
+          delete static_cast<std::shared_ptr<fastrnn::Stream>*>(PyCapsule_GetPointer(o, fastrnn::kStreamHandle));
+        });
+      });
   m.def("build_info", &fastrnn::build_info);
 }

@@ -25,17 +25,17 @@ auto make_node() {
   }
 }
 
-// For the compiler of backward passes alone (torch._dynamo.compiled_autograd), which torch tells how to treat a Function
-// in C++: a node of this kind then stands in for ours.
+// For the compiler of backward passes alone (torch._dynamo.compiled_autograd), which torch tells how to treat a
+// Function in C++: a node of this kind then stands in for ours.
 struct Layer : torch::autograd::Function<Layer> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     auto& data = ctx->saved_data;
     const int64_t form = data["form"].toInt();
     LayerCall call{data["cell"].toStringRef(), data["reverse"].toBool(), {}, {}, {}, {}, {}};
     call.form = {(form & 1) != 0, (form & 2) != 0, (form & 4) != 0, (form & 8) != 0};
-    return layer_gradients(std::move(call), static_cast<size_t>(data["inputs"].toInt()), ctx->get_saved_variables(),
-                           data["watched"].toTensor()._version() != 0,
-                           [&](size_t edge) { return ctx->needs_input_grad(edge); }, grads);
+    return layer_gradients(
+        std::move(call), static_cast<size_t>(data["inputs"].toInt()), ctx->get_saved_variables(),
+        data["watched"].toTensor()._version() != 0, [&](size_t edge) { return ctx->needs_input_grad(edge); }, grads);
   }
 };
 
@@ -58,8 +58,9 @@ struct LayerNode : Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const variable_list tensors = unpacked();
-    return layer_gradients(call, inputs, tensors, watched.current_version() != 0,
-                           [this](size_t edge) { return task_should_compute_output(edge); }, grads);
+    return layer_gradients(
+        call, inputs, tensors, watched.current_version() != 0,
+        [this](size_t edge) { return task_should_compute_output(edge); }, grads);
   }
 
   void release_variables() override {
@@ -91,10 +92,9 @@ struct LayerNode : Node {
     return static_cast<CppNode<Layer>&>(*stand_in);
   }
 
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    function().compiled_args(args);
-  }
-  variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& swap) override {
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override { function().compiled_args(args); }
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
     return function().apply_with_saved(grads, swap);
   }
 };

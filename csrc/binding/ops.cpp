@@ -139,7 +139,8 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
                                                       const OptionalTensor& w_hr, at::TensorList initial,
                                                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                                       const OptionalTensor& reset, bool reverse, bool training) {
-  auto out = forward_layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, initial, batch_sizes, lengths, reset, reverse, training);
+  auto out =
+      forward_layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, initial, batch_sizes, lengths, reset, reverse, training);
   Tensors& reserve = std::get<2>(out);
   fill_reserve(reserve, w_hh);
   return out;
@@ -187,7 +188,8 @@ struct Backward {
     for (size_t k = 0; k < reserve.size(); ++k) {
       const auto expected = k == 2 ? compute_type(type) : type;
       if (!reserve[k].defined() && widths[k] == 0) continue;
-      TORCH_CHECK(reserve[k].defined() && reserve[k].numel() == widths[k] * (widths[k] > 0 ? call.layout.capacity() : 0) &&
+      TORCH_CHECK(reserve[k].defined() &&
+                      reserve[k].numel() == widths[k] * (widths[k] > 0 ? call.layout.capacity() : 0) &&
                       (widths[k] == 0 || reserve[k].scalar_type() == expected) && reserve[k].device().is_cpu(),
                   "reserve: expected what the forward pass returned, got ", reserve[k].toString(), " of shape ",
                   reserve[k].sizes(), " at position ", k);

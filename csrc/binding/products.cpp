@@ -38,15 +38,15 @@ void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor
 void by_columns(Tensor& out, const Tensor& g, const Tensor& w, bool add) {
   const int kind = out.is_contiguous() ? small(g, w, g.size(0), w.numel()) : -1;
   if (kind < 0) return library::product(out, g, w, {}, add);
-  small_kernels().by_columns[kind]({g.size(0), w.size(1), g.size(1), g.const_data_ptr(), w.const_data_ptr(), nullptr,
-                                    out.mutable_data_ptr(), add});
+  small_kernels().by_columns[kind](
+      {g.size(0), w.size(1), g.size(1), g.const_data_ptr(), w.const_data_ptr(), nullptr, out.mutable_data_ptr(), add});
 }
 
 void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
   const int kind = out.is_contiguous() ? small(g, x, g.size(0), out.numel()) : -1;
   if (kind < 0) return library::product(out, g.t(), x, {}, add);
-  small_kernels().outer[kind]({g.size(0), x.size(1), g.size(1), g.const_data_ptr(), x.const_data_ptr(), nullptr,
-                               out.mutable_data_ptr(), add});
+  small_kernels().outer[kind](
+      {g.size(0), x.size(1), g.size(1), g.const_data_ptr(), x.const_data_ptr(), nullptr, out.mutable_data_ptr(), add});
 }
 
 }  // namespace

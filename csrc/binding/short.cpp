@@ -12,6 +12,7 @@
 #include <atomic>
 
 #include "binding/eager.h"
+#include "binding/plain.h"
 #include "cpu/dispatch.h"
 
 namespace fastrnn {
@@ -56,15 +57,6 @@ bool nobody_watches() {
          !c10::impl::dispatch_mode_enabled() && !at::impl::torch_function_mode_enabled() &&
          !at::impl::torch_function_all_disabled() && !transforming() &&
          torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr;
-}
-
-// A dense tensor on the CPU, of the very class Tensor or Parameter, or null.
-const Tensor* plain(PyObject* object) {
-  if (!THPVariable_CheckExact(object)) return nullptr;
-  const Tensor& t = THPVariable_Unpack(object);
-  constexpr c10::DispatchKeySet kUsual({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
-                                        c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
-  return (t.key_set().raw_repr() & ~kUsual.raw_repr()) == 0 ? &t : nullptr;
 }
 
 bool known_format(at::ScalarType type) {
@@ -114,7 +106,7 @@ struct Attributes {
       PyErr_Clear();
       return nullptr;
     }
-    const Tensor* t = plain(found);
+    const Tensor* t = plain_tensor(found);
     return t != nullptr && t->scalar_type() == type ? t : nullptr;
   }
 };
@@ -125,10 +117,11 @@ struct Sizes {
 };
 
 // The weights of one layer and direction, into call.inputs; false if anything is unusual.
-bool take_weights(LayerCall& call, Attributes& module, PyObject* parameters, PyObject* const* name,
-                  at::ScalarType type, const Sizes& s) {
+bool take_weights(LayerCall& call, Attributes& module, PyObject* parameters, PyObject* const* name, at::ScalarType type,
+                  const Sizes& s) {
   const int64_t wide = s.gates * s.hidden;
-  const std::array<int64_t, 5> rows{wide, wide, wide, wide, s.projected}, columns{s.inputs, s.projected, 0, 0, s.hidden};
+  const std::array<int64_t, 5> rows{wide, wide, wide, wide, s.projected},
+      columns{s.inputs, s.projected, 0, 0, s.hidden};
   for (int k = 0; k < 5; ++k) {
     const bool there = k < 2 || (k < 4 ? s.bias : s.projecting);
     if (!there) {
@@ -153,7 +146,7 @@ bool take_states(PyObject* given, int count, at::ScalarType type, std::array<con
     return false;
   }
   for (int k = 0; k < count; ++k) {
-    states[k] = plain(items[k]);
+    states[k] = plain_tensor(items[k]);
     if (states[k] == nullptr || states[k]->scalar_type() != type) return false;
   }
   return true;
@@ -222,15 +215,16 @@ struct Network {
 // Fills `network`; false if anything is unusual.
 bool prepare(Network& network, PyObject* module, PyObject* given, PyObject* hx, bool stepping) {
   const Names& n = names();
-  const Tensor* x = plain(given);
+  const Tensor* x = plain_tensor(given);
   if (x == nullptr || !known_format(x->scalar_type())) return false;
   Attributes attributes(module);
   std::string cell;
   PyObject* mode = attributes.get(n.mode);
   const CellKernels* kernels = mode == nullptr ? nullptr : cell_of(PyDict_GetItemWithError(modes, mode), cell);
   if (kernels == nullptr) return PyErr_Clear(), false;
-  Sizes sizes{kernels->gates, attributes.number(n.input_size), attributes.number(n.hidden_size), 0,
-              attributes.flag(n.bias), false};
+  Sizes sizes{
+      kernels->gates, attributes.number(n.input_size), attributes.number(n.hidden_size), 0, attributes.flag(n.bias),
+      false};
   const int64_t projection = attributes.number(n.proj_size);
   const bool batch_first = attributes.flag(n.batch_first) && !stepping;
   network.directions = attributes.flag(n.bidirectional) ? 2 : 1;
@@ -264,8 +258,7 @@ bool prepare(Network& network, PyObject* module, PyObject* given, PyObject* hx, 
     if (!take_states(hx, kernels->states, x->scalar_type(), states)) return false;
     for (int s = 0; s < kernels->states; ++s) {
       const int64_t width = s == 0 ? sizes.projected : sizes.hidden;
-      if (form.no_batch ? !has_sizes(*states[s], {count, width})
-                        : !has_sizes(*states[s], {count, batch, width})) {
+      if (form.no_batch ? !has_sizes(*states[s], {count, width}) : !has_sizes(*states[s], {count, batch, width})) {
         return false;
       }
     }
@@ -318,7 +311,7 @@ PyObject* short_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 bool prepare_cell(LayerCall& call, PyObject* const* args) {
   const Names& n = names();
-  const Tensor* x = plain(args[2]);
+  const Tensor* x = plain_tensor(args[2]);
   if (x == nullptr || !known_format(x->scalar_type()) || x->dim() < 1 || x->dim() > 2) return false;
   Attributes attributes(args[0]);
   const CellKernels* kernels = cell_of(args[1], call.cell);

@@ -4,7 +4,8 @@ from .. import _C
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert
 from .rnn import _CELLS, GRU, LSTM, RNN
+from .stream import Stream
 
 _C.use_short((LSTM, GRU, RNN), (LSTMCell, GRUCell, RNNCell), _CELLS)
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "convert"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Stream", "convert"]
