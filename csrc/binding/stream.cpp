@@ -99,10 +99,9 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef methods[] = {
-    {"stream_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)), METH_FASTCALL,
-     "(handle, x): y of the next step, or None if x does not fit."},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {{"stream_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
+                          METH_FASTCALL, "(handle, x): y of the next step, or None if x does not fit."},
+                         {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
 

@@ -25,10 +25,10 @@ class Stream {
   std::string cell_;
   int64_t batch_, hidden_, projected_;
   std::vector<Tensors> weights_;
-  Tensors states_[2];                // in turns: before and after a step
+  Tensors states_[2];                 // in turns: before and after a step
   std::vector<Tensors> by_layer_[2];  // the same memory, [layer][state] (B, P or H)
-  Tensor gates_, product_;           // (B, G·H)
-  std::vector<Tensor> between_;      // y of all layers but the last
+  Tensor gates_, product_;            // (B, G·H)
+  std::vector<Tensor> between_;       // y of all layers but the last
   std::vector<int64_t> counts_, offsets_{0};
   int now_ = 0;
 };
