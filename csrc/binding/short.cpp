@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "binding/attributes.h"
 #include "binding/eager.h"
 #include "binding/plain.h"
 #include "cpu/dispatch.h"
@@ -22,20 +23,6 @@ namespace {
 // Borrowed or owned for good: set once, while the package is imported.
 PyObject *layer_types = nullptr, *cell_types = nullptr, *modes = nullptr;
 std::atomic<bool> enabled{true};
-
-// Names of attributes, made once.
-struct Names {
-  PyObject *mode = intern("mode"), *input_size = intern("input_size"), *hidden_size = intern("hidden_size"),
-           *bias = intern("bias"), *batch_first = intern("batch_first"), *dropout = intern("dropout"),
-           *bidirectional = intern("bidirectional"), *proj_size = intern("proj_size"), *training = intern("training"),
-           *parameters = intern("_parameters"), *flat = intern("_flat_weights_names");
-  PyObject* cell[4] = {intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh")};
-  static PyObject* intern(const char* text) { return PyUnicode_InternFromString(text); }
-};
-const Names& names() {
-  static const Names* const all = new Names();
-  return *all;
-}
 
 // Whether torch.func is at work. Its state is asked as a Function in C++ asks: by what it refuses.
 bool transforming() {
@@ -64,52 +51,6 @@ bool known_format(at::ScalarType type) {
 }
 
 bool has_sizes(const Tensor& t, at::IntArrayRef sizes) { return t.sizes() == sizes; }
-
-// The attributes of a module, as its __dict__ has them.
-struct Attributes {
-  PyObject* dict;
-  bool usual = true;
-
-  explicit Attributes(PyObject* module) : dict(PyObject_GenericGetDict(module, nullptr)) {
-    usual = dict != nullptr && PyDict_CheckExact(dict);
-    if (dict == nullptr) PyErr_Clear();
-  }
-  ~Attributes() { Py_XDECREF(dict); }
-  Attributes(const Attributes&) = delete;
-  Attributes& operator=(const Attributes&) = delete;
-
-  PyObject* get(PyObject* name) {
-    PyObject* found = usual ? PyDict_GetItemWithError(dict, name) : nullptr;
-    if (found == nullptr) {
-      PyErr_Clear();
-      usual = false;
-    }
-    return found;
-  }
-  int64_t number(PyObject* name) {
-    PyObject* found = get(name);
-    if (found == nullptr || !PyLong_CheckExact(found)) return usual = false, 0;
-    int overflow = 0;
-    const long long value = PyLong_AsLongLongAndOverflow(found, &overflow);
-    usual = usual && overflow == 0 && value >= 0;
-    return value;
-  }
-  bool flag(PyObject* name) {
-    PyObject* found = get(name);
-    usual = usual && (found == Py_True || found == Py_False);
-    return found == Py_True;
-  }
-  // A parameter of that name, or null. Read anew at each call: whatever was done to the module shows.
-  const Tensor* weight(PyObject* parameters, PyObject* name, at::ScalarType type) {
-    PyObject* found = PyDict_GetItemWithError(parameters, name);
-    if (found == nullptr || PyDict_Contains(dict, name) != 0) {
-      PyErr_Clear();
-      return nullptr;
-    }
-    const Tensor* t = plain_tensor(found);
-    return t != nullptr && t->scalar_type() == type ? t : nullptr;
-  }
-};
 
 struct Sizes {
   int64_t gates, inputs, hidden, projected;  // projected: that of h
@@ -180,26 +121,116 @@ PyObject* as_tuple(const Tensors& tensors, size_t from) {
   return tuple;
 }
 
-// A call of LSTM, GRU or RNN, ready to be run.
+// A call of LSTM, GRU or RNN. The three readers answer false if anything is unusual.
 struct Network {
-  std::vector<LayerCall> calls;  // L·D, without x and states but for a single one
+  std::string cell;
+  const CellKernels* kernels = nullptr;
+  Sizes sizes{};
+  bool batch_first = false;
+  int64_t directions = 1, count = 0;  // D; L·D
+  PyObject *parameters = nullptr, *flat = nullptr;
+  Form form;
+  std::array<const Tensor*, kMaxStates> given{};
+  std::vector<LayerCall> calls;
   // Unless there is but one call, as operations of torch see them:
   Tensor x;                      // (T, B, I)
   std::vector<Tensors> initial;  // of each state, one for each call; or none
-  int directions = 1, state_count = 1;
-  Form form;
+
+  int each() const { return 2 + 2 * sizes.bias + sizes.projecting; }  // weights of a layer and direction
+
+  bool read_module(Attributes& module) {
+    const Names& n = names();
+    PyObject* mode = module.get(n.mode);
+    kernels = mode == nullptr ? nullptr : cell_of(PyDict_GetItemWithError(modes, mode), cell);
+    if (kernels == nullptr) return PyErr_Clear(), false;
+    const int64_t projection = module.number(n.proj_size);
+    sizes = {kernels->gates, module.number(n.input_size), module.number(n.hidden_size),
+             projection,     module.flag(n.bias),         projection > 0};
+    if (!sizes.projecting) sizes.projected = sizes.hidden;
+    batch_first = module.flag(n.batch_first);
+    directions = module.flag(n.bidirectional) ? 2 : 1;
+    parameters = module.get(n.parameters);
+    flat = module.get(n.flat);
+    if (!module.usual || !PyDict_CheckExact(parameters) || !PyList_CheckExact(flat) || sizes.hidden == 0) return false;
+    count = PyList_GET_SIZE(flat) / each();
+    if (count == 0 || PyList_GET_SIZE(flat) % each() != 0 || count % directions != 0) return false;
+    if (count == directions) return true;
+    PyObject* dropout = module.get(n.dropout);  // lies between layers
+    if (dropout == nullptr || !(PyFloat_CheckExact(dropout) || PyLong_CheckExact(dropout))) return false;
+    return !module.flag(n.training) || PyObject_IsTrue(dropout) == 0;
+  }
+
+  bool read_call(const Tensor& input, PyObject* hx, bool stepping) {
+    const int64_t dims = input.dim() + (stepping ? 1 : 0);
+    if (dims != 2 && dims != 3) return false;
+    form.no_steps = stepping;
+    form.no_batch = dims == 2;
+    form.batch_first = batch_first && !stepping && !form.no_batch;
+    form.layered = true;
+    if (input.size(-1) != sizes.inputs || input.numel() == 0) return false;
+    if (hx == Py_None) return true;
+    // Several states are a tuple, a single one is not.
+    if ((kernels->states == 1) == (PyTuple_Check(hx) || PyList_Check(hx))) return false;
+    if (!take_states(hx, kernels->states, input.scalar_type(), given)) return false;
+    const int64_t batch = form.no_batch ? 1 : (form.batch_first || stepping ? input.size(0) : input.size(1));
+    for (int s = 0; s < kernels->states; ++s) {
+      const int64_t width = s == 0 ? sizes.projected : sizes.hidden;
+      if (form.no_batch ? !has_sizes(*given[s], {count, width}) : !has_sizes(*given[s], {count, batch, width})) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool read_weights(Attributes& module, at::ScalarType type) {
+    calls.reserve(count);
+    for (int64_t k = 0; k < count; ++k) {
+      LayerCall& call = calls.emplace_back();
+      call.cell = cell;
+      call.reverse = k % directions == 1;
+      call.inputs.reserve(kFixedInputs + kernels->states);
+      call.inputs.emplace_back();
+      Sizes own = sizes;
+      if (k >= directions) own.inputs = directions * sizes.projected;
+      if (!take_weights(call, module, parameters, PySequence_Fast_ITEMS(flat) + k * each(), type, own)) return false;
+    }
+    return true;
+  }
+
+  // Takes hold of what is to be computed with.
+  void take(const Tensor& input) {
+    if (count > 1) {
+      x = form.tracked_rows(input);
+      for (int s = 0; given[0] != nullptr && s < kernels->states; ++s) {
+        initial.push_back((form.no_batch ? given[s]->unsqueeze(1) : *given[s]).unbind(0));
+      }
+      return;
+    }
+    calls[0].form = form;
+    calls[0].inputs[0] = input;
+    for (int s = 0; given[0] != nullptr && s < kernels->states; ++s) calls[0].inputs.push_back(*given[s]);
+  }
+
+  bool prepare(PyObject* object, PyObject* input, PyObject* hx, bool stepping) {
+    const Tensor* t = plain_tensor(input);
+    if (t == nullptr || !known_format(t->scalar_type())) return false;
+    Attributes module(object);
+    if (!read_module(module) || !read_call(*t, hx, stepping) || !read_weights(module, t->scalar_type())) return false;
+    take(*t);
+    return true;
+  }
 
   Tensors run() {
     if (calls.size() == 1) return run_layer(std::move(calls[0]));
-    std::vector<Tensors> finals(state_count);
-    for (size_t first = 0; first < calls.size(); first += directions) {
+    std::vector<Tensors> finals(kernels->states);
+    for (int64_t first = 0; first < count; first += directions) {
       Tensors outputs;
-      for (size_t k = first; k < first + directions; ++k) {
+      for (int64_t k = first; k < first + directions; ++k) {
         calls[k].inputs[0] = x;
         for (const Tensors& column : initial) calls[k].inputs.push_back(column[k]);
         Tensors found = run_layer(std::move(calls[k]));
         outputs.push_back(found[0]);
-        for (int s = 0; s < state_count; ++s) finals[s].push_back(found[s + 1]);
+        for (int s = 0; s < kernels->states; ++s) finals[s].push_back(found[s + 1]);
       }
       x = directions == 1 ? outputs[0] : at::cat(outputs, -1);
     }
@@ -212,89 +243,12 @@ struct Network {
   }
 };
 
-// Fills `network`; false if anything is unusual.
-bool prepare(Network& network, PyObject* module, PyObject* given, PyObject* hx, bool stepping) {
-  const Names& n = names();
-  const Tensor* x = plain_tensor(given);
-  if (x == nullptr || !known_format(x->scalar_type())) return false;
-  Attributes attributes(module);
-  std::string cell;
-  PyObject* mode = attributes.get(n.mode);
-  const CellKernels* kernels = mode == nullptr ? nullptr : cell_of(PyDict_GetItemWithError(modes, mode), cell);
-  if (kernels == nullptr) return PyErr_Clear(), false;
-  Sizes sizes{
-      kernels->gates, attributes.number(n.input_size), attributes.number(n.hidden_size), 0, attributes.flag(n.bias),
-      false};
-  const int64_t projection = attributes.number(n.proj_size);
-  const bool batch_first = attributes.flag(n.batch_first) && !stepping;
-  network.directions = attributes.flag(n.bidirectional) ? 2 : 1;
-  PyObject *parameters = attributes.get(n.parameters), *flat = attributes.get(n.flat);
-  if (!attributes.usual || !PyDict_CheckExact(parameters) || !PyList_CheckExact(flat)) return false;
-  sizes.projecting = projection > 0;
-  sizes.projected = sizes.projecting ? projection : sizes.hidden;
-  const int each = 2 + 2 * sizes.bias + sizes.projecting;
-  const auto count = static_cast<int64_t>(PyList_GET_SIZE(flat)) / each;
-  if (count == 0 || PyList_GET_SIZE(flat) % each != 0 || count % network.directions != 0) return false;
-  if (count > network.directions) {  // dropout lies between layers
-    PyObject* dropout = attributes.get(n.dropout);
-    if (dropout == nullptr || !(PyFloat_CheckExact(dropout) || PyLong_CheckExact(dropout))) return false;
-    if (attributes.flag(n.training) && PyObject_IsTrue(dropout) != 0) return false;
-  }
-
-  Form& form = network.form;
-  const int64_t dims = x->dim() + (stepping ? 1 : 0);
-  if (dims != 2 && dims != 3) return false;
-  form.no_steps = stepping;
-  form.no_batch = dims == 2;
-  form.batch_first = batch_first && !form.no_batch;
-  form.layered = true;
-  if (x->size(-1) != sizes.inputs || x->numel() == 0 || sizes.hidden == 0) return false;
-  const int64_t batch = form.no_batch ? 1 : (form.batch_first || stepping ? x->size(0) : x->size(1));
-  network.state_count = kernels->states;
-  std::array<const Tensor*, kMaxStates> states{};
-  if (hx != Py_None) {
-    // Several states are a tuple, a single one is not.
-    if ((kernels->states == 1) == (PyTuple_Check(hx) || PyList_Check(hx))) return false;
-    if (!take_states(hx, kernels->states, x->scalar_type(), states)) return false;
-    for (int s = 0; s < kernels->states; ++s) {
-      const int64_t width = s == 0 ? sizes.projected : sizes.hidden;
-      if (form.no_batch ? !has_sizes(*states[s], {count, width}) : !has_sizes(*states[s], {count, batch, width})) {
-        return false;
-      }
-    }
-  }
-  network.calls.reserve(count);
-  for (int64_t k = 0; k < count; ++k) {
-    LayerCall& call = network.calls.emplace_back();
-    call.cell = cell;
-    call.reverse = k % network.directions == 1;
-    call.inputs.reserve(kFixedInputs + kernels->states);
-    call.inputs.emplace_back();
-    PyObject* const* name = PySequence_Fast_ITEMS(flat) + k * each;
-    Sizes own = sizes;
-    if (k >= network.directions) own.inputs = network.directions * sizes.projected;
-    if (!take_weights(call, attributes, parameters, name, x->scalar_type(), own)) return false;
-  }
-  if (count > 1) {
-    network.x = form.tracked_rows(*x);
-    for (int s = 0; hx != Py_None && s < kernels->states; ++s) {
-      network.initial.push_back((form.no_batch ? states[s]->unsqueeze(1) : *states[s]).unbind(0));
-    }
-    return true;
-  }
-  LayerCall& call = network.calls[0];
-  call.form = form;
-  call.inputs[0] = *x;
-  for (int s = 0; hx != Py_None && s < kernels->states; ++s) call.inputs.push_back(*states[s]);
-  return true;
-}
-
 // short_layers(module, input, hx, stepping) -> (y, h or (h, c)), or None
 PyObject* short_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Network network;
   if (count != 4 || !enabled || !nobody_watches() || !is_one_of(layer_types, args[0]) ||
-      !prepare(network, args[0], args[1], args[2], args[3] == Py_True)) {
+      !network.prepare(args[0], args[1], args[2], args[3] == Py_True)) {
     Py_RETURN_NONE;
   }
   const Tensors out = [&] {

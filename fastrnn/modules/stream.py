@@ -49,7 +49,8 @@ class Stream:
             self._begin(batch)
         if state is not None:
             self.state = state
-            self._initial = tuple(s.clone() for s in self._kernel.states())
+            kernel: Any = self._kernel
+            self._initial = tuple(s.clone() for s in kernel.states())
 
     def step(self, x: Tensor) -> Tensor:
         """The next time step.
@@ -93,7 +94,7 @@ class Stream:
             return
         module, layers = self._module, self._module.num_layers
         given, sizes = module._as_states(value), module._state_sizes()
-        w = self._weights[0][1]
+        w: Any = self._weights[0][1]
         if len(given) != len(sizes) or not all(isinstance(s, Tensor) and s.dtype is w.dtype for s in given):
             raise TypeError(f"state: expected {len(sizes)} tensor(s) of {w.dtype}, got {value!r:.100}")
         batch = given[0].shape[1] if self._kernel is None and given[0].dim() == 3 else self._batch
