@@ -10,7 +10,7 @@ from fastrnn._version import __version__
 
 try:
     from fastrnn import functional
-    from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, convert
+    from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stream, convert
 except ImportError as _error:
     from fastrnn._missing import KernelsMissingError
 
@@ -32,6 +32,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Stream",
     "__version__",
     "convert",
     "functional",

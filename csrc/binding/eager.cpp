@@ -5,11 +5,14 @@
 
 #include <algorithm>
 
+#include "binding/node.h"
+
 namespace fastrnn {
 
 namespace {
 
 using torch::autograd::AutogradContext;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 HigherOrder higher_order;
@@ -22,89 +25,109 @@ bool is_plain(const Tensor& t) {
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
 
-std::tuple<Tensor, Tensors, Tensors> forward(const LayerCall& call, bool training) {
-  const Tensors& in = call.inputs;
-  return sequence_forward(call.cell, in[0], optional(in[1]), in[2], optional(in[3]), optional(in[4]), optional(in[5]),
-                          at::TensorList(in).slice(kFixedInputs), call.batch_sizes, call.lengths, call.reset,
-                          call.reverse, training);
+// In the operators' own layout, without autograd's knowledge.
+Tensors plain_inputs(const LayerCall& call) {
+  Tensors in = call.inputs;
+  if (call.form.plain()) return in;
+  in[0] = call.form.rows(in[0]);
+  for (size_t k = kFixedInputs; k < in.size(); ++k) in[k] = call.form.state(in[k]);
+  return in;
 }
 
-// The node. Its variable inputs are those of `call.inputs` that are there, in order. Saved: all inputs, batch_sizes,
-// lengths, reset, y, and what the forward pass kept.
-struct Layer : torch::autograd::Function<Layer> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList, const LayerCall& call) {
-    auto [y, finals, reserve] = fastrnn::forward(call, true);
-    ctx->saved_data["cell"] = call.cell;
-    ctx->saved_data["reverse"] = call.reverse;
-    ctx->saved_data["inputs"] = static_cast<int64_t>(call.inputs.size());
-    ctx->set_materialize_grads(false);
-    // torch.nn.GRU and RNN let their output be changed in place. So y is saved under a version counter of its own, and
-    // `watched` tells whether the caller's was changed since.
-    Tensor watched = at::empty({0}, y.options());  // the counter alone: y's memory may go when its owner lets it go
-    torch::autograd::impl::set_version_counter(watched, torch::autograd::impl::version_counter(y));
-    ctx->saved_data["watched"] = watched;
-    variable_list saved = call.inputs;
-    for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) saved.push_back(t.value_or(Tensor()));
-    saved.push_back(y.variable_data());
-    saved.insert(saved.end(), reserve.begin(), reserve.end());
-    ctx->save_for_backward(saved);
-    variable_list outputs{y};
-    outputs.insert(outputs.end(), finals.begin(), finals.end());
-    return outputs;
-  }
+std::tuple<Tensor, Tensors, Tensors> forward(const LayerCall& call, bool training) {
+  const Tensors in = plain_inputs(call);
+  return forward_layer(call.cell, in[0], optional(in[1]), in[2], optional(in[3]), optional(in[4]), optional(in[5]),
+                       at::TensorList(in).slice(kFixedInputs), call.batch_sizes, call.lengths, call.reset, call.reverse,
+                       training);
+}
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const int64_t inputs = ctx->saved_data["inputs"].toInt();
-    LayerCall call{ctx->saved_data["cell"].toStringRef(), ctx->saved_data["reverse"].toBool(), {}, {}, {}, {}};
-    call.inputs.assign(saved.begin(), saved.begin() + inputs);
-    std::array<bool, 7> needs{};
-    size_t edge = 0;
-    for (size_t k = 0; k < call.inputs.size(); ++k) {
-      if (call.inputs[k].defined() && ctx->needs_input_grad(edge++)) needs[std::min(k, kFixedInputs)] = true;
-    }
-    auto next = saved.begin() + inputs;
-    call.batch_sizes = optional(*next++);
-    call.lengths = optional(*next++);
-    call.reset = optional(*next++);
-    Tensors results(next, saved.end());
+Tensors in_form(const Form& form, Tensor y, Tensors& finals) {
+  Tensors outputs{std::move(y)};
+  outputs.insert(outputs.end(), std::make_move_iterator(finals.begin()), std::make_move_iterator(finals.end()));
+  if (form.plain()) return outputs;
+  form.give_rows(outputs[0]);
+  for (size_t k = 1; k < outputs.size(); ++k) form.give_state(outputs[k]);
+  return outputs;
+}
 
-    const bool any = std::any_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); });
-    Tensors found;
-    if (any) found = gradients(ctx, call, needs, grads, results);
-    variable_list out;
-    for (size_t k = 0; k < call.inputs.size(); ++k) {
-      if (!call.inputs[k].defined()) continue;
-      const bool wanted = any && needs[std::min(k, kFixedInputs)];
-      out.push_back(wanted ? found[k] : Tensor());
+// Gradients through plain torch, where they are to be differentiated themselves.
+Tensors tracked_gradients(LayerCall call, const std::array<bool, 7>& needs, Tensors grads, Tensors results) {
+  const Form form = call.form;
+  if (!form.plain()) {
+    call.inputs[0] = form.tracked_rows(call.inputs[0]);
+    for (size_t k = kFixedInputs; k < call.inputs.size(); ++k) call.inputs[k] = form.tracked_state(call.inputs[k]);
+    if (grads[0].defined()) grads[0] = form.tracked_rows(grads[0]);
+    for (size_t k = 1; k < grads.size(); ++k) {
+      if (grads[k].defined()) grads[k] = form.tracked_state(grads[k]);
     }
-    out.emplace_back();  // `call`
-    return out;
   }
+  Tensors reserve(results.begin() + 1, results.end());
+  fill_reserve(reserve, call.inputs[2]);
+  std::move(reserve.begin(), reserve.end(), results.begin() + 1);
+  Tensors found = higher_order(call, needs, grads, results);
+  if (form.plain()) return found;
+  if (needs[0]) found[0] = form.tracked_back_rows(found[0]);
+  for (size_t k = kFixedInputs; k < found.size(); ++k) found[k] = form.tracked_back_state(found[k]);
+  return found;
+}
 
-  static Tensors gradients(AutogradContext* ctx, const LayerCall& call, const std::array<bool, 7>& needs,
-                           const variable_list& grads, Tensors& results) {
-    if (ctx->saved_data["watched"].toTensor()._version() != 0) {
-      const at::NoGradGuard no_grad;
-      auto [y, finals, reserve] = fastrnn::forward(call, true);
-      results = {y};
-      results.insert(results.end(), reserve.begin(), reserve.end());
-    }
-    // A gradient that is not plain (batched by vmap, wrapped by torch.func) is the business of Python as well.
-    const auto wrapped = [](const Tensor& g) { return g.defined() && !is_plain(g); };
-    if (at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), wrapped)) {
-      return higher_order(call, needs, grads, results);
-    }
-    const Tensors& in = call.inputs;
-    c10::List<OptionalTensor> finals;
-    for (size_t k = 1; k < grads.size(); ++k) finals.push_back(optional(grads[k]));
-    return layer_backward(call.cell, optional(grads[0]), finals, in[0], optional(in[1]), in[2], optional(in[5]),
-                          at::TensorList(in).slice(kFixedInputs), results[0], at::TensorList(results).slice(1),
-                          call.batch_sizes, call.lengths, call.reset, call.reverse, needs);
+// `results`: y (T, B, P) and what the forward pass kept.
+Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, variable_list grads, Tensors results,
+                  bool changed) {
+  if (changed) {
+    const at::NoGradGuard no_grad;
+    auto [y, finals, reserve] = forward(call, true);
+    results = {y};
+    results.insert(results.end(), reserve.begin(), reserve.end());
   }
-};
+  // A gradient that is not plain (batched by vmap, wrapped by torch.func) is the business of Python as well.
+  const auto wrapped = [](const Tensor& g) { return g.defined() && !is_plain(g); };
+  if (at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), wrapped)) {
+    return tracked_gradients(call, needs, std::move(grads), std::move(results));
+  }
+  const Tensors in = plain_inputs(call);
+  if (!call.form.plain()) {
+    if (grads[0].defined()) grads[0] = call.form.rows(grads[0]);
+    for (size_t k = 1; k < grads.size(); ++k) {
+      if (grads[k].defined()) grads[k] = call.form.state(grads[k]);
+    }
+  }
+  Tensors found = backward_layer(call.cell, grads, in[0], optional(in[1]), in[2], optional(in[5]),
+                                 at::TensorList(in).slice(kFixedInputs), results[0], at::TensorList(results).slice(1),
+                                 call.batch_sizes, call.lengths, call.reset, call.reverse, needs);
+  if (call.form.plain()) return found;
+  if (found[0].defined()) call.form.give_rows(found[0]);
+  for (size_t k = kFixedInputs; k < found.size(); ++k) call.form.give_state(found[k]);
+  return found;
+}
 
 }  // namespace
+
+// What is saved: all inputs, batch_sizes, lengths, reset, y, and what the forward pass kept.
+variable_list layer_gradients(LayerCall call, size_t inputs, const variable_list& saved, bool changed,
+                              const std::function<bool(size_t)>& wants, const variable_list& grads) {
+  call.inputs.assign(saved.begin(), saved.begin() + static_cast<int64_t>(inputs));
+  std::array<bool, 7> needs{};
+  size_t edges = 0;
+  for (size_t k = 0; k < inputs; ++k) {
+    if (call.inputs[k].defined() && wants(edges++)) needs[std::min(k, kFixedInputs)] = true;
+  }
+  if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) {
+    return variable_list(edges);
+  }
+  auto next = saved.begin() + static_cast<int64_t>(inputs);
+  call.batch_sizes = optional(*next++);
+  call.lengths = optional(*next++);
+  call.reset = optional(*next++);
+  Tensors found = gradients(call, needs, grads, Tensors(next, saved.end()), changed);
+  variable_list out;
+  out.reserve(edges);
+  for (size_t k = 0; k < inputs; ++k) {
+    if (!call.inputs[k].defined()) continue;
+    out.push_back(needs[std::min(k, kFixedInputs)] ? std::move(found[k]) : Tensor());
+  }
+  return out;
+}
 
 void set_higher_order(HigherOrder function) { higher_order = std::move(function); }
 
@@ -117,20 +140,24 @@ bool is_plain(const LayerCall& call) {
                      [](const Tensor& t) { return !t.defined() || (t.device().is_cpu() && is_plain(t)); });
 }
 
-Tensors run_layer(const LayerCall& call) {
+Tensors run_layer(LayerCall call) {
+  bool needed = false;
   if (at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled()) {
-    Tensors present;
-    bool needed = false;
-    for (const Tensor& t : call.inputs) {
-      if (!t.defined()) continue;
-      present.push_back(t);
-      needed = needed || t.requires_grad();
-    }
-    if (needed) return Layer::apply(at::TensorList(present), call);
+    for (const Tensor& t : call.inputs) needed = needed || (t.defined() && t.requires_grad());
   }
-  auto [y, finals, reserve] = forward(call, false);
-  Tensors outputs{y};
-  outputs.insert(outputs.end(), finals.begin(), finals.end());
+  if (!needed) {
+    auto [y, finals, reserve] = forward(call, false);
+    return in_form(call.form, std::move(y), finals);
+  }
+  auto [y, finals, reserve] = [&] {
+    const at::NoGradGuard no_grad;
+    return forward(call, true);
+  }();
+  // torch.nn.GRU and RNN let their output be changed in place. So y is saved under a version counter of its own.
+  const Tensor kept = memory_of(y, y.sizes());
+  const Form form = call.form;
+  Tensors outputs = in_form(form, std::move(y), finals);
+  record_layer(std::move(call), outputs, kept, reserve);
   return outputs;
 }
 

@@ -41,7 +41,18 @@ Tensor checked_lengths(const Tensor& given, int64_t steps, int64_t batch) {
 
 }  // namespace
 
-Tensor dense(const Tensor& t) { return t.contiguous().resolve_neg(); }
+Tensor dense(const Tensor& t) {
+  const Tensor ordered = t.contiguous();
+  return ordered.is_neg() ? ordered.resolve_neg() : ordered;
+}
+
+Tensor memory_of(const Tensor& t, at::IntArrayRef sizes) {
+  Tensor view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(t.storage()), t.key_set(),
+                                                         t.dtype());
+  view.unsafeGetTensorImpl()->set_storage_offset(t.storage_offset());
+  view.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+  return view;
+}
 
 Layout::Layout(const Tensor& x, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                const OptionalTensor& reset_flags) {
@@ -89,8 +100,11 @@ Layout::Layout(const Tensor& x, const OptionalTensor& batch_sizes, const Optiona
 }
 
 Tensor Layout::gather(const Tensor& padded) const {
-  const Tensor flat = dense(padded.dim() > 2 ? padded.flatten(0, 1) : padded);
-  return index.defined() ? flat.index_select(0, index) : flat;
+  const Tensor flat = padded.dim() > 2 && padded.is_contiguous()
+                          ? memory_of(padded, {padded.size(0) * padded.size(1), padded.size(2)})
+                          : (padded.dim() > 2 ? padded.flatten(0, 1) : padded);
+  const Tensor ready = dense(flat);
+  return index.defined() ? ready.index_select(0, index) : ready;
 }
 
 Tensor Layout::scatter(const Tensor& packed) const {
@@ -103,7 +117,7 @@ Tensor Layout::scatter(const Tensor& packed) const {
 Tensor Layout::shaped(const Tensor& rows) const {
   std::vector<int64_t> sizes = shape;
   sizes.push_back(rows.size(-1));
-  return rows.view(sizes);
+  return memory_of(rows, sizes);
 }
 
 Tensor Layout::sort(const Tensor& state) const { return order.defined() ? state.index_select(0, order) : dense(state); }

@@ -44,6 +44,10 @@ struct Layout {
 // The tensor as a kernel may read it: its values in order, none of them waiting to be negated.
 Tensor dense(const Tensor& t);
 
+// The memory of a contiguous tensor under other sizes, without a call of torch's dispatcher: unknown to autograd, for
+// use inside an operator.
+Tensor memory_of(const Tensor& t, at::IntArrayRef sizes);
+
 // Number of threads torch would use now.
 int threads();
 // Overrides the choice of plan.cpp (experiments, tests).

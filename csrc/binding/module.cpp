@@ -14,6 +14,8 @@
 #include "binding/buffers.h"
 #include "binding/eager.h"
 #include "binding/layout.h"
+#include "binding/short.h"
+#include "binding/stream.h"
 #include "cpu/crowd.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -108,15 +110,26 @@ std::optional<Tensors> layer(std::string cell, Tensor x, OptionalTensor w_ih, Te
                              OptionalTensor b_hh, OptionalTensor w_hr, const Tensors& states,
                              OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset, bool reverse) {
   const auto plain = [](OptionalTensor& t) { return t ? std::move(*t) : Tensor(); };
-  LayerCall call{std::move(cell), reverse, std::move(batch_sizes), std::move(lengths), std::move(reset), {}};
+  LayerCall call{std::move(cell), reverse, std::move(batch_sizes), std::move(lengths), std::move(reset), {}, {}};
   call.inputs = {std::move(x), plain(w_ih), std::move(w_hh), plain(b_ih), plain(b_hh), plain(w_hr)};
   call.inputs.insert(call.inputs.end(), states.begin(), states.end());
   if (!is_plain(call)) return std::nullopt;
   const py::gil_scoped_release no_gil;
-  return run_layer(call);
+  return run_layer(std::move(call));
 }
 
 py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
+
+using Layers = std::vector<std::vector<OptionalTensor>>;
+
+std::vector<Tensors> tensors_of(const Layers& layers) {
+  std::vector<Tensors> out;
+  for (const auto& layer : layers) {
+    Tensors& tensors = out.emplace_back();
+    for (const OptionalTensor& t : layer) tensors.push_back(t.value_or(Tensor()));
+  }
+  return out;
+}
 
 // Backward of backward is plain torch, written in Python.
 void use_higher_order(const py::function& function) {
@@ -163,5 +176,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
   m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
+  PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());
+  PyModule_AddFunctions(m.ptr(), fastrnn::stream_methods());
+  py::class_<fastrnn::Stream, std::shared_ptr<fastrnn::Stream>>(m, "Stream", "The kernels' side of fastrnn.Stream.")
+      .def(py::init([](const std::string& cell, const fastrnn::Layers& weights, int64_t batch) {
+        return std::make_shared<fastrnn::Stream>(cell, fastrnn::tensors_of(weights), batch);
+      }))
+      .def("set_weights", [](fastrnn::Stream& s, const fastrnn::Layers& w) { s.set_weights(fastrnn::tensors_of(w)); })
+      .def("states", &fastrnn::Stream::states)
+      .def("handle", [](std::shared_ptr<fastrnn::Stream> s) {
+        return py::capsule(new std::shared_ptr<fastrnn::Stream>(std::move(s)), fastrnn::kStreamHandle, [](PyObject* o) {
+          delete static_cast<std::shared_ptr<fastrnn::Stream>*>(PyCapsule_GetPointer(o, fastrnn::kStreamHandle));
+        });
+      });
   m.def("build_info", &fastrnn::build_info);
 }

@@ -39,6 +39,21 @@ struct Call {
 
 using Tensors = std::vector<Tensor>;
 
+// The layer without its operator: tensors may be undefined that the operator has to return as empty ones. Of `grads`,
+// those of y and (or not at all) of the final states.
+std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const Tensor& x, const OptionalTensor& w_ih,
+                                                   const Tensor& w_hh, const OptionalTensor& b_ih,
+                                                   const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+                                                   at::TensorList initial, const OptionalTensor& batch_sizes,
+                                                   const OptionalTensor& lengths, const OptionalTensor& reset,
+                                                   bool reverse, bool training);
+Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor& x, const OptionalTensor& w_ih,
+                       const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                       at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs);
+// Empty tensors where forward_layer left undefined ones.
+void fill_reserve(Tensors& reserve, const Tensor& w_hh);
+
 // The operators themselves; ops.cpp says what they return.
 std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
                                                       const OptionalTensor& w_ih, const Tensor& w_hh,

@@ -10,12 +10,17 @@ namespace fastrnn::products {
 // or "medium", torch.backends.mkldnn.matmul.fp32_precision "tf32" or "bf16". Read anew for each product, as torch does.
 bool in_parts();
 
+// Memory for a result, of the type of `like`.
+Tensor empty(at::IntArrayRef sizes, const Tensor& like);
+
 // x·wᵀ (+ bias): x (N, K), or with leading dimensions; w (M, K); bias (M). Contiguous.
 Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
 // The same into `out` (N, M), which may be part of a larger tensor.
 void forward_into(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
 // g·w, the gradient of x: g (N, M), w (M, K).
 Tensor of_input(const Tensor& g, const Tensor& w);
+// Adds g·w to `sum` (N, K).
+void add_of_input(Tensor& sum, const Tensor& g, const Tensor& w);
 // gᵀ·x, the gradient of w: g (N, M), x (N, K).
 Tensor of_weight(const Tensor& g, const Tensor& x);
 void of_weight_into(Tensor& out, const Tensor& g, const Tensor& x);

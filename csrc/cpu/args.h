@@ -67,6 +67,21 @@ struct BackwardArgs {
   bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
 };
 
+// A product of few rows N, all matrices without gaps. See cpu/small.h.
+struct SmallProduct {
+  int64_t rows, columns, depth;
+  const void *a, *b, *bias;  // bias: or null
+  void* out;
+  bool add;  // to what is there
+};
+
+// By number format: float32, float64.
+struct SmallKernels {
+  void (*by_rows[2])(const SmallProduct&);     // out (N, columns) = a (N, depth) · b (columns, depth)ᵀ + bias
+  void (*by_columns[2])(const SmallProduct&);  // out (N, columns) = a (N, depth) · b (depth, columns)
+  void (*outer[2])(const SmallProduct&);       // out (depth, columns) = a (N, depth)ᵀ · b (N, columns)
+};
+
 struct CellKernels {
   int gates, states, saved, split_from;
   bool reads_hidden;
@@ -74,6 +89,7 @@ struct CellKernels {
   // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
   int (*forward[kFormats])(const ForwardArgs&);
   int (*backward[kFormats])(const BackwardArgs&);
+  SmallKernels small;  // the same for every cell of an instruction set
 };
 
 }  // namespace fastrnn

@@ -108,6 +108,8 @@ const CellKernels* find_cell(const char* name) {
   return nullptr;
 }
 
+const SmallKernels& small_kernels() { return find_cell(kRegistry[0].cell)->small; }
+
 const char* cell_name(int k) {
   for (const RegistryEntry* e = kRegistry; e->cell != nullptr; ++e) {
     if (strcmp(e->capability, kNames[0]) == 0 && k-- == 0) return e->cell;

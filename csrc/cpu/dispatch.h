@@ -19,6 +19,8 @@ bool set_capability(const char* name);
 
 // Kernels of a cell for the capability in force, or null if there is no such cell.
 const CellKernels* find_cell(const char* name);
+// Products of few rows for the capability in force.
+const SmallKernels& small_kernels();
 // The k-th cell's name, or null.
 const char* cell_name(int k);
 

@@ -31,6 +31,7 @@
 #if !defined(FASTRNN_ISA_AMX) || FASTRNN_HAS_AMX
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/small.h"
 #endif
 
 #define FASTRNN_JOIN_(a, b) a##b
@@ -50,6 +51,9 @@ const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
       Cell::kReadsHidden,
       {&forward<Cell, float>, &forward<Cell, double>, &forward<Cell, BFloat16>, &forward<Cell, Float16>, nullptr},
       {&backward<Cell, float>, &backward<Cell, double>, &backward<Cell, BFloat16>, &backward<Cell, Float16>, nullptr},
+      {{&small_by_rows<float>, &small_by_rows<double>},
+       {&small_by_columns<float>, &small_by_columns<double>},
+       {&small_outer<float>, &small_outer<double>}},
   };
   return &kernels;
 }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _C
 from ..functional import LayerWeights, sequence
 from . import _checks, _tokens
 
@@ -27,6 +28,10 @@ class RecurrentCell(nn.RNNCellBase):
 
     def _step(self, cell: str, input: Any, states: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
         """The new states, (B, H) or (H) as the input (B, I) or (I); None where torch is to compute them or to raise."""
+        if self.backend == "auto" and not torch.compiler.is_compiling():
+            found = _C.short_cell(self, cell, input, states)
+            if found is not None:
+                return found
         weights = LayerWeights(*_checks.read_weights(self, _NAMES))
         given = weights[:4] if weights.b_ih is not None else weights[:2]
         if self.backend == "torch" or not _checks.are_plain(input, states, given) or not self._fits(input, states):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _recompute
+from .. import _C, _recompute
 from . import _checks, _tokens
 from ._identity import TorchIdentity
 from ._layers import as_layers, run_layers
@@ -80,6 +80,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         recompute = self.recompute if recompute is None else recompute
         if recompute is not False:
             _recompute.check(recompute)
+        if backend == "auto" and lengths is None and reset is None and embedding is None and recompute is False:
+            found = None if torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
+            if found is not None:
+                return found
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute)
         return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding, recompute)
@@ -106,6 +110,11 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         Raises:
             ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
         """
+        backend = backend or self.backend
+        if backend == "auto" and embedding is None and not self.bidirectional and not torch.compiler.is_compiling():
+            found = _C.short_layers(self, x, state, True)
+            if found is not None:
+                return found
         if self.bidirectional:
             raise ValueError(
                 "step: expected bidirectional=False, got a bidirectional network, which needs its whole input at once"
@@ -115,7 +124,6 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if not isinstance(x, Tensor) or x.dim() not in (1, 2):
             got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
-        backend = backend or self.backend
         if backend != "auto":
             _checks.check_backend(backend, None, None)
         y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False)

@@ -1,0 +1,19 @@
+// Tensors of which nothing is to be feared.
+#pragma once
+
+#include <torch/csrc/python_headers.h>
+// after Python's
+#include <torch/csrc/autograd/python_variable.h>
+
+namespace fastrnn {
+
+// A dense tensor on the CPU, of the very class Tensor or Parameter, or null.
+inline const at::Tensor* plain_tensor(PyObject* object) {
+  if (!THPVariable_CheckExact(object)) return nullptr;
+  const at::Tensor& t = THPVariable_Unpack(object);
+  constexpr c10::DispatchKeySet kUsual({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                        c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
+  return (t.key_set().raw_repr() & ~kUsual.raw_repr()) == 0 ? &t : nullptr;
+}
+
+}  // namespace fastrnn
