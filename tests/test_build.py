@@ -44,7 +44,7 @@ def names(paths):
 
 def test_one_unit_for_every_cell_and_instruction_set(csrc, tmp_path):
     written = units.generate(tmp_path / "out", "x86_64", csrc)
-    expected = [f"kernel_{cell}_{isa}.cpp" for cell in ("gru", "lstm") for isa in ("baseline", "avx2", "avx512")]
+    expected = [f"kernel_{cell}_{isa}.cpp" for cell in ("gru", "lstm") for isa in ("baseline", "avx2", "avx512", "amx")]
     assert names(written) == sorted([*expected, "kernel_registry.cpp"])
     assert (tmp_path / "out" / "kernel_lstm_avx512.cpp").read_text().splitlines()[1:] == [
         "#define FASTRNN_ISA_AVX512 1",
@@ -72,7 +72,7 @@ def test_registry_names_each_pair_twice(csrc, tmp_path):
 
 @pytest.mark.parametrize("arch", ["x86_64", "AMD64"])
 def test_names_of_the_same_architecture(arch):
-    assert units.instruction_sets(arch) == ("baseline", "avx2", "avx512")
+    assert units.instruction_sets(arch) == ("baseline", "avx2", "avx512", "amx")
 
 
 @pytest.mark.parametrize("arch", ["aarch64", "arm64", "riscv64"])
