@@ -6,6 +6,7 @@ import pytest
 import torch
 from problems import LAYOUTS, Problem
 
+import fastrnn
 from fastrnn import _C
 from fastrnn.cells import CELLS
 
@@ -70,4 +71,45 @@ def test_own_number_of_threads_is_kept():
             False,
             False,
         )
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_two_directions_at_once(name, training):
+    """Each direction on a thread of its own: the same bits and gradients as one after the other."""
+    torch.set_num_threads(2)
+    module = getattr(fastrnn, name)(40, 96, num_layers=2, bidirectional=True)
+    x = torch.randn(50, 3, 40, requires_grad=training)
+    found = []
+    for at_once in (True, False):
+        _C.set_short(at_once)
+        with torch.set_grad_enabled(training):
+            y, _ = module(x)
+        grads = torch.autograd.grad(y.sin().sum(), [x, *module.parameters()]) if training else ()
+        found.append((y, *grads))
+    _C.set_short(True)
+    for ours, wanted in zip(*found, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_two_directions_in_inference_mode():
+    torch.set_num_threads(2)
+    module = fastrnn.GRU(64, 96, bidirectional=True)
+    x = torch.randn(100, 1, 64)
+    wanted, _ = module(x)
+    with torch.inference_mode():
+        y, h = module(x)
+        assert y.is_inference()
+        assert h.is_inference()
+    assert torch.equal(y, wanted)
+
+
+def test_failure_of_one_of_two_directions():
+    """What a second thread raises reaches the caller."""
+    torch.set_num_threads(2)
+    module = fastrnn.LSTM(64, 96, bidirectional=True)
+    module.weight_hh_l0_reverse = torch.nn.Parameter(torch.randn(384, 95))
+    with pytest.raises(RuntimeError, match="expected"):
+        module(torch.randn(100, 1, 64))
     assert torch.get_num_threads() == 2

@@ -1,11 +1,18 @@
 #include "binding/eager.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/ThreadLocalState.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 
+#include "binding/modest.h"
 #include "binding/node.h"
+#include "cpu/plan.h"
+#include "cpu/team.h"
 
 namespace fastrnn {
 
@@ -140,24 +147,94 @@ bool is_plain(const LayerCall& call) {
                      [](const Tensor& t) { return !t.defined() || (t.device().is_cpu() && is_plain(t)); });
 }
 
-Tensors run_layer(LayerCall call) {
-  bool needed = false;
-  if (at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled()) {
-    for (const Tensor& t : call.inputs) needed = needed || (t.defined() && t.requires_grad());
-  }
-  if (!needed) {
-    auto [y, finals, reserve] = forward(call, false);
-    return in_form(call.form, std::move(y), finals);
-  }
-  auto [y, finals, reserve] = [&] {
-    const at::NoGradGuard no_grad;
-    return forward(call, true);
-  }();
+namespace {
+
+bool needs_graph(const LayerCall& call) {
+  if (!at::GradMode::is_enabled() || c10::InferenceMode::is_enabled()) return false;
+  return std::any_of(call.inputs.begin(), call.inputs.end(),
+                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
+// What the kernels computed, before autograd hears of it.
+struct Computed {
+  Tensor y;
+  Tensors finals, reserve;
+};
+
+Computed compute(const LayerCall& call, bool graph) {
+  const at::NoGradGuard no_grad;
+  auto [y, finals, reserve] = forward(call, graph);
+  return {std::move(y), std::move(finals), std::move(reserve)};
+}
+
+Tensors conclude(LayerCall call, Computed found, bool graph) {
+  if (!graph) return in_form(call.form, std::move(found.y), found.finals);
   // torch.nn.GRU and RNN let their output be changed in place. So y is saved under a version counter of its own.
-  const Tensor kept = memory_of(y, y.sizes());
+  const Tensor kept = memory_of(found.y, found.y.sizes());
   const Form form = call.form;
-  Tensors outputs = in_form(form, std::move(y), finals);
-  record_layer(std::move(call), outputs, kept, reserve);
+  Tensors outputs = in_form(form, std::move(found.y), found.finals);
+  record_layer(std::move(call), outputs, kept, found.reserve);
+  return outputs;
+}
+
+// Two calls, each computed by one thread. Whoever comes first takes the next, so that a thread which has no core holds
+// nothing up that it has not begun.
+struct Pair {
+  const std::array<LayerCall, 2>& calls;
+  const std::array<bool, 2> graph;
+  const int threads = Modest::threads();
+  const at::ThreadLocalState state{};
+  std::array<Computed, 2> found{};
+  std::array<std::exception_ptr, 2> errors{};
+  std::atomic<size_t> next{0};
+
+  void work() {
+    const at::ThreadLocalStateGuard same(state);
+    const Modest::OneOfSeveral one(threads);
+    for (size_t k = next++; k < 2; k = next++) {
+      try {
+        found[k] = compute(calls[k], graph[k]);
+      } catch (...) {  // must not leave a parallel region
+        errors[k] = std::current_exception();
+      }
+    }
+  }
+  static void member(void* pair, Member&) { static_cast<Pair*>(pair)->work(); }
+};
+
+// Whether two threads with a call each are better than all threads on one call after the other: they need no barrier
+// and read one matrix R each. Not if that is too large for a core's own cache, nor if there are more threads, unless a
+// step is too short to be shared.
+bool better_at_once(const LayerCall& call, int64_t multiply_adds) {
+  constexpr int64_t kLeast = 500'000, kShortStep = 100'000;
+  const Tensor &x = call.inputs[0], &w_hh = call.inputs[2];
+  const int64_t batch = x.dim() == 3 ? x.size(call.form.batch_first ? 0 : 1) : 1;
+  return multiply_adds >= kLeast && !Modest::alone() && !at::in_parallel_region() && Modest::threads() >= 2 &&
+         static_cast<double>(w_hh.nbytes()) < 0.7 * near_cache_bytes() &&
+         (Modest::threads() == 2 || batch * w_hh.numel() < kShortStep);
+}
+
+}  // namespace
+
+Tensors run_layer(LayerCall call) {
+  const bool graph = needs_graph(call);
+  Computed found = compute(call, graph);
+  return conclude(std::move(call), std::move(found), graph);
+}
+
+std::array<Tensors, 2> run_both(std::array<LayerCall, 2> calls) {
+  const Tensors& in = calls[0].inputs;
+  const int64_t work =
+      in[0].numel() / std::max<int64_t>(1, in[0].size(-1)) * (in[2].numel() + (in[1].defined() ? in[1].numel() : 0));
+  const Modest modest(2 * work);
+  if (!better_at_once(calls[0], work)) return {run_layer(std::move(calls[0])), run_layer(std::move(calls[1]))};
+  Pair pair{calls, {needs_graph(calls[0]), needs_graph(calls[1])}};
+  run_team(2, &Pair::member, &pair);
+  for (const std::exception_ptr& error : pair.errors) {
+    if (error) std::rethrow_exception(error);
+  }
+  std::array<Tensors, 2> outputs;
+  for (size_t k = 0; k < 2; ++k) outputs[k] = conclude(std::move(calls[k]), std::move(pair.found[k]), pair.graph[k]);
   return outputs;
 }
 

@@ -34,5 +34,7 @@ bool is_plain(const LayerCall& call);
 
 // y, then the final states; differentiable if grad mode is on and an input requires it.
 Tensors run_layer(LayerCall call);
+// The same for two calls that do not depend on each other, at once where that is better.
+std::array<Tensors, 2> run_both(std::array<LayerCall, 2> calls);
 
 }  // namespace fastrnn

@@ -50,6 +50,8 @@ struct Job {
 
   // An exception must not leave a parallel region.
   void work() {
+    // Within a team too: the library has other ways, and other bits, where it may start threads though it would not.
+    const Modest::Single single;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const at::AutoDispatchBelowADInplaceOrView plain;
     for (int64_t piece = next++; piece < pieces; piece = next++) {
@@ -76,7 +78,6 @@ void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<
   const int64_t pieces = small ? 1 : std::max<int64_t>(1, std::min(wanted, size / kLeastRows));
   Job job{out, a, b, bias, add, pieces, by_rows};
   if (pieces == 1 || Modest::alone()) {
-    const Modest::Single single;
     job.work();
   } else {
     run_team(static_cast<int>(std::min(most, pieces)), &member_works, &job);

@@ -51,6 +51,16 @@ Modest::~Modest() {
 int Modest::threads() { return asked > 0 ? asked : at::get_num_threads(); }
 bool Modest::alone() { return asked > 0; }
 
+Modest::OneOfSeveral::OneOfSeveral(int threads) : before_(asked), openmp_(at::get_num_threads()) {
+  asked = threads;
+  set_openmp_threads(1);
+}
+
+Modest::OneOfSeveral::~OneOfSeveral() {
+  asked = before_;
+  set_openmp_threads(openmp_);
+}
+
 Modest::Single::Single() : openmp_(at::get_num_threads()) {
   set_openmp_threads(1);
   if (MKL_Set_Num_Threads_Local != nullptr) mkl_ = MKL_Set_Num_Threads_Local(1);

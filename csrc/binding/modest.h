@@ -19,6 +19,19 @@ class Modest {
   // Whether there shall be but one now.
   static bool alone();
 
+  // One of several threads that have a job each, for its life: starts no others, whatever `threads` says torch was
+  // told.
+  class OneOfSeveral {
+   public:
+    explicit OneOfSeveral(int threads);
+    ~OneOfSeveral();
+    OneOfSeveral(const OneOfSeveral&) = delete;
+    OneOfSeveral& operator=(const OneOfSeveral&) = delete;
+
+   private:
+    int before_, openmp_;
+  };
+
   // The library's own threads are off on this thread.
   class Single {
    public:

@@ -224,15 +224,20 @@ struct Network {
     if (calls.size() == 1) return run_layer(std::move(calls[0]));
     std::vector<Tensors> finals(kernels->states);
     for (int64_t first = 0; first < count; first += directions) {
-      Tensors outputs;
       for (int64_t k = first; k < first + directions; ++k) {
         calls[k].inputs[0] = x;
         for (const Tensors& column : initial) calls[k].inputs.push_back(column[k]);
-        Tensors found = run_layer(std::move(calls[k]));
-        outputs.push_back(found[0]);
-        for (int s = 0; s < kernels->states; ++s) finals[s].push_back(found[s + 1]);
       }
-      x = directions == 1 ? outputs[0] : at::cat(outputs, -1);
+      std::array<Tensors, 2> found;
+      if (directions == 1) {
+        found[0] = run_layer(std::move(calls[first]));
+      } else {
+        found = run_both({std::move(calls[first]), std::move(calls[first + 1])});
+      }
+      for (int64_t k = 0; k < directions; ++k) {
+        for (int s = 0; s < kernels->states; ++s) finals[s].push_back(found[k][s + 1]);
+      }
+      x = directions == 1 ? found[0][0] : at::cat({found[0][0], found[1][0]}, -1);
     }
     Tensors out{form.tracked_back_rows(x)};
     for (const Tensors& column : finals) {

@@ -20,25 +20,24 @@ constexpr double kExchangeBytesPerSecond = 1e10;  // what one core wrote, read b
 constexpr double kRegionSeconds = 5e-6;           // entering and leaving a parallel region
 constexpr double kGain = 0.9;                     // a plan with more threads must promise at least this much
 
-double near_cache_bytes() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (size > 0) return static_cast<double>(size);
-#endif
-  return 1 << 20;
-}
-
 double step_seconds(double rows, double depth, double columns, const StepWork& work) {
-  static const double near_bytes = near_cache_bytes();
   const double bytes = depth * columns * work.element;
   // Sweeps go back and forth, so that what the last one read at its end is still near.
-  const double far = std::max(0.0, bytes - kKept * near_bytes);
+  const double far = std::max(0.0, bytes - kKept * near_cache_bytes());
   const double read = (bytes - far) / kNearBytesPerSecond + far / kFarBytesPerSecond;
   const double arithmetic = rows * depth * columns / (work.speed * kMultiplyAddsPerSecond);
   return std::max(read, arithmetic);
 }
 
 }  // namespace
+
+double near_cache_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (size > 0) return static_cast<double>(size);
+#endif
+  return 1 << 20;
+}
 
 Plan make_plan(const Sequence& seq, const StepWork& work) {
   const int threads = std::max(1, seq.threads);

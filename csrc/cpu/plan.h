@@ -18,6 +18,9 @@ struct StepWork {
   double speed = 1;  // of the multiply-adds, float32 arithmetic being 1
 };
 
+// Size of the second-level cache, which each core has for itself.
+double near_cache_bytes();
+
 Plan make_plan(const Sequence& seq, const StepWork& work);
 
 }  // namespace fastrnn
