@@ -3,11 +3,15 @@
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "binding/buffers.h"
 #include "binding/library.h"
 #include "binding/modest.h"
 #include "cpu/dispatch.h"
 #include "cpu/matmul.h"
+#include "cpu/team.h"
 
 namespace fastrnn::products {
 
@@ -54,27 +58,86 @@ int small(const Tensor& a, const Tensor& b, int64_t rows, int64_t elements) {
 
 const void* data_of(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 
+// A product of few rows whose matrix is worth the cores' caches, or their reading speed, together: each thread takes
+// pieces of the outputs, and the sum of none depends on it.
+struct Shared {
+  enum Along { kColumns, kDepth };  // which of `product`'s sizes is cut
+  void (*const kernel)(const SmallProduct&);
+  const SmallProduct product;
+  const Along along;
+  const bool rows_of_b;  // of the columns: rows of b (else columns of b)
+  const int64_t bytes;   // of an element
+  const int64_t pieces;
+  std::atomic<int64_t> next{0};
+
+  void compute(int64_t piece) const {
+    constexpr int64_t kGrain = 64;
+    const int64_t size = along == kColumns ? product.columns : product.depth, grains = (size + kGrain - 1) / kGrain;
+    const int64_t from = grains * piece / pieces * kGrain;
+    const int64_t count = std::min(size, grains * (piece + 1) / pieces * kGrain) - from;
+    if (count <= 0) return;
+    const auto moved = [&](const void* p, int64_t elements) {
+      return p == nullptr ? nullptr : static_cast<const char*>(p) + elements * bytes;
+    };
+    SmallProduct part = product;
+    if (along == kColumns) {
+      part.columns = count;
+      part.b = moved(part.b, rows_of_b ? from * part.b_row : from);
+      part.bias = moved(part.bias, from);
+      part.out = static_cast<char*>(part.out) + from * bytes;
+    } else {
+      part.depth = count;
+      part.a = moved(part.a, from);
+      part.out = static_cast<char*>(part.out) + from * part.out_row * bytes;
+    }
+    kernel(part);
+  }
+
+  static void work(void* self, Member&) {
+    auto* shared = static_cast<Shared*>(self);
+    for (int64_t piece = shared->next++; piece < shared->pieces; piece = shared->next++) shared->compute(piece);
+  }
+};
+
+// `elements`: of the matrix that is read or written once.
+void run_small(void (*kernel)(const SmallProduct&), const SmallProduct& product, Shared::Along along, bool rows_of_b,
+               int64_t elements, int64_t bytes) {
+  constexpr int64_t kWorthSharing = 600'000;  // bytes: some 10 µs for one thread, a parallel region takes 3
+  const int threads = Modest::alone() || elements * bytes < kWorthSharing ? 1 : Modest::threads();
+  if (threads == 1) return kernel(product);
+  Shared shared{kernel, product, along, rows_of_b, bytes, threads};
+  run_team(threads, &Shared::work, &shared);
+}
+
 // x·wᵀ (+ bias)
 void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  const int64_t depth = w.size(1), rows = x.size(0);
+  const int64_t depth = w.size(1), rows = x.size(0), columns = w.size(0);
   const int kind = out.is_contiguous() && (!bias || bias->is_contiguous()) ? small(x, w, rows, w.numel()) : -1;
   if (kind < 0) return large(out, x, w.t(), bias, false);
-  small_kernels().by_rows[kind](
-      {rows, w.size(0), depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), false});
+  const SmallProduct product{
+      rows,  columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
+      depth, columns, false};
+  run_small(small_kernels().by_rows[kind], product, Shared::kColumns, true, w.numel(), w.element_size());
 }
 
 void by_columns(Tensor& out, const Tensor& g, const Tensor& w, bool add) {
   const int kind = out.is_contiguous() ? small(g, w, g.size(0), w.numel()) : -1;
   if (kind < 0) return large(out, g, w, {}, add);
-  small_kernels().by_columns[kind](
-      {g.size(0), w.size(1), g.size(1), g.const_data_ptr(), w.const_data_ptr(), nullptr, out.mutable_data_ptr(), add});
+  const int64_t depth = g.size(1), columns = w.size(1);
+  const SmallProduct product{
+      g.size(0), columns, depth, g.const_data_ptr(), w.const_data_ptr(), nullptr, out.mutable_data_ptr(), depth,
+      columns,   columns, add};
+  run_small(small_kernels().by_columns[kind], product, Shared::kColumns, false, w.numel(), w.element_size());
 }
 
 void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
   const int kind = out.is_contiguous() ? small(g, x, g.size(0), out.numel()) : -1;
   if (kind < 0) return large(out, g.t(), x, {}, add);
-  small_kernels().outer[kind](
-      {g.size(0), x.size(1), g.size(1), g.const_data_ptr(), x.const_data_ptr(), nullptr, out.mutable_data_ptr(), add});
+  const int64_t depth = g.size(1), columns = x.size(1);
+  const SmallProduct product{
+      g.size(0), columns, depth, g.const_data_ptr(), x.const_data_ptr(), nullptr, out.mutable_data_ptr(), depth,
+      columns,   columns, add};
+  run_small(small_kernels().outer[kind], product, Shared::kDepth, false, out.numel(), out.element_size());
 }
 
 }  // namespace

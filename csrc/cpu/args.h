@@ -67,12 +67,13 @@ struct BackwardArgs {
   bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
 };
 
-// A product of few rows N, all matrices without gaps. See cpu/small.h.
+// A product of few rows N. See cpu/small.h.
 struct SmallProduct {
   int64_t rows, columns, depth;
   const void *a, *b, *bias;  // bias: or null
   void* out;
-  bool add;  // to what is there
+  int64_t a_row, b_row, out_row;  // from one row to the next
+  bool add;                       // to what is there
 };
 
 // By number format: float32, float64.

@@ -205,8 +205,11 @@ struct Forward {
     const int64_t row = steps.offset(n) + i;
     T* gates = static_cast<T*>(args.gates) + row * G * H + unit;
     V wx[G], rh[G], before[S], after[S], saved[K > 0 ? K : 1];
+    // W·x of the next step: another core may have computed it, and hold it.
+    const int64_t next = (seq.reverse ? -seq.batch : seq.batch) * G * H;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
+      __builtin_prefetch(gates + next + g * H, 0, 3);
       wx[g] = lanes.load(gates + g * H) + V::load(input_bias() + unit * G + g * kLanes);
       rh[g] = V::load(sum + g * kLanes);
     }
@@ -228,7 +231,7 @@ struct Forward {
       T* y = static_cast<T*>(args.y) + row * H + unit;
       lanes.store(after[0], y);
       // The next step's line, to be there by then: stores wait in order, and what they hold up is the operand.
-      __builtin_prefetch(y + seq.batch * H, 1, 3);
+      __builtin_prefetch(y + (seq.reverse ? -seq.batch : seq.batch) * H, 1, 3);
     }
     if (!args.training) return;
     FASTRNN_UNROLL

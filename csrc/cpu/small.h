@@ -56,7 +56,8 @@ void small_by_rows(const SmallProduct& p) {
   int64_t m = 0;
   for (; m + kLanes <= M; m += kLanes) {
     const V start = bias != nullptr ? load(bias + m) : V::zero();
-    for (int64_t n = 0; n < p.rows; ++n) (start + dots(a + n * K, b + m * K, K, K)).store(out + n * M + m);
+    for (int64_t n = 0; n < p.rows; ++n)
+      (start + dots(a + n * p.a_row, b + m * p.b_row, p.b_row, K)).store(out + n * p.out_row + m);
   }
   if (m == M) return;
   // The last few: once more those before them if there are enough, else one after the other (a row `0` apart).
@@ -66,10 +67,10 @@ void small_by_rows(const SmallProduct& p) {
     for (int i = 0; i < rest; ++i) {
       if (M < kLanes || i == 0) {
         const int64_t row = M < kLanes ? m + i : M - kLanes;
-        dots(a + n * K, b + row * K, M < kLanes ? 0 : K, K).store(lanes);
+        dots(a + n * p.a_row, b + row * p.b_row, M < kLanes ? 0 : p.b_row, K).store(lanes);
       }
       const C sum = M < kLanes ? lanes[0] : lanes[kLanes - rest + i];
-      out[n * M + m + i] = (bias != nullptr ? bias[m + i] : C(0)) + sum;
+      out[n * p.out_row + m + i] = (bias != nullptr ? bias[m + i] : C(0)) + sum;
     }
   }
 }
@@ -81,9 +82,9 @@ FASTRNN_FN void small_columns(const SmallProduct& p, int64_t n, int64_t k, int l
   constexpr int kLanes = V::kLanes, kTurns = 2;
   constexpr int64_t kLinks = 64;
   const Lanes<Full> lanes{lanes_left};
-  const int64_t M = p.depth, K = p.columns;
-  const C *a = static_cast<const C*>(p.a) + n * M, *b = static_cast<const C*>(p.b) + k;
-  C* out = static_cast<C*>(p.out) + n * K + k;
+  const int64_t M = p.depth, K = p.b_row;
+  const C *a = static_cast<const C*>(p.a) + n * p.a_row, *b = static_cast<const C*>(p.b) + k;
+  C* out = static_cast<C*>(p.out) + n * p.out_row + k;
   V total[NV];
   FASTRNN_UNROLL
   for (int v = 0; v < NV; ++v) total[v] = p.add ? lanes.load(out + v * kLanes) : V::zero();
@@ -132,17 +133,17 @@ void small_outer(const SmallProduct& p) {
   const C *a = static_cast<const C*>(p.a), *b = static_cast<const C*>(p.b);
   const int64_t N = p.rows, M = p.depth, K = p.columns;
   for (int64_t m = 0; m < M; ++m) {
-    C* out = static_cast<C*>(p.out) + m * K;
+    C* out = static_cast<C*>(p.out) + m * p.out_row;
     int64_t k = 0;
     for (; k + kLanes <= K; k += kLanes) {
       V sum = p.add ? load(out + k) : V::zero();
-      for (int64_t n = 0; n < N; ++n) sum = fma(V(a[n * M + m]), load(b + n * K + k), sum);
+      for (int64_t n = 0; n < N; ++n) sum = fma(V(a[n * p.a_row + m]), load(b + n * p.b_row + k), sum);
       sum.store(out + k);
     }
     if (k == K) continue;
     const int rest = static_cast<int>(K - k);
     V sum = p.add ? load_some(out + k, rest) : V::zero();
-    for (int64_t n = 0; n < N; ++n) sum = fma(V(a[n * M + m]), load_some(b + n * K + k, rest), sum);
+    for (int64_t n = 0; n < N; ++n) sum = fma(V(a[n * p.a_row + m]), load_some(b + n * p.b_row + k, rest), sum);
     store_some(sum, out + k, rest);
   }
 }

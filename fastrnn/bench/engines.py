@@ -31,8 +31,8 @@ class Workload(Protocol):
     def backward(self, outputs: Any) -> None:
         """Gradients of all inputs, states and parameters from the outputs' fixed gradients."""
 
-    def infer(self) -> Any:
-        """Outputs of the forward pass without a graph."""
+    def infer(self, calls: int = 1) -> Any:
+        """Outputs of that many forward passes without a graph (of the last one; all are the same)."""
 
     def stream(self, calls: int) -> Any:
         """That many forward passes without a graph, each from the state in which the last one ended."""
@@ -161,9 +161,12 @@ class ModuleWorkload:
     def backward(self, outputs: Any) -> None:
         self._autograd.backward(self._flat(outputs), self.gradients)
 
-    def infer(self) -> Any:
+    def infer(self, calls: int = 1) -> Any:
+        outputs = None
         with self._no_grad():
-            return self.module(self.input, self.hx)
+            for _ in range(calls):
+                outputs = self.module(self.input, self.hx)
+        return outputs
 
     def stream(self, calls: int) -> Any:
         outputs = None

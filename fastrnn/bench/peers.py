@@ -143,7 +143,13 @@ class _Workload:
     def clear_gradients(self) -> None:
         """Nothing: gradients are returned, not added up."""
 
-    def infer(self) -> Any:
+    def infer(self, calls: int = 1) -> Any:
+        outputs = None
+        for _ in range(calls):
+            outputs = self._infer_once()
+        return outputs
+
+    def _infer_once(self) -> Any:
         raise NotImplementedError
 
     def stream(self, calls: int) -> Any:
@@ -171,7 +177,7 @@ class OnnxRuntimeWorkload(_Workload):
         self._run = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run
         self._feeds = _feeds(data, self.state_names)
 
-    def infer(self) -> Any:
+    def _infer_once(self) -> Any:
         return self._run(None, self._feeds)
 
     def stream(self, calls: int) -> Any:
@@ -207,7 +213,7 @@ class OpenVinoWorkload(_Workload):
         self._ports = [compiled.output(name) for name in self.output_names]
         self._feeds = _feeds(data, self.state_names)
 
-    def infer(self) -> Any:
+    def _infer_once(self) -> Any:
         return self._request.infer(self._feeds, share_inputs=True, share_outputs=True)
 
     def stream(self, calls: int) -> Any:
@@ -244,7 +250,7 @@ class JaxWorkload(_Workload):
     def forward(self) -> Any:
         return self._block(self._train(*self._arguments, self._given))
 
-    def infer(self) -> Any:
+    def _infer_once(self) -> Any:
         return self._block(self._infer(*self._arguments))
 
     def stream(self, calls: int) -> Any:
