@@ -149,7 +149,7 @@ class Segment:
         fixed, states = found[:N_FIXED], found[N_FIXED:]
         if needs[0]:
             fixed[0] = self._join(fixed[0])
-        return fixed, *self._grads_of_starts(states, grad_after)
+        return fixed, *self._grads_of_starts(states, grad_after, carried[0].shape[0])
 
     def _grads_of_ends(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         if self.batch is not None:
@@ -167,13 +167,13 @@ class Segment:
         return out
 
     def _grads_of_starts(
-        self, grads: list[Tensor], grad_after: list[Tensor | None]
+        self, grads: list[Tensor], grad_after: list[Tensor | None], batch: int
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         if not grads:
             return [], None
         if self.batch is not None:  # rows that were not there hand the gradients of their states on
             rest = [
-                g.new_zeros(0, g.shape[1]) if a is None else a[self.batch :]
+                g.new_zeros(batch - self.batch, g.shape[1]) if a is None else a[self.batch :]
                 for g, a in zip(grads, grad_after, strict=True)
             ]
             return [torch.cat((g, r)) for g, r in zip(grads, rest, strict=True)], None

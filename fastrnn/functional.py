@@ -19,6 +19,7 @@ from fastrnn.cells import CELLS, CellSpec
 
 _FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _BACKENDS = ("auto", "fused", "reference")
+_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 
 
 class LayerWeights(NamedTuple):
@@ -106,7 +107,9 @@ def sequence(
     states = () if states is None else tuple(states)
     compiling = torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
-    if backend == "reference" or _must_be_plain(compiling and transformed) or not _fusible(weights, backend):
+    functionalized = transformed and not compiling and _is_functionalized()
+    plain = _must_be_plain(compiling and transformed) or (functionalized and _may_need_graph(x, weights, states))
+    if backend == "reference" or plain or not _fusible(weights, backend):
         if not states:
             batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
             hidden = weights.w_hh.shape[0] // spec.gates
@@ -115,7 +118,7 @@ def sequence(
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     layout = (batch_sizes, lengths, reset, reverse)
     if not compiling and not transformed:
-        if recompute and _needs_graph(x, weights, states):
+        if recompute and _needs_graph(x, weights, states) and not _below_autograd():
             found = _recompute.layer(cell, x, weights, states, *layout, recompute)
             if found is not None:
                 return found
@@ -126,7 +129,8 @@ def sequence(
             raise
         if out is not None:
             return out[0], tuple(out[1:])
-    if transformed or _needs_graph(x, weights, states):
+    graph = transformed or (_needs_graph(x, weights, states) and (compiling or not _below_autograd()))
+    if graph and not functionalized:
         out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
         # A copy, as y may be changed in place: neither the compiler nor torch.func notices that for the saved one.
         return out[0].clone(), out[1:-N_RESERVE]
@@ -164,6 +168,28 @@ def _needs_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]) -
             if t is not None and t.requires_grad:
                 return True
     return False
+
+
+def _below_autograd() -> bool:
+    """Whether nothing is recorded, whatever grad mode says: in inference mode, or in the body of a custom operator.
+
+    Not for the compiler to trace.
+    """
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
+
+
+def _is_functionalized() -> bool:
+    """Under `torch.func.functionalize`, at any level: it has no rule for an ``autograd.Function``."""
+    return any(level.key() == _FUNCTIONALIZE for level in torch._C._functorch.get_interpreter_stack() or ())
+
+
+def _may_need_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]) -> bool:
+    """As `_needs_graph`, under functionalize: another transform may want gradients, or the tensors wrapped by it."""
+    if len(torch._C._functorch.get_interpreter_stack() or ()) > 1:
+        return True
+    inside = [t for t in (x, *weights, *states) if t is not None]
+    inside = [torch._from_functional_tensor(t) if torch._is_functional_tensor(t) else t for t in inside]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in inside)
 
 
 def _fusible(weights: LayerWeights, backend: str) -> bool:

@@ -85,6 +85,40 @@ def test_every_row_may_have_ended():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_loss_on_one_output_alone(cell, layout, reverse):
+    """The others have no gradient at all."""
+    for k in range(1 + len(CELLS[cell].states)):
+        found = []
+        for each in (2, False):
+            p = Problem(cell, 11, 5, 4, 9, 0, layout, reverse)
+            y, finals = sequence(cell, p.x, p.weights, p.states, recompute=each, **p.arguments)
+            loss = (y, *finals)[k].square().sum()
+            found.append(torch.autograd.grad(loss, list(p.leaves().values()), allow_unused=True))
+        same(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_packed_module_without_states():
+    x = torch.randn(16, 3, I)
+    packed = pack_padded_sequence(x, [16, 9, 2])
+    for kind in KINDS:
+        _, module = layer_pair(kind)
+        ordinary, found = (
+            torch.autograd.grad(module(packed, recompute=r)[0].data.sum(), list(module.parameters()))
+            for r in (False, True)
+        )
+        same(found, ordinary, rtol=1e-4, atol=1e-5)
+
+
+def test_inference_mode_with_grad_enabled_inside():
+    p = Problem("gru", 7, 3, 2, 5)
+    with torch.inference_mode(), torch.enable_grad():
+        y, _ = sequence("gru", p.x * 1, p.weights, p.states, recompute=True)
+    assert not y.requires_grad
+
+
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("flags", ["none", "all", "borders", "one row"])
 def test_resets_anywhere(flags, reverse):
     p = Problem("gru", 12, 4, 3, 5, reverse=reverse)

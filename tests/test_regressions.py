@@ -171,3 +171,28 @@ def test_odd_arguments():
         sequence("gru", torch.randn(2, 2, 3), w, reset=[True])
     y, _ = sequence("gru", torch.randn(5, 2, 0), w._replace(w_ih=torch.randn(12, 0)))
     assert y.shape == (5, 2, 4)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_functionalize(cell):
+    """It has no rule for an autograd.Function: the operator where nothing asks for a gradient, else the reference."""
+    run, leaves = flat(Problem(cell, 3, 2, 2, 4))
+    rest = leaves[1:]
+
+    def call(x):
+        return run(x, *rest)[0]
+
+    def loss(x):
+        return call(x).square().sum()
+
+    functionalize, x = torch.func.functionalize, leaves[0].detach()
+    with torch.no_grad():
+        assert torch.equal(functionalize(call)(x), call(x))
+    torch.testing.assert_close(functionalize(call)(x), call(x))
+    wanted = torch.autograd.grad(loss(leaves[0]), leaves[0])[0]
+    torch.testing.assert_close(torch.autograd.grad(functionalize(loss)(leaves[0]), leaves[0])[0], wanted)
+    torch.testing.assert_close(functionalize(torch.func.grad(loss))(x), wanted)
+    torch.testing.assert_close(torch.func.grad(functionalize(loss))(x), wanted)
+    rows = torch.stack((x, 2 * x))
+    mapped = torch.func.vmap(call)(rows)
+    torch.testing.assert_close(functionalize(torch.func.vmap(call))(rows), mapped)
