@@ -1,7 +1,7 @@
 """Loads the compiled operators and tells the compiler their output shapes.
 
 ``torch.ops.fastrnn.*`` are functional: they change no argument and share no memory with one. Their schemas and what
-they return are in ``csrc/binding/ops.cpp``.
+they return are in ``csrc/binding/ops.cpp`` and ``backward.cpp``.
 """
 
 from __future__ import annotations

@@ -21,6 +21,12 @@ const CellKernels* cell_named(const std::string& name) {
 
 }  // namespace
 
+Format format_for(const CellKernels& cell, at::ScalarType type) {
+  const Format format = format_of(type);
+  const bool parts = format == Format::kFloat32 && cell.forward[kParts] != nullptr && products::in_parts();
+  return parts ? Format::kFloat32Parts : format;
+}
+
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
     : cell(cell_named(std::string(name))), layout(rows_like, batch_sizes, lengths, reset) {
@@ -28,10 +34,7 @@ Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, c
               w_hh.sizes());
   hidden = w_hh.size(0) / cell->gates;
   projected = w_hh.size(1);
-  format = format_of(w_hh.scalar_type());
-  if (format == Format::kFloat32 && cell->forward[kParts] != nullptr && products::in_parts()) {
-    format = Format::kFloat32Parts;
-  }
+  format = format_for(*cell, w_hh.scalar_type());
   options = w_hh.options().requires_grad(false);
   TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
   check(w_hh, {gate_width(), projected}, "w_hh");

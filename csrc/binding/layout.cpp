@@ -10,12 +10,13 @@ namespace {
 
 std::atomic<Split> split_override{Split::kAuto};
 
-void check_batch_sizes(const Tensor& sizes, int64_t rows) {
+Tensor checked_batch_sizes(const Tensor& given, int64_t rows) {
   TORCH_CHECK_VALUE(
-      sizes.device().is_cpu() && sizes.scalar_type() == at::kLong && sizes.dim() == 1 && sizes.numel() > 0,
-      "batch_sizes: expected a non-empty one-dimensional int64 tensor on the CPU, got ", sizes.toString(), " of shape ",
-      sizes.sizes());
-  const auto n = sizes.accessor<int64_t, 1>();
+      given.device().is_cpu() && given.scalar_type() == at::kLong && given.dim() == 1 && given.numel() > 0,
+      "batch_sizes: expected a non-empty one-dimensional int64 tensor on the CPU, got ", given.toString(), " of shape ",
+      given.sizes());
+  const Tensor sizes = dense(given);
+  const int64_t* n = sizes.const_data_ptr<int64_t>();
   int64_t total = 0;
   for (int64_t t = 0; t < sizes.numel(); ++t) {
     TORCH_CHECK_VALUE(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]),
@@ -24,13 +25,14 @@ void check_batch_sizes(const Tensor& sizes, int64_t rows) {
   }
   TORCH_CHECK_VALUE(total == rows, "batch_sizes: expected a sum equal to the rows of the packed input, ", rows,
                     ", got ", total);
+  return sizes;
 }
 
 Tensor checked_lengths(const Tensor& given, int64_t steps, int64_t batch) {
   TORCH_CHECK_VALUE(at::isIntegralType(given.scalar_type(), false) && given.dim() == 1 && given.numel() == batch,
                     "lengths: expected an integer tensor of shape [", batch, "], got ", given.toString(), " of shape ",
                     given.sizes());
-  const Tensor lengths = given.to(at::kCPU, at::kLong).contiguous();
+  const Tensor lengths = dense(given.to(at::kCPU, at::kLong));
   const int64_t* n = lengths.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b) {
     TORCH_CHECK_VALUE(n[b] >= 0 && n[b] <= steps, "lengths: expected numbers from 0 to the ", steps,
@@ -41,9 +43,12 @@ Tensor checked_lengths(const Tensor& given, int64_t steps, int64_t batch) {
 
 }  // namespace
 
+Tensor present(const Tensor& t) { return t._is_zerotensor() ? at::zeros(t.sizes(), t.options()) : t; }
+
 Tensor dense(const Tensor& t) {
-  const Tensor ordered = t.contiguous();
-  return ordered.is_neg() ? ordered.resolve_neg() : ordered;
+  Tensor ordered = t._is_zerotensor() ? present(t) : t.contiguous();
+  if (ordered.is_neg()) return ordered.resolve_neg();
+  return ordered;
 }
 
 Tensor memory_of(const Tensor& t, at::IntArrayRef sizes) {
@@ -61,8 +66,7 @@ Layout::Layout(const Tensor& x, const OptionalTensor& batch_sizes, const Optiona
   shape.assign(x.sizes().begin(), x.sizes().end() - 1);
   if (batch_sizes) {
     TORCH_CHECK_VALUE(!lengths && !reset_flags, "packed input takes neither lengths nor reset");
-    check_batch_sizes(*batch_sizes, x.size(0));
-    const Tensor sizes = batch_sizes->contiguous();
+    const Tensor sizes = checked_batch_sizes(*batch_sizes, x.size(0));
     const int64_t* n = sizes.const_data_ptr<int64_t>();
     counts.assign(n, n + sizes.numel());
     steps = batch_sizes->numel();
@@ -79,7 +83,7 @@ Layout::Layout(const Tensor& x, const OptionalTensor& batch_sizes, const Optiona
                           reset_flags->size(0) == steps && reset_flags->size(1) == batch,
                       "reset: expected a bool tensor of shape [", steps, ", ", batch, "], got ",
                       reset_flags->toString(), " of shape ", reset_flags->sizes());
-    flags = reset_flags->to(at::kCPU).contiguous();
+    flags = dense(reset_flags->to(at::kCPU));
   }
   if (lengths) {
     const Tensor n = checked_lengths(*lengths, steps, batch);

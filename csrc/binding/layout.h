@@ -41,8 +41,13 @@ struct Layout {
   Sequence sequence(int64_t hidden, int64_t projected, bool reverse) const;
 };
 
-// The tensor as a kernel may read it: its values in order, none of them waiting to be negated.
+// The tensor as a kernel may read it: its values in memory and in order, none of them waiting to be negated.
 Tensor dense(const Tensor& t);
+inline OptionalTensor dense_if(const OptionalTensor& t) { return t ? OptionalTensor(dense(*t)) : t; }
+// The same but for strides, which the products take.
+Tensor present(const Tensor& t);
+
+inline const void* data_of(const OptionalTensor& t) { return t && t->defined() ? t->const_data_ptr() : nullptr; }
 
 // The memory of a contiguous tensor under other sizes, without a call of torch's dispatcher: unknown to autograd, for
 // use inside an operator.

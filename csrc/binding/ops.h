@@ -18,6 +18,9 @@ struct Weights {
   OptionalTensor w_hr;  // (P, H)
 };
 
+// The kernels' number format for tensors of a type: float32 by parts where the cell has that and torch allows it.
+Format format_for(const CellKernels& cell, at::ScalarType type);
+
 // A checked call: the cell's kernels, its sizes and how its rows lie.
 struct Call {
   const CellKernels* cell;
@@ -39,6 +42,13 @@ struct Call {
 
 using Tensors = std::vector<Tensor>;
 
+// What an operator does is its own affair: autocast has done its work before it is called (inside, it would change the
+// dtype of single products), and its outputs must not be known as views of the memory they were made in.
+struct Inside {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+  at::AutoDispatchBelowADInplaceOrView no_views;
+};
+
 // The layer without its operator: tensors may be undefined that the operator has to return as empty ones. Of `grads`,
 // those of y and (or not at all) of the final states.
 std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const Tensor& x, const OptionalTensor& w_ih,
@@ -54,13 +64,19 @@ Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor
 // Empty tensors where forward_layer left undefined ones.
 void fill_reserve(Tensors& reserve, const Tensor& w_hh);
 
-// The operators themselves; ops.cpp says what they return.
+// The operators themselves; ops.cpp and backward.cpp say what they return.
 std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
                                                       const OptionalTensor& w_ih, const Tensor& w_hh,
                                                       const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                                                       const OptionalTensor& w_hr, at::TensorList initial,
                                                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                                       const OptionalTensor& reset, bool reverse, bool training);
+
+std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
+    c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+    const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y, at::TensorList reserve,
+    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse,
+    bool want_initial, bool want_dh);
 
 Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
                        const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,

@@ -1,0 +1,276 @@
+// The operators' gradients.
+#include <string.h>
+
+#include "binding/buffers.h"
+#include "binding/modest.h"
+#include "binding/ops.h"
+#include "binding/products.h"
+
+namespace fastrnn {
+
+namespace {
+
+// What the backward driver needs of the forward pass, and how its rows lie.
+struct Backward {
+  Call call;
+  Tensor w_hh;
+  OptionalTensor w_hr;
+  Tensors states;
+  Tensor y;  // (N, P)
+  Tensors reserve;
+
+  Backward(c10::string_view cell, const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial,
+           const Tensor& y, at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+           const OptionalTensor& reset)
+      : call(cell, y, w_hh, w_hr, batch_sizes, lengths, reset),
+        w_hh(dense(w_hh)),
+        w_hr(dense_if(w_hr)),
+        y(call.layout.gather(y)),
+        reserve(reserve.begin(), reserve.end()) {
+    check_rows(y, call.projected, "y");
+    call.check_states(initial, "states");
+    TORCH_CHECK(reserve.size() == 4, "reserve: expected what a forward pass with training=True returned, got ",
+                reserve.size(), " tensors");
+    check_reserve();
+    for (const Tensor& s : initial) states.push_back(call.layout.sort(s));
+  }
+
+  // What was right in the forward pass may have been given other memory since.
+  void check_rows(const Tensor& t, int64_t width, const char* name) const {
+    std::vector<int64_t> sizes = call.layout.shape;
+    sizes.push_back(width);
+    call.check(t, sizes, name);
+  }
+
+  void check_reserve() {
+    const CellKernels& cell = *call.cell;
+    const int64_t H = call.hidden;
+    const std::array<int64_t, 4> widths{cell.saved > 0 ? cell.gates * H : 0, std::max(0, cell.saved - cell.gates) * H,
+                                        (cell.states - 1) * H, w_hr ? H : 0};
+    const auto type = c10::typeMetaToScalarType(call.options.dtype());
+    for (size_t k = 0; k < reserve.size(); ++k) {
+      const auto expected = k == 2 ? compute_type(type) : type;
+      if (!reserve[k].defined() && widths[k] == 0) continue;
+      TORCH_CHECK(reserve[k].defined() &&
+                      reserve[k].numel() == widths[k] * (widths[k] > 0 ? call.layout.capacity() : 0) &&
+                      (widths[k] == 0 || reserve[k].scalar_type() == expected) && reserve[k].device().is_cpu(),
+                  "reserve: expected what the forward pass returned, got ", reserve[k].toString(), " of shape ",
+                  reserve[k].sizes(), " at position ", k);
+      reserve[k] = dense(reserve[k]);
+    }
+  }
+};
+
+struct Gradients {
+  Tensor da;        // (N, G·H)
+  Tensor drh;       // (N, (G - split_from)·H): where it differs from da
+  Tensors initial;  // (B, ·), in the caller's order; empty if not wanted
+  Tensor dh;        // (N, P) or undefined
+};
+
+// ∂L/∂rh, (N, G·H).
+Tensor whole_drh(const Call& call, const Gradients& g) {
+  const int64_t rest = g.drh.size(1), split = call.gate_width() - rest;
+  if (rest == 0) return g.da;
+  Tensor whole = products::empty(g.da.sizes(), g.da);
+  const auto bytes = [](const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); };
+  const size_t size = g.da.itemsize(), row = static_cast<size_t>(call.gate_width()) * size;
+  const size_t front = static_cast<size_t>(split) * size, back = static_cast<size_t>(rest) * size;
+  for (size_t n = 0; n < static_cast<size_t>(g.da.size(0)); ++n) {
+    memcpy(bytes(whole) + n * row, bytes(g.da) + n * row, front);
+    memcpy(bytes(whole) + n * row + front, bytes(g.drh) + n * back, back);
+  }
+  return whole;
+}
+
+// `grads`: of y, then of the final states, undefined where there is none.
+Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bool want_initial, bool want_dh) {
+  const Call& call = b.call;
+  const Layout& layout = call.layout;
+  const int S = call.cell->states;
+  TORCH_CHECK(grads.size() == 1 || static_cast<int>(grads.size()) == S + 1, "grad_final: expected ", S,
+              " gradients, got ", grads.size() - 1);
+  Buffers buffers;
+  Gradients out;
+  const std::vector<int64_t> wide{layout.rows, call.gate_width()};
+  out.da = buffers.empty(wide, call.options);
+  out.drh = buffers.empty({layout.rows, (call.cell->gates - call.cell->split_from) * call.hidden}, call.options);
+  if (want_dh || b.w_hr) out.dh = buffers.empty({layout.rows, call.projected}, call.options);
+  Tensor gy;
+  if (grads[0].defined()) {
+    b.check_rows(grads[0], call.projected, "grad_y");
+    gy = layout.gather(grads[0]);
+  }
+
+  BackwardArgs args{};
+  args.seq = layout.sequence(call.hidden, call.projected, reverse);
+  args.w_hh = b.w_hh.const_data_ptr();
+  args.w_hr = data_of(b.w_hr);
+  args.gates = data_of(b.reserve[0]);
+  args.extra = data_of(b.reserve[1]);
+  args.cells = data_of(b.reserve[2]);
+  args.y = b.y.const_data_ptr();
+  args.grad_y = gy.defined() ? gy.const_data_ptr() : nullptr;
+  args.da = out.da.data_ptr();
+  args.drh = out.drh.data_ptr();
+  args.dh = out.dh.defined() ? out.dh.data_ptr() : nullptr;
+  args.initial_product = layout.steps > 1;
+  Tensors finals(S);
+  for (int s = 0; s < S; ++s) {
+    args.initial[s] = b.states.empty() ? nullptr : b.states[s].const_data_ptr();
+    if (grads.size() > 1 && grads[s + 1].defined()) {
+      call.check(grads[s + 1], {layout.batch, call.width(s)}, "grad_final");
+      finals[s] = layout.sort(grads[s + 1]);
+      args.grad_final[s] = finals[s].const_data_ptr();
+    }
+    if (want_initial) {
+      out.initial.push_back(buffers.empty({layout.batch, call.width(s)}, call.options));
+      args.grad_initial[s] = out.initial[s].data_ptr();
+    }
+  }
+  if (layout.batch > 0) buffers.verify(call.cell->backward[static_cast<int>(call.format)](args));
+  if (want_initial && !args.initial_product) {
+    Tensor first = layout.rows == layout.batch ? out.initial[0] : out.initial[0].narrow(0, 0, layout.rows);
+    products::add_of_input(first, whole_drh(call, out), b.w_hh);
+  }
+  for (Tensor& g : out.initial) g = layout.unsort(g);
+  return out;
+}
+
+Tensors joined(const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final) {
+  Tensors grads{grad_y.value_or(Tensor())};
+  for (const OptionalTensor& g : grad_final) grads.push_back(g.value_or(Tensor()));
+  return grads;
+}
+
+Tensor copy_of(const Tensor& t, at::IntArrayRef sizes) {
+  Tensor copy = products::empty(sizes, t);
+  memcpy(copy.mutable_data_ptr(), t.const_data_ptr(), copy.nbytes());
+  return copy;
+}
+
+// h before each row's step, (N, P): what R was multiplied with. Undefined where it is zero throughout.
+Tensor hidden_before(const Backward& b, bool reverse) {
+  const Layout& layout = b.call.layout;
+  const int64_t N = layout.rows, B = layout.batch;
+  // Row N + i of `source` is the initial state of row i.
+  const Tensor first = b.states.empty() ? at::zeros({B, b.call.projected}, b.call.options) : b.states[0];
+  const Tensor source = at::cat({b.y, first});
+  Tensor index = at::empty({N}, at::kLong);
+  int64_t* to = index.data_ptr<int64_t>();
+  const bool* reset = layout.reset.defined() ? layout.reset.const_data_ptr<bool>() : nullptr;
+  for (int64_t t = 0; t < layout.steps; ++t) {
+    const int64_t before = reverse ? t + 1 : t - 1;
+    const bool inside = before >= 0 && before < layout.steps;
+    for (int64_t i = 0; i < layout.counts[t]; ++i) {
+      const int64_t row = layout.offsets[t] + i;
+      const bool follows = inside && i < layout.counts[before] &&
+                           !(reset != nullptr && reset[reverse ? layout.offsets[before] + i : row]);
+      to[row] = follows ? layout.offsets[before] + i : N + i;
+    }
+  }
+  return source.index_select(0, index);
+}
+
+// Some rows of ∂L/∂w_hh = Σ drhᵀ·h: those of the gates whose drh is given, (N, ·), into `out` (·, P). `before`:
+// h before each row's step, where it takes more than a shift by one step to find.
+void recurrent_gradient_into(Tensor out, const Backward& b, const Tensor& drh, const Tensor& before, bool reverse) {
+  const Layout& layout = b.call.layout;
+  if (before.defined()) return products::of_weight_into(out, drh, before);
+  const int64_t B = layout.batch, rest = layout.rows - B;
+  if (rest == 0) {
+    if (!b.states.empty()) return products::of_weight_into(out, drh, b.states[0]);
+    memset(out.mutable_data_ptr(), 0, out.nbytes());
+    return;
+  }
+  products::of_weight_into(out, drh.narrow(0, reverse ? 0 : B, rest), b.y.narrow(0, reverse ? B : 0, rest));
+  if (b.states.empty()) return;
+  const int64_t first = reverse ? rest : 0;  // the step that starts from the initial state
+  products::add_of_weight(out, drh.narrow(0, first, B), b.states[0]);
+}
+
+Tensor recurrent_gradient(const Backward& b, const Gradients& g, bool reverse) {
+  constexpr int64_t kFew = 64;  // rows that are put together sooner than multiplied in two parts
+  const Layout& layout = b.call.layout;
+  Tensor out = products::empty(b.w_hh.sizes(), b.w_hh);
+  const Tensor before = layout.plain() ? Tensor() : hidden_before(b, reverse);
+  const int64_t rest = g.drh.size(1), split = b.call.gate_width() - rest;
+  if (rest == 0 || layout.rows <= kFew) {
+    recurrent_gradient_into(out, b, whole_drh(b.call, g), before, reverse);
+  } else {
+    recurrent_gradient_into(out.narrow(0, 0, split), b, g.da.narrow(1, 0, split), before, reverse);
+    recurrent_gradient_into(out.narrow(0, split, rest), b, g.drh, before, reverse);
+  }
+  return out;
+}
+
+// Σ over rows; a single row needs no reduction.
+Tensor sum_rows(const Tensor& t) { return t.size(0) == 1 ? copy_of(t, t.sizes().slice(1)) : t.sum(0); }
+
+// ∂L/∂b_hh = Σ drh. `input`: ∂L/∂b_ih if it is known; never one tensor for two gradients.
+Tensor bias_gradient(const Call& call, const Gradients& g, const Tensor& input) {
+  const int64_t rest = g.drh.size(1), split = call.gate_width() - rest;
+  Tensor out = input.defined() ? copy_of(input, input.sizes()) : sum_rows(g.da);
+  if (rest > 0) out.narrow(0, split, rest).copy_(sum_rows(g.drh));
+  return out;
+}
+
+}  // namespace
+
+Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor& x, const OptionalTensor& w_ih,
+                       const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                       at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
+  const Inside inside;
+  const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
+  const int64_t width = w_ih ? w_ih->size(-1) : 0;
+  if (w_ih && (needs[0] || needs[1])) b.call.check(*w_ih, {b.call.gate_width(), width}, "w_ih");
+  if (w_ih && needs[1]) b.check_rows(x, width, "x");
+  const Modest modest(2 * b.call.layout.rows * b.call.gate_width() * (width + b.call.projected));
+  Gradients g = run_backward(b, grads, reverse, needs[6], false);
+  const Layout& layout = b.call.layout;
+  Tensors out(6);
+  if (needs[0]) out[0] = layout.scatter(w_ih ? products::of_input(g.da, present(*w_ih)) : g.da);
+  if (needs[1] && w_ih) out[1] = products::of_weight(g.da, layout.gather(x));
+  if (needs[2]) out[2] = recurrent_gradient(b, g, reverse);
+  if (needs[3]) out[3] = sum_rows(g.da);
+  if (needs[4]) out[4] = bias_gradient(b.call, g, out[3]);
+  if (needs[5] && w_hr)
+    out[5] = products::of_weight(g.dh, b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows));
+  for (Tensor& t : g.initial) out.push_back(std::move(t));
+  return out;
+}
+
+// sequence_backward: the time loop alone. ∂L/∂wx (N, G·H), ∂L/∂rh (N, G·H; empty if it is the same), gradients of the
+// initial states (if wanted), ∂L/∂h_t in the caller's shape (if wanted, else empty).
+std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
+    c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+    const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y, at::TensorList reserve,
+    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse,
+    bool want_initial, bool want_dh) {
+  const Inside inside;
+  const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
+  const Gradients g = run_backward(b, joined(grad_y, grad_final), reverse, want_initial, want_dh);
+  const Layout& layout = b.call.layout;
+  const bool split = b.call.cell->split_from < b.call.cell->gates;
+  return {layout.scatter(g.da), split ? layout.scatter(whole_drh(b.call, g)) : at::empty({0}, b.call.options),
+          g.initial, want_dh ? layout.scatter(g.dh) : at::empty({0}, b.call.options)};
+}
+
+// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr as `needs` asks (empty tensors for the rest), and then
+// of the initial states if needs[6].
+Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+                       const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
+                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
+                       bool reverse, std::array<bool, 7> needs) {
+  const Tensors grads = joined(grad_y, grad_final);
+  Tensors out = backward_layer(cell, grads, x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset,
+                               reverse, needs);
+  for (Tensor& t : out) {
+    if (!t.defined()) t = at::empty({0}, w_hh.options().requires_grad(false));
+  }
+  return out;
+}
+
+}  // namespace fastrnn
