@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
+import time
+
 import pytest
 import torch
 from dropin_cases import LAYERS, layer_pair, random_hx, same
 from torch import nn
 
 import fastrnn
+from fastrnn import _C
 
 T, B, I, H = 5, 4, 3, 6  # noqa: E741 - letters as in the equations
 
@@ -125,6 +131,157 @@ def test_input_of_any_strides_and_under_modes():
         same(fastrnn.Stream(module).step(x), wanted, rtol=0, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         same(fastrnn.Stream(module).step(wide), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_begun_in_inference_mode_and_used_outside(kind):
+    module, xs = make(kind, num_layers=2), torch.randn(T, B, I)
+    hx = random_hx(module)
+    with torch.inference_mode():
+        stream = fastrnn.Stream(module, B, hx)
+        stream.step(xs[0])
+        fresh = fastrnn.Stream(module)
+        fresh.step(xs[0])
+    stream.reset([1])
+    stream.state = hx
+    same([stream.step(x) for x in xs], steps(module, xs, hx)[0], rtol=0, atol=0)
+    stream.reset()
+    same(stream.state, hx, rtol=0, atol=0)
+    fresh.state = None
+    same([fresh.step(x) for x in xs], steps(module, xs)[0], rtol=0, atol=0)
+    with torch.inference_mode():
+        fresh.reset(0)
+        fresh.state = tuple(s.clone() for s in hx) if isinstance(hx, tuple) else hx.clone()
+    same([fresh.step(x) for x in xs], steps(module, xs, hx)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [I, 300])
+def test_within_torch_func(size):
+    """It is no part of what is differentiated there, and none of its tensors may be."""
+    module, xs = make("gru", num_layers=2) if size == I else layer_pair("gru", 300, 300)[1], torch.randn(T, B, size)
+    streams = [fastrnn.Stream(module), fastrnn.Stream(module)]
+    even, odd = xs[0], xs[0].t().contiguous().t()  # made inside, they would be wrapped
+
+    def loss(w):
+        made = fastrnn.Stream(module)
+        for stream, x in ((streams[0], even), (streams[1], odd), (made, even)):
+            w = w * stream.step(x).sum()
+            stream.refresh()
+        streams[0].reset([B - 1])
+        streams.append(made)
+        return w.sum()
+
+    torch.func.grad(loss)(torch.ones(3))
+    wanted, _ = steps(module, xs)
+    for stream in streams[1:]:
+        same([stream.step(x) for x in xs[1:]], wanted[1:], rtol=0, atol=0)
+    assert torch.equal(streams[0].state[:, :-1], steps(module, xs[:1])[1][:, :-1])
+    assert streams[0].state[:, -1].abs().sum() == 0
+    stream = fastrnn.Stream(module)
+    for wrong, x in ((torch.func.grad(lambda x: stream.step(x).sum()), xs[0]), (torch.vmap(stream.step), xs[:2])):
+        with pytest.raises(TypeError, match="wrapped"):
+            wrong(x)
+        assert stream.state is None
+    same([stream.step(x) for x in xs], wanted, rtol=0, atol=0)
+    with pytest.raises(TypeError, match="module: expected ordinary weights"):
+        torch.func.grad(lambda p: torch.func.functional_call(Made(module), p, ()).sum())(
+            {f"module.{n}": p.detach() for n, p in module.named_parameters()}
+        )
+
+
+class Made(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self):
+        return fastrnn.Stream(self.module, B).state
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_copied_and_pickled(kind):
+    module, xs = make(kind, num_layers=2), torch.randn(T, B, I)
+    hx = random_hx(module)
+    for first in (None, hx):
+        stream = fastrnn.Stream(module, state=first)
+        unused = copy.deepcopy(stream)
+        stream.step(xs[0])
+        before = stream.state
+        others = [copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))]
+        wanted = [stream.step(x) for x in xs]
+        with torch.no_grad():
+            module.bias_hh_l0.add_(1)  # a stream has its weights to itself
+        for other in others:
+            same(other.state, before, rtol=0, atol=0)
+            same([other.step(x) for x in xs], wanted, rtol=0, atol=0)
+            other.reset()
+            same(unused.step(xs[0]), other.step(xs[0]), rtol=0, atol=0)
+            unused.reset()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_bits_of_step_in_parts(layers):
+    """Under "high" the products of a projection are made as in module.step, where there is a matrix unit."""
+    module, xs = layer_pair("lstm", 64, 128, proj_size=64, num_layers=layers)[1], torch.randn(T, 16, 64)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        stream = fastrnn.Stream(module)
+        wanted, state = steps(module, xs)
+        same([stream.step(x) for x in xs], wanted, rtol=0, atol=0)
+        same(stream.state, state, rtol=0, atol=0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_other_threads_run_during_a_long_step():
+    torch.set_num_threads(1)
+    _C.set_poison(False)
+    stream, x = fastrnn.Stream(fastrnn.LSTM(1024, 1024, 4), 8), torch.randn(8, 1024)
+    stream.step(x)
+    running, ticks = True, 0
+
+    def tick():
+        nonlocal ticks
+        while running:
+            ticks += 1
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    inside = []
+    for _ in range(20):
+        before = ticks
+        stream.step(x)
+        inside.append(ticks - before)
+    running = False
+    thread.join()
+    # Python gives its lock away between two lines too, but not twenty times.
+    assert sum(inside) > 20, inside
+
+
+@pytest.mark.parametrize("size", [I, 300])
+def test_steps_of_several_threads_take_turns(size):
+    """All of them happen, each from the state that another has left."""
+    module = layer_pair("rnn_relu", size, size, bias=False)[1]
+    with torch.no_grad():  # counts its steps
+        module.weight_ih_l0.copy_(torch.eye(size))
+        module.weight_hh_l0.copy_(torch.eye(size))
+    stream, x = fastrnn.Stream(module, 2), torch.ones(2, size)
+
+    def many():
+        for k in range(200):
+            stream.step(x)
+            if k % 50 == 0:
+                stream.refresh()
+                assert stream.state.unique().numel() == 1
+
+    threads = [threading.Thread(target=many) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert torch.equal(stream.state, torch.full((1, 2, size), 800.0))
 
 
 def test_errors():

@@ -178,12 +178,19 @@ PYBIND11_MODULE(_C, m) {
   m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
   PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());
   PyModule_AddFunctions(m.ptr(), fastrnn::stream_methods());
+  m.def(
+      "plain_copy", [](const fastrnn::Tensor& t) { return fastrnn::or_none(fastrnn::plain_copy(t)); },
+      "A dense copy apart from autograd, modes and transforms; None where one of them has wrapped the tensor.");
   py::class_<fastrnn::Stream, std::shared_ptr<fastrnn::Stream>>(m, "Stream", "The kernels' side of fastrnn.Stream.")
       .def(py::init([](const std::string& cell, const fastrnn::Layers& weights, int64_t batch) {
         return std::make_shared<fastrnn::Stream>(cell, fastrnn::tensors_of(weights), batch);
       }))
-      .def("set_weights", [](fastrnn::Stream& s, const fastrnn::Layers& w) { s.set_weights(fastrnn::tensors_of(w)); })
-      .def("states", &fastrnn::Stream::states)
+      .def(
+          "set_weights", [](fastrnn::Stream& s, const fastrnn::Layers& w) { s.set_weights(fastrnn::tensors_of(w)); },
+          py::call_guard<py::gil_scoped_release>())
+      .def("states", &fastrnn::Stream::states, py::call_guard<py::gil_scoped_release>())
+      .def("set_states", &fastrnn::Stream::set_states, py::call_guard<py::gil_scoped_release>())
+      .def("reset", &fastrnn::Stream::reset, py::call_guard<py::gil_scoped_release>())
       .def("handle", [](std::shared_ptr<fastrnn::Stream> s) {
         return py::capsule(new std::shared_ptr<fastrnn::Stream>(std::move(s)), fastrnn::kStreamHandle, [](PyObject* o) {
           delete static_cast<std::shared_ptr<fastrnn::Stream>*>(PyCapsule_GetPointer(o, fastrnn::kStreamHandle));

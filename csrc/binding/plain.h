@@ -1,4 +1,4 @@
-// Tensors of which nothing is to be feared.
+// Tensors of which nothing is to be feared; and calls without Python's lock.
 #pragma once
 
 #include <torch/csrc/python_headers.h>
@@ -15,5 +15,14 @@ inline const at::Tensor* plain_tensor(PyObject* object) {
                                         c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
   return (t.key_set().raw_repr() & ~kUsual.raw_repr()) == 0 ? &t : nullptr;
 }
+
+// Other threads of Python run for its life.
+struct NoGil {
+  PyThreadState* state = PyEval_SaveThread();
+  NoGil() = default;
+  NoGil(const NoGil&) = delete;
+  NoGil& operator=(const NoGil&) = delete;
+  ~NoGil() { PyEval_RestoreThread(state); }
+};
 
 }  // namespace fastrnn

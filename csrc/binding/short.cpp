@@ -108,11 +108,6 @@ bool is_one_of(PyObject* types, PyObject* module) {
   return false;
 }
 
-struct NoGil {
-  PyThreadState* state = PyEval_SaveThread();
-  ~NoGil() { PyEval_RestoreThread(state); }
-};
-
 PyObject* as_tuple(const Tensors& tensors, size_t from) {
   PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(tensors.size() - from));
   for (size_t k = from; tuple != nullptr && k < tensors.size(); ++k) {

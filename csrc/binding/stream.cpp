@@ -1,6 +1,7 @@
 #include <torch/csrc/python_headers.h>
 // after Python's
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <string.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -12,44 +13,144 @@
 
 namespace fastrnn {
 
+namespace {
+
+// From here on some ten microseconds: other threads of Python are let in.
+constexpr int64_t kBrief = 250'000;  // multiply-adds
+
+// What is done here is not followed: by autograd, autocast, transforms of torch.func, or modes.
+constexpr c10::DispatchKeySet kFollowers =
+    c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::Tracer,
+                         c10::DispatchKey::PythonDispatcher, c10::DispatchKey::PreDispatch,
+                         c10::DispatchKey::Functionalize, c10::DispatchKey::VmapMode,
+                         c10::DispatchKey::FuncTorchVmapMode, c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                         c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
+    c10::autocast_dispatch_keyset;
+
+struct Apart {
+  c10::impl::ExcludeDispatchKeyGuard unseen{kFollowers};
+  at::AutoDispatchBelowADInplaceOrView untracked;
+};
+
+// Memory of a stream's own is to be written in inference mode and outside of it: made outside.
+Tensor own(at::IntArrayRef sizes, const Tensor& like) {
+  const c10::InferenceMode off(false);
+  return products::empty(sizes, like);
+}
+
+Tensor own_copy(const Tensor& t) {
+  Tensor copy = own(t.sizes(), t);
+  const Apart apart;
+  copy.copy_(t);
+  return copy;
+}
+
+bool is_wrapped(const Tensor& t) {
+  constexpr c10::DispatchKeySet kWrapped({c10::DispatchKey::Python, c10::DispatchKey::Batched,
+                                          c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper,
+                                          c10::DispatchKey::Functionalize});
+  return t.key_set().has_any(kWrapped);
+}
+
+}  // namespace
+
+Tensor plain_copy(const Tensor& t) { return is_wrapped(t) ? Tensor() : own_copy(t); }
+
 Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t batch)
     : cell_(cell), batch_(batch), counts_{batch} {
   const CellKernels* kernels = find_cell(cell.c_str());
   TORCH_CHECK_VALUE(kernels != nullptr, "cell: there are no kernels for ", cell);
   set_weights(std::move(weights));
   const Tensor& w_hh = weights_[0][1];
+  inputs_ = weights_[0][0].size(1);
   hidden_ = w_hh.size(0) / kernels->gates;
   projected_ = w_hh.size(1);
+  type_ = w_hh.scalar_type();
+  int64_t elements = 0;
+  for (const Tensors& layer : weights_) elements += layer[0].numel() + layer[1].numel();
+  brief_ = batch * elements < kBrief;
   const auto layers = static_cast<int64_t>(weights_.size());
   for (int turn = 0; turn < 2; ++turn) {
     by_layer_[turn].resize(layers);
     for (int s = 0; s < kernels->states; ++s) {
-      states_[turn].push_back(at::zeros({layers, batch, s == 0 ? projected_ : hidden_}, w_hh.options()));
-      for (int64_t k = 0; k < layers; ++k) by_layer_[turn][k].push_back(states_[turn][s].select(0, k));
+      const int64_t width = s == 0 ? projected_ : hidden_;
+      Tensor& state = states_[turn].emplace_back(own({layers, batch, width}, w_hh));
+      memset(state.mutable_data_ptr(), 0, state.nbytes());
+      for (int64_t k = 0; k < layers; ++k) {
+        Tensor& part = by_layer_[turn][k].emplace_back(memory_of(state, {batch, width}));
+        part.unsafeGetTensorImpl()->set_storage_offset(k * batch * width);
+      }
     }
   }
-  gates_ = products::empty({batch, w_hh.size(0)}, w_hh);
-  product_ = products::empty({batch, w_hh.size(0)}, w_hh);
-  for (int64_t k = 1; k < layers; ++k) between_.push_back(products::empty({batch, projected_}, w_hh));
+  gates_ = own({batch, w_hh.size(0)}, w_hh);
+  product_ = own({batch, w_hh.size(0)}, w_hh);
+  for (int64_t k = 1; k < layers; ++k) between_.push_back(own({batch, projected_}, w_hh));
 }
 
 void Stream::set_weights(std::vector<Tensors> weights) {
+  const std::lock_guard lock(mutex_);
   TORCH_CHECK_VALUE(!weights.empty() && (weights_.empty() || weights.size() == weights_.size()),
                     "weights: expected those of every layer");
-  weights_ = std::move(weights);
+  weights_.swap(weights);
+}
+
+Tensors Stream::states() const {
+  const std::lock_guard lock(mutex_);
+  Tensors copies;
+  for (const Tensor& s : states_[now_]) copies.push_back(own_copy(s));
+  return copies;
+}
+
+void Stream::set_states(const Tensors& values) {
+  const std::lock_guard lock(mutex_);
+  TORCH_CHECK_VALUE(values.size() == states_[now_].size(), "state: expected ", states_[now_].size(), " tensors, got ",
+                    values.size());
+  for (const Tensor& v : values) {
+    TORCH_CHECK_TYPE(!is_wrapped(v), "state: expected ordinary tensors, got one that torch.func or a mode has wrapped");
+  }
+  const Apart apart;
+  for (size_t s = 0; s < values.size(); ++s) states_[now_][s].copy_(values[s]);
+}
+
+void Stream::reset(const std::optional<std::vector<int64_t>>& rows, const Tensors& initial) {
+  const std::lock_guard lock(mutex_);
+  std::vector<int64_t> all;
+  for (int64_t b = 0; !rows && b < batch_; ++b) all.push_back(b);
+  for (size_t s = 0; s < states_[now_].size(); ++s) {
+    const Tensor& state = states_[now_][s];
+    const auto layers = static_cast<int64_t>(weights_.size()),
+               row = static_cast<int64_t>(state.nbytes()) / layers / batch_;
+    char* to = static_cast<char*>(state.mutable_data_ptr());
+    const char* from = initial.empty() ? nullptr : static_cast<const char*>(initial[s].const_data_ptr());
+    for (int64_t k = 0; k < layers; ++k) {
+      for (const int64_t b : rows ? *rows : all) {
+        const int64_t at = (k * batch_ + b) * row;
+        from == nullptr ? memset(to + at, 0, row) : memcpy(to + at, from + at, row);
+      }
+    }
+  }
 }
 
 bool Stream::fits(const Tensor& x) const {
-  const Tensor& w = weights_[0][0];
-  return x.scalar_type() == w.scalar_type() && x.is_contiguous() && !x.is_neg() &&
-         (x.dim() == 2 ? x.size(0) == batch_ : x.dim() == 1 && batch_ == 1) && x.size(-1) == w.size(1);
+  return x.scalar_type() == type_ && x.is_contiguous() && !x.is_neg() &&
+         (x.dim() == 2 ? x.size(0) == batch_ : x.dim() == 1 && batch_ == 1) && x.size(-1) == inputs_;
 }
 
 Tensor Stream::step(const Tensor& x) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const at::AutoDispatchBelowADInplaceOrView plain;
+  const std::lock_guard lock(mutex_);
+  return step_locked(x);
+}
+
+Tensor Stream::step_without_waiting(const Tensor& x) {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  return lock ? step_locked(x) : Tensor();
+}
+
+Tensor Stream::step_locked(const Tensor& x) {
+  const Apart apart;
   const CellKernels* kernels = find_cell(cell_.c_str());
   const Tensor& like = weights_[0][1];
+  const int format = static_cast<int>(format_for(*kernels, type_));
   const bool half = like.element_size() == 2;  // W·x is not to be rounded before its bias is added
   Buffers buffers;
   const Tensor y = buffers.empty({batch_, projected_}, like.options());
@@ -74,7 +175,7 @@ Tensor Stream::step(const Tensor& x) {
       args.initial[s] = before[s].const_data_ptr();
       args.final_states[s] = after[s].mutable_data_ptr();
     }
-    buffers.verify(kernels->forward[static_cast<int>(format_of(like.scalar_type()))](args));
+    buffers.verify(kernels->forward[format](args));
     in = out;
   }
   now_ = 1 - now_;
@@ -95,7 +196,14 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const auto stream = *static_cast<std::shared_ptr<Stream>*>(PyCapsule_GetPointer(args[0], kStreamHandle));
   const Tensor* x = plain_tensor(args[1]);
   if (x == nullptr || !stream->fits(*x)) Py_RETURN_NONE;
-  return THPVariable_Wrap(stream->step(*x));
+  Tensor y;
+  if (stream->brief()) y = stream->step_without_waiting(*x);
+  if (!y.defined()) {
+    const Tensor held = *x;
+    const NoGil released;
+    y = stream->step(held);
+  }
+  return THPVariable_Wrap(y);
   END_HANDLE_TH_ERRORS
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,21 +11,34 @@
 
 namespace fastrnn {
 
+// Threads take turns: every call locks. None of them takes Python's lock meanwhile; who has it must not wait here.
 class Stream {
  public:
   // weights: of each layer w_ih, w_hh, b_ih, b_hh, w_hr, undefined where there is none; dense, and nobody else's.
   Stream(const std::string& cell, std::vector<Tensors> weights, int64_t batch);
 
   void set_weights(std::vector<Tensors> weights);
-  // The state now, each (L, B, P or H): the memory itself.
-  const Tensors& states() const { return states_[now_]; }
+  // The state now, each (L, B, P or H): copies.
+  Tensors states() const;
+  void set_states(const Tensors& values);
+  // The rows (all, if not said) back to `initial`, or to zeros if that is empty.
+  void reset(const std::optional<std::vector<int64_t>>& rows, const Tensors& initial);
   // x (B, I), dense. Returns y (B, P), new.
   Tensor step(const Tensor& x);
+  // The same, unless another thread is at it: then undefined.
+  Tensor step_without_waiting(const Tensor& x);
   bool fits(const Tensor& x) const;
+  // Whether a step is so short that other threads may wait for it.
+  bool brief() const { return brief_; }
 
  private:
+  Tensor step_locked(const Tensor& x);
+
+  mutable std::mutex mutex_;
   std::string cell_;
-  int64_t batch_, hidden_, projected_;
+  int64_t batch_, inputs_ = 0, hidden_ = 0, projected_ = 0;
+  at::ScalarType type_{};
+  bool brief_ = false;
   std::vector<Tensors> weights_;
   Tensors states_[2];                 // in turns: before and after a step
   std::vector<Tensors> by_layer_[2];  // the same memory, [layer][state] (B, P or H)
@@ -32,6 +47,9 @@ class Stream {
   std::vector<int64_t> counts_, offsets_{0};
   int now_ = 0;
 };
+
+// A dense copy that no mode, transform or derivative knows of; undefined where `t` is wrapped by one of them.
+Tensor plain_copy(const Tensor& t);
 
 // A capsule of this name holds a std::shared_ptr<Stream>.
 constexpr const char* kStreamHandle = "fastrnn.stream";

@@ -17,8 +17,10 @@ class Stream:
     differentiable.
 
     It computes with a copy of the weights, taken when it is made: changes to the module show after `refresh`. ``y`` and
-    the states are bit for bit those of ``module.step``, in evaluation mode (without dropout). Use it from one thread at
-    a time.
+    the states are bit for bit those of ``module.step``, in evaluation mode (without dropout). Steps of several threads
+    take turns; while one takes longer than some microseconds, other threads of Python run.
+
+    A stream can be copied (`copy.deepcopy`) and pickled, with the module, the weights it has and its states.
 
     Shapes: B batch rows, I input size, H hidden size, P projection size (H without projection), L layers.
 
@@ -44,13 +46,14 @@ class Stream:
         self._weights = self._take_weights()
         self._kernel: Any = None
         self._handle: Any = None
-        self._initial: tuple[Tensor, ...] | None = None
+        self._batch = 0  # not known yet
+        self._initial: tuple[Tensor, ...] = ()  # zeros
         if batch is not None:
             self._begin(batch)
         if state is not None:
             self.state = state
             kernel: Any = self._kernel
-            self._initial = tuple(s.clone() for s in kernel.states())
+            self._initial = tuple(kernel.states())
 
     def step(self, x: Tensor) -> Tensor:
         """The next time step.
@@ -83,14 +86,14 @@ class Stream:
         """
         if self._kernel is None:
             return None
-        states = tuple(s.clone() for s in self._kernel.states())
+        states = tuple(self._kernel.states())
         return states if len(states) > 1 else states[0]
 
     @state.setter
     def state(self, value: Any) -> None:
         if value is None:
-            for s in self._kernel.states() if self._kernel is not None else ():
-                s.zero_()
+            if self._kernel is not None:
+                self._kernel.reset(None, ())
             return
         module, layers = self._module, self._module.num_layers
         given, sizes = module._as_states(value), module._state_sizes()
@@ -103,9 +106,7 @@ class Stream:
                 raise ValueError(f"state: expected shape {(layers, batch or 'B', size)}, got {tuple(s.shape)}")
         if self._kernel is None:
             self._begin(batch)
-        with torch.no_grad():
-            for mine, s in zip(self._kernel.states(), given, strict=True):
-                mine.copy_(s)
+        self._kernel.set_states(given)
 
     def reset(self, rows: Any = None) -> None:
         """Back to the initial state: that given to the constructor, or zeros.
@@ -119,11 +120,12 @@ class Stream:
         """
         if self._kernel is None:
             return
-        if rows is None:
-            rows = slice(None)
-        with torch.no_grad():
-            for k, s in enumerate(self._kernel.states()):
-                s[:, rows] = 0.0 if self._initial is None else self._initial[k][:, rows]
+        chosen = None
+        if rows is not None:
+            mask = torch.zeros(self._batch, dtype=torch.bool, device="cpu")
+            mask[(rows,)] = True
+            chosen = mask.nonzero().flatten().tolist()
+        self._kernel.reset(chosen, self._initial)
 
     def refresh(self) -> None:
         """Takes the module's weights again; the state stays.
@@ -143,12 +145,20 @@ class Stream:
         if self._kernel is not None:
             self._kernel.set_weights(weights)
 
-    @property
-    def _batch(self) -> int:
-        return 0 if self._kernel is None else self._kernel.states()[0].shape[1]
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_kernel", "_handle")}
+        return kept | {"_now": None if self._kernel is None else self._kernel.states()}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__.update(kept, _kernel=None, _handle=None)
+        now = self.__dict__.pop("_now")
+        if now is not None:
+            self._begin(self._batch)
+            self._kernel.set_states(now)
 
     def _begin(self, batch: int) -> None:
         self._kernel = _C.Stream(_CELLS[self._module.mode], self._weights, batch)
+        self._batch = batch
         self._handle = self._kernel.handle()
 
     def _take_weights(self) -> list[list[Tensor | None]]:
@@ -157,7 +167,9 @@ class Stream:
         found = _checks.read_weights(module, module._flat_weights_names)
         if not found or not _checks.are_plain(found[0], None, found):
             raise TypeError("module: expected dense CPU weights of one floating-point format")
-        own: list[Tensor | None] = [w.detach().clone(memory_format=torch.contiguous_format) for w in found]
+        own = [_C.plain_copy(w) for w in found]
+        if any(w is None for w in own):
+            raise TypeError("module: expected ordinary weights, got some that torch.func or a mode has wrapped")
         count = len(own) // module.num_layers
         layers = []
         for first in range(0, len(own), count):
@@ -176,9 +188,11 @@ class Stream:
         rows = self._batch or (x.shape[0] if x.dim() == 2 else 1)
         if rows == 0 or (tuple(x.shape) != (rows, w.shape[1]) and not (rows == 1 and x.shape == w.shape[1:])):
             raise ValueError(f"x: expected shape {(self._batch or 'B', w.shape[1])}, got {tuple(x.shape)}")
+        plain = _C.plain_copy(x)
+        if plain is None:
+            raise TypeError("x: expected an ordinary tensor, got one that torch.func or a mode of torch has wrapped")
         if self._kernel is None:
             self._begin(rows)
-        y = _C.stream_step(self._handle, x.detach().contiguous().resolve_neg())
-        if y is None:
-            raise TypeError("x: expected an ordinary tensor, got one that torch.func or a mode of torch has wrapped")
+        y = _C.stream_step(self._handle, plain)
+        assert y is not None
         return y
