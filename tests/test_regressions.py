@@ -10,6 +10,7 @@ from problems import Problem, assert_same, error
 from test_autograd import flat
 from torch import nn
 
+import fastrnn
 from fastrnn import _ops
 from fastrnn.cells import CELLS
 from fastrnn.functional import LayerWeights, sequence
@@ -196,3 +197,80 @@ def test_functionalize(cell):
     rows = torch.stack((x, 2 * x))
     mapped = torch.func.vmap(call)(rows)
     torch.testing.assert_close(functionalize(torch.func.vmap(call))(rows), mapped)
+
+
+@pytest.mark.parametrize("layout", ["plain", "packed", "lengths+reset"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_tensors_of_zeros_without_memory(cell, layout):
+    p = Problem(cell, 4, 3, 2, 5, layout=layout, dtype=torch.float32)
+    leaves = p.leaves()
+
+    def run(zeros, name):
+        given = {n: zeros(t.shape) if n == name else t.detach() for n, t in leaves.items()}
+        given["w_hh"] = given["w_hh"].clone().requires_grad_()
+        weights = LayerWeights(*(given.get(n) for n in LayerWeights._fields))
+        states = [given[f"{s}0"] for s in CELLS[cell].states]
+        arguments = {n: zeros(v.shape, dtype=v.dtype) if n == name else v for n, v in p.arguments.items()}
+        y, finals = sequence(cell, given["x"], weights, states, **arguments)
+        seed = torch.ones_like(y) if name != "gradient" else zeros(y.shape)
+        return (y, *finals, *torch.autograd.grad(y, given["w_hh"], seed))
+
+    for name in (*leaves, "gradient", "lengths", "reset"):
+        for a, b in zip(run(torch._efficientzerotensor, name), run(torch.zeros, name), strict=True):
+            assert torch.equal(a, b), name
+    stream = fastrnn.Stream(fastrnn.GRU(3, 4))
+    assert torch.equal(
+        stream.step(torch._efficientzerotensor(2, 3)), fastrnn.Stream(stream._module).step(torch.zeros(2, 3))
+    )
+    with pytest.raises(ValueError, match="batch_sizes: expected positive numbers"):
+        sequence(cell, p.x.flatten(0, -2), p.weights, batch_sizes=torch._efficientzerotensor(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", ["x", "w_ih", "w_hh", "h0"])
+def test_other_memory_assigned_after_the_forward_pass(cell, name):
+    """`.data =` leaves no trace in the version; what backward reads must at least have the sizes of before."""
+    wrong = {
+        "x": lambda t: (t[:, :1], t[..., :1], t.float(), t[0]),
+        "w_ih": lambda t: (t[:1], t[:, :1], t.float()),
+        "w_hh": lambda t: (t[:1], t[:, :1], t.float()),
+        "h0": lambda t: (t[:1], t[:, :1], t.float()),
+    }[name]
+    for batch, steps in ((3, 4), (1, 1)):  # large products; small ones, which trust sizes
+        p = Problem(cell, steps, batch + 1, 2, 5)
+        for data in wrong(p.leaves()[name].detach()):
+            q = Problem(cell, steps, batch + 1, 2, 5)
+            y, _ = sequence(cell, q.x, q.weights, q.states)
+            q.leaves()[name].data = data
+            said = {"h0": "states", "w_ih": "(w_ih|x)", "w_hh": "(w_hh|y)"}.get(name, name)  # or what no longer fits it
+            with pytest.raises(RuntimeError, match=f"{said}: expected"):
+                y.sum().backward()
+
+
+def test_gradient_operators_check_y():
+    p = Problem("lstm", 3, 2, 2, 4, dtype=torch.float32)
+    w = [None if t is None else t.detach() for t in p.weights]
+    y, _, reserve = _ops.forward("lstm", p.x.detach(), *w, [], None, None, None, False, True)
+    for bad in (y[..., :3], y.double()):
+        with pytest.raises(RuntimeError, match="y: expected"):
+            _ops.backward("lstm", y, [], w[1], None, [], bad, reserve, None, None, None, False, False, False)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_no_graph_where_autograd_is_left_out(kind):
+    module, x = getattr(fastrnn, kind)(3, 4, num_layers=2), torch.randn(5, 2, 3, requires_grad=True)
+    single = getattr(fastrnn, kind + "Cell")(3, 4)
+    arguments = {}, {"recompute": 2}, {"reset": torch.zeros(5, 2, dtype=torch.bool)}
+    with torch._C._AutoDispatchBelowAutograd():
+        found = [module(x, **a)[0] for a in arguments] + [module.step(x[0])[0], single(x[0])]
+    for result in found:
+        result = result[0] if isinstance(result, tuple) else result
+        assert not result.requires_grad
+
+    @torch.library.custom_op("fastrnn_tests::inside_" + kind.lower(), mutates_args=())
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        y = module(x)[0]
+        assert not y.requires_grad
+        return y
+
+    inside(x)

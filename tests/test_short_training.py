@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from dropin_cases import LAYERS, layer_pair, random_hx, same
@@ -74,6 +76,133 @@ def test_a_saved_input_changed_in_place():
         module.weight_hh_l0.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def freeze(module: nn.Module, *names: str) -> None:
+    for name, p in module.named_parameters():
+        p.requires_grad_(name in names)
+
+
+def changed_between(module: nn.Module, name: str, **options):
+    """Gradients of x and of the parameters, where `name` was changed in place between forward and backward."""
+    x = torch.linspace(-1, 1, T * B * I, dtype=torch.float64).view(T, B, I).requires_grad_()
+    y = module(x, **options)[0]
+    with torch.no_grad():
+        (x if name == "x" else getattr(module, name)).add_(1)
+    return torch.autograd.grad(y.square().sum(), [x, *(p for p in module.parameters() if p.requires_grad)])
+
+
+UNREAD = {  # what may be changed, and the parameters that require a gradient
+    "bias_ih_l0": ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"),
+    "bias_hh_l0": ("weight_hh_l0",),
+    "x": ("weight_hh_l0", "bias_ih_l0"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_unread_input_changed_in_place(kind, name):
+    """torch.nn.GRU and RNN do not keep what the derivative does not read, and so allow it to be changed."""
+    theirs, module = (m.double() for m in layer_pair(kind))
+    for m in (theirs, module):
+        freeze(m, *UNREAD[name])
+    found = changed_between(module, name)
+    if kind != "lstm":
+        same(found, changed_between(theirs, name))
+    freeze(module, *UNREAD[name])
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    target = x if name == "x" else getattr(module, name)
+    y = module(x)[0]
+    with torch.no_grad():
+        target.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # read by the second derivative
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    y = module(x)[0]
+    with torch.no_grad():
+        target.add_(1)
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # read when y is made again
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_weight_of_an_input_without_a_gradient_changed_in_place(kind):
+    theirs, module = layer_pair(kind)
+    x = torch.randn(T, B, I)
+    results = []
+    for m in (module,) if kind == "lstm" else (module, theirs):
+        y = m(x)[0]
+        with torch.no_grad():
+            m.weight_ih_l0.add_(1)
+        results.append(torch.autograd.grad(y.sum(), list(m.parameters())))
+    same(results[0], results[-1])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_residual_in_place_with_frozen_weights(kind):
+    theirs, module = (m.double() for m in layer_pair(kind, I, I))
+    results = []
+    for m in (theirs, module):
+        freeze(m)
+        x = torch.linspace(-1, 1, T * B * I, dtype=torch.float64).view(T, B, I).requires_grad_()
+        z = x * 1
+        y = m(z)[0]
+        z = z + y if m is theirs else z.add_(y)
+        results.append(torch.autograd.grad(z.square().sum(), x)[0])
+    same(*results)
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    z = x * 1
+    z += module(z)[0]
+    memory = torch.multiprocessing.reductions.StorageWeakRef(z.untyped_storage())
+    del z
+    gc.collect()
+    assert memory.expired()  # without a backward pass too: the node holds nothing that holds it
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_second_derivatives_by_an_unread_input(kind):
+    module = make(kind, 2, 3).double()
+    freeze(module)
+    x, scale = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True), torch.ones(2, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda x, s: module(x * s)[0], (x, scale.requires_grad_()))
+    assert torch.autograd.gradgradcheck(lambda x: module(x)[0], x)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_states_made_in_inference_mode(kind):
+    module = make(kind)
+    with torch.inference_mode():
+        hx = random_hx(module)
+    x = torch.randn(T, B, I, requires_grad=True)
+    wanted = torch.autograd.grad(module(x, random_hx(module))[0].sum(), [x, *module.parameters()])
+    y = module(x, hx)[0]
+    with torch.inference_mode():
+        for s in hx if isinstance(hx, tuple) else (hx,):
+            s.zero_()  # leaves no trace
+    same(torch.autograd.grad(y.sum(), [x, *module.parameters()]), wanted, rtol=0, atol=0)
+    with torch.inference_mode():
+        reset = torch.zeros(T, B, dtype=torch.bool)
+    module(x, reset=reset)[0].sum().backward()
+    with torch.inference_mode():
+        x = torch.randn(T, B, I)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        module(x)
+    freeze(module, "weight_hh_l0")
+    y = module(x)[0]
+    y.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        y.sum().backward(create_graph=True)
+
+
+def test_unread_inputs_under_hooks():
+    """What is offloaded or made again by a checkpoint is all of it."""
+    module, x = make("gru"), torch.randn(T, B, I, requires_grad=True)
+    freeze(module)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t.clone(), lambda t: t):
+        y = module(x * 1)[0]
+    assert x.shape in packed
+    same(torch.autograd.grad(y.sum(), x), torch.autograd.grad(module(x)[0].sum(), x), rtol=0, atol=0)
 
 
 def test_a_graph_is_freed_or_kept():

@@ -78,6 +78,12 @@ Tensors tracked_gradients(LayerCall call, const std::array<bool, 7>& needs, Tens
   return found;
 }
 
+// A gradient that is not plain (batched by vmap, wrapped by torch.func) is the business of Python.
+bool to_be_tracked(const variable_list& grads) {
+  const auto wrapped = [](const Tensor& g) { return g.defined() && !is_plain(g); };
+  return at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), wrapped);
+}
+
 // `results`: y (T, B, P) and what the forward pass kept.
 Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, variable_list grads, Tensors results,
                   bool changed) {
@@ -87,11 +93,7 @@ Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, varia
     results = {y};
     results.insert(results.end(), reserve.begin(), reserve.end());
   }
-  // A gradient that is not plain (batched by vmap, wrapped by torch.func) is the business of Python as well.
-  const auto wrapped = [](const Tensor& g) { return g.defined() && !is_plain(g); };
-  if (at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), wrapped)) {
-    return tracked_gradients(call, needs, std::move(grads), std::move(results));
-  }
+  if (to_be_tracked(grads)) return tracked_gradients(call, needs, std::move(grads), std::move(results));
   const Tensors in = plain_inputs(call);
   if (!call.form.plain()) {
     if (grads[0].defined()) grads[0] = call.form.rows(grads[0]);
@@ -109,6 +111,8 @@ Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, varia
 }
 
 }  // namespace
+
+bool reads_all_inputs(const variable_list& grads, bool changed) { return changed || to_be_tracked(grads); }
 
 // What is saved: all inputs, batch_sizes, lengths, reset, y, and what the forward pass kept.
 variable_list layer_gradients(LayerCall call, size_t inputs, const variable_list& saved, bool changed,
@@ -150,7 +154,11 @@ bool is_plain(const LayerCall& call) {
 namespace {
 
 bool needs_graph(const LayerCall& call) {
-  if (!at::GradMode::is_enabled() || c10::InferenceMode::is_enabled()) return false;
+  // Inference mode and the body of a custom operator leave autograd out, whatever grad mode says.
+  if (!at::GradMode::is_enabled() || c10::InferenceMode::is_enabled() ||
+      c10::impl::tls_local_dispatch_key_set().excluded_.has(c10::DispatchKey::AutogradFunctionality)) {
+    return false;
+  }
   return std::any_of(call.inputs.begin(), call.inputs.end(),
                      [](const Tensor& t) { return t.defined() && t.requires_grad(); });
 }

@@ -1,7 +1,9 @@
 #include "binding/node.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <array>
 #include <type_traits>
 
 namespace fastrnn {
@@ -39,33 +41,83 @@ struct Layer : torch::autograd::Function<Layer> {
   }
 };
 
+// Whether the first derivative needs the value of the k-th input: of x for that of w_ih, of w_ih for that of x, of the
+// biases never.
+bool is_read(const Tensors& inputs, size_t k) {
+  if (k == 0) return inputs[1].defined() && inputs[1].requires_grad();
+  if (k == 1) return inputs[0].requires_grad();
+  return k != 3 && k != 4;
+}
+
+// An input that the first derivative does not read. torch.nn does not keep it, so that whoever changes it in between
+// must not hear of it; what else reads it must find what was there.
+struct Unread {
+  Tensor tensor;
+  uint32_t version = 0;
+
+  // A leaf that requires a gradient as it is. Anything else, as it may be changed in place to depend on the output,
+  // would then hold the node that holds it: of that, the memory alone.
+  void keep(const Tensor& t) {
+    const auto& counter = t.unsafeGetTensorImpl()->version_counter();
+    version = t.is_inference() ? 0 : counter.current_version();
+    tensor =
+        t.requires_grad() && t.is_leaf() ? t : Tensor(t.getIntrusivePtr()->shallow_copy_and_detach(counter, false));
+  }
+
+  // As it was given, or an error. `edge`: where its gradient goes.
+  Tensor unpack(size_t k, const torch::autograd::Edge& edge) const {
+    constexpr std::array<const char*, kFixedInputs> kNames{"x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
+    constexpr const char* kWhy = ". It is needed where gradients are differentiated, or an output was changed in place";
+    TORCH_CHECK(!tensor.is_inference(), "Inference tensors cannot be saved for backward: ", kNames[k], " is one", kWhy);
+    const uint32_t now = tensor.unsafeGetTensorImpl()->version_counter().current_version();
+    TORCH_CHECK(now == version,
+                "one of the variables needed for gradient computation has been modified by an inplace operation: ",
+                kNames[k], " ", tensor.sizes(), " is at version ", now, "; expected version ", version, kWhy);
+    if (tensor.requires_grad() || edge.function == nullptr) return tensor;
+    Tensor tracked = torch::autograd::make_variable(tensor, edge, false);
+    torch::autograd::impl::set_version_counter(tracked, torch::autograd::impl::version_counter(tensor));
+    return tracked;
+  }
+};
+
 struct LayerNode : Node {
   LayerCall call{};  // without its tensors
   size_t inputs = 0;
-  std::vector<SavedVariable> saved;
-  c10::VariableVersion watched;  // y's own: tells whether the caller has changed it
+  std::vector<SavedVariable> saved;         // nothing in place of an unread input
+  std::array<Unread, kFixedInputs> unread;  // nothing in place of a saved one
+  c10::VariableVersion watched;             // y's own: tells whether the caller has changed it
   mutable NodePointer stand_in;
 
   std::string name() const override { return "FastrnnLayerBackward"; }
 
-  variable_list unpacked() {
+  // `all`: unread inputs are to be read.
+  variable_list unpacked(bool all) {
     variable_list tensors;
     tensors.reserve(saved.size());
-    for (const SavedVariable& s : saved) tensors.push_back(s.unpack(getptr()));
+    size_t edge = 0;
+    for (size_t k = 0; k < saved.size(); ++k) {
+      if (k < kFixedInputs && unread[k].tensor.defined()) {
+        tensors.push_back(all ? unread[k].unpack(k, next_edge(edge)) : unread[k].tensor);
+      } else {
+        tensors.push_back(saved[k].unpack(getptr()));
+      }
+      if (k < inputs && tensors.back().defined()) ++edge;
+    }
     return tensors;
   }
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const variable_list tensors = unpacked();
+    const bool changed = watched.current_version() != 0;
+    const variable_list tensors = unpacked(reads_all_inputs(grads, changed));
     return layer_gradients(
-        call, inputs, tensors, watched.current_version() != 0,
-        [this](size_t edge) { return task_should_compute_output(edge); }, grads);
+        call, inputs, tensors, changed, [this](size_t edge) { return task_should_compute_output(edge); }, grads);
   }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (SavedVariable& s : saved) s.reset_data();
+    unread = {};
     stand_in = nullptr;
   }
 
@@ -81,7 +133,7 @@ struct LayerNode : Node {
     data["reverse"] = call.reverse;
     data["form"] = static_cast<int64_t>(f.batch_first | f.no_steps << 1 | f.no_batch << 2 | f.layered << 3);
     data["inputs"] = static_cast<int64_t>(inputs);
-    variable_list tensors = const_cast<LayerNode*>(this)->unpacked();
+    variable_list tensors = const_cast<LayerNode*>(this)->unpacked(true);
     Tensor version = at::empty({0}, tensors[2].options().requires_grad(false));
     torch::autograd::impl::set_version_counter(version, watched);
     data["watched"] = version;
@@ -114,11 +166,23 @@ void record_layer(LayerCall call, Tensors& outputs, const Tensor& kept, const Te
       node->saved.emplace_back();
     }
   };
-  for (const Tensor& t : call.inputs) {
-    save(t);
+  // Small, and made in inference mode now and then: changes of such a tensor leave no trace.
+  const auto save_own = [&](const Tensor& t) { save(t.defined() && t.is_inference() ? t.clone() : t); };
+  // Hooks take what is kept elsewhere: all of it.
+  const bool hooks = at::SavedTensorDefaultHooks::get_hooks().has_value();
+  for (size_t k = 0; k < call.inputs.size(); ++k) {
+    const Tensor& t = call.inputs[k];
     if (t.defined()) edges.push_back(torch::autograd::impl::gradient_edge(t));
+    if (t.defined() && !is_read(call.inputs, k) && (!hooks || t.is_inference())) {
+      node->unread[k].keep(t);
+      node->saved.emplace_back();
+    } else if (k < kFixedInputs) {
+      save(t);
+    } else {
+      save_own(t);
+    }
   }
-  for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) save(t.value_or(Tensor()));
+  for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) save_own(t.value_or(Tensor()));
   save(kept);
   for (const Tensor& t : reserve) save(t);
   call.inputs.clear();

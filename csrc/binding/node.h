@@ -17,4 +17,8 @@ torch::autograd::variable_list layer_gradients(LayerCall call, size_t inputs,
                                                const std::function<bool(size_t)>& wants,
                                                const torch::autograd::variable_list& grads);
 
+// Whether that takes the values of all inputs, those too which a first derivative has no use for: it is itself to be
+// differentiated, or the forward pass is run again.
+bool reads_all_inputs(const torch::autograd::variable_list& grads, bool changed);
+
 }  // namespace fastrnn

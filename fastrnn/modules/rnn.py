@@ -20,7 +20,8 @@ _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn
 
 class RecurrentLayers(TorchIdentity, nn.RNNBase):
     """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors
-    are torch's.
+    are torch's. A call computes with the attributes ``weight_ih_l0`` and so on; torch's private list of them,
+    ``_flat_weights``, is not read, so that what is assigned to it has no effect.
 
     Attributes:
         backend, recompute: taken where a call names none; ``"auto"`` and False unless assigned. See `forward`.
