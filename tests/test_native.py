@@ -1,4 +1,5 @@
 """The kernels without torch: tests/native/check_kernels.cpp, built here for this compiler, plainly and with sanitizers.
+check_team.cpp: when threads that work together part.
 
 Objects are kept in build/native and compiled again only when a file that they include has changed.
 """
@@ -155,3 +156,12 @@ def test_no_race_between_threads(tools, tmp_path):
     pairs = {("lstm", "baseline"), ("gru", "baseline")}
     lines = run(build(tools, [*FLAGS, "-fsanitize=thread"], pairs, NATIVE / "team_threads.cpp"), "--quick")
     assert "passed" in lines[0]
+
+
+def test_when_a_team_breaks_up(tools, tmp_path):
+    sources = [NATIVE / "check_team.cpp", NATIVE / "team_threads.cpp", ROOT / "csrc" / "cpu" / "crowd.cpp"]
+    program = tmp_path / "check_team"
+    command = [*tools.compiler.command, *FLAGS, "-pthread", *map(str, sources), "-o", str(program)]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout

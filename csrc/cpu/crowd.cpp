@@ -13,7 +13,9 @@ constexpr int64_t kLate = kMillisecond / 2;  // a sleeping thread with a free co
 constexpr int64_t kShortest = 50 * kMillisecond, kLongest = 800 * kMillisecond;
 constexpr double kLongJob = 60e-3;  // seconds: several regions of several time slices
 
-std::atomic<int64_t> alone_until{0}, last_while{0};
+constexpr int64_t kFewSlices = 20 * kMillisecond;
+
+std::atomic<int64_t> alone_until{0}, last_while{0}, last_wait{0};
 
 }  // namespace
 
@@ -32,10 +34,15 @@ void report_crowd() {
   alone_until = now + length;
 }
 
+bool long_wait_again() {
+  const int64_t now = nanoseconds();
+  return now - last_wait.exchange(now) < kFewSlices;
+}
+
 bool better_alone(double seconds) { return seconds < kLongJob && nanoseconds() < alone_until.load(); }
 
 void set_crowd(bool seen) {
-  last_while = 0;
+  last_while = last_wait = 0;
   alone_until = seen ? nanoseconds() + 3600 * 1000 * kMillisecond : 0;
 }
 

@@ -17,6 +17,10 @@ int64_t nanoseconds();
 // Something took much longer than it does with a core for each thread.
 void report_crowd();
 
+// To be called after a long wait at a barrier. Whether the last one is but a few time slices ago: a single one may be
+// the system's own work, and is over.
+bool long_wait_again();
+
 // Whether a job that takes one thread so many seconds should have but one thread.
 bool better_alone(double seconds);
 

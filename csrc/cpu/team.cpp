@@ -1,5 +1,6 @@
 #include "cpu/team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -62,10 +63,23 @@ Next Member::wait() {
                                                                                          : Next::kTogether;
   }
   if (slow) return Next::kAlone;
-  const int64_t most = patience.load(std::memory_order_relaxed);
-  slow = most <= 0 || (since >= 0 && nanoseconds() - since > most);
-  if (slow && most > 0) report_crowd();
+  slow = gives_up(since);
   return Next::kTogether;
+}
+
+bool Member::gives_up(int64_t since) {
+  const int64_t most = patience.load(std::memory_order_relaxed);
+  if (most <= 0) return true;
+  if (round == 1) {
+    begin = nanoseconds();
+    return false;
+  }
+  if (since < 0) return false;
+  const int64_t waited = nanoseconds() - since, stage = (since - begin - waited_so_far) / (round - 1);
+  waited_so_far += waited;
+  if (waited <= std::max(most, stage) || !long_wait_again()) return false;
+  report_crowd();
+  return true;
 }
 
 void run_team(int threads, void (*body)(void*, Member&), void* context) {

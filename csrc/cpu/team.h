@@ -21,18 +21,25 @@ struct Member {
   Barrier* barrier;
   int64_t round = 0;
   bool slow = false;
+  int64_t begin = 0, waited_so_far = 0;  // nanoseconds, since the first barrier
 
   // Waits for all members. Spins briefly, then yields its core: a team that lost a core to another process goes on.
   // If that happens, the first member goes on alone from the next barrier on: a barrier a step with a thread that has
   // its core only now and then costs a time slice of the scheduler each time.
   Next wait();
+
+ private:
+  // Whether the first member, which has waited since then (-1: hardly), had better go on alone. Threads that all have a
+  // core differ too, by a part of what a stage takes (that of weights in main memory: milliseconds); and before the
+  // first barrier, where memory is touched for the first time, by any amount.
+  bool gives_up(int64_t since);
 };
 
 // Runs body(context, member) on up to `threads` threads of torch's own OpenMP pool (fewer if the runtime grants fewer),
 // the caller included, and returns when all are done. With one thread, or inside a parallel region, it is a plain call.
 void run_team(int threads, void (*body)(void* context, Member& member), void* context);
 
-// How long the first member waits for another before it prefers to go on alone. For tests.
+// How long the first member waits for another at least before it prefers to go on alone. For tests.
 void set_patience(int64_t nanoseconds);
 
 }  // namespace fastrnn
