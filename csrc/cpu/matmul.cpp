@@ -39,11 +39,11 @@ class Matmul {
  public:
   explicit Matmul(const MatmulArgs& a)
       : args_(a),
-        block_rows_(smaller(kMostRows, divide_up(divide_up(a.rows, a.threads), kPair) * kPair)),
-        blocks_(divide_up(a.rows, block_rows_)),
+        row_pairs_(divide_up(a.rows, kPair)),
+        blocks_(smaller(row_pairs_, a.threads * divide_up(a.rows, a.threads * kMostRows))),
         column_pairs_(divide_up(a.columns, kPair)) {
     const int64_t deep = divide_up(smaller(kChunk, a.depth), kTileDepth);
-    a_size_ = block_rows_ / kTileLanes * deep * kParts * kTileSize;
+    a_size_ = divide_up(row_pairs_, blocks_) * 2 * deep * kParts * kTileSize;
     at_b_ = workspace_.add(column_pairs_ * 2 * deep * kParts * kTileSize, sizeof(uint16_t));
     at_a_ = workspace_.add(a.threads * a_size_, sizeof(uint16_t));
   }
@@ -81,7 +81,7 @@ class Matmul {
       if (!meet(member, alone)) return;
       if (member.rank == 0) next_columns_ = 0;  // all are past it, and come back to it after the next barrier
       for (int64_t b = next_block_++; b < blocks_; b = next_block_++) {
-        const Range rows{b * block_rows_, smaller((b + 1) * block_rows_, args_.rows)};
+        const Range rows = block(b);
         for (int64_t from = rows.begin; from < rows.end; from += kGroup) {
           pack_rows(chunk, {from, smaller(from + kGroup, rows.end)},
                     a + (from - rows.begin) * chunk.deep * kTileDepth * kParts);
@@ -91,6 +91,12 @@ class Matmul {
       if (!meet(member, alone)) return;
       if (member.rank == 0) next_block_ = 0;
     }
+  }
+
+  // As many blocks for each thread, of sizes that differ by a pair of tiles at most: nobody waits for a last one.
+  Range block(int64_t b) const {
+    const auto border = [&](int64_t k) { return smaller(row_pairs_ * k / blocks_ * kPair, args_.rows); };
+    return {border(b), border(b + 1)};
   }
 
   void pack_columns(const Chunk& chunk, int64_t pair) const {
@@ -213,7 +219,7 @@ class Matmul {
   }
 
   const MatmulArgs& args_;
-  const int64_t block_rows_, blocks_, column_pairs_;
+  const int64_t row_pairs_, blocks_, column_pairs_;
   int64_t a_size_;
   Workspace workspace_;
   size_t at_b_, at_a_;
