@@ -46,7 +46,7 @@ def tools():
     except SystemExit as problem:
         pytest.skip(str(problem))
     openmp = [] if sys.platform == "darwin" else compiler.openmp_compile  # there torch brings the runtime
-    yield SimpleNamespace(units=generate_units, compiler=compiler, openmp=openmp)
+    yield SimpleNamespace(units=generate_units, build_checks=build_checks, compiler=compiler, openmp=openmp)
     sys.path.remove(str(ROOT / "tools"))
 
 
@@ -165,3 +165,16 @@ def test_when_a_team_breaks_up(tools, tmp_path):
     subprocess.run(command, check=True)
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
+
+
+def test_clang_understands_the_sources(tools, tmp_path):
+    """Where the kernels are built with gcc, and clang is there: what only one of them knows would go unnoticed."""
+    clang = next((found for name in ("clang++", "clang++-14") if (found := shutil.which(name))), None)
+    if clang is None or tools.compiler.version.startswith("clang"):
+        pytest.skip("no second compiler")
+    if tools.build_checks.try_probe([clang], [], []) is not None:
+        pytest.skip(f"{clang} has no standard library that it can use")
+    sources = tools.units.generate(tmp_path, tools.compiler.arch) + sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+    command = [clang, "-fsyntax-only", "-Wall", "-Werror", "-std=c++20", f"-I{ROOT / 'csrc'}", *map(str, sources)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

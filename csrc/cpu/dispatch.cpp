@@ -8,8 +8,10 @@
 #include "cpu/registry.h"
 #include "cpu/target.h"
 
-#if FASTRNN_HAS_AMX
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if FASTRNN_HAS_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -41,6 +43,15 @@ bool ask_for_matrix_unit() {
   return false;
 #endif
 }
+
+#if defined(__x86_64__)
+// Conversion of float16. Neither gcc 10 nor clang 14 can be asked for it by name.
+bool converts_float16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kConverts = 1u << 29;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & kConverts) != 0;
+}
+#endif
 
 int find(const char* name) {
   for (int k = 0; k < kCount; ++k) {
@@ -74,7 +85,7 @@ const char* capability_name(int k) { return kNames[k]; }
 bool capability_supported(int k) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (k >= 1 && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))) {
+  if (k >= 1 && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16())) {
     return false;
   }
   if (k >= 2 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
