@@ -113,3 +113,31 @@ def test_failure_of_one_of_two_directions():
     with pytest.raises(RuntimeError, match="expected"):
         module(torch.randn(100, 1, 64))
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor keeps subnormal numbers")
+@pytest.mark.parametrize("flush", [True, False])
+def test_all_threads_treat_subnormal_numbers_as_the_caller(flush):
+    """torch.set_flush_denormal is the calling thread's alone, and those of the pool are older than it."""
+    torch.set_num_threads(3)
+    p = Problem("rnn_relu", 4, 6, 3, 70, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in (*p.weights[:2], *p.states, p.x):
+            weight.zero_()
+        for bias in p.weights[2:4]:
+            bias.fill_(1e-39)
+    found = {}
+    _C.set_split("rows")
+    p.run()  # now the pool has its threads
+    try:
+        torch.set_flush_denormal(flush)
+        for split in ("none", "rows", "units"):
+            _C.set_split(split)
+            found[split] = p.run()
+    finally:
+        torch.set_flush_denormal(False)
+    for split, values in found.items():
+        assert values["y"].any() != flush, split
+        assert_same_bits(values, found["none"])
+    _C.set_split("rows")
+    assert p.run()["y"].all()  # each has its own way again

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "cpu/crowd.h"
+#include "cpu/float_mode.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -88,6 +89,7 @@ void run_team(int threads, void (*body)(void*, Member&), void* context) {
     Barrier barrier;
     const int most = threads < kMostMembers ? threads : kMostMembers;
     const Watch region;
+    const uint64_t mode = FloatMode::current();
     // No num_threads clause: a team of another size than the last makes GOMP rebuild its pool. Threads too many return.
 #pragma omp parallel
     {
@@ -96,6 +98,7 @@ void run_team(int threads, void (*body)(void*, Member&), void* context) {
       const int rank = omp_get_thread_num();
       if (rank < size) {
         region.arrived();
+        const FloatMode same(mode);
         Member member{rank, size, &barrier};
         body(context, member);
       }

@@ -1,0 +1,49 @@
+// How the processor rounds and whether it takes subnormal numbers for zero. Both belong to a thread, and
+// torch.set_flush_denormal changes only the thread that calls it.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastrnn {
+
+// The calling thread computes in this mode for the life of the object.
+class FloatMode {
+ public:
+  explicit FloatMode(uint64_t mode) : before_(current()), changed_(mode != before_) {
+    if (changed_) set(mode);
+  }
+  ~FloatMode() {
+    if (changed_) set(before_);
+  }
+  FloatMode(const FloatMode&) = delete;
+  FloatMode& operator=(const FloatMode&) = delete;
+
+  static uint64_t current() {
+#if defined(__x86_64__)
+    constexpr unsigned kHappened = 0x3f;  // exceptions, of which a thread keeps its own account
+    return __builtin_ia32_stmxcsr() & ~kHappened;
+#elif defined(__aarch64__)
+    uint64_t mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+#else
+    return 0;
+#endif
+  }
+
+ private:
+  static void set(uint64_t mode) {
+#if defined(__x86_64__)
+    __builtin_ia32_ldmxcsr(static_cast<unsigned>(mode));
+#elif defined(__aarch64__)
+    asm volatile("msr fpcr, %0" : : "r"(mode) : "memory");
+#else
+    (void)mode;
+#endif
+  }
+
+  const uint64_t before_;
+  const bool changed_;
+};
+
+}  // namespace fastrnn
