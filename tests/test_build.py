@@ -255,6 +255,35 @@ def test_cxx_that_is_no_compiler(refusal, site, path):
     assert "CXX=hello is not a C++ compiler" in sentence
 
 
+def compiler_that_works(file: Path, macros: str) -> None:
+    """Whatever it is given to compile."""
+    write_program(file, f"case \"$*\" in *-dM*) /bin/cat <<'END'\n#define __cplusplus 202002L\n{macros}\nEND\nesac")
+
+
+CLANG = "#define __GNUC__ 4\n#define __clang_major__ 14\n#define __clang_minor__ 0"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's OpenMP is that of clang")
+def test_clang_does_without_openmp(path, monkeypatch, capsys):
+    compiler_that_works(path / "c++", CLANG)
+    monkeypatch.setenv("PATH", str(path))
+    monkeypatch.delenv("CXX", raising=False)
+    checks = load_tool("build_checks")
+    compiler = checks.find_compiler(path)
+    assert compiler.version == "clang 14.0"
+    assert not compiler.openmp_compile
+    assert not compiler.openmp_link
+    warning = capsys.readouterr().err
+    assert "c++ (clang 14.0) cannot share torch's OpenMP threads" in warning
+    assert "one thread" in warning
+
+    compiler_that_works(path / "g++", "#define __GNUC__ 12\n#define __GNUC_MINOR__ 2")
+    assert checks.find_compiler(path).command == ["g++"]
+    monkeypatch.setenv("CXX", "c++")
+    assert checks.find_compiler(path).command == ["c++"]
+    capsys.readouterr()
+
+
 def test_compiler_without_a_standard_library(refusal, site, path):
     macros = "#define __GNUC__ 13\n#define __GNUC_MINOR__ 1"
     body = f"case \"$*\" in *-dM*) printf '#define __cplusplus 202002L\\n{macros}\\n';; "

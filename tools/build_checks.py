@@ -188,8 +188,14 @@ def try_probe(command: list[str], compile_flags: list[str], link_flags: list[str
     return errors[0].strip()
 
 
-def find_openmp(command: list[str], torch_include: Path) -> tuple[list[str], list[str]]:
-    """Flags for compiling and linking; empty ones if this compiler has no OpenMP: then kernels run on one thread."""
+def find_openmp(command: list[str], version: str, torch_include: Path) -> tuple[list[str], list[str]]:
+    """Flags for compiling and linking; empty ones where there is no OpenMP to share: then kernels run on one thread.
+
+    torch's own runtime has to be it. On Linux that is gcc's, and code by clang needs LLVM's: with both in a process
+    each has its own threads, and neither knows that the other's are at work.
+    """
+    if sys.platform == "linux" and version.startswith("clang"):
+        return [], []
     if sys.platform == "darwin":
         # torch brings the runtime and loads it: linking another one would give the process two thread pools.
         compile_flags, link_flags = ["-Xclang", "-fopenmp", f"-I{torch_include}"], []
@@ -204,6 +210,7 @@ def find_compiler(torch_include: Path) -> Compiler:
     chosen = os.environ.get("CXX", "").strip()
     commands = [shlex.split(chosen)] if chosen else [[name] for name in CXX_CANDIDATES if shutil.which(name)]
     too_old = ""
+    single: Compiler | None = None
     for command in commands:
         macros = predefined_macros(command)
         if macros is None:
@@ -218,7 +225,13 @@ def find_compiler(torch_include: Path) -> Compiler:
                 f"{shlex.join(command)} ({version}) cannot compile a small C++20 program ({error}): "
                 + system_command("g++", "gcc-c++", "gcc")
             )
-        return Compiler(command, version, target_arch(macros), *find_openmp(command, torch_include))
+        found = Compiler(command, version, target_arch(macros), *find_openmp(command, version, torch_include))
+        if found.openmp_compile:
+            return found
+        single = single or found  # a later one may serve all threads
+    if single is not None:
+        warn_of_one_thread(single)
+        return single
 
     needed = f"fastrnn needs gcc {MIN_GCC} or clang {MIN_CLANG} or newer, for C++20"
     if too_old:
@@ -228,6 +241,15 @@ def find_compiler(torch_include: Path) -> Compiler:
     if chosen:
         fail(f"CXX={chosen} is not a C++ compiler that can be run ({needed}): unset CXX, or {helps}")
     fail(f"no C++ compiler was found ({needed}): {helps}")
+
+
+def warn_of_one_thread(compiler: Compiler) -> None:
+    name = f"{shlex.join(compiler.command)} ({compiler.version})"
+    print(
+        f"fastrnn: warning: {name} cannot share torch's OpenMP threads, so that the kernels will use one thread only; "
+        "with gcc they use all: " + system_command("g++", "gcc-c++", "gcc") + ", and unset CXX",
+        file=sys.stderr,
+    )
 
 
 def check_all() -> Compiler:
