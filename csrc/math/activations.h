@@ -4,7 +4,8 @@
 //   expm1 of a non-positive argument, tanh, sigmoid: 3 ULP in float32 and in float64 (relative to the true value;
 //   sigmoid is limited below at about 1.6e-38 in float32 and 1e-307 in float64 instead of running into subnormal
 //   numbers).
-// NaN gives NaN; infinities give the limits.
+// NaN gives NaN; infinities give the limits. Because of sigmoid's, a closed gate times an infinite number is infinite,
+// where torch's, which is zero, gives NaN.
 #pragma once
 
 #include "math/vec.h"
