@@ -226,7 +226,7 @@ Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor
   const int64_t width = w_ih ? w_ih->size(-1) : 0;
   if (w_ih && (needs[0] || needs[1])) b.call.check(*w_ih, {b.call.gate_width(), width}, "w_ih");
   if (w_ih && needs[1]) b.check_rows(x, width, "x");
-  const Modest modest(2 * b.call.layout.rows * b.call.gate_width() * (width + b.call.projected));
+  const Modest modest({b.call.layout.rows, b.call.gate_width(), width + b.call.projected, 2});
   Gradients g = run_backward(b, grads, reverse, needs[6], false);
   const Layout& layout = b.call.layout;
   Tensors out(6);

@@ -232,10 +232,12 @@ Tensors run_layer(LayerCall call) {
 
 std::array<Tensors, 2> run_both(std::array<LayerCall, 2> calls) {
   const Tensors& in = calls[0].inputs;
-  const int64_t work =
-      in[0].numel() / std::max<int64_t>(1, in[0].size(-1)) * (in[2].numel() + (in[1].defined() ? in[1].numel() : 0));
-  const Modest modest(2 * work);
-  if (!better_at_once(calls[0], work)) return {run_layer(std::move(calls[0])), run_layer(std::move(calls[1]))};
+  const int64_t width = std::max<int64_t>(1, in[2].size(0));
+  const int64_t depth = (in[2].numel() + (in[1].defined() ? in[1].numel() : 0)) / width;
+  const LayerWork work{in[0].numel() / std::max<int64_t>(1, in[0].size(-1)), width, depth, 2};
+  const Modest modest(work);
+  if (!better_at_once(calls[0], work.rows * work.width * work.depth))
+    return {run_layer(std::move(calls[0])), run_layer(std::move(calls[1]))};
   Pair pair{calls, {needs_graph(calls[0]), needs_graph(calls[1])}};
   run_team(2, &Pair::member, &pair);
   for (const std::exception_ptr& error : pair.errors) {

@@ -16,10 +16,21 @@ namespace fastrnn {
 namespace {
 
 constexpr double kMultiplyAddsPerSecond = 4e10;
+// The cell on a vector of units; and of a gate value what is written because of it (itself and a share of the outputs)
+// to memory that the system has to find first, at 2 GB/s. All there is to a layer of a few units.
+constexpr double kCellSeconds = 4e-8, kGateSeconds = 4e-9;
+constexpr int64_t kGatesOfCell = 64;
 // Far more than page faults and first calls of a library cost.
 constexpr double kTimesExpected = 8, kSlack = 2e-3;
 
 thread_local int asked = 0;  // torch's number of threads while this thread is alone, else 0
+
+double seconds(const LayerWork& work) {
+  const auto width = static_cast<double>(work.width), depth = static_cast<double>(work.depth);
+  const auto cells = static_cast<double>((work.width + kGatesOfCell - 1) / kGatesOfCell);
+  const double row = width * depth / kMultiplyAddsPerSecond + cells * kCellSeconds + width * kGateSeconds;
+  return work.times * static_cast<double>(work.rows) * row;
+}
 
 void set_openmp_threads(int n) {
 #ifdef _OPENMP
@@ -31,8 +42,7 @@ void set_openmp_threads(int n) {
 
 }  // namespace
 
-Modest::Modest(int64_t multiply_adds)
-    : expected_(static_cast<double>(multiply_adds) / kMultiplyAddsPerSecond), begin_(nanoseconds()) {
+Modest::Modest(const LayerWork& work) : expected_(seconds(work)), begin_(nanoseconds()) {
   if (asked > 0 || !better_alone(expected_) || at::in_parallel_region()) return;
   asked = threads_ = at::get_num_threads();
   set_openmp_threads(1);

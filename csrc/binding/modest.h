@@ -5,11 +5,17 @@
 
 namespace fastrnn {
 
-// For its life the calling thread starts no others if that is better for a job of so many multiply-adds, because other
-// programs want the cores (cpu/crowd.h). At its end the time that passed is looked at.
+// What an operator computes: for each row of each step so many gate values, each from so many inputs (x and h).
+struct LayerWork {
+  int64_t rows, width, depth;
+  int times = 1;
+};
+
+// For its life the calling thread starts no others if that is better for such a job, because other programs want the
+// cores (cpu/crowd.h). At its end the time that passed is looked at.
 class Modest {
  public:
-  explicit Modest(int64_t multiply_adds);
+  explicit Modest(const LayerWork& work);
   ~Modest();
   Modest(const Modest&) = delete;
   Modest& operator=(const Modest&) = delete;

@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
   const Call call(cell, x, w_hh, w_hr, batch_sizes, lengths, reset);
   const Layout& layout = call.layout;
   const int64_t GH = call.gate_width(), H = call.hidden, P = call.projected;
-  const Modest modest(layout.rows * GH * ((w_ih ? w_ih->size(-1) : 0) + P));
+  const Modest modest({layout.rows, GH, (w_ih ? w_ih->size(-1) : 0) + P});
   const int G = call.cell->gates, S = call.cell->states, K = call.cell->saved;
   const Weights w{w_ih && w_ih->_is_zerotensor() ? present(*w_ih) : w_ih, dense(w_hh), dense_if(b_ih), dense_if(b_hh),
                   dense_if(w_hr)};
