@@ -98,6 +98,38 @@ def test_units_of_a_removed_cell_go_away(csrc, tmp_path):
     assert names((tmp_path / "out").iterdir()) == ["kernel_lstm_baseline.cpp", "kernel_registry.cpp"]
 
 
+def test_one_unit_for_every_cell_on_a_gpu(csrc, tmp_path):
+    written = units.generate_cuda(tmp_path / "out", csrc)
+    assert names(written) == ["cuda_gru.cu", "cuda_lstm.cu", "cuda_registry.cpp"]
+    assert (tmp_path / "out" / "cuda_gru.cu").read_text().splitlines()[1:] == [
+        "#define FASTRNN_ISA_CUDA 1",
+        "#define FASTRNN_ISA_NAME cuda",
+        '#define FASTRNN_CELL_HEADER "cells/gru.h"',
+        "#define FASTRNN_CELL_NAME gru",
+        '#include "cuda/cell_unit.h"',
+    ]
+    assert (tmp_path / "out" / "cuda_registry.cpp").read_text().splitlines()[1:] == [
+        '#include "cuda/registry.h"',
+        "",
+        "FASTRNN_DECLARE_CELL(gru)",
+        "FASTRNN_DECLARE_CELL(lstm)",
+        "",
+        "FASTRNN_REGISTRY_BEGIN",
+        "FASTRNN_REGISTER_CELL(gru)",
+        "FASTRNN_REGISTER_CELL(lstm)",
+        "FASTRNN_REGISTRY_END",
+    ]
+
+
+def test_units_of_a_processor_and_of_a_gpu_share_a_folder(csrc, tmp_path):
+    first = units.generate(tmp_path / "out", "aarch64", csrc)
+    second = units.generate_cuda(tmp_path / "out", csrc)
+    (csrc / "cells" / "gru.h").unlink()
+    kept = [*units.generate(tmp_path / "out", "aarch64", csrc), *units.generate_cuda(tmp_path / "out", csrc)]
+    assert names((tmp_path / "out").iterdir()) == names(kept)
+    assert len(kept) == len(first) + len(second) - 2
+
+
 def test_a_header_whose_name_is_no_namespace_is_refused(csrc, tmp_path):
     (csrc / "cells" / "my-cell.h").touch()
     with pytest.raises(ValueError, match=r"my-cell\.h.*C\+\+ identifier"):
