@@ -1,7 +1,7 @@
 """Writes the kernel units: one small C++ file for every cell and instruction set, and the registry naming them all.
 
-A unit only sets a few macros and includes ``cpu/unit.h``, or for a GPU ``cuda/cell_unit.h``; all code is in the headers.
-So a new cell is a new ``csrc/cells/<cell>.h`` and no list anywhere has to be edited.
+A unit only sets a few macros and includes ``cpu/unit.h``, or ``cuda/cell_unit.h`` for a GPU; all code is in the
+headers. So a new cell is a new ``csrc/cells/<cell>.h`` and no list anywhere has to be edited.
 
 Used by setup.py, and by hand where a build without torch needs the same units (a C++ test harness, a cross-build)::
 
@@ -77,7 +77,7 @@ def generate(outdir: Path, arch: str, csrc: Path = ROOT / "csrc") -> list[Path]:
 
 
 def generate_cuda(outdir: Path, csrc: Path = ROOT / "csrc") -> list[Path]:
-    """The same for a GPU: one unit for each cell, which nvcc compiles, and the registry, which the C++ compiler does."""
+    """The same for a GPU: a unit for each cell, to be compiled by nvcc, and the registry, by the C++ compiler."""
     cells = find_cells(csrc)
     sources = {f"cuda_{cell}.cu": unit_source(cell, "cuda", "cuda/cell_unit.h") for cell in cells}
     sources["cuda_registry.cpp"] = registry_source(cells, "cuda/registry.h")
@@ -98,7 +98,7 @@ def write_units(outdir: Path, pattern: str, sources: dict[str, str]) -> list[Pat
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the kernel units of all cells and list the files written.")
     parser.add_argument("outdir", type=Path)
-    parser.add_argument("--arch", required=True, help="x86_64, aarch64, ...: decides which instruction sets there are; or cuda")
+    parser.add_argument("--arch", required=True, help="x86_64, aarch64, ... (which instruction sets?), or cuda")
     parser.add_argument("--csrc", type=Path, default=ROOT / "csrc", help="where the C++ sources are")
     args = parser.parse_args(argv)
     cuda = args.arch == "cuda"
