@@ -3,6 +3,8 @@
 // batch wastes little; the depth is shared by warps, whose partial sums meet in shared memory in a fixed order.
 #pragma once
 
+#include <math.h>
+
 #include "cuda/args.h"
 #include "cuda/device.h"
 #include "math/compute.h"
