@@ -19,9 +19,9 @@ if ! reason=$("$py" tools/cuda_checks.py 2>&1 >/dev/null); then
   exit 0
 fi
 
-if ! "$py" -c 'import ninja, numpy, rich, setuptools, torch; assert torch.version.cuda' 2>/dev/null; then
+if ! "$py" -c 'import ninja, numpy, setuptools, torch; assert torch.version.cuda' 2>/dev/null; then
   echo "Installing $torch with its CUDA libraries"
-  "$py" -m pip install --quiet "$torch" 'setuptools>=77' ninja numpy rich
+  "$py" -m pip install --quiet "$torch" 'setuptools>=77' ninja numpy
 fi
 
 # ptxas says what a kernel needs only when it compiles it.
