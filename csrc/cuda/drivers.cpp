@@ -10,14 +10,14 @@ Error launch(const StepKernel<Args>& kernel, const Args& args, const Args* devic
   return device != nullptr ? kernel.launch_at(device, args, position, stream) : kernel.launch(args, position, stream);
 }
 
+}  // namespace
+
 bool wants_initial(const BackwardArgs& args) {
   for (void* grad : args.grad_initial) {
     if (grad != nullptr) return true;
   }
   return false;
 }
-
-}  // namespace
 
 Error forward_step(const FormatKernels& kernels, const ForwardArgs& args, const ForwardArgs* device,
                    const Position& position, int64_t rows, Library& library, Stream stream) {

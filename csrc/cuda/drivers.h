@@ -8,7 +8,7 @@ namespace fastrnn::cuda {
 // The products of the step-wise driver, of the first `rows` rows of StepMemory.
 struct Library {
   virtual ~Library() = default;
-  virtual void recurrent(int64_t rows) = 0;  // product = operand · w_hhᵀ; backward: product = operand · w_hh
+  virtual void recurrent(int64_t rows) = 0;   // product = operand · w_hhᵀ; backward: product = operand · w_hh
   virtual void projection(int64_t rows) = 0;  // outer = inner · w_hrᵀ; backward: outer = inner · w_hr
 };
 
@@ -19,6 +19,8 @@ struct Counts {
 
   int64_t at(int64_t step) const { return counts != nullptr ? counts[step] : batch; }
 };
+
+bool wants_initial(const BackwardArgs& args);
 
 // One step, the `first`-th or, of a captured graph, that many after the counter's.
 Error forward_step(const FormatKernels& kernels, const ForwardArgs& args, const ForwardArgs* device,
