@@ -14,6 +14,7 @@ struct Settings {
   int processors = 8;  // each holds one block
   int64_t shared_bytes = 227 * 1024;
   int largest_cluster = 8;
+  int busy = 0;       // processors that something else keeps
   uint64_t seed = 0;  // of the order in which blocks and threads run
 };
 Settings& settings();

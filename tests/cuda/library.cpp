@@ -217,7 +217,6 @@ Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
   library.backward = kBackward;
   library.memory = a.memory = step_memory(c, cell, format, kBackward);
   if (c.chunk > 0) return in_chunks(kernels, a, c.chunk, library);
-  std::string sizes;
   Counts counts{nullptr, c.B};
   std::vector<int64_t> rows;
   if (c.offsets != nullptr) {
@@ -335,9 +334,15 @@ FASTRNN_EXPORT void* emulated_allocate(const char* name, int64_t bytes, int64_t 
   return buffer.begin;
 }
 FASTRNN_EXPORT void emulated_release() { emulator::memory().shrink(0); }
-FASTRNN_EXPORT void emulated_machine(int64_t processors, int64_t shared_bytes, int64_t largest_cluster, int64_t seed) {
+FASTRNN_EXPORT void emulated_machine(int64_t processors, int64_t shared_bytes, int64_t largest_cluster, int64_t busy,
+                                     int64_t seed) {
   emulator::settings() = {static_cast<int>(processors), shared_bytes, static_cast<int>(largest_cluster),
-                          static_cast<uint64_t>(seed)};
+                          static_cast<int>(busy), static_cast<uint64_t>(seed)};
+}
+// Driver of that name, or -1.
+FASTRNN_EXPORT int64_t emulated_driver(const char* name) {
+  Driver driver;
+  return driver_named(name, &driver) ? static_cast<int64_t>(driver) : -1;
 }
 // G, S, K, the first gate that is split; returns 0 if there is no such cell.
 FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {

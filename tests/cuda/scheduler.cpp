@@ -127,7 +127,7 @@ Thread* Launch::choose() {
 int Launch::run() {
   the_launch = this;
   const size_t before = memory().count(), each = static_cast<size_t>(std::max(grid_.cluster, 1));
-  const auto most = static_cast<size_t>(settings().processors);
+  const auto most = static_cast<size_t>(settings().processors - settings().busy);
   note_launch();
   while (!failed_) {
     while (!waiting_.empty() && resident_.size() + each <= most) {
@@ -240,7 +240,7 @@ int launch(const Grid& grid, Entry entry, const void* arguments) {
   if (grid.x <= 0 || grid.y <= 0 || grid.y > 65535 || grid.threads <= 0 || grid.threads > 1024) return kInvalidValue;
   if (grid.shared_bytes > machine.shared_bytes) return kInvalidValue;
   if (grid.cluster > machine.largest_cluster || (grid.cluster > 0 && grid.x % grid.cluster != 0)) return kInvalidValue;
-  if (grid.cluster > machine.processors) return kInvalidValue;
+  if (std::max(grid.cluster, 1) > machine.processors - machine.busy) return kInvalidValue;
   if (grid.cooperative && grid.x * grid.y > capacity(grid.shared_bytes, 0)) return kTooLarge;
   const int error = Launch(grid, entry, arguments).run();
   ++settings().seed;
@@ -250,7 +250,8 @@ int launch(const Grid& grid, Entry entry, const void* arguments) {
 int capacity(int64_t shared_bytes, int cluster) {
   const Settings& machine = settings();
   if (shared_bytes > machine.shared_bytes || cluster > machine.largest_cluster) return 0;
-  return cluster > 0 ? machine.processors / cluster : machine.processors;
+  const int free = machine.processors - machine.busy;
+  return cluster > 0 ? free / cluster : free;
 }
 
 }  // namespace fastrnn::emulator
