@@ -16,8 +16,8 @@ bool tf32_allowed() {
 }
 
 at::Device gpu_of(const Tensor& w_hh, const Tensor& rows_like) {
-  TORCH_CHECK(w_hh.is_cuda(), "w_hh: expected a dense tensor on ",
-              rows_like.is_cuda() ? rows_like.device() : at::Device(at::kCUDA), ", got ", w_hh.layout(), " on ",
+  TORCH_CHECK(on_gpu(w_hh), "w_hh: expected a dense tensor on ",
+              on_gpu(rows_like) ? rows_like.device() : at::Device(at::kCUDA), ", got ", w_hh.layout(), " on ",
               w_hh.device());
   const std::string problem = device_problem(w_hh.device().index());
   TORCH_CHECK(problem.empty(), "fastrnn: ", problem);

@@ -46,7 +46,7 @@ Tensor exchange(Args& args, const PersistentKernel<Args>& kernel, const at::Tens
 
 template <class Args>
 Error launch(const PersistentKernel<Args>& kernel, const Args& args, c10::DeviceIndex device) {
-  if (refusing) return 720;  // cudaErrorCooperativeLaunchTooLarge
+  if (refusing) return a_refusal();
   const std::lock_guard lock(attributes_mutex);
   return kernel.launch(args, c10::cuda::getCurrentCUDAStream(device).stream());
 }

@@ -18,7 +18,7 @@ struct Inside {
   c10::cuda::OptionalCUDAGuard device;
 
   explicit Inside(const Tensor& w_hh) {
-    if (w_hh.is_cuda()) device.set_device(w_hh.device());
+    if (on_gpu(w_hh)) device.set_device(w_hh.device());
   }
 };
 

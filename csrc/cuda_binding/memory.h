@@ -17,6 +17,15 @@ Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options);
 // Fill what kernels write, and their scratch memory, with NaN first (tests).
 void set_poison(bool on);
 
+// In the emulated build of tests/cuda_binding the CPU passes for a GPU.
+inline bool on_gpu(const Tensor& t) {
+#ifdef FASTRNN_CUDA_EMULATED
+  return t.is_cpu();
+#else
+  return t.is_cuda();
+#endif
+}
+
 // The tensor as a kernel may read it: its values in order, none of them waiting to be negated.
 Tensor dense(const Tensor& t);
 inline OptionalTensor dense(const OptionalTensor& t) { return t ? OptionalTensor(dense(*t)) : t; }
