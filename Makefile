@@ -1,4 +1,4 @@
-# make test | bench | bench-peers | lint | format | build | clean
+# make test | bench | bench-peers | lint | cuda-check | format | build | clean
 #
 # Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
 #
@@ -17,10 +17,10 @@ VENV ?= .venv
 JOBS ?= 2
 
 PY := $(VENV)/bin/python
-CPP_FILES = find csrc tests/native -name '*.h' -o -name '*.cpp'
+CPP_FILES = find csrc tests/native tests/cuda benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
-.PHONY: bench bench-peers test lint style format build deps venv clean
+.PHONY: bench bench-peers test lint cuda-check style format build deps venv clean
 
 bench: build
 	@$(PY) -m fastrnn bench $(ARGS)
@@ -35,6 +35,10 @@ test: build
 
 lint: style
 	@$(PY) -m mypy
+
+# Compiles the CUDA kernels against torch's CUDA build, in an environment of its own. Needs nvcc, and no GPU.
+cuda-check:
+	@tools/check_cuda.sh "$(VENV)-cuda" "$(PYTHON)"
 
 # What is quick enough to run before every commit.
 style: deps
@@ -57,5 +61,5 @@ venv:
 	@tools/create_venv.sh "$(VENV)" "$(PYTHON)"
 
 clean:
-	rm -rf build dist *.egg-info fastrnn/_C*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info fastrnn/_C*.so fastrnn/_cuda*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find fastrnn tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,5 @@
-"""Builds fastrnn._C, the C++ kernels and their torch binding. All metadata is in pyproject.toml.
+"""Builds fastrnn._C, the C++ kernels and their torch binding, and fastrnn._cuda, those for GPUs, where there is what
+they need (tools/cuda_checks.py). All metadata is in pyproject.toml.
 
 The kernels are compiled against the torch they run with, so torch is no build requirement that pip may fetch by itself:
 install torch first, then ``pip install --no-build-isolation -e .``.
@@ -36,6 +37,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_checks  # noqa: E402 (needs the path above)
+import cuda_checks  # noqa: E402
 import generate_units  # noqa: E402
 
 COMPILE_FLAGS = [
@@ -48,12 +50,23 @@ COMPILE_FLAGS = [
     "-Wno-maybe-uninitialized",  # gcc 12 finds these two hundreds of times in its own AVX-512 headers
     "-Wno-uninitialized",
 ]
+# The host's part of the CUDA kernels counts as one more instruction set.
+CUDA_MACROS = ["-DFASTRNN_ISA_CUDA=1", "-DFASTRNN_ISA_NAME=cuda"]
+CUDA_LIBRARIES = ["cudart", "c10_cuda", "torch_cuda"]
 
 
-def torch_sources():
+def sources(*patterns):
     """What is in the repository; paths relative to it, as setuptools wants them."""
-    found = sorted(ROOT.glob("csrc/binding/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
+    found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     return [path.relative_to(ROOT).as_posix() for path in found]
+
+
+def cpu_sources():
+    return sources("csrc/binding/*.cpp", "csrc/cpu/*.cpp")
+
+
+def cuda_sources():
+    return sources("csrc/cuda_binding/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu")
 
 
 class BuildKernels(build_ext):
@@ -68,59 +81,92 @@ class BuildKernels(build_ext):
 
     def run(self):
         compiler = build_checks.check_all()
-        if not torch_sources():
+        toolkit = cuda_checks.find_toolkit(compiler)
+        if not cpu_sources() or not cuda_sources():
             build_checks.fail("csrc/ has no sources: use a complete checkout or sdist, git clone it again")
         os.environ["CXX"] = shlex.join(compiler.command)  # both torch and setuptools read it
         os.environ.setdefault("MAX_JOBS", str(usable_cpus()))
         if self.asked_build_temp is None:
             # An editable build would otherwise compile in a throw-away folder, and every build would be a full one.
             self.build_temp = str(ROOT / "build" / build_tag())
+        cpu, cuda = self.extensions
+        self.extensions = [cpu, cuda] if toolkit else [cpu]
+        self.configure_cpu(cpu, compiler)
+        self.run_with_torch(cpu, Path(self.build_temp), "the kernels")
+        if toolkit:
+            self.configure_cuda(cuda, toolkit)
+            self.run_with_torch(cuda, Path(self.build_temp) / "cuda", "the CUDA kernels")
+
+    def add_units(self, extension, generate, *arguments):
+        """Only now, as the list of sources goes into the sdist and the units do not."""
         try:
-            units = generate_units.generate(Path(self.build_temp) / "units", compiler.arch)
+            units = generate(Path(self.build_temp) / "units", *arguments)
         except ValueError as error:
             build_checks.fail(str(error))
-        self.configure_extension(compiler, units)
-        self.run_with_torch()
+        extension.sources += [str(u.relative_to(ROOT) if u.is_relative_to(ROOT) else u.absolute()) for u in units]
 
-    def configure_extension(self, compiler, units):
+    def configure(self, extension):
+        """What every part needs of torch."""
         from torch.utils.cpp_extension import CppExtension
 
-        (extension,) = self.extensions
         torch_part = CppExtension(extension.name, [])
         extension.include_dirs = [str(ROOT / "csrc")] + torch_part.include_dirs
         extension.include_dirs += build_checks.pybind11_include(build_checks.find_torch_include())
         extension.library_dirs = torch_part.library_dirs
         extension.libraries = torch_part.libraries
+
+    def configure_cpu(self, extension, compiler):
+        self.configure(extension)
+        self.add_units(extension, generate_units.generate, compiler.arch)
         extension.extra_compile_args = {"cxx": COMPILE_FLAGS + debug_flags() + compiler.openmp_compile}
         extension.extra_link_args = compiler.openmp_link
-        # Only now, as this list goes into the sdist and the units do not.
-        extension.sources += [str(u.relative_to(ROOT) if u.is_relative_to(ROOT) else u.absolute()) for u in units]
         print(
             "fastrnn: %s for %s, OpenMP %s"
             % (compiler.version, compiler.arch, "on" if compiler.openmp_compile else "off (kernels use one thread)")
         )
 
-    def run_with_torch(self):
-        """Runs torch's build_ext on this command's state."""
+    def configure_cuda(self, extension, toolkit):
+        from torch.utils import cpp_extension
+
+        cpp_extension.CUDA_HOME = str(toolkit.home)  # its own guess takes a script on PATH for the toolkit's nvcc
+        os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"  # a table of compilers; this one was tried out
+        self.configure(extension)
+        self.add_units(extension, generate_units.generate_cuda)
+        extension.include_dirs += toolkit.includes
+        extension.library_dirs = extension.library_dirs + toolkit.library_folders()
+        extension.libraries = extension.libraries + CUDA_LIBRARIES
+        flags = COMPILE_FLAGS + debug_flags() + CUDA_MACROS
+        extension.extra_compile_args = {"cxx": flags, "nvcc": toolkit.nvcc_flags() + CUDA_MACROS}
+        print("fastrnn: %s" % toolkit.describe())
+
+    def run_with_torch(self, extension, build_temp, what):
+        """Runs torch's build_ext on this command's state, for one extension.
+
+        Each has a folder of its own, because torch writes one file for ninja into it.
+        """
         from torch.utils.cpp_extension import BuildExtension
 
         command = BuildExtension(self.distribution)
         for name, value in vars(self).items():
             setattr(command, name, value)
+        command.extensions = [extension]
+        command.build_temp = str(build_temp)
         command.force = True  # ninja decides what is out of date, it knows the headers
         try:
             command.run()
         except (
             RuntimeError
         ):  # torch's answer when ninja stops; a traceback would push the compiler's words off the screen
-            build_checks.fail("compiling the kernels failed: the compiler's first error is above")
+            build_checks.fail("compiling %s failed: the compiler's first error is above" % what)
 
 
 class CheckedDistInfo(dist_info):
     """pip asks for the metadata first, and fetches all dependencies before it builds: say early what will not work."""
 
     def run(self):
-        build_checks.check_all()
+        compiler = build_checks.check_all()
+        if build_checks.cuda_request() == "1":
+            cuda_checks.find_toolkit(compiler)
         super().run()
 
 
@@ -144,6 +190,9 @@ def debug_flags():
 
 
 setup(
-    ext_modules=[Extension("fastrnn._C", torch_sources(), language="c++")],
+    ext_modules=[
+        Extension("fastrnn._C", cpu_sources(), language="c++"),
+        Extension("fastrnn._cuda", cuda_sources(), language="c++"),
+    ],
     cmdclass={"build_ext": BuildKernels, "dist_info": CheckedDistInfo},
 )

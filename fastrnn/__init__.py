@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastrnn._version import __version__
 
 try:
-    from fastrnn import functional
+    from fastrnn import cuda, functional
     from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stream, convert
 except ImportError as _error:
     from fastrnn._missing import KernelsMissingError
@@ -35,5 +35,6 @@ __all__ = [
     "Stream",
     "__version__",
     "convert",
+    "cuda",
     "functional",
 ]

@@ -23,6 +23,9 @@ except ImportError as error:
         "`pip install -e . --no-build-isolation`; if fastrnn is installed elsewhere, run Python outside of the checkout"
     ) from error
 
+# After _C, which defines the operators that it implements for CUDA.
+from fastrnn import _gpu  # noqa: F401
+
 if _C.capability_problem():
     warnings.warn(f"{_C.capability_problem()}; using {_C.capability()}", stacklevel=2)
 

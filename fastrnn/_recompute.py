@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _ops
+from fastrnn import _gpu, _ops
 from fastrnn._segments import Segment, Some, States
 from fastrnn.autograd import N_FIXED, _higher_order
 
@@ -50,12 +50,18 @@ def layer(
     """
     if torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None:
         return None
+    if isinstance(x, Tensor) and x.is_cuda:
+        lengths, reset = _to_gpu(lengths, x.device), _to_gpu(reset, x.device)
     if not _fits(cell, x, weights, states, batch_sizes, lengths, reset):
         return None
     steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
     borders = _borders(steps, max(2, math.isqrt(steps)) if recompute is True else recompute)
     y, *finals = Recomputed.apply(cell, reverse, borders, batch_sizes, lengths, reset, x, *weights, *states)
     return y, tuple(finals)
+
+
+def _to_gpu(t: Tensor | None, device: torch.device) -> Tensor | None:
+    return t.to(device, non_blocking=True) if isinstance(t, Tensor) else t
 
 
 def _borders(steps: int, each: int) -> list[int]:
@@ -77,7 +83,11 @@ def _fits(
 ) -> bool:
     """Whether an operator would take the whole call, as far as it depends on how rows lie and on sizes."""
     tensors = (x, *weights, *states, batch_sizes, lengths, reset)
-    if not all(t is None or (isinstance(t, Tensor) and t.is_cpu) for t in tensors):
+    if not all(t is None or isinstance(t, Tensor) for t in tensors):
+        return False
+    if not (x.is_cpu or _gpu.takes(x)) or not (batch_sizes is None or batch_sizes.is_cpu):
+        return False
+    if not all(t is None or t is batch_sizes or t.device == x.device for t in tensors):
         return False
     w_ih, w_hh = weights[:2]
     if w_hh is None or w_hh.dim() != 2 or (w_ih is not None and w_ih.dim() != 2):
@@ -105,7 +115,9 @@ def _fits(
     if lengths is None:
         return True
     whole = not (lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool)
-    return whole and lengths.shape == x.shape[1:2] and bool(((lengths >= 0) & (lengths <= x.shape[0])).all())
+    if not whole or lengths.shape != x.shape[1:2]:
+        return False
+    return not lengths.is_cpu or bool(((lengths >= 0) & (lengths <= x.shape[0])).all())
 
 
 class Recomputed(torch.autograd.Function):

@@ -59,10 +59,11 @@ class Segment:
 
     def _divide(self, reset: Tensor) -> None:
         steps, batch = reset.shape
-        at, row = torch.arange(steps).unsqueeze(-1), torch.arange(batch)
-        active = torch.full((batch,), steps) if self.lengths is None else self.lengths
+        row = torch.arange(batch, device=reset.device)
+        at = torch.arange(steps, device=reset.device).unsqueeze(-1)
+        active = torch.full_like(row, steps) if self.lengths is None else self.lengths
         inside = reset & (at >= 1) & (at < active)
-        if not inside.any():
+        if reset.is_cpu and not inside.any():  # from a GPU the answer would have to be waited for
             return
         if self.reverse:
             cut = torch.where(inside, at, 0).amax(0)
@@ -183,7 +184,7 @@ class Segment:
             early, late = [g[:batch] for g in grads], [g[batch:] for g in grads]
             initial, grads = (early, late) if self.reverse else (late, early)
         if self.restart is not None:
-            zero = torch.zeros((), dtype=grads[0].dtype)
+            zero = grads[0].new_zeros(())
             back = [torch.where(self.restart, g, zero) for g in grads]
             initial = back if initial is None else [i + b for i, b in zip(initial, back, strict=True)]
             grads = [torch.where(self.restart, zero, g) for g in grads]

@@ -77,7 +77,10 @@ def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bo
 
 
 def within(ids: Tensor, vocabulary: int, padding: Callable[[], Tensor] | None, name: str) -> Tensor:
-    """The ids, checked where numbers can be read. In padding, if there is any, those that are no ids are replaced."""
+    """The ids, checked where numbers can be read. In padding, if there is any, those that are no ids are replaced.
+
+    Those on a GPU are not read back: torch's own look-up checks them there.
+    """
     readable = _has_values(ids)
     if readable and _all_within(ids, vocabulary):
         return ids
@@ -117,7 +120,7 @@ def _check(ids: Tensor, embedding: Tensor, w_ih: Tensor | None, batch_sizes: Ten
 
 
 def _has_values(ids: Tensor) -> bool:
-    if torch.compiler.is_compiling() or type(ids) is not Tensor or ids.is_meta:
+    if torch.compiler.is_compiling() or type(ids) is not Tensor or not ids.is_cpu:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(ids)
 

@@ -113,8 +113,17 @@ def _library_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _cuda_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     cuda = found["cuda"]
-    return [
+    kernels = cuda["fastrnn_kernels"]
+    lines = [
         ("torch's CUDA", cuda["torch_build"] or "none, torch is built for the CPU"),
         ("CUDA devices", ", ".join(cuda["devices"]) or "none"),
-        ("CUDA kernels", cuda["fastrnn_kernels"]),
     ]
+    if not kernels["built"]:
+        return [*lines, ("CUDA kernels", kernels["error"])]
+    build, override = kernels["build"], cuda["driver_override"]
+    lines += [
+        ("CUDA kernels", kernels["path"]),
+        ("built for", f"{build['architectures']} (CUDA {build['toolkit']}, torch {build['torch_version']})"),
+        ("CUDA driver", kernels["driver"] + (f" (FASTRNN_CUDA_DRIVER={override})" if override else "")),
+    ]
+    return lines + [("warning", problem) for problem in kernels["problems"] if problem]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _ops, _recompute, _tokens, reference
+from fastrnn import _gpu, _ops, _recompute, _tokens, reference
 from fastrnn.autograd import N_RESERVE, Layer
 from fastrnn.cells import CELLS, CellSpec
 
@@ -65,10 +65,11 @@ def sequence(
             (…, G·H) itself.
         weights: the layer's weights, all of x's dtype.
         states: initial states, each (B, P or H), ``h`` first; None for zeros.
-        batch_sizes: (T) int64 on the CPU, rows of each step of a packed input, never growing. The rows of states are
-            then in the order of the packed rows.
+        batch_sizes: (T) int64 on the CPU (also for x on a GPU), rows of each step of a packed input, never growing. The
+            rows of states are then in the order of the packed rows.
         lengths: (B) integers from 0 to T in any order, the steps of each row. Outputs after a row's end are zero, its
-            final state is that of its own last step, padding may hold anything.
+            final state is that of its own last step, padding may hold anything. On a GPU they are not read back, and so
+            not checked: more than T counts as T, less than 0 as 0.
         reset: (T, B) bool, true at the first step of a new segment: the state before it is the initial state again.
             With ``reverse`` the segments are the same, each run from its last step to its first.
         reverse: from the last step to the first.
@@ -132,8 +133,10 @@ def sequence(
     graph = transformed or (_needs_graph(x, weights, states) and (compiling or not _below_autograd()))
     if graph and not functionalized:
         out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
-        # A copy, as y may be changed in place: neither the compiler nor torch.func notices that for the saved one.
-        return out[0].clone(), out[1:-N_RESERVE]
+        # A copy, as y may be changed in place: neither the compiler nor torch.func notices that for the saved one. In
+        # eager mode autograd does, and raises in backward, as it does for torch.nn on a GPU.
+        noticed = x.is_cuda and not compiling and not transformed and torch._C._len_torch_dispatch_stack() == 0
+        return out[0] if noticed else out[0].clone(), out[1:-N_RESERVE]
     y, finals, _ = _ops.forward(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout, False)
     return y, tuple(finals)
 
@@ -194,9 +197,15 @@ def _may_need_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]
 
 def _fusible(weights: LayerWeights, backend: str) -> bool:
     w = weights.w_hh
-    if w.device.type in ("cpu", "meta") and w.dtype in _FORMATS:
-        return True
     reason = f"no kernels for {w.dtype} on {w.device.type}"
+    if w.dtype in _FORMATS:
+        if w.device.type in ("cpu", "meta"):
+            return True
+        if w.is_cuda:
+            problem = _gpu.problem(w.device)
+            if not problem:
+                return True
+            reason = f"{reason}, {problem}"
     if backend == "fused":
         raise RuntimeError(f'backend="fused": {reason}')
     _warn_once(f"fastrnn: {reason}; using the plain-torch reference")

@@ -120,10 +120,27 @@ def _loaded_libraries() -> list[str]:
 
 
 def _cuda() -> dict[str, Any]:
+    """The state of fastrnn._cuda, and what it says to each GPU."""
     available = torch.cuda.is_available()
-    return {
+    found: dict[str, Any] = {
         "torch_build": torch.version.cuda,
         "available": available,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if available else [],
-        "fastrnn_kernels": "not built",
+        "fastrnn_kernels": {"built": False, "error": "fastrnn's C++ kernels are missing"},
+        "driver_override": os.environ.get("FASTRNN_CUDA_DRIVER"),
     }
+    try:
+        gpu = importlib.import_module("fastrnn._gpu")
+    except ImportError:
+        return found
+    if gpu.module is None:
+        found["fastrnn_kernels"] = {"built": False, "error": gpu.reason}
+        return found
+    found["fastrnn_kernels"] = {
+        "built": True,
+        "path": gpu.module.__file__,
+        "driver": gpu.module.driver(),
+        "build": dict(gpu.module.build_info()),
+        "problems": [gpu.problem(torch.device("cuda", i)) for i in range(len(found["devices"]))],
+    }
+    return found

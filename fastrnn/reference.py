@@ -56,8 +56,11 @@ def sequence(
         return (h if w_hr is None else F.linear(h, w_hr), *rest)
 
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
+        lengths = lengths.to(x.device)
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
-        x = torch.where((steps < lengths.to(x.device)).unsqueeze(-1), x, torch.zeros_like(x))
+        x = torch.where((steps < lengths).unsqueeze(-1), x, torch.zeros_like(x))
+    if reset is not None:
+        reset = reset.to(x.device)
     if w_ih is not None:
         wx = F.linear(x, w_ih, b_ih)
     else:
@@ -74,7 +77,7 @@ def _padded(
     order = range(steps - 1, -1, -1) if reverse else range(steps)
     states, outputs = initial, []
     for t in order:
-        active = None if lengths is None else (t < lengths).to(wx.device).unsqueeze(-1)
+        active = None if lengths is None else (t < lengths).unsqueeze(-1)
         first = t + 1 if reverse else t  # the segments are the same in both directions
         before = states
         if reset is not None and first < steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from bench_cases import parse
 
 from fastrnn.bench import cli
@@ -23,6 +24,7 @@ from fastrnn.bench import cli
         (["--busy", "0"], "argument --busy: expected a whole number of at least 1"),
         (["--precision", "medium"], "argument --precision: invalid choice"),
         (["--out", __file__], "argument --out: expected a directory"),
+        (["--device", "tpu"], "argument --device: invalid choice"),
     ],
 )
 def test_wrong_arguments_are_named(options, said, capsys):
@@ -54,3 +56,23 @@ def test_modes_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         parse("--busy", 2, "--scaling")
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_rows_on_a_gpu_are_listed_without_one(capsys):
+    assert cli.run(parse("--list", "--device", "cuda", "--cells", "lstm", "--dtype", "bfloat16,float32")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "lstm 1x100x256 bfloat16 cuda"
+    assert lines[-1] == "lstm 16x100x512 packed cuda"
+    assert len(lines) == 24
+
+
+@pytest.mark.parametrize("more", [("--busy", 1), ("--scaling",)])
+def test_what_only_the_cpu_does(more, tmp_path, capsys):
+    assert cli.run(parse("--device", "cuda", "--out", tmp_path, *more)) == 2
+    assert f"argument {more[0]}: expected --device cpu, found cuda" in capsys.readouterr().err
+
+
+def test_no_gpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.run(parse("--device", "cuda", "--out", tmp_path)) == 2
+    assert "argument --device: expected a GPU that torch can use, found none" in capsys.readouterr().err

@@ -98,6 +98,38 @@ def test_units_of_a_removed_cell_go_away(csrc, tmp_path):
     assert names((tmp_path / "out").iterdir()) == ["kernel_lstm_baseline.cpp", "kernel_registry.cpp"]
 
 
+def test_one_unit_for_every_cell_on_a_gpu(csrc, tmp_path):
+    written = units.generate_cuda(tmp_path / "out", csrc)
+    assert names(written) == ["cuda_gru.cu", "cuda_lstm.cu", "cuda_registry.cpp"]
+    assert (tmp_path / "out" / "cuda_gru.cu").read_text().splitlines()[1:] == [
+        "#define FASTRNN_ISA_CUDA 1",
+        "#define FASTRNN_ISA_NAME cuda",
+        '#define FASTRNN_CELL_HEADER "cells/gru.h"',
+        "#define FASTRNN_CELL_NAME gru",
+        '#include "cuda/cell_unit.h"',
+    ]
+    assert (tmp_path / "out" / "cuda_registry.cpp").read_text().splitlines()[1:] == [
+        '#include "cuda/registry.h"',
+        "",
+        "FASTRNN_DECLARE_CELL(gru)",
+        "FASTRNN_DECLARE_CELL(lstm)",
+        "",
+        "FASTRNN_REGISTRY_BEGIN",
+        "FASTRNN_REGISTER_CELL(gru)",
+        "FASTRNN_REGISTER_CELL(lstm)",
+        "FASTRNN_REGISTRY_END",
+    ]
+
+
+def test_units_of_a_processor_and_of_a_gpu_share_a_folder(csrc, tmp_path):
+    first = units.generate(tmp_path / "out", "aarch64", csrc)
+    second = units.generate_cuda(tmp_path / "out", csrc)
+    (csrc / "cells" / "gru.h").unlink()
+    kept = [*units.generate(tmp_path / "out", "aarch64", csrc), *units.generate_cuda(tmp_path / "out", csrc)]
+    assert names((tmp_path / "out").iterdir()) == names(kept)
+    assert len(kept) == len(first) + len(second) - 2
+
+
 def test_a_header_whose_name_is_no_namespace_is_refused(csrc, tmp_path):
     (csrc / "cells" / "my-cell.h").touch()
     with pytest.raises(ValueError, match=r"my-cell\.h.*C\+\+ identifier"):
@@ -293,9 +325,78 @@ def test_compiler_without_a_standard_library(refusal, site, path):
     assert "cannot compile a small C++20 program (fatal error: span" in refusal(site, path)
 
 
-@pytest.mark.parametrize(("value", "words"), [("1", "no CUDA kernels yet"), ("maybe", "must be 0, 1 or auto")])
-def test_cuda_request(refusal, site, path, value, words):
-    assert words in refusal(site, path, FASTRNN_BUILD_CUDA=value)
+def test_cuda_request(refusal, site, path):
+    assert "FASTRNN_BUILD_CUDA must be 0, 1 or auto, not 'maybe'" in refusal(site, path, FASTRNN_BUILD_CUDA="maybe")
+
+
+def good_compiler(path: Path) -> None:
+    macros = "#define __GNUC__ 13\n#define __GNUC_MINOR__ 1\n#define __x86_64__ 1"
+    write_program(
+        path / "g++", f"case \"$*\" in *-dM*) /bin/cat <<'END'\n#define __cplusplus 202002L\n{macros}\nEND\n;; esac"
+    )
+
+
+def cuda_torch(site: Path, version: str) -> None:
+    with (site / "torch" / "__init__.py").open("a") as file:
+        file.write(f"class version:\n    cuda = {version!r}\n")
+
+
+def toolkit(folder: Path, version: str, compiles: str = "exit 0") -> Path:
+    """A CUDA toolkit with the headers that torch wants; what nvcc answers when it has to compile."""
+    for part in ("bin", "include"):
+        (folder / part).mkdir(parents=True)
+    for header in ("cuda_runtime_api.h", "cublas_v2.h", "cublasLt.h", "cusparse.h", "cusolverDn.h"):
+        (folder / "include" / header).touch()
+    said = f"Cuda compilation tools, release {version}, V{version}.88"
+    write_program(folder / "bin" / "nvcc", f"case \"$*\" in --version) echo '{said}';; *) {compiles};; esac")
+    return folder
+
+
+def test_cuda_with_a_torch_for_the_cpu(refusal, site, path):
+    good_compiler(path)
+    sentence = refusal(site, path, FASTRNN_BUILD_CUDA="1")
+    assert "FASTRNN_BUILD_CUDA=1, but torch 2.13.0 is built for the CPU" in sentence
+    assert "pytorch.org/get-started" in sentence
+
+
+def test_cuda_home_without_nvcc(refusal, site, path):
+    good_compiler(path)
+    cuda_torch(site, "13.0")
+    assert f"CUDA_HOME={site} has no bin/nvcc" in refusal(site, path, FASTRNN_BUILD_CUDA="1", CUDA_HOME=str(site))
+
+
+def test_cuda_of_another_version(refusal, site, path):
+    good_compiler(path)
+    cuda_torch(site, "13.0")
+    home = toolkit(site / "cuda", "12.4")
+    sentence = refusal(site, path, FASTRNN_BUILD_CUDA="1", CUDA_HOME=str(home))
+    assert f"nvcc in {home} is CUDA 12.4 and torch 2.13.0 is built for CUDA 13.0" in sentence
+    assert "set CUDA_HOME" in sentence
+
+
+def test_cuda_without_the_headers_of_its_libraries(refusal, site, path):
+    good_compiler(path)
+    cuda_torch(site, "13.0")
+    home = toolkit(site / "cuda", "13.1")
+    (home / "include" / "cusparse.h").unlink()
+    assert "cusparse.h is neither in" in refusal(site, path, FASTRNN_BUILD_CUDA="1", CUDA_HOME=str(home))
+
+
+def test_cuda_whose_nvcc_does_not_like_the_compiler(refusal, site, path):
+    good_compiler(path)
+    cuda_torch(site, "13.0")
+    home = toolkit(site / "cuda", "13.1", "echo 'host_config.h: error: unsupported GNU version!' >&2; exit 1")
+    sentence = refusal(site, path, FASTRNN_BUILD_CUDA="1", CUDA_HOME=str(home))
+    assert f"with {path / 'g++'} cannot compile a small kernel (host_config.h: error: unsupported GNU" in sentence
+
+
+@pytest.mark.parametrize(("text", "words"), [("7.5", "8.0 or newer"), ("Hopper", "expected a list such as")])
+def test_cuda_architectures(refusal, site, path, text, words):
+    good_compiler(path)
+    cuda_torch(site, "13.0")
+    home = toolkit(site / "cuda", "13.1")
+    variables = {"CUDA_HOME": str(home), "TORCH_CUDA_ARCH_LIST": text}
+    assert words in refusal(site, path, FASTRNN_BUILD_CUDA="1", **variables)
 
 
 def test_version_is_written_once():

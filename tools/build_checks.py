@@ -64,12 +64,12 @@ def check_platform() -> None:
         fail("the kernels build on Linux and macOS; on Windows install inside WSL: wsl --install")
 
 
-def check_cuda_request() -> None:
+def cuda_request() -> str:
+    """What FASTRNN_BUILD_CUDA asks for: ``0``, ``1`` or ``auto``."""
     request = os.environ.get("FASTRNN_BUILD_CUDA", "auto").strip().lower() or "auto"
-    if request == "1":
-        fail("this version has no CUDA kernels yet: build the CPU kernels with FASTRNN_BUILD_CUDA=0 " + INSTALL)
-    if request not in ("0", "auto"):
+    if request not in ("0", "1", "auto"):
         fail(f"FASTRNN_BUILD_CUDA must be 0, 1 or auto, not {request!r}: unset FASTRNN_BUILD_CUDA")
+    return request
 
 
 def check_torch() -> None:
@@ -253,9 +253,9 @@ def warn_of_one_thread(compiler: Compiler) -> None:
 
 
 def check_all() -> Compiler:
-    """Everything, in the order in which a person would mend it. Returns the compiler to use."""
+    """Everything but CUDA, in the order in which a person would mend it. Returns the compiler to use."""
     check_platform()
-    check_cuda_request()
+    cuda_request()
     check_torch()
     check_ninja()
     torch_include = find_torch_include()

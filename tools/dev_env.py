@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_TORCH = "torch==2.13.0"
 EXTENSION = ROOT / "fastrnn" / ("_C" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 FLAG_VARIABLES = ("CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
+CUDA_VARIABLES = ("FASTRNN_BUILD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH")
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def installed_version(name: str) -> str | None:
 
 def check_machine() -> None:
     build_checks.check_platform()
-    build_checks.check_cuda_request()
+    build_checks.cuda_request()
     build_checks.check_python_headers()
     build_checks.find_compiler(ROOT)
 
@@ -118,11 +119,11 @@ def fingerprint() -> str:
     digest = hashlib.sha256()
     files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     files += [ROOT / "setup.py", ROOT / "pyproject.toml"]
-    files += [ROOT / "tools" / name for name in ("generate_units.py", "build_checks.py")]
+    files += [ROOT / "tools" / name for name in ("generate_units.py", "build_checks.py", "cuda_checks.py")]
     for path in sorted(files):
         digest.update(f"{path.relative_to(ROOT)}\n".encode())
         digest.update(path.read_bytes())
-    for name in FLAG_VARIABLES:
+    for name in FLAG_VARIABLES + CUDA_VARIABLES:
         digest.update(f"{name}={os.environ.get(name)}\n".encode())
     digest.update(f"{sys.prefix} {sys.version} torch {installed_version('torch')}".encode())
     return digest.hexdigest()

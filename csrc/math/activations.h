@@ -41,6 +41,20 @@ struct ExpConstants<double> {
                                   1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 };
 
+// Σ kQ[k]·r^k for k from K on, by Horner's rule; by recursion, because a GPU's compiler takes an array's elements as
+// constants only where their index is one.
+template <class C, int K = 0>
+FASTRNN_FN Vec<C> exp_polynomial(Vec<C> r) {
+  using Constants = ExpConstants<C>;
+  constexpr int kTerms = sizeof(Constants::kQ) / sizeof(C);
+  constexpr C kCoefficient = Constants::kQ[K];
+  if constexpr (K + 1 == kTerms) {
+    return Vec<C>(kCoefficient);
+  } else {
+    return fma(exp_polynomial<C, K + 1>(r), r, Vec<C>(kCoefficient));
+  }
+}
+
 // exp(x) = scale · (1 + p), with scale a power of two and p = expm1(r) accurate relative to itself; |x| ≤ kLimit.
 template <class C>
 struct SplitExp {
@@ -48,15 +62,11 @@ struct SplitExp {
 
   FASTRNN_FN explicit SplitExp(Vec<C> x) {
     using K = ExpConstants<C>;
-    constexpr int kTerms = sizeof(K::kQ) / sizeof(C);
     const Vec<C> shifted = fma(x, Vec<C>(K::kLog2e), Vec<C>(K::kRound));
     const Vec<C> n = shifted - Vec<C>(K::kRound);
     Vec<C> r = fma(n, Vec<C>(-K::kLn2High), x);
     r = fma(n, Vec<C>(-K::kLn2Low), r);
-    Vec<C> q(K::kQ[kTerms - 1]);
-    FASTRNN_UNROLL
-    for (int k = kTerms - 2; k >= 0; --k) q = fma(q, r, Vec<C>(K::kQ[k]));
-    p = fma(r * r, q, r);
+    p = fma(r * r, exp_polynomial<C>(r), r);
     scale = from_bits<C>(bits(shifted) << K::kMantissa);
   }
 };

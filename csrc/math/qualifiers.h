@@ -1,4 +1,4 @@
-// What marks a function that is compiled for every target: each CPU instruction set (and, one day, the GPU).
+// What marks a function that is compiled for every target: each CPU instruction set, and the GPU.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -7,7 +7,11 @@
 #define FASTRNN_FN inline __attribute__((always_inline))
 #endif
 
+#if defined(__CUDACC__)
+#define FASTRNN_UNROLL _Pragma("unroll")
+#else
 #define FASTRNN_UNROLL _Pragma("GCC unroll 64")
+#endif
 
 // Every instruction set has a namespace of its own, so that the linker never merges one set's functions into another's.
 #ifndef FASTRNN_ISA_NAME

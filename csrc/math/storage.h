@@ -2,28 +2,10 @@
 // `n` is the number of valid lanes: nothing past it is read or written, and lanes past it load as zero.
 #pragma once
 
+#include "math/compute.h"
 #include "math/vec.h"
 
 namespace FASTRNN_NAMESPACE {
-
-// The format that a storage format is computed in.
-template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
-
-FASTRNN_FN float widen(float x) { return x; }
-FASTRNN_FN double widen(double x) { return x; }
-FASTRNN_FN void narrow(float x, float* p) { *p = x; }
-FASTRNN_FN void narrow(double x, double* p) { *p = x; }
-FASTRNN_FN void narrow(float x, BFloat16* p) { *p = round_bfloat16(x); }
-FASTRNN_FN void narrow(float x, Float16* p) { *p = round_float16(x); }
 
 FASTRNN_FN Vec<float> load(const float* p) { return Vec<float>::load(p); }
 FASTRNN_FN Vec<double> load(const double* p) { return Vec<double>::load(p); }

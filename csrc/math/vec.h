@@ -9,6 +9,10 @@
 #include "math/half.h"
 #include "math/qualifiers.h"
 
+#if defined(FASTRNN_ISA_CUDA)
+#include "math/scalar.h"
+#else
+
 namespace FASTRNN_NAMESPACE {
 
 #if defined(FASTRNN_ISA_AVX512)
@@ -192,3 +196,5 @@ FASTRNN_FN void transpose(Vec<C>* block) {
 }
 
 }  // namespace FASTRNN_NAMESPACE
+
+#endif

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from fastrnn.bench.cases import CELLS, DTYPES, SHAPE_NAMES, Shape, parse_names, parse_shapes
+from fastrnn.bench.cases import CELLS, DEVICES, DTYPES, SHAPE_NAMES, Shape, parse_names, parse_shapes
 
 Parsed = TypeVar("Parsed")
 
@@ -153,11 +153,17 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
 def _add_what(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--cells", type=_cells, default=CELLS, metavar="LIST", help=f"default: {','.join(CELLS)}")
     what.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="where both engines run; on cuda the table alone, without peers; default: cpu",
+    )
+    what.add_argument(
         "--shapes",
         type=_shapes,
         default=None,
         metavar="LIST",
-        help=f"BxTxH, BxTxIxH (batch, time, input, hidden) or {', '.join(SHAPE_NAMES)}; default: standard",
+        help=f"BxTxH, BxTxIxH (batch, time, input, hidden) or {', '.join(SHAPE_NAMES)}; default: standard or cuda",
     )
     what.add_argument(
         "--dtype", type=_dtypes, default=("float32",), metavar="LIST", help=f"of {', '.join(DTYPES)}; default: float32"

@@ -15,6 +15,7 @@ CELLS = ("lstm", "gru", "rnn")
 # A cell's class in an engine's namespace; RNN keeps its default, tanh.
 CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 # What is timed together, and the figures that come of it.
@@ -67,12 +68,14 @@ class Case:
     shape: Shape
     dtype: str = "float32"
     chunks: int = 0
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
         suffix = "" if self.dtype == "float32" else f" {self.dtype}"
         kind = (" step" if self.shape.steps == 1 else f" stream of {self.chunks}") if self.chunks else ""
-        return f"{self.cell} {self.shape.label}{suffix}{kind}"
+        where = "" if self.device == "cpu" else f" {self.device}"
+        return f"{self.cell} {self.shape.label}{suffix}{kind}{where}"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -85,7 +88,8 @@ class Case:
         return replace(self, shape=replace(self.shape, **small))
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "cell": self.cell, "dtype": self.dtype, **asdict(self.shape), "chunks": self.chunks}
+        own = {"cell": self.cell, "dtype": self.dtype, "device": self.device}
+        return {"name": self.name, **own, **asdict(self.shape), "chunks": self.chunks}
 
 
 def _square(batch: int, steps: int, hidden: int) -> Shape:
@@ -115,6 +119,15 @@ NAMED_SHAPES = {
 STANDARD_SHAPES = (*SQUARE_SHAPES, *NAMED_SHAPES.values())
 QUICK_SHAPES = (SQUARE_SHAPES[0], SQUARE_SHAPES[2], SQUARE_SHAPES[6])
 
+# On a GPU torch.nn is cuDNN, which has a fast way for float16 in sizes that suit it and another for all the rest.
+CUDA_SHAPES = (
+    *(_square(batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (1, 16, 128)),
+    Shape(16, 100, 512, 512, layers=2),
+    Shape(16, 100, 512, 512, bidirectional=True),
+    Shape(16, 100, 512, 512, packed=True),
+)
+CUDA_FLOAT16_SHAPES = tuple(_square(batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (16, 64))
+
 # One step of a stream: what a call costs.
 STEP_SHAPES = (_square(1, 1, 64), _square(1, 1, 128))
 
@@ -122,6 +135,8 @@ _GROUPS: dict[str, tuple[Shape, ...]] = {
     "standard": STANDARD_SHAPES,
     "quick": QUICK_SHAPES,
     "square": SQUARE_SHAPES,
+    "cuda": CUDA_SHAPES,
+    "cuda-float16": CUDA_FLOAT16_SHAPES,
     **{name: (shape,) for name, shape in NAMED_SHAPES.items()},
 }
 SHAPE_NAMES = tuple(_GROUPS)
@@ -165,11 +180,11 @@ def _tokens(text: str) -> list[str]:
     return tokens
 
 
-def make_cases(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[str]) -> list[Case]:
+def make_cases(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[str], device: str = "cpu") -> list[Case]:
     """Every cell with every shape in every number format, grouped by format, then cell."""
     shapes = tuple(shapes)
     cells = tuple(cells)
-    return [Case(cell, shape, dtype) for dtype in dtypes for cell in cells for shape in shapes]
+    return [Case(cell, shape, dtype, device=device) for dtype in dtypes for cell in cells for shape in shapes]
 
 
 def make_step_cases(cells: Iterable[str]) -> list[Case]:

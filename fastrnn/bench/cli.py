@@ -30,11 +30,13 @@ def make_settings(args: argparse.Namespace) -> Settings:
     from fastrnn.bench.scaling import ROUNDS as SCALING_ROUNDS
 
     short = args.quick or args.busy is not None
-    shapes = args.shapes or (QUICK_SHAPES if short else parse_shapes("standard"))
+    cuda = args.device == "cuda"
+    shapes = args.shapes or (QUICK_SHAPES if short else parse_shapes("cuda" if cuda else "standard"))
     full, quick = (SCALING_ROUNDS, SCALING_QUICK_ROUNDS) if args.scaling else (FULL_ROUNDS, QUICK_ROUNDS)
     table = args.busy is None and not args.scaling
+    steps = table and not args.no_steps and not cuda and "float32" in args.dtype
     return Settings(
-        cases=tuple(make_cases(args.cells, shapes, args.dtype)),
+        cases=tuple(make_cases(args.cells, shapes, args.dtype, args.device)),
         candidate=args.engine,
         peers=args.peers,
         threads=args.threads,
@@ -43,8 +45,9 @@ def make_settings(args: argparse.Namespace) -> Settings:
         block_seconds=QUICK_BLOCK if args.quick else FULL_BLOCK,
         seed=args.seed,
         memory=table,
-        model=None if args.no_lm or not table else _model_settings(args),
-        steps=tuple(make_step_cases(args.cells)) if table and not args.no_steps and "float32" in args.dtype else (),
+        model=None if args.no_lm or not table or cuda else _model_settings(args),
+        steps=tuple(make_step_cases(args.cells)) if steps else (),
+        device=args.device,
     )
 
 
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             print(case.name)
         return 0
     try:
+        _check_device(args)
         text = _text(args, settings)
         args.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from fastrnn.bench import environment, modes
     from fastrnn.bench.client import WorkerDiedError, WorkerError
 
-    facts = environment.collect()
+    facts = environment.collect(args.device)
     _warn_if_busy(facts)
     mode: modes.Mode
     if args.busy is not None:
@@ -94,6 +98,19 @@ def run(args: argparse.Namespace) -> int:
     if not mode.results.complete:
         return 130
     return 1 if mode.results.problems else 0
+
+
+def _check_device(args: argparse.Namespace) -> None:
+    """Raises ValueError, naming the option, if the device is not there or is asked for what only the CPU does."""
+    if args.device == "cpu":
+        return
+    for option, given in (("--peers", args.peers), ("--busy", args.busy is not None), ("--scaling", args.scaling)):
+        if given:
+            raise ValueError(f"argument {option}: expected --device cpu, found {args.device}")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("argument --device: expected a GPU that torch can use, found none")
 
 
 def _text(args: argparse.Namespace, settings: Settings) -> bytes:

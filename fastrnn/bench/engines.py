@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -109,7 +110,7 @@ class ModuleWorkload:
     """A recurrent module called as its users call it: ``y, hx = module(x, hx)``.
 
     Values are drawn in float64, rounded to the case's format and only then widened to ``dtype``: the float64 reference
-    sees exactly the numbers that the measured format sees.
+    sees exactly the numbers that the measured format sees. All of that happens on the CPU, whatever the device.
     """
 
     def __init__(self, module: torch.nn.Module, case: Case, seed: int, dtype: str) -> None:
@@ -126,9 +127,11 @@ class ModuleWorkload:
 
         def draw(*size: int) -> torch.Tensor:
             values = torch.randn(*size, generator=generator, dtype=torch.float64)
-            return values.to(getattr(torch, case.dtype)).to(getattr(torch, dtype))
+            return values.to(getattr(torch, case.dtype)).to(getattr(torch, dtype)).to(case.device)
 
-        self.module = module.to(getattr(torch, case.dtype)).to(getattr(torch, dtype))
+        if case.device == "cuda":
+            self.clock = _gpu_clock
+        self.module = module.to(getattr(torch, case.dtype)).to(getattr(torch, dtype)).to(case.device)
         rows = (int(lengths.sum()),) if shape.packed else (shape.steps, shape.batch)
         self.data = draw(*rows, shape.input_size).requires_grad_()
         self.states = tuple(draw(*state_size).requires_grad_() for _ in range(states))
@@ -203,10 +206,18 @@ class ModuleWorkload:
         return {name: _to_numpy(value) for name, value in named.items() if value is not None}
 
 
+def _gpu_clock() -> float:
+    """The time when the GPU has done all that it was asked for."""
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def _to_numpy(value: torch.Tensor) -> numpy.ndarray:
     import torch
 
-    value = value.detach()
+    value = value.detach().cpu()
     return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
 
 

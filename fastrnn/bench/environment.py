@@ -11,8 +11,8 @@ from typing import Any
 _PRIVATE = {"path", "executable", "command"}
 
 
-def collect() -> dict[str, Any]:
-    """The environment block of a result."""
+def collect(device: str = "cpu") -> dict[str, Any]:
+    """The environment block of a result, with the GPU's own where it is one."""
     import torch
 
     from fastrnn import info
@@ -34,6 +34,21 @@ def collect() -> dict[str, Any]:
             name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "FASTRNN_"))
         },
         "load": load(),
+        **({"gpu": _gpu()} if device == "cuda" else {}),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "name": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "memory_bytes": found.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 
@@ -84,8 +99,10 @@ def describe(environment: dict[str, Any]) -> str:
     cores = environment["cores"]
     extension = environment["fastrnn_extension"]
     capability = extension.get("capability") if extension.get("built") else "no C++ kernels"
+    gpu = environment.get("gpu")
     return (
-        f"{environment['cpu']['model']}, {cores['physical'] or cores['logical']} cores, "
+        (f"{gpu['name']}, CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}, " if gpu else "")
+        + f"{environment['cpu']['model']}, {cores['physical'] or cores['logical']} cores, "
         f"{environment['threads']} thread{'s' if environment['threads'] != 1 else ''}, "
         f"{environment['os']}, Python {environment['python']}, torch {environment['torch']}, "
         f"fastrnn {environment['fastrnn']} ({capability})"

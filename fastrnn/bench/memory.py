@@ -61,6 +61,23 @@ def _rise(build: Callable[[], Workload], build_small: Callable[[], Workload]) ->
     return max(0, after["VmHWM"] - before["VmRSS"] - max(0, code))
 
 
+def measure_on_gpu(build: Callable[[], Workload]) -> int:
+    """Bytes by which two training steps raise what torch's allocator has given out on the GPU, in this process."""
+    import torch
+
+    workload = build()
+    workload.backward(workload.forward())  # what a first step sets up for good
+    workload.clear_gradients()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(2):
+        workload.clear_gradients()
+        workload.backward(workload.forward())
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def measure_in_child(
     build: Callable[[], Workload], build_small: Callable[[], Workload], threads: int | None
 ) -> int | None:

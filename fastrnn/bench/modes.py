@@ -87,7 +87,8 @@ class TableMode:
         jobs = len(settings.cases) + len(settings.steps) + (settings.model is not None)
         with Runner(settings) as runner, Reporter(jobs) as reporter:
             _note_engines(results.environment, runner.start())
-            results.peaks = runner.measure_limits()
+            if settings.device == "cpu":
+                results.peaks = runner.measure_limits()
             for cases, rows in ((settings.cases, results.cases), (settings.steps, results.steps)):
                 for case in cases:
                     reporter.begin(case.name)

@@ -46,6 +46,12 @@ EXPLANATION = (
 )
 
 
+CUDA_EXPLANATION = (
+    "Both engines ran on the GPU: every reading of the clock waits until it has done its work, so that a training step "
+    "is waited for twice and a block of inference once. Memory is the GPU's, there is no limit."
+)
+
+
 def case_header(results: Results) -> list[str]:
     names = labels(results)
     timed = (*names, "speed-up")
@@ -88,6 +94,11 @@ def groups(results: Results) -> dict[tuple[str, str], list[CaseResult]]:
     for row in results.cases:
         grouped.setdefault((row.case.dtype, row.case.cell), []).append(row)
     return grouped
+
+
+def _title(results: Results, dtype: str, cell: str) -> str:
+    device = results.settings.device
+    return f"{cell}, {dtype}" + ("" if device == "cpu" else f", {device}")
 
 
 SUMMARY_HEADER = ["cell", "rows", "training", "forward", "backward", "inference"]
@@ -181,9 +192,14 @@ def to_markdown(results: Results) -> str:
     if summary:
         parts += ["## Summary", "Geometric means (lowest–highest row).", markdown_table(SUMMARY_HEADER, summary)]
     for (dtype, cell), rows in groups(results).items():
-        parts += [f"## {cell}, {dtype}", markdown_table(case_header(results), [case_row(row) for row in rows])]
+        parts += [
+            f"## {_title(results, dtype, cell)}",
+            markdown_table(case_header(results), [case_row(row) for row in rows]),
+        ]
     if results.cases:
         parts.append(EXPLANATION.format(engine=candidate))
+    if results.settings.device == "cuda":
+        parts.append(CUDA_EXPLANATION)
     steps = step_table(results)
     if steps:
         parts += ["## Single steps", markdown_table(steps.header, steps.rows), STEPS_EXPLANATION]
@@ -218,7 +234,7 @@ def print_table(console: Console, title: str, header: Sequence[str], rows: Seque
 def print_report(results: Results, console: Console) -> None:
     """The same for the terminal."""
     tables = [
-        EngineTable(f"{cell}, {dtype}", case_header(results), [case_row(row) for row in rows])
+        EngineTable(_title(results, dtype, cell), case_header(results), [case_row(row) for row in rows])
         for (dtype, cell), rows in groups(results).items()
     ]
     summary = summary_rows(results.summaries())

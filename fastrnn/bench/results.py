@@ -130,6 +130,7 @@ class Results:
                 "peers": list(settings.peers),
                 "threads": settings.threads,
                 "precision": settings.precision,
+                "device": settings.device,
                 "rounds": settings.rounds,
                 "block_seconds": settings.block_seconds,
                 "seed": settings.seed,

@@ -40,6 +40,7 @@ class Settings:
     seed: int = 0
     model: ModelSettings | None = field(default_factory=ModelSettings)
     steps: tuple[Case, ...] = ()  # streams of single steps, which have a table of their own
+    device: str = "cpu"  # of all cases
 
 
 @dataclass

@@ -65,9 +65,14 @@ def come_to_rest() -> None:
 Times = dict[str, float]  # metric → mean seconds per call
 
 
+def _clock(workload: Workload) -> Callable[[], float]:
+    """Seconds; that of a workload on a GPU waits for it."""
+    return getattr(workload, "clock", time.perf_counter)
+
+
 def time_training(workload: Workload, calls: int) -> Times:
     """One forward and one backward pass, mean over ``calls`` training steps."""
-    clock = time.perf_counter
+    clock = _clock(workload)
     forward = backward = 0.0
     for _ in range(calls):
         workload.clear_gradients()
@@ -83,16 +88,18 @@ def time_training(workload: Workload, calls: int) -> Times:
 
 def time_inference(workload: Workload, calls: int) -> Times:
     """One forward pass without a graph, mean over ``calls`` calls."""
-    start = time.perf_counter()
+    clock = _clock(workload)
+    start = clock()
     workload.infer(calls)
-    return {"inference": (time.perf_counter() - start) / calls}
+    return {"inference": (clock() - start) / calls}
 
 
 def time_stream(workload: Workload, calls: int) -> Times:
     """One chunk of a stream, mean over ``calls`` chunks."""
-    start = time.perf_counter()
+    clock = _clock(workload)
+    start = clock()
     workload.stream(calls)
-    return {"stream": (time.perf_counter() - start) / calls}
+    return {"stream": (clock() - start) / calls}
 
 
 TIMERS = {"train": time_training, "inference": time_inference, "stream": time_stream}
@@ -167,7 +174,12 @@ class Commands:
         self.workload = self.training = None
 
     def peak_memory(self, case: Case, seed: int) -> int | None:
-        """Bytes by which a training step raises the peak of a fresh process; None where that cannot be measured."""
+        """Bytes by which a training step raises the peak of a fresh process; None where that cannot be measured.
+
+        On a GPU: of this process, on the GPU alone.
+        """
+        if case.device == "cuda":
+            return memory.measure_on_gpu(lambda: self.engine.build(case, seed))
         return memory.measure_in_child(
             lambda: self.engine.build(case, seed), lambda: self.engine.build(case.tiny(), seed), self.threads
         )

@@ -1,9 +1,9 @@
 """What a module may take itself, and what it leaves to torch.
 
 A module calls `fastrnn.functional.sequence` only when everything it was given is beyond doubt: ordinary tensors on the
-CPU, one number format, right sizes. All else goes to the forward of the torch.nn class, which either computes it
-(tensor subclasses, complex numbers, other devices, states that broadcast) or raises. So torch's errors are torch's own,
-and the checks here need only say yes or no.
+CPU or all on one GPU that there are kernels for, one number format, right sizes. All else goes to the forward of the
+torch.nn class, which either computes it (tensor subclasses, complex numbers, other devices, states that broadcast) or
+raises. So torch's errors are torch's own, and the checks here need only say yes or no.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx import Proxy
 from torch.nn import Parameter
 
+from .. import _gpu
+
 BACKENDS = ("auto", "fused", "reference", "torch")
 FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 PLAIN = frozenset((Tensor, Parameter))  # exact types: a subclass may mean anything by an operation
 _STRIDED = torch.strided
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_LOWERED = frozenset((torch.float32, torch.bfloat16, torch.float16))  # by autocast on a GPU
 _TRACED = (FakeTensor, FunctionalTensor)
 
 
 def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> bool:
-    """Whether the kernels can take these tensors: of the very class Tensor, dense, on the CPU, in one number format.
+    """Whether the kernels can take these tensors: of the very class Tensor, dense, on one device that there are kernels
+    for, in one number format.
 
     Under autocast, in the two formats that it unites. One function with one loop, as every call of every module passes
     through here.
@@ -36,18 +40,34 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
         return False
     if (type(x) not in PLAIN and not is_traced(x)) or x.is_nested:
         return False
+    on_cpu = x.is_cpu
+    if not on_cpu and not _gpu.takes(x):
+        return False
     dtype = other = x.dtype
-    if torch.is_autocast_enabled("cpu"):
-        dtype, other = torch.float32, torch.get_autocast_dtype("cpu")
+    target = autocast_dtype(x)
+    if target is not None:
+        dtype, other = torch.float32, target
     elif dtype not in FORMATS:
         return False
     for tensor in (x, *weights) if states is None else (x, *weights, *states):
         if type(tensor) not in PLAIN and not is_traced(tensor):
             return False
         found = tensor.dtype
-        if (found is not dtype and found is not other) or not tensor.is_cpu or tensor.layout is not _STRIDED:
+        if (found is not dtype and found is not other) or tensor.layout is not _STRIDED:
+            return False
+        if not (tensor.is_cpu if on_cpu else tensor.device == x.device):
             return False
     return True
+
+
+def expected(x: Any) -> str:
+    """What `are_plain` asks for, in words; for a tensor on a GPU, with the reason if no GPU will do."""
+    if not isinstance(x, Tensor) or not x.is_cuda:
+        return "dense tensors of one floating-point format on the CPU"
+    problem = _gpu.problem(x.device)
+    if problem:
+        return f"dense tensors of one floating-point format on the CPU, as {problem}"
+    return "dense tensors of one floating-point format on one GPU"
 
 
 def is_traced(tensor: Any) -> bool:
@@ -71,9 +91,10 @@ def read_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
     return found
 
 
-def autocast_dtype() -> torch.dtype | None:
-    """The number format of ``torch.autocast("cpu")`` where one is active, else None."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The number format of `torch.autocast` where it is active for the device of ``x``, else None."""
+    device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else None
+    return torch.get_autocast_dtype(device) if device and torch.is_autocast_enabled(device) else None
 
 
 def onednn_enabled() -> bool:
@@ -86,12 +107,13 @@ def run_dtype(
 ) -> torch.dtype:
     """The number format in which to run ``cell`` under autocast to ``target``, so that results come in torch's format.
 
-    torch's own cells multiply in ``target`` and leave the rest to type promotion, so that a float32 state stays float32
-    (GRU, cells, packed and projected LSTM), but for plain RNN, whose whole step is the product, and oneDNN's LSTM
-    (``onednn``), which is in ``target`` altogether. A state in float32 calls for products in float32 here: exact where
-    torch rounds, and no slower.
+    On a GPU all is in ``target``: torch casts whatever it gives to cuDNN and to its own cells. (To cuDNN as float16,
+    whatever autocast was asked for; ours is what was asked for.) On the CPU torch's own cells multiply in ``target``
+    and leave the rest to type promotion, so that a float32 state stays float32 (GRU, cells, packed and projected LSTM),
+    but for plain RNN, whose whole step is the product, and oneDNN's LSTM (``onednn``), which is in ``target``
+    altogether. A state in float32 calls for products in float32 here: exact where torch rounds, and no slower.
     """
-    if onednn or cell.startswith("rnn"):
+    if onednn or cell.startswith("rnn") or (x.is_cuda and x.dtype in _LOWERED):
         return target
     return torch.promote_types(target, x.dtype if states is None else states[-1].dtype)
 
@@ -109,7 +131,7 @@ def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Te
 
     Raises:
         TypeError: not integers.
-        ValueError: not of shape (B), or a value outside 0…T.
+        ValueError: not of shape (B), or, on the CPU, a value outside 0…T.
     """
     if not isinstance(lengths, Tensor):
         try:
@@ -123,13 +145,13 @@ def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Te
         raise ValueError(
             f"lengths: expected shape ({batch},), one for each row of the batch, got {tuple(lengths.shape)}"
         )
-    if batch and has_values(lengths):
+    if batch and lengths.is_cpu and has_values(lengths):  # reading them back from a GPU would make the program wait
         low, high = map(int, torch.aminmax(lengths))
         if low < 0 or high > steps:
             raise ValueError(
                 f"lengths: expected values from 0 to {steps}, the input's number of steps, got {low} to {high}"
             )
-    return lengths.to(device=device, dtype=torch.int64)
+    return lengths.to(device=device, dtype=torch.int64, non_blocking=device.type == "cuda")
 
 
 def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: torch.device) -> Tensor:
@@ -146,7 +168,7 @@ def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: t
         raise ValueError(
             f"reset: expected shape {tuple(expected)}, the input's leading dimensions, got {tuple(reset.shape)}"
         )
-    reset = reset.to(device)
+    reset = reset.to(device, non_blocking=device.type == "cuda")
     if reset.dim() == 1:
         return reset.unsqueeze(1)
     return reset.transpose(0, 1) if batch_first else reset

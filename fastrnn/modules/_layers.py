@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from ..functional import LayerWeights, sequence
+from . import _streams
+
+Found = tuple[Tensor, tuple[Tensor, ...]]
 
 
 def as_layers(weights: list[Tensor], bias: bool, proj_size: int) -> list[LayerWeights]:
@@ -30,7 +33,7 @@ def run_layers(
     directions: int,
     dropout: float,
     options: dict[str, Any],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> Found:
     """All layers and directions of a recurrent network.
 
     Args:
@@ -61,11 +64,28 @@ def run_layers(
         if first and dropout:
             # torch's own call, on the whole output of the layer: the same seed drops the same elements.
             x = torch.dropout(x, dropout, True)
-        outputs = []
-        for index in range(first, first + directions):
-            y, last = sequence(cell, x, weights[index], initials[index], reverse=index > first, **options)
-            outputs.append(y)
+        if directions == 1:
+            x, last = sequence(cell, x, weights[first], initials[first], **options)
             finals.append(last)
-        x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        else:
+            ahead, back = _both_directions(cell, x, weights[first : first + 2], initials[first : first + 2], options)
+            finals += [ahead[1], back[1]]
+            x = torch.cat((ahead[0], back[0]), -1)
         options.pop("embedding", None)
     return x, tuple([torch.stack(column) for column in zip(*finals, strict=True)])
+
+
+def _both_directions(
+    cell: str, x: Tensor, weights: list[LayerWeights], initials: list[Any], options: dict[str, Any]
+) -> tuple[Found, Found]:
+    def ahead() -> Found:
+        return sequence(cell, x, weights[0], initials[0], **options)
+
+    def back() -> Found:
+        return sequence(cell, x, weights[1], initials[1], reverse=True, **options)
+
+    if not _streams.apply(x):
+        return ahead(), back()
+    layout = (options.get("lengths"), options.get("reset"), options.get("embedding"))
+    inputs = (x, *weights[1], *(initials[1] or ()), *layout)
+    return _streams.both(ahead, back, inputs, lambda found: (found[0], *found[1]), x.device)

@@ -140,9 +140,10 @@ def _rows_of(embedding: Any, matrix: Tensor) -> Tensor:
 
 def _is_certain(ids: Any, matrix: Tensor, states: Sequence[Any] | None, weights: Sequence[Any]) -> bool:
     """Whether the kernels can take all of it: see `_checks.are_plain`. Under autocast the formats differ."""
-    if torch.is_autocast_enabled("cpu") or not _checks.are_plain(matrix, states, weights):
+    if not _checks.are_plain(matrix, states, weights) or _checks.autocast_dtype(matrix) is not None:
         return False
-    return (type(ids) is Tensor or _checks.is_traced(ids)) and ids.is_cpu and ids.layout is torch.strided
+    ordinary = type(ids) is Tensor or _checks.is_traced(ids)
+    return ordinary and ids.device == matrix.device and ids.layout is torch.strided
 
 
 def _is_torchs(embedding: nn.Module) -> bool:

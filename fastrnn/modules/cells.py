@@ -41,7 +41,7 @@ class RecurrentCell(nn.RNNCellBase):
         if states is not None and not batched:
             states = tuple([state.unsqueeze(0) for state in states])
 
-        target = _checks.autocast_dtype()
+        target = _checks.autocast_dtype(x)
         if target is None:
             last = sequence(cell, x, weights, states, backend=self.backend)[1]
         else:
@@ -49,7 +49,7 @@ class RecurrentCell(nn.RNNCellBase):
             weights = LayerWeights(*[weight.to(dtype) for weight in given])  # type: ignore[union-attr]
             if states is not None:
                 states = tuple([state.to(dtype) for state in states])
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(x.device.type, enabled=False):
                 last = sequence(cell, x.to(dtype), weights, states, backend=self.backend)[1]
         return last if batched else tuple([state.squeeze(0) for state in last])
 
@@ -70,7 +70,7 @@ class RecurrentCell(nn.RNNCellBase):
         found = self._torch_class.forward(self, input, hx)
         if self.backend == "fused":
             raise ValueError(
-                "backend='fused': expected dense CPU tensors of one floating-point format and of exact sizes, "
+                f"backend='fused': expected {_checks.expected(input)} of exact sizes, "
                 f"got {input.dtype} {tuple(input.shape)} on {input.device}"
             )
         return found

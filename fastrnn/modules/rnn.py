@@ -52,7 +52,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
                 if unbatched.
             lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs
                 after a row's end are zero, its final state is that of its last step (``hx``, if it has none), and the
-                reverse direction starts there.
+                reverse direction starts there. On a GPU they are not read back, and so not checked: more than T counts
+                as T, less than 0 as 0.
             reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of
                 a new segment, which then starts from ``hx`` again, in every layer and direction.
             backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations;
@@ -252,7 +253,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         cell = _CELLS[self.mode]
         dropout = self.dropout if self.training else 0.0
         directions = 2 if self.bidirectional else 1
-        target = _checks.autocast_dtype() if x.is_cpu else None
+        target = _checks.autocast_dtype(x)
         if target is None:
             layers = as_layers(weights, self.bias, self.proj_size)
             return run_layers(cell, x, layers, states, directions, dropout, options)
@@ -262,7 +263,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
         if states is not None:
             states = tuple([state.to(dtype) for state in states])
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             y, last = run_layers(cell, x.to(dtype), layers, states, directions, dropout, options)
         if self.proj_size:  # the projection, a product, comes last
             y, last = y.to(target), (last[0].to(target), last[1])
@@ -306,7 +307,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
 
     def _refusal(self, x: Tensor, states: tuple[Tensor, ...] | None, what: str) -> str:
         got = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (x, *(states or ())))
-        return f"{what}: expected dense CPU tensors of one floating-point format, and states of exact sizes; got {got}"
+        return f"{what}: expected {_checks.expected(x)}, and states of exact sizes; got {got}"
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For `torch.jit.script`: a torch.nn module with the same parameters."""

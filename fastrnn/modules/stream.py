@@ -165,7 +165,7 @@ class Stream:
         """Of each layer w_ih, w_hh, b_ih, b_hh, w_hr: copies."""
         module = self._module
         found = _checks.read_weights(module, module._flat_weights_names)
-        if not found or not _checks.are_plain(found[0], None, found):
+        if not found or not found[0].is_cpu or not _checks.are_plain(found[0], None, found):
             raise TypeError("module: expected dense CPU weights of one floating-point format")
         own = [_C.plain_copy(w) for w in found]
         if any(w is None for w in own):

@@ -1,0 +1,133 @@
+// What the host and the kernels say to each other. Raw device pointers and sizes: no header of torch, none of CUDA.
+//
+// T time steps, B rows of the batch, H hidden size, P size of h (H, or that of the projection), G gates, S states,
+// K saved values, N rows of all steps together. Offsets are 64 bits wide throughout.
+#pragma once
+
+#include <stdint.h>
+
+#include "math/qualifiers.h"
+
+namespace fastrnn::cuda {
+
+constexpr int kMaxStates = 2, kMaxGates = 4;
+
+// A persistent kernel's block, and the tiles of its product (cuda/product.h).
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kTileRows = 16;    // of the matrix: M of the tensor cores
+constexpr int kTileColumns = 8;  // rows of the batch: N
+constexpr int kRowTiles = 2;     // of a warp
+constexpr int kColumnTiles = 4;  // of a pass
+
+// How the rows of a call lie: padded (row t·B + b), padded with lengths, or packed.
+struct Rows {
+  int64_t steps, batch;
+  const int64_t* offsets;  // packed: [T + 1], the first row of each step; else null
+  const int64_t* lengths;  // padded: [B], the steps of each row; or null
+  const bool* reset;       // padded: [T·B], true at the first step of a segment; or null
+  bool reverse;
+
+  // The step that is computed k-th.
+  FASTRNN_FN int64_t step(int64_t k) const { return reverse ? steps - 1 - k : k; }
+  FASTRNN_FN int64_t row(int64_t t, int64_t b) const { return (offsets != nullptr ? offsets[t] : t * batch) + b; }
+  // Whether there is memory for row b at step t, and whether the network takes a step there.
+  FASTRNN_FN bool exists(int64_t t, int64_t b) const {
+    return offsets == nullptr || b < offsets[t + 1] - offsets[t];
+  }
+  FASTRNN_FN bool active(int64_t t, int64_t b) const {
+    return lengths != nullptr ? t < lengths[b] : exists(t, b);
+  }
+  // Whether the k-th step of row b, k > 0, begins with the initial state again. Segments are the same in both
+  // directions.
+  FASTRNN_FN bool anew(int64_t k, int64_t b) const {
+    if (reset == nullptr) return false;
+    const int64_t t = step(k);
+    return reset[(reverse ? t + 1 : t) * batch + b] && active(t, b);
+  }
+  // Whether the k-th step of row b begins with what its (k-1)-th step computed.
+  FASTRNN_FN bool continues(int64_t k, int64_t b) const {
+    return k > 0 && active(step(k - 1), b) && !anew(k, b);
+  }
+};
+
+// How the persistent drivers cut a call: blocks (unit slice, row slice); the unit slices of one row slice form a group
+// that exchanges its states every step, groups do not know of each other.
+struct Tiling {
+  int units;         // of a block, of all gates
+  int unit_slices;   // blocks of a group
+  int rows;          // of a group
+  int row_slices;    // groups
+  int matrix_rows;   // rows of a block's part of the matrix, rounded up to 8
+  int64_t depth;     // columns of the matrix, rounded up to the product's block
+  int warps_across;  // warps side by side along the matrix's rows, the others share its depth
+  int warps_deep;
+  int64_t shared_bytes;
+  bool cluster;
+};
+
+// Memory of the persistent drivers' exchange between blocks (grid only), zeros at the start.
+struct Exchange {
+  void* buffers;      // [row_slices, 2, rows rounded up to 8, depth] operands
+  uint32_t* counters;  // [row_slices]
+};
+
+// Memory of the step-wise driver, B rows each. C: the format that T is computed in.
+struct StepMemory {
+  void* product;  // C [B, G·H]: R·h; in backward C [B, P]: Rᵀ·∂L/∂rh
+  void* operand;  // T [B, P]: h; in backward T [B, G·H]: ∂L/∂rh
+  void* inner;    // projection: T [B, H], h before it; in backward T [B, P], the gradient after it
+  void* outer;    // projection: C [B, P], its product; in backward C [B, H]
+  void* states[kMaxStates];  // C [B, P or H]; in backward their gradients
+};
+
+// The step that a kernel of the step-wise driver takes, counted in the order they are computed: `first` plus what a
+// counter in device memory says (or nothing), so that a captured graph of some steps can be launched again for the next
+// ones. Steps past the last do nothing.
+struct Position {
+  int64_t first;
+  const int64_t* counter;
+
+  FASTRNN_FN int64_t get() const { return first + (counter != nullptr ? *counter : 0); }
+};
+
+struct ForwardArgs {
+  Rows rows;
+  int64_t hidden, projected;        // H, P
+  const void* w_hh;                 // T [G·H, P]
+  const void* b_hh;                 // T [G·H] or null
+  const void* initial[kMaxStates];  // T [B, P or H] or null
+  void* gates;                      // T [N, G·H]: W·x + b_ih, then (training) the first G saved values
+  void* extra;                      // T [N, (K-G)·H], training, or null
+  void* cells;                      // C [N, (S-1)·H], training, or null
+  void* unprojected;                // T [N, H], training and projection, or null
+  void* y;                          // T [N, P]
+  void* final_states[kMaxStates];   // T [B, P or H]
+  bool training;
+  Tiling tiling;
+  Exchange exchange;
+  StepMemory memory;
+};
+
+struct BackwardArgs {
+  Rows rows;
+  int64_t hidden, projected;
+  const void* w_hh;
+  const void* initial[kMaxStates];
+  const void* gates;
+  const void* extra;
+  const void* cells;
+  const void* y;
+  const void* grad_y;                  // T [N, P] or null
+  const void* grad_final[kMaxStates];  // T [B, P or H] or null
+  void* da;                            // T [N, G·H]
+  void* drh;                           // T [N, (G - split_from)·H], or null where nothing is split
+  void* grad_initial[kMaxStates];      // T [B, P or H] or null
+  void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of initial states that reset brought; or null
+  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together
+  bool projection;
+  Tiling tiling;
+  Exchange exchange;
+  StepMemory memory;
+};
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,123 @@
+// The few primitives of a GPU that the kernels are written in. On the GPU each is an instruction or two; built with
+// FASTRNN_CUDA_EMULATED the same names come from tests/cuda/emulator.h, which runs thread blocks as fibers on the CPU
+// and checks what a GPU would not.
+#pragma once
+
+#include <stdint.h>
+
+#include "math/half.h"
+
+namespace fastrnn::cuda {
+
+struct alignas(16) Bits128 {
+  uint32_t x, y, z, w;
+};
+
+// The number formats of the tensor cores.
+struct MmaBFloat16 {};
+struct MmaFloat16 {};
+struct MmaTf32 {};
+
+}  // namespace fastrnn::cuda
+
+#if defined(FASTRNN_CUDA_EMULATED)
+#include "emulator.h"
+#elif defined(__CUDACC__)
+
+#define FASTRNN_DEVICE __device__ __forceinline__
+
+namespace fastrnn::cuda {
+
+// A thread's view of its block, and of the block's cluster.
+struct Block {
+  FASTRNN_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
+  FASTRNN_DEVICE int threads() const { return static_cast<int>(blockDim.x); }
+  FASTRNN_DEVICE int64_t x() const { return blockIdx.x; }
+  FASTRNN_DEVICE int64_t y() const { return blockIdx.y; }
+  FASTRNN_DEVICE int64_t x_blocks() const { return gridDim.x; }
+  // Dynamic shared memory, aligned to 16 bytes.
+  FASTRNN_DEVICE char* shared() const {
+    extern __shared__ __align__(16) char memory[];
+    return memory;
+  }
+  FASTRNN_DEVICE void sync() { __syncthreads(); }
+
+  // The blocks of a cluster lie side by side along x; rank is this block's place among them.
+#if __CUDA_ARCH__ >= 900
+  FASTRNN_DEVICE int rank() const {
+    uint32_t r;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return static_cast<int>(r);
+  }
+  // `mine`, in shared memory, as it lies in the block of that rank.
+  template <class T>
+  FASTRNN_DEVICE T* of_rank(T* mine, int rank) const {
+    uint64_t address;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(reinterpret_cast<uint64_t>(mine)), "r"(rank));
+    return reinterpret_cast<T*>(address);
+  }
+  // Every thread of the cluster arrives, then waits; what a thread wrote before it arrived is seen by all after.
+  FASTRNN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+  FASTRNN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+#else
+  FASTRNN_DEVICE int rank() const { return 0; }
+  template <class T>
+  FASTRNN_DEVICE T* of_rank(T* mine, int) const {
+    return mine;
+  }
+  FASTRNN_DEVICE void cluster_arrive() {}
+  FASTRNN_DEVICE void cluster_wait() { __syncthreads(); }
+#endif
+};
+
+// Reads 16 bytes that another block has written during this kernel: not from the first-level cache.
+FASTRNN_DEVICE Bits128 load_fresh(const void* p) {
+  const uint4 v = __ldcg(static_cast<const uint4*>(p));
+  return {v.x, v.y, v.z, v.w};
+}
+
+// One thread of a block, after a sync: adds one, and whoever sees it sees what the block wrote before.
+FASTRNN_DEVICE void announce(uint32_t* counter) {
+  __threadfence();
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+// One thread of a block: returns when the counter has reached `target`; a sync then lets the block read.
+FASTRNN_DEVICE void await_count(const uint32_t* counter, uint32_t target) {
+  uint32_t value;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  } while (static_cast<int32_t>(value - target) < 0);
+  __threadfence();
+}
+
+// sum (16×8) += a (16×16, of tf32 16×8) · b (16×8, of tf32 8×8), by the 32 threads of a warp together. With
+// g = lane / 4, q = lane % 4: sum holds (g, 2q), (g, 2q+1), (g+8, 2q), (g+8, 2q+1); a and b as in the PTX manual.
+FASTRNN_DEVICE void multiply_add(Block&, MmaBFloat16, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+FASTRNN_DEVICE void multiply_add(Block&, MmaFloat16, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+FASTRNN_DEVICE void multiply_add(Block&, MmaTf32, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// A float rounded to the ten bits of mantissa that tf32 products take.
+FASTRNN_DEVICE float round_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+}
+
+}  // namespace fastrnn::cuda
+
+#endif

@@ -1,0 +1,37 @@
+// Runs a sequence by the driver that was chosen. Host code that launches kernels and never waits for them.
+#pragma once
+
+#include "cuda/kernels.h"
+
+namespace fastrnn::cuda {
+
+// The products of the step-wise driver, of the first `rows` rows of StepMemory.
+struct Library {
+  virtual ~Library() = default;
+  virtual void recurrent(int64_t rows) = 0;   // product = operand · w_hhᵀ; backward: product = operand · w_hh
+  virtual void projection(int64_t rows) = 0;  // outer = inner · w_hrᵀ; backward: outer = inner · w_hr
+};
+
+// Rows that take the k-th step (packed input), or all.
+struct Counts {
+  const int64_t* counts;  // on the host, [T] or null
+  int64_t batch;
+
+  int64_t at(int64_t step) const { return counts != nullptr ? counts[step] : batch; }
+};
+
+bool wants_initial(const BackwardArgs& args);
+
+// One step, the `first`-th or, of a captured graph, that many after the counter's.
+Error forward_step(const FormatKernels& kernels, const ForwardArgs& args, const ForwardArgs* device,
+                   const Position& position, int64_t rows, Library& library, Stream stream);
+Error backward_step(const FormatKernels& kernels, const BackwardArgs& args, const BackwardArgs* device,
+                    const Position& position, int64_t rows, Library& library, Stream stream);
+
+// The whole sequence, launch by launch.
+Error stepwise_forward(const FormatKernels& kernels, const ForwardArgs& args, const Counts& counts, Library& library,
+                       Stream stream);
+Error stepwise_backward(const FormatKernels& kernels, const BackwardArgs& args, const Counts& counts, Library& library,
+                        Stream stream);
+
+}  // namespace fastrnn::cuda

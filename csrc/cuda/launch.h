@@ -1,0 +1,110 @@
+// Launching on a GPU. Compiled by nvcc alone.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <mutex>
+
+#include "cuda/table.h"
+
+namespace fastrnn::cuda {
+
+template <class Kernel>
+__global__ void __launch_bounds__(kThreads, 1) persistent_entry(const __grid_constant__ typename Kernel::Args a) {
+  Block block;
+  Kernel::run(block, a);
+}
+
+constexpr int kStepThreads = 128;
+
+template <class Kernel>
+__global__ void __launch_bounds__(kStepThreads) step_entry(const __grid_constant__ typename Kernel::Args a,
+                                                           const Position position) {
+  Block block;
+  Kernel::run(block, a, position);
+}
+template <class Kernel>
+__global__ void __launch_bounds__(kStepThreads) step_entry_at(const typename Kernel::Args* a, const Position position) {
+  Block block;
+  Kernel::run(block, *a, position);
+}
+
+struct GpuLauncher {
+  // A configuration with its attributes; they must outlive the launch, so it is not copied.
+  struct Configured {
+    cudaLaunchConfig_t config{};
+    cudaLaunchAttribute attributes[1]{};
+
+    Configured(const Tiling& t, int64_t shared, cudaStream_t stream) {
+      config.gridDim = dim3(static_cast<unsigned>(t.unit_slices), static_cast<unsigned>(t.row_slices));
+      config.blockDim = dim3(kThreads);
+      config.dynamicSmemBytes = static_cast<size_t>(shared);
+      config.stream = stream;
+      config.attrs = attributes;
+      config.numAttrs = 1;
+      if (t.cluster) {
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim = {static_cast<unsigned>(t.unit_slices), 1, 1};
+      } else {
+        attributes[0].id = cudaLaunchAttributeCooperative;
+        attributes[0].val.cooperative = 1;
+      }
+    }
+    Configured(const Configured&) = delete;
+    Configured& operator=(const Configured&) = delete;
+  };
+
+  template <class Kernel>
+  static cudaError_t prepare(const Tiling& t, int64_t shared) {
+    const auto entry = reinterpret_cast<const void*>(&persistent_entry<Kernel>);
+    cudaError_t error =
+        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (error == cudaSuccess && t.cluster && t.unit_slices > 8) {
+      error = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+    return error;
+  }
+
+  template <class Kernel>
+  static int capacity(const Tiling& t, int* count) {
+    const int64_t shared = Kernel::shared_bytes(t);
+    *count = 0;
+    cudaError_t error = prepare<Kernel>(t, shared);
+    if (error != cudaSuccess) return error;
+    if (t.cluster) {
+      Configured launch(t, shared, nullptr);
+      return cudaOccupancyMaxActiveClusters(count, &persistent_entry<Kernel>, &launch.config);
+    }
+    int each = 0, device = 0, processors = 0;
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, &persistent_entry<Kernel>, kThreads,
+                                                          static_cast<size_t>(shared));
+    if (error == cudaSuccess) error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    *count = each * processors;
+    return error;
+  }
+
+  template <class Kernel>
+  static Error persistent(const typename Kernel::Args& a, Stream stream) {
+    const int64_t shared = Kernel::shared_bytes(a.tiling);
+    const cudaError_t error = prepare<Kernel>(a.tiling, shared);
+    if (error != cudaSuccess) return error;
+    Configured launch(a.tiling, shared, static_cast<cudaStream_t>(stream));
+    return cudaLaunchKernelEx(&launch.config, &persistent_entry<Kernel>, a);
+  }
+
+  static unsigned blocks(int64_t threads) { return static_cast<unsigned>((threads + kStepThreads - 1) / kStepThreads); }
+
+  template <class Kernel>
+  static Error step(const typename Kernel::Args& a, const Position& position, int64_t threads, Stream stream) {
+    step_entry<Kernel><<<blocks(threads), kStepThreads, 0, static_cast<cudaStream_t>(stream)>>>(a, position);
+    return cudaGetLastError();
+  }
+  template <class Kernel>
+  static Error step_at(const typename Kernel::Args* device, const Position& position, int64_t threads, Stream stream) {
+    step_entry_at<Kernel><<<blocks(threads), kStepThreads, 0, static_cast<cudaStream_t>(stream)>>>(device, position);
+    return cudaGetLastError();
+  }
+};
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,46 @@
+// How rows lie, told to a GPU and asked of it: small kernels beside those of the cells.
+#pragma once
+
+#include "cuda/kernels.h"
+
+namespace fastrnn::cuda {
+
+// The first row of each step of packed input, [T + 1] in device memory, from the rows of each step, [T] on the host.
+// The numbers travel as arguments of kernels: nothing is copied from memory of the host, so nothing waits for it, and a
+// captured graph holds them.
+Error write_offsets(const int64_t* counts, int64_t steps, int64_t* offsets, Stream stream);
+
+// Writes `bytes` of the host, a multiple of 8, to device memory in the same way.
+Error write_words(const void* from, int64_t bytes, void* to, Stream stream);
+// Adds to a counter in device memory.
+Error advance(int64_t* counter, int64_t by, Stream stream);
+
+// h before each step of each row, [N, width] in the order of y: what R was multiplied with. Zeros where no step is
+// taken. `initial`: [B, width] or null for zeros; `bytes`: of an element, 2, 4 or 8.
+Error hidden_before(const Rows& rows, const void* y, const void* initial, void* out, int64_t width, int bytes,
+                    Stream stream);
+
+// The virtual architecture (80, 90) that the kernels which run on the current device were compiled for.
+Error compiled_for(int* architecture);
+// All of them: "sm_80, sm_90".
+const char* architectures();
+
+// The n-th element that hidden_before writes, counted over all steps, rows and units.
+template <class Word>
+FASTRNN_FN void copy_before(const Rows& rows, const Word* y, const Word* initial, Word* out, int64_t width, int64_t n) {
+  const int64_t u = n % width, b = n / width % rows.batch, k = n / width / rows.batch;
+  if (k >= rows.steps) return;
+  const int64_t t = rows.step(k);
+  if (!rows.exists(t, b)) return;
+  Word value = 0;
+  if (rows.active(t, b)) {
+    if (rows.continues(k, b)) {
+      value = y[rows.row(rows.step(k - 1), b) * width + u];
+    } else if (initial != nullptr) {
+      value = initial[b * width + u];
+    }
+  }
+  out[rows.row(t, b) * width + u] = value;
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,191 @@
+// The element-wise kernels of the step-wise driver: a product of the vendor's library, then one of these, every step.
+// A thread takes one unit of one row. With a projection the library has two products a step, and there are two kernels.
+#pragma once
+
+#include "cuda/unit.h"
+
+namespace fastrnn::cuda {
+
+// The thread's (row, unit) among B rows of `width` units, or none.
+struct Place {
+  int64_t b, u;
+  bool none;
+
+  FASTRNN_DEVICE Place(Block& block, int64_t batch, int64_t width) {
+    const int64_t n = block.x() * block.threads() + block.thread();
+    b = n / width;
+    u = n % width;
+    none = b >= batch;
+  }
+};
+
+template <class Cell, class T>
+struct Stepwise {
+  using U = Unit<Cell, T>;
+  using C = typename U::C;
+  using V = typename U::V;
+  static constexpr int G = U::G, S = U::S;
+
+  template <class Args>
+  static FASTRNN_FN C& state(const Args& a, int s, int64_t b, int64_t u) {
+    return static_cast<C*>(a.memory.states[s])[b * U::width(a, s) + u];
+  }
+
+  // What state s of row b is for the next step, and h as the next product reads it.
+  static FASTRNN_FN void settle(const ForwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
+    const C next = U::conclude(a, s, k, b, u, value);
+    state(a, s, b, u) = next;
+    if (s == 0) put<T>(next, a.memory.operand, b * a.projected + u);
+  }
+
+  // The initial states, of the widest width that there is.
+  struct Begin {
+    using Args = ForwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+      const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
+      const Place at(block, a.rows.batch, widest);
+      if (at.none) return;
+      for (int s = 0; s < S; ++s) {
+        if (at.u >= U::width(a, s)) continue;
+        const C value = U::initial(a, s, at.b, at.u);
+        state(a, s, at.b, at.u) = value;
+        if (s == 0) put<T>(value, a.memory.operand, at.b * a.projected + at.u);
+      }
+    }
+  };
+
+  // After R·h.
+  struct Forward {
+    using Args = ForwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
+      const int64_t k = position.get();
+      const Place at(block, a.rows.batch, a.hidden);
+      if (at.none || k >= a.rows.steps) return;
+      const int64_t t = a.rows.step(k), b = at.b, u = at.u;
+      const bool projection = a.memory.inner != nullptr, active = a.rows.active(t, b);
+      const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
+      V states[S];
+      for (int s = 0; s < S; ++s) states[s] = s == 0 && projection ? C(0) : state(a, s, b, u);
+      if (active) {
+        V wx[G], rh[G];
+        U::load_input(a, n, u, wx);
+        const C* product = static_cast<const C*>(a.memory.product);
+        for (int g = 0; g < G; ++g) rh[g] = product[(b * G + g) * a.hidden + u];
+        U::forward(a, n, u, wx, rh, states);
+        if (projection) put<T>(states[0].v, a.memory.inner, b * a.hidden + u);
+        if (a.unprojected != nullptr) put<T>(states[0].v, a.unprojected, n * a.hidden + u);
+        if (!projection) put<T>(states[0].v, a.y, n * a.hidden + u);
+      } else if (n >= 0) {
+        if (!projection) put<T>(C(0), a.y, n * a.hidden + u);
+        if (a.unprojected != nullptr) put<T>(C(0), a.unprojected, n * a.hidden + u);
+      }
+      for (int s = projection ? 1 : 0; s < S; ++s) settle(a, s, k, b, u, states[s].v);
+    }
+  };
+
+  // After the projection.
+  struct Project {
+    using Args = ForwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
+      const int64_t k = position.get();
+      const Place at(block, a.rows.batch, a.projected);
+      if (at.none || k >= a.rows.steps) return;
+      const int64_t t = a.rows.step(k), b = at.b, p = at.u;
+      C value = state(a, 0, b, p);
+      if (a.rows.active(t, b)) {
+        value = static_cast<const C*>(a.memory.outer)[b * a.projected + p];
+        put<T>(value, a.y, a.rows.row(t, b) * a.projected + p);
+      } else if (a.rows.exists(t, b)) {
+        put<T>(C(0), a.y, a.rows.row(t, b) * a.projected + p);
+      }
+      settle(a, 0, k, b, p, value);
+    }
+  };
+
+  struct BeginBackward {
+    using Args = BackwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+      const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
+      const Place at(block, a.rows.batch, widest);
+      if (at.none) return;
+      for (int s = 0; s < S; ++s) {
+        if (at.u < U::width(a, s)) state(a, s, at.b, at.u) = U::final_gradient(a, s, at.b, at.u);
+      }
+    }
+  };
+
+  // The gradient of state s after the k-th step, all that came after it together.
+  static FASTRNN_FN C gathered(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u) {
+    C value = state(a, s, b, u);
+    if (k + 1 == a.rows.steps) return value;
+    if (s == 0) value += static_cast<const C*>(a.memory.product)[b * a.projected + u];
+    return U::divert(a, s, k + 1, b, u, value);
+  }
+
+  // ∂L/∂h of the k-th step, with its output's.
+  static FASTRNN_FN C output_too(const BackwardArgs& a, int64_t k, int64_t b, int64_t u, C value) {
+    const int64_t t = a.rows.step(k);
+    if (!a.rows.exists(t, b)) return value;
+    const bool active = a.rows.active(t, b);
+    const int64_t n = a.rows.row(t, b);
+    if (active) value += U::output_gradient(a, n, u);
+    if (a.dh != nullptr) put<T>(active ? value : C(0), a.dh, n * a.projected + u);
+    return value;
+  }
+
+  // Projection, first half: the gradient after it, for the product with W_hr.
+  struct ProjectBackward {
+    using Args = BackwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
+      const int64_t k = a.rows.steps - 1 - position.get();
+      const Place at(block, a.rows.batch, a.projected);
+      if (at.none || k < 0) return;
+      const bool active = a.rows.active(a.rows.step(k), at.b);
+      const C value = output_too(a, k, at.b, at.u, gathered(a, 0, k, at.b, at.u));
+      put<T>(active ? value : C(0), a.memory.inner, at.b * a.projected + at.u);
+      state(a, 0, at.b, at.u) = active ? C(0) : value;
+    }
+  };
+
+  struct Backward {
+    using Args = BackwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
+      const int64_t k = a.rows.steps - 1 - position.get();
+      const Place at(block, a.rows.batch, a.hidden);
+      if (at.none || k < 0) return;
+      const int64_t b = at.b, u = at.u;
+      V grads[S], drh[G];
+      for (int g = 0; g < G; ++g) drh[g] = V::zero();
+      for (int s = a.projection ? 1 : 0; s < S; ++s) grads[s] = gathered(a, s, k, b, u);
+      if (a.projection) {
+        grads[0] = static_cast<const C*>(a.memory.outer)[b * a.hidden + u];
+      } else {
+        grads[0] = output_too(a, k, b, u, grads[0].v);
+      }
+      if (a.rows.active(a.rows.step(k), b)) {
+        U::backward(a, k, b, u, grads, drh);
+      } else {
+        U::no_step(a, k, b, u);
+      }
+      for (int s = a.projection ? 1 : 0; s < S; ++s) state(a, s, b, u) = grads[s].v;
+      for (int g = 0; g < G; ++g) put<T>(drh[g].v, a.memory.operand, (b * G + g) * a.hidden + u);
+    }
+  };
+
+  struct Initial {
+    using Args = BackwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+      const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
+      const Place at(block, a.rows.batch, widest);
+      if (at.none) return;
+      for (int s = 0; s < S; ++s) {
+        if (at.u >= U::width(a, s)) continue;
+        C value = state(a, s, at.b, at.u);
+        if (s == 0) value += static_cast<const C*>(a.memory.product)[at.b * a.projected + at.u];
+        U::put_initial(a, s, at.b, at.u, value);
+      }
+    }
+  };
+};
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,43 @@
+// A checked call of an operator on a GPU: its kernels, its sizes, and how its rows lie.
+#pragma once
+
+#include <c10/util/string_view.h>
+
+#include "cuda/registry.h"
+#include "cuda_binding/rows.h"
+
+namespace fastrnn::cuda {
+
+struct Call {
+  const CellKernels* cell;
+  at::Device device;
+  Layout layout;
+  int64_t hidden, projected;  // H, P
+  bool projection;            // of h; P may be H then too
+  const FormatKernels* kernels;
+  at::TensorOptions options;
+
+  // `rows_like`: the tensor whose leading dimensions say how rows lie (x, or y in backward).
+  Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
+       const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset);
+
+  int64_t gate_width() const { return cell->gates * hidden; }
+  int64_t split_width() const {
+    return (cell->gates - cell->split_from) * hidden;
+  }  // of a gradient of rh that is apart
+  int64_t width(int s) const { return s == 0 ? projected : hidden; }
+  at::ScalarType compute_type() const;
+  // Raises unless `t` has these sizes, this call's dtype, and lies on its device.
+  void check(const Tensor& t, at::IntArrayRef sizes, const char* name) const;
+  void check_states(at::TensorList states, const char* name) const;
+};
+
+// Of the numbers of that type; of float32, where torch allows its own products TF32 and the GPU has it, kTf32. Raises
+// TypeError for types that have no kernels.
+Format format_of(at::ScalarType type, const at::Device& device);
+// Null where there is no such cell, or no such format.
+const FormatKernels* kernels_of(const CellKernels* cell, Format format);
+// The cell of that name. Raises ValueError if there is none.
+const CellKernels* cell_named(const std::string& name);
+
+}  // namespace fastrnn::cuda

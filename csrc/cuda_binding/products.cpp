@@ -1,0 +1,34 @@
+#include "cuda_binding/products.h"
+
+namespace fastrnn::cuda {
+
+namespace products {
+
+void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  if (bias) {
+    at::addmm_out(out, *bias, x, w.t());
+  } else {
+    at::mm_out(out, x, w.t());
+  }
+}
+
+Tensor of_input(const Tensor& g, const Tensor& w) { return at::mm(g, w); }
+Tensor of_weight(const Tensor& g, const Tensor& x) { return at::mm(g.t(), x); }
+void of_weight_into(Tensor out, const Tensor& g, const Tensor& x) { at::mm_out(out, g.t(), x); }
+void add_of_weight(Tensor sum, const Tensor& g, const Tensor& x) { sum.addmm_(g.t(), x); }
+
+}  // namespace products
+
+void StepProduct::run(int64_t rows) {
+  if (!some_out_.defined() || some_out_.size(0) != rows) {
+    some_out_ = out_.narrow(0, 0, rows);
+    some_operand_ = operand_.narrow(0, 0, rows);
+  }
+  if (some_out_.scalar_type() == some_operand_.scalar_type()) {
+    at::mm_out(some_out_, some_operand_, matrix_);
+  } else {
+    at::mm_out(some_out_, some_operand_, matrix_, some_out_.scalar_type());
+  }
+}
+
+}  // namespace fastrnn::cuda

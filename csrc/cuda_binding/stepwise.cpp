@@ -1,0 +1,49 @@
+#include "cuda_binding/stepwise.h"
+
+#include <c10/cuda/CUDAStream.h>
+
+#include <type_traits>
+
+#include "cuda_binding/choice.h"
+#include "cuda_binding/errors.h"
+#include "cuda_binding/graphs.h"
+#include "cuda_binding/workspace.h"
+
+namespace fastrnn::cuda {
+
+namespace {
+
+Counts counts_of(const Layout& layout) {
+  return {layout.counts.empty() ? nullptr : layout.counts.data(), layout.batch};
+}
+
+Stream stream_of(const Call& call) { return c10::cuda::getCurrentCUDAStream(call.device.index()).stream(); }
+
+Error launch(const Call& call, const ForwardArgs& args, Library& library) {
+  return stepwise_forward(*call.kernels, args, counts_of(call.layout), library, stream_of(call));
+}
+Error launch(const Call& call, const BackwardArgs& args, Library& library) {
+  return stepwise_backward(*call.kernels, args, counts_of(call.layout), library, stream_of(call));
+}
+
+template <class Args>
+void run(const Call& call, Args& args, const Tensor& w_hh, const OptionalTensor& w_hr) {
+  if (!run_graphs(call, args, w_hh, w_hr)) {
+    Workspace workspace(call, std::is_same_v<Args, BackwardArgs>, w_hh, w_hr);
+    args.memory = workspace.pointers();
+    check(launch(call, args, workspace.library), driver_name(Driver::kStepwise));
+  }
+  count_run(Driver::kStepwise);
+}
+
+}  // namespace
+
+void run_stepwise(const Call& call, ForwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
+  run(call, args, w_hh.t(), w_hr ? OptionalTensor(w_hr->t()) : w_hr);
+}
+
+void run_stepwise(const Call& call, BackwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
+  run(call, args, w_hh, w_hr);
+}
+
+}  // namespace fastrnn::cuda

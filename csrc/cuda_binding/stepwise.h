@@ -1,0 +1,11 @@
+// The step-wise driver of a call: its memory, its products, and how its launches reach the GPU.
+#pragma once
+
+#include "cuda_binding/call.h"
+
+namespace fastrnn::cuda {
+
+void run_stepwise(const Call& call, ForwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr);
+void run_stepwise(const Call& call, BackwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr);
+
+}  // namespace fastrnn::cuda

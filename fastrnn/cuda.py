@@ -1,0 +1,176 @@
+"""How sequences run on a GPU: which driver, and why.
+
+There are three. ``"stepwise"``: a product of cuBLAS and an element-wise kernel in every step, for any size.
+``"grid"``: one kernel for the whole sequence, its recurrent weights in the shared memory of all multiprocessors.
+``"cluster"`` (from compute capability 9.0): the same within clusters of thread blocks, each with rows of the batch of
+its own. ``"auto"`` takes what a model of their times finds fastest and the GPU can hold. :func:`explain` tells the
+choice; :func:`set_driver`, :func:`driver` and the environment variable ``FASTRNN_CUDA_DRIVER`` overrule it, for
+experiments.
+
+All drivers give the same numbers up to rounding, and each the same bits in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastrnn import _gpu
+from fastrnn.cells import CELLS
+
+__all__ = ["Explanation", "driver", "explain", "get_driver", "is_available", "set_driver"]
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which driver runs a layer, and why.
+
+    Attributes:
+        driver: ``"stepwise"``, ``"grid"`` or ``"cluster"``.
+        possible: False where the driver that was asked for cannot be had: such a call raises.
+        reason: of the choice, or why the driver cannot be had.
+        format: the number format of the recurrent product, ``"tf32"`` where torch allows it for float32.
+        microseconds: a step's time by the model that the choice rests on; an estimate.
+        blocks: thread blocks, those that share rows of the batch times those groups; (0, 0) if step-wise.
+        units: hidden units of a block.
+        rows: rows of the batch of a group.
+        shared_bytes: of a block.
+    """
+
+    driver: str
+    possible: bool
+    reason: str
+    format: str
+    microseconds: float
+    blocks: tuple[int, int]
+    units: int
+    rows: int
+    shared_bytes: int
+
+    def __str__(self) -> str:
+        if not self.possible:
+            return f"{self.driver} is not possible: {self.reason}"
+        shape = ""
+        if self.driver != "stepwise":
+            across, groups = self.blocks
+            shape = f", {groups} x {across} blocks of {self.units} units and {self.rows} rows"
+        return f"{self.driver} ({self.format}{shape}, about {self.microseconds:.1f} µs a step): {self.reason}"
+
+
+def is_available() -> bool:
+    """Whether fastrnn's CUDA kernels are built and loaded, and torch sees a GPU."""
+    return _gpu.module is not None and torch.cuda.is_available()
+
+
+def get_driver() -> str:
+    """The driver that is asked for: ``"auto"`` unless `set_driver` or FASTRNN_CUDA_DRIVER named one.
+
+    Raises:
+        RuntimeError: there are no CUDA kernels.
+    """
+    return str(_module().driver())
+
+
+def set_driver(name: str) -> None:
+    """Asks for a driver, in all threads and on all GPUs. A call that it cannot run raises a RuntimeError with the
+    reason, except of ``"auto"``, which always finds one.
+
+    A layer's backward pass runs by the driver that is asked for then.
+
+    Args:
+        name: ``"auto"``, ``"stepwise"``, ``"grid"`` or ``"cluster"``.
+
+    Raises:
+        ValueError: it is none of these.
+        RuntimeError: there are no CUDA kernels.
+    """
+    if name not in _gpu.DRIVERS:
+        raise ValueError(f"driver: expected one of {', '.join(_gpu.DRIVERS)}, got {name!r}")
+    _module().set_driver(name)
+
+
+@contextmanager
+def driver(name: str) -> Iterator[None]:
+    """`set_driver` for the time of a ``with`` statement; afterwards it is what it was before."""
+    before = get_driver() if name in _gpu.DRIVERS else ""
+    set_driver(name)
+    try:
+        yield
+    finally:
+        set_driver(before)
+
+
+def explain(
+    cell: str,
+    batch: int,
+    hidden: int,
+    *,
+    steps: int = 100,
+    dtype: torch.dtype = torch.float32,
+    projection: bool = False,
+    backward: bool = False,
+    driver: str | None = None,
+    device: torch.device | str | int | None = None,
+) -> Explanation:
+    """Which driver runs one layer in one direction, and why.
+
+    Args:
+        cell: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
+        batch, hidden: B and H.
+        steps: T.
+        dtype: float32, float64, bfloat16 or float16.
+        projection: whether h is projected (``proj_size``).
+        backward: of the backward pass.
+        driver: as for `set_driver`; None: what is asked for now.
+        device: a GPU; None: the current one.
+
+    Raises:
+        ValueError: ``cell``, ``batch``, ``hidden``, ``steps``, ``dtype``, ``driver`` or ``device`` is none of these.
+        RuntimeError: there are no CUDA kernels, or no GPU that they can run on.
+    """
+    if cell not in CELLS:
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+    for name, value in (("batch", batch), ("hidden", hidden), ("steps", steps)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if dtype not in _NAMES:
+        raise ValueError(f"dtype: expected one of {', '.join(map(str, _NAMES))}, got {dtype}")
+    if driver is not None and driver not in _gpu.DRIVERS:
+        raise ValueError(f"driver: expected one of {', '.join(_gpu.DRIVERS)}, got {driver!r}")
+    module = _module()
+    index = _index(device)
+    found = module.explain(
+        index, cell, steps, batch, hidden, _NAMES[dtype], projection, backward, driver or module.driver()
+    )
+    blocks = (found.pop("unit_slices"), found.pop("row_slices"))
+    return Explanation(blocks=blocks, **found)
+
+
+def _index(device: torch.device | str | int | None) -> int:
+    if not torch.cuda.is_available():
+        raise RuntimeError("fastrnn.cuda: expected a GPU, torch sees none")
+    chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
+    if chosen.type != "cuda":
+        raise ValueError(f"device: expected a GPU, got {chosen}")
+    index = torch.cuda.current_device() if chosen.index is None else chosen.index
+    problem = _gpu.problem(torch.device("cuda", index))
+    if problem:
+        raise RuntimeError(f"fastrnn.cuda: {problem}")
+    return index
+
+
+def _module() -> Any:
+    if _gpu.module is None:
+        raise RuntimeError(f"fastrnn.cuda: {_gpu.reason}")
+    return _gpu.module

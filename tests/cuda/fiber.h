@@ -1,0 +1,47 @@
+// Call stacks of their own for the threads of emulated blocks, on one thread of the operating system.
+#pragma once
+
+#include <stddef.h>
+
+#include <memory>
+#include <vector>
+
+namespace fastrnn::emulator {
+
+class Fiber {
+ public:
+  Fiber();
+  ~Fiber();
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // Makes the next resume() call entry(argument) on an empty stack. What was on the stack before is forgotten.
+  void start(void (*entry)(void*), void* argument);
+  // Runs until suspend() or the end of entry; not from inside a fiber.
+  void resume();
+  // From inside: back to whoever resumed.
+  void suspend();
+
+ private:
+  struct Context;
+  static void begin();
+
+  void (*entry_)(void*) = nullptr;
+  void* argument_ = nullptr;
+  char* memory_ = nullptr;  // a guard page, then the stack
+  char* top_ = nullptr;
+  std::unique_ptr<Context> context_;
+};
+
+// Fibers are used again by later launches: their stacks cost two system calls each.
+class FiberPool {
+ public:
+  Fiber* take();
+  void give(Fiber* fiber) { free_.push_back(fiber); }
+
+ private:
+  std::vector<std::unique_ptr<Fiber>> all_;
+  std::vector<Fiber*> free_;
+};
+
+}  // namespace fastrnn::emulator

@@ -1,0 +1,85 @@
+// The host's side of the emulator: an emulated GPU, its memory, and the Launcher that csrc/cuda/table.h wants.
+#pragma once
+
+#include <stdint.h>
+
+#include <string>
+#include <type_traits>
+
+#include "cuda/table.h"
+
+namespace fastrnn::emulator {
+
+struct Settings {
+  int processors = 8;  // each holds one block
+  int64_t shared_bytes = 227 * 1024;
+  int largest_cluster = 8;
+  int busy = 0;       // processors that something else keeps
+  uint64_t seed = 0;  // of the order in which blocks and threads run
+};
+Settings& settings();
+
+// Errors of a launch; the first two are CUDA's numbers.
+constexpr int kInvalidValue = 1, kTooLarge = 720, kFailed = 999;
+
+struct Grid {
+  int64_t x, y;
+  int threads;
+  int64_t shared_bytes;
+  int cluster;  // blocks side by side along x; 0: no clusters
+  bool cooperative;
+};
+using Entry = void (*)(cuda::Block&, const void*);
+
+// Runs all blocks to their end. 0 or an error; after kFailed failure() says what went wrong.
+int launch(const Grid& grid, Entry entry, const void* arguments);
+const std::string& failure();
+void forget_failure();
+
+// Blocks of a persistent kernel that are on the machine at once, or clusters of `cluster` blocks.
+int capacity(int64_t shared_bytes, int cluster);
+
+struct Launcher {
+  template <class Kernel>
+  static int capacity(const cuda::Tiling& t, int* count) {
+    *count = emulator::capacity(Kernel::shared_bytes(t), t.cluster ? t.unit_slices : 0);
+    return 0;
+  }
+  template <class Kernel>
+  static int persistent(const typename Kernel::Args& a, cuda::Stream) {
+    const cuda::Tiling& t = a.tiling;
+    const Grid grid{t.unit_slices, t.row_slices, cuda::kThreads, Kernel::shared_bytes(t), t.cluster ? t.unit_slices : 0,
+                    !t.cluster};
+    return launch(
+        grid,
+        [](cuda::Block& block, const void* args) {
+          Kernel::run(block, *static_cast<const typename Kernel::Args*>(args));
+        },
+        &a);
+  }
+
+  static constexpr int kStepThreads = 128;
+  template <class Kernel>
+  static int step_at(const typename Kernel::Args* device, const cuda::Position& position, int64_t threads,
+                     cuda::Stream) {
+    struct Both {
+      const typename Kernel::Args* args;
+      cuda::Position position;
+    } both{device, position};
+    const Grid grid{(threads + kStepThreads - 1) / kStepThreads, 1, kStepThreads, 0, 0, false};
+    return launch(
+        grid,
+        [](cuda::Block& block, const void* p) {
+          const Both& both = *static_cast<const Both*>(p);
+          Kernel::run(block, *both.args, both.position);
+        },
+        &both);
+  }
+  template <class Kernel>
+  static int step(const typename Kernel::Args& a, const cuda::Position& position, int64_t threads,
+                  cuda::Stream stream) {
+    return step_at<Kernel>(&a, position, threads, stream);
+  }
+};
+
+}  // namespace fastrnn::emulator

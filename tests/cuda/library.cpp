@@ -1,0 +1,368 @@
+// What tests/emulated.py calls: one layer in one direction, forward or backward, by one of the three drivers, on the
+// emulated machine. Plain C names and structures, buffers from emulated_allocate.
+#include <stdio.h>
+#include <string.h>
+
+#include <string>
+
+#include "cuda/drivers.h"
+#include "cuda/plan.h"
+#include "launcher.h"
+#include "math/compute.h"
+#include "memory.h"
+#include "tables.h"
+
+using namespace fastrnn;
+using namespace fastrnn::cuda;
+
+#define FASTRNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The same fields in the same order as in tests/emulated.py. Enumerations are those of csrc/cuda.
+struct Call {
+  const char* cell;
+  int64_t format, driver;
+  int64_t unit_slices, row_slices, warps_deep;  // of a persistent driver; all 0: by csrc/cuda/plan.cpp
+  int64_t chunk;                                // steps of an emulated graph; 0: none
+  int64_t T, B, H, P;
+  const int64_t *offsets, *lengths;
+  const bool* reset;
+  int64_t reverse, training;
+  const void *w_hh, *w_hr, *b_hh, *initial[kMaxStates];
+  void *gates, *extra, *cells, *unprojected, *y, *final_states[kMaxStates];
+  const void *grad_y, *grad_final[kMaxStates];
+  void *da, *drh, *grad_initial[kMaxStates], *restarts[kMaxStates], *dh;
+};
+
+struct Outcome {
+  int64_t error, driver, possible;
+  int64_t units, unit_slices, rows, row_slices, matrix_rows, depth, warps_across, warps_deep, shared_bytes, cluster;
+  double microseconds;
+  char text[1000];
+};
+
+namespace {
+
+const CellKernels* find_cell(const char* name) {
+  for (const CellKernels& cell : all_tables()) {
+    if (strcmp(cell.name, name) == 0) return &cell;
+  }
+  return nullptr;
+}
+
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+void* scratch(const char* name, int64_t bytes, bool zeros) {
+  emulator::Buffer& buffer = emulator::memory().allocate(name, bytes, 16);
+  if (zeros) {
+    memset(buffer.begin, 0, static_cast<size_t>(bytes));
+    buffer.written = true;
+  }
+  return buffer.begin;
+}
+
+// c (rows, n) = a (rows, k) · b, with b (n, k) or, not transposed, (k, n). It reads and writes no other rows.
+template <class T>
+void multiply(const void* a, const void* b, void* c, int64_t rows, int64_t n, int64_t k, bool transposed) {
+  const T *left = static_cast<const T*>(a), *right = static_cast<const T*>(b);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t l = 0; l < k; ++l) {
+        sum += static_cast<double>(widen(left[i * k + l])) * widen(right[transposed ? j * k + l : l * n + j]);
+      }
+      static_cast<Compute<T>*>(c)[i * n + j] = static_cast<Compute<T>>(sum);
+    }
+  }
+}
+using Multiply = void (*)(const void*, const void*, void*, int64_t, int64_t, int64_t, bool);
+
+Multiply multiply_of(Format format) {
+  switch (format) {
+    case Format::kFloat64:
+      return multiply<double>;
+    case Format::kBFloat16:
+      return multiply<BFloat16>;
+    case Format::kFloat16:
+      return multiply<Float16>;
+    default:
+      return multiply<float>;
+  }
+}
+int64_t bytes_of(Format format) {
+  return format == Format::kFloat64 ? 8 : format == Format::kFloat32 || format == Format::kTf32 ? 4 : 2;
+}
+
+struct LoopLibrary : Library {
+  Multiply function;
+  const void *w_hh, *w_hr;
+  int64_t GH, H, P;
+  bool backward;
+  StepMemory memory;
+
+  void recurrent(int64_t rows) override {
+    function(memory.operand, w_hh, memory.product, rows, backward ? P : GH, backward ? GH : P, !backward);
+    written(memory.product);
+  }
+  void projection(int64_t rows) override {
+    function(memory.inner, w_hr, memory.outer, rows, backward ? H : P, backward ? P : H, !backward);
+    written(memory.outer);
+  }
+  static void written(void* p) { emulator::memory().find(p)->written = true; }
+};
+
+StepMemory step_memory(const Call& c, const CellKernels& cell, Format format, bool backward) {
+  const int64_t T = bytes_of(format), C = T == 8 ? 8 : 4, GH = cell.gates * c.H;
+  StepMemory m{};
+  m.product = scratch("product", c.B * (backward ? c.P : GH) * C, false);
+  m.operand = scratch("operand", c.B * (backward ? GH : c.P) * T, false);
+  if (c.w_hr != nullptr) {
+    m.inner = scratch("inner", c.B * (backward ? c.P : c.H) * T, false);
+    m.outer = scratch("outer", c.B * (backward ? c.H : c.P) * C, false);
+  }
+  for (int s = 0; s < cell.states; ++s) m.states[s] = scratch("states", c.B * (s == 0 ? c.P : c.H) * C, false);
+  return m;
+}
+
+template <class Args>
+Args common_args(const Call& c) {
+  Args a{};
+  a.rows = {c.T, c.B, c.offsets, c.lengths, c.reset, c.reverse != 0};
+  a.hidden = c.H;
+  a.projected = c.P;
+  a.w_hh = c.w_hh;
+  a.gates = c.gates;
+  a.extra = c.extra;
+  a.cells = c.cells;
+  a.y = c.y;
+  for (int s = 0; s < kMaxStates; ++s) a.initial[s] = c.initial[s];
+  return a;
+}
+
+void fill(const Call& c, ForwardArgs& a) {
+  a.b_hh = c.b_hh;
+  a.unprojected = c.unprojected;
+  a.training = c.training != 0;
+  for (int s = 0; s < kMaxStates; ++s) a.final_states[s] = c.final_states[s];
+}
+void fill(const Call& c, BackwardArgs& a) {
+  a.grad_y = c.grad_y;
+  a.da = c.da;
+  a.drh = c.drh;
+  a.dh = c.dh;
+  a.projection = c.w_hr != nullptr;
+  for (int s = 0; s < kMaxStates; ++s) {
+    a.grad_final[s] = c.grad_final[s];
+    a.grad_initial[s] = c.grad_initial[s];
+    a.restarts[s] = c.restarts[s];
+  }
+}
+
+Error whole(const FormatKernels& k, const ForwardArgs& a, const Counts& counts, Library& library) {
+  return stepwise_forward(k, a, counts, library, nullptr);
+}
+Error whole(const FormatKernels& k, const BackwardArgs& a, const Counts& counts, Library& library) {
+  return stepwise_backward(k, a, counts, library, nullptr);
+}
+Error one_step(const FormatKernels& k, const ForwardArgs& a, const ForwardArgs* device, const Position& position,
+               Library& library) {
+  return forward_step(k, a, device, position, a.rows.batch, library, nullptr);
+}
+Error one_step(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device, const Position& position,
+               Library& library) {
+  return backward_step(k, a, device, position, a.rows.batch, library, nullptr);
+}
+Error begin(const FormatKernels& k, const ForwardArgs& a, const ForwardArgs* device) {
+  return k.begin.launch_at(device, a, {}, nullptr);
+}
+Error begin(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device) {
+  return k.begin_backward.launch_at(device, a, {}, nullptr);
+}
+Error end(const FormatKernels&, const ForwardArgs&, const ForwardArgs*) { return 0; }
+Error end(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device) {
+  return k.initial.launch_at(device, a, {}, nullptr);
+}
+
+// A graph of `chunk` steps launched until all are done: the arguments and the count of steps lie in device memory.
+template <class Args>
+Error in_chunks(const FormatKernels& k, const Args& a, int64_t chunk, Library& library) {
+  void* memory = scratch("arguments", sizeof(Args), true);
+  memcpy(memory, &a, sizeof(Args));
+  const Args* device = static_cast<const Args*>(memory);
+  int64_t* counter = static_cast<int64_t*>(scratch("counter", sizeof(int64_t), true));
+  // The shape is all that a launch may take from what the host has.
+  Args shape{};
+  shape.rows.batch = a.rows.batch;
+  shape.hidden = a.hidden;
+  shape.projected = a.projected;
+  shape.memory = a.memory;
+  if constexpr (std::is_same_v<Args, BackwardArgs>) shape.projection = a.projection;
+  Error error = begin(k, shape, device);
+  for (; *counter < a.rows.steps && error == 0; *counter += chunk) {
+    for (int64_t i = 0; i < chunk && error == 0; ++i) error = one_step(k, shape, device, {i, counter}, library);
+  }
+  return error != 0 ? error : end(k, shape, device);
+}
+
+template <class Args>
+Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
+  constexpr bool kBackward = std::is_same_v<Args, BackwardArgs>;
+  const FormatKernels& kernels = *cell.formats[static_cast<int>(format)];
+  LoopLibrary library;
+  library.function = multiply_of(format);
+  library.w_hh = c.w_hh;
+  library.w_hr = c.w_hr;
+  library.GH = cell.gates * c.H;
+  library.H = c.H;
+  library.P = c.P;
+  library.backward = kBackward;
+  library.memory = a.memory = step_memory(c, cell, format, kBackward);
+  if (c.chunk > 0) return in_chunks(kernels, a, c.chunk, library);
+  Counts counts{nullptr, c.B};
+  std::vector<int64_t> rows;
+  if (c.offsets != nullptr) {
+    for (int64_t t = 0; t < c.T; ++t) rows.push_back(c.offsets[t + 1] - c.offsets[t]);
+    counts.counts = rows.data();
+  }
+  return whole(kernels, a, counts, library);
+}
+
+// As plan.cpp's, with every number asked for: also ways to cut that it would not choose.
+template <class Args>
+Tiling tiling_of(const Call& c, const CellKernels& cell, const PersistentKernel<Args>& kernel, bool cluster) {
+  const bool backward = std::is_same_v<Args, BackwardArgs>;
+  Tiling t{};
+  t.units = static_cast<int>((c.H + c.unit_slices - 1) / c.unit_slices);
+  t.unit_slices = static_cast<int>((c.H + t.units - 1) / t.units);
+  t.rows = static_cast<int>((c.B + c.row_slices - 1) / c.row_slices);
+  t.row_slices = static_cast<int>((c.B + t.rows - 1) / t.rows);
+  t.matrix_rows = static_cast<int>(up(backward ? t.units : cell.gates * t.units, 8));
+  t.depth = up(backward ? cell.gates * c.H : c.H, kernel.depth_block);
+  t.warps_across = static_cast<int>(up(t.matrix_rows, kTileRows * kRowTiles) / (kTileRows * kRowTiles));
+  t.warps_deep = kWarps / t.warps_across;
+  if (c.warps_deep > 0 && c.warps_deep < t.warps_deep) t.warps_deep = static_cast<int>(c.warps_deep);
+  t.cluster = cluster;
+  t.shared_bytes = kernel.shared_bytes(t);
+  return t;
+}
+
+template <class Args>
+Error persistent(const PersistentKernel<Args>& kernel, const Tiling& t, Args& a) {
+  a.tiling = t;
+  if (!t.cluster) {
+    const int64_t bytes = t.row_slices * 2 * up(t.rows, 8) * t.depth * kernel.operand_bytes;
+    a.exchange.buffers = scratch("exchange", bytes, true);
+    a.exchange.counters =
+        static_cast<uint32_t*>(scratch("counters", t.row_slices * static_cast<int64_t>(sizeof(uint32_t)), true));
+  }
+  return kernel.launch(a, nullptr);
+}
+
+void tell(const Tiling& t, Outcome* o) {
+  o->units = t.units;
+  o->unit_slices = t.unit_slices;
+  o->rows = t.rows;
+  o->row_slices = t.row_slices;
+  o->matrix_rows = t.matrix_rows;
+  o->depth = t.depth;
+  o->warps_across = t.warps_across;
+  o->warps_deep = t.warps_deep;
+  o->shared_bytes = t.shared_bytes;
+  o->cluster = t.cluster;
+}
+
+template <class Args>
+const PersistentKernel<Args> (&persistent_kernels(const FormatKernels& kernels))[2] {
+  if constexpr (std::is_same_v<Args, BackwardArgs>) {
+    return kernels.backward;
+  } else {
+    return kernels.forward;
+  }
+}
+
+template <class Args>
+Choice decide(const Call& c, const CellKernels& cell, Outcome* outcome) {
+  const emulator::Settings& s = emulator::settings();
+  const auto& kernels = persistent_kernels<Args>(*cell.formats[c.format]);
+  const Driver wanted = static_cast<Driver>(c.driver);
+  Choice choice;
+  if (c.unit_slices > 0 && wanted != Driver::kStepwise) {
+    choice.driver = wanted;
+    choice.tiling = tiling_of(c, cell, kernels[wanted == Driver::kCluster], wanted == Driver::kCluster);
+  } else {
+    const Machine machine{s.processors, s.shared_bytes, s.largest_cluster > 0 ? 9 : 8, s.largest_cluster};
+    const bool backward = std::is_same_v<Args, BackwardArgs>;
+    const Problem problem{c.T, c.B, c.H, cell.gates, cell.states, c.P != c.H || c.w_hr != nullptr, backward};
+    choice = choose(kernels, problem, machine, wanted);
+  }
+  tell(choice.tiling, outcome);
+  outcome->driver = static_cast<int64_t>(choice.driver);
+  outcome->possible = choice.possible;
+  outcome->microseconds = choice.microseconds;
+  snprintf(outcome->text, sizeof(outcome->text), "%s", choice.reason.c_str());
+  return choice;
+}
+
+template <class Args>
+void run(const Call& c, Outcome* outcome) {
+  *outcome = {};
+  const CellKernels& cell = *find_cell(c.cell);
+  const Choice choice = decide<Args>(c, cell, outcome);
+  if (!choice.possible) return;
+  Args a = common_args<Args>(c);
+  fill(c, a);
+  emulator::forget_failure();
+  if (choice.driver == Driver::kStepwise) {
+    outcome->error = stepwise(c, cell, static_cast<Format>(c.format), a);
+  } else {
+    const auto& kernels = persistent_kernels<Args>(*cell.formats[c.format]);
+    outcome->error = persistent(kernels[choice.driver == Driver::kCluster], choice.tiling, a);
+  }
+  if (outcome->error == 0) {
+    const std::string damaged = emulator::memory().damaged();
+    if (!damaged.empty()) snprintf(outcome->text, sizeof(outcome->text), "written beside %s", damaged.c_str());
+    outcome->error = damaged.empty() ? 0 : emulator::kFailed;
+  } else {
+    snprintf(outcome->text, sizeof(outcome->text), "%s", emulator::failure().c_str());
+  }
+}
+
+}  // namespace
+
+FASTRNN_EXPORT void* emulated_allocate(const char* name, int64_t bytes, int64_t alignment, int64_t written) {
+  emulator::Buffer& buffer = emulator::memory().allocate(name, bytes, alignment);
+  buffer.written = written != 0;
+  return buffer.begin;
+}
+FASTRNN_EXPORT void emulated_release() { emulator::memory().shrink(0); }
+FASTRNN_EXPORT void emulated_machine(int64_t processors, int64_t shared_bytes, int64_t largest_cluster, int64_t busy,
+                                     int64_t seed) {
+  emulator::settings() = {static_cast<int>(processors), shared_bytes, static_cast<int>(largest_cluster),
+                          static_cast<int>(busy), static_cast<uint64_t>(seed)};
+}
+// Driver of that name, or -1.
+FASTRNN_EXPORT int64_t emulated_driver(const char* name) {
+  Driver driver;
+  return driver_named(name, &driver) ? static_cast<int64_t>(driver) : -1;
+}
+// G, S, K, the first gate that is split; returns 0 if there is no such cell.
+FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
+  const CellKernels* cell = find_cell(name);
+  if (cell == nullptr) return 0;
+  numbers[0] = cell->gates;
+  numbers[1] = cell->states;
+  numbers[2] = cell->saved;
+  numbers[3] = cell->split_from;
+  return 1;
+}
+FASTRNN_EXPORT void emulated_forward(const Call* call, Outcome* outcome) { run<ForwardArgs>(*call, outcome); }
+FASTRNN_EXPORT void emulated_backward(const Call* call, Outcome* outcome) { run<BackwardArgs>(*call, outcome); }
+// Only the choice. `call` needs sizes, format, driver and, if there is a projection, w_hr.
+FASTRNN_EXPORT void emulated_choose(const Call* call, int64_t backward, Outcome* outcome) {
+  *outcome = {};
+  const CellKernels& cell = *find_cell(call->cell);
+  if (backward != 0) {
+    decide<BackwardArgs>(*call, cell, outcome);
+  } else {
+    decide<ForwardArgs>(*call, cell, outcome);
+  }
+}

@@ -1,0 +1,111 @@
+// The inside of the emulator: threads, blocks and clusters of the launch that runs, and what memory_check.cpp hears of
+// them.
+#pragma once
+
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/device.h"
+#include "fiber.h"
+#include "launcher.h"
+#include "memory.h"
+
+namespace fastrnn::emulator {
+
+enum class State { kReady, kSync, kClusterWait, kProduct, kCounter, kGone };
+
+struct BlockState;
+
+struct Thread : ThreadView {
+  BlockState* block = nullptr;
+  Fiber* fiber = nullptr;
+  State state = State::kReady;
+  Place at{"", 0};       // where it waits
+  bool arrived = false;  // at the cluster's barrier, and has not waited
+  uint64_t barrier = 0;  // of the cluster, the one that it arrived at
+  const uint32_t* counter = nullptr;
+  uint32_t target = 0;
+  float* sum = nullptr;  // its part of a product
+  uint32_t factors[6] = {};
+  // memory_check.cpp: how often it has released what it wrote, and how far it knows each block to have come.
+  uint32_t interval = 0;
+  std::vector<uint32_t> known;
+};
+
+// One warp's product in the making.
+struct Warp {
+  int lanes = 0;  // that have come
+  Kind kind = Kind::kBFloat16;
+  Place at{"", 0};
+};
+
+struct Cluster {
+  std::vector<BlockState*> blocks;
+  int arrived = 0, gone = 0, threads = 0;
+  uint64_t barrier = 0;
+  Place at{"", 0};
+  std::vector<uint32_t> released, acquired;  // memory_check.cpp
+};
+
+struct BlockState {
+  int64_t number = 0;
+  int syncing = 0, gone = 0;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<Thread*> ready;
+  Cluster* cluster = nullptr;
+  Buffer* shared = nullptr;
+};
+
+class Launch {
+ public:
+  Launch(const Grid& grid, Entry entry, const void* arguments);
+  int run();
+
+  Thread& running() { return *running_; }
+  [[noreturn]] void fail(const std::string& what);
+  void wait(State state, Place at);
+  void wake(Thread& thread);
+  bool chance(uint32_t one_in) { return random_() % one_in == 0; }
+  int64_t blocks() const { return grid_.x * grid_.y; }
+
+  std::vector<Thread*> counting;  // wait for a counter
+
+ private:
+  static void main_of_thread(void* thread);
+  void begin(int64_t cluster);
+  void leave(Thread& thread);
+  void retire();
+  Thread* choose();
+  std::string stuck() const;
+
+  Grid grid_;
+  Entry entry_;
+  const void* arguments_;
+  std::minstd_rand random_;
+  // How threads are chosen: blocks by turns or one as long as it can run, threads at random, the last or the first.
+  uint32_t stay_, order_;
+  std::vector<int64_t> waiting_;  // clusters (or single blocks) that have not begun
+  std::vector<std::unique_ptr<Cluster>> clusters_;
+  std::vector<std::unique_ptr<BlockState>> resident_;
+  size_t favourite_ = 0;
+  Thread* running_ = nullptr;
+  bool failed_ = false;
+};
+
+// Of the launch that runs; null outside of one.
+Launch* current();
+
+// memory_check.cpp, where it is built in.
+void note_sync(BlockState& block);
+void note_arrival(Thread& thread);
+void note_cluster_barrier(Cluster& cluster);
+void note_wait(Thread& thread);
+void note_announcement(Thread& thread, const uint32_t* counter);
+void note_count(Thread& thread, const uint32_t* counter);
+std::string note_exit(BlockState& block);  // what is wrong, or nothing
+void note_launch();
+
+}  // namespace fastrnn::emulator

@@ -1,0 +1,48 @@
+// torch.ops.fastrnn_emulated: the operators of csrc/cuda_binding for tensors on the CPU, and what the tests set.
+#include <torch/library.h>
+
+#include "cuda_binding/choice.h"
+#include "cuda_binding/machine.h"
+#include "cuda_binding/ops.h"
+#include "launcher.h"
+
+namespace fastrnn::cuda {
+namespace {
+
+void name_driver(c10::string_view name) { set_driver(std::string(name)); }
+
+void limit(int64_t processors, int64_t shared_bytes, int64_t largest_cluster) {
+  limit_machine(static_cast<int>(processors), shared_bytes, static_cast<int>(largest_cluster));
+  forget_choices();
+}
+
+void refuse(bool on) { set_refusing(on); }
+void poison(bool on) { set_poison(on); }
+void seed(int64_t value) { emulator::settings().seed = static_cast<uint64_t>(value); }
+
+std::vector<int64_t> counted() {
+  const auto found = runs();
+  return {found.begin(), found.end()};
+}
+
+// torch has it for GPUs alone.
+Tensor& multiply_wide(const Tensor& a, const Tensor& b, at::ScalarType type, Tensor& out) {
+  return out.copy_(at::mm(a.to(type), b.to(type)));
+}
+
+}  // namespace
+}  // namespace fastrnn::cuda
+
+TORCH_LIBRARY(fastrnn_emulated, m) {
+  m.def("sequence_forward", &fastrnn::cuda::sequence_forward);
+  m.def("sequence_backward", &fastrnn::cuda::sequence_backward);
+  m.def("layer_backward", &fastrnn::cuda::layer_backward);
+  m.def("set_driver", &fastrnn::cuda::name_driver);
+  m.def("limit_machine", &fastrnn::cuda::limit);
+  m.def("set_refusing", &fastrnn::cuda::refuse);
+  m.def("set_poison", &fastrnn::cuda::poison);
+  m.def("set_seed", &fastrnn::cuda::seed);
+  m.def("runs", &fastrnn::cuda::counted);
+}
+
+TORCH_LIBRARY_IMPL(aten, CPU, m) { m.impl("mm.dtype_out", &fastrnn::cuda::multiply_wide); }
