@@ -78,7 +78,9 @@ def check(cell: str, shape: tuple[int, int, int, int], dtype: torch.dtype, proje
     eps = torch.finfo(dtype).eps
     for name, mine, other, right in zip(names, ours, theirs, exact, strict=True):
         floor = 4 * eps * max(rms(right), 1e-30)
-        allowed = 2 * max(rms(other.double() - right), floor)
+        # The error of a few numbers is luck, torch's as ours.
+        times = 2 if right.numel() >= 16 else 4
+        allowed = times * max(rms(other.double() - right), floor)
         found = rms(mine.double() - right)
         assert found <= allowed, f"{name}: error {found:.3e}, torch's {rms(other.double() - right):.3e}"
 
