@@ -17,7 +17,7 @@ VENV ?= .venv
 JOBS ?= 2
 
 PY := $(VENV)/bin/python
-CPP_FILES = find csrc tests/native tests/cuda benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
+CPP_FILES = find csrc tests/native tests/cuda tests/cuda_binding benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
 .PHONY: bench bench-peers test lint cuda-check style format build deps venv clean

@@ -76,6 +76,8 @@ def library(checked: bool = False) -> Library:
     if sys.platform != "linux":
         pytest.skip("the emulator has been written for Linux")
     try:
+        if checked and not tools().version.startswith("gcc"):
+            pytest.skip("clang calls memset without a word where gcc tells of each number")
         path = build(("gru", "lstm") if checked else None, checked)
     except SystemExit as problem:
         pytest.skip(str(problem))
@@ -95,7 +97,7 @@ def build(cells: tuple[str, ...] | None = None, checked: bool = False) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         units = generated(folder / "units", cells)
         host = [*HOST, *sorted((ROOT / "tests" / "cuda").glob("*.cpp"))]
-        # gcc's and clang's own instrumentation, with functions of ours (memory_check.cpp) behind it.
+        # The compiler's own instrumentation, with functions of ours (memory_check.cpp) behind it.
         kernels = [*units, ROOT / "tests" / "cuda" / "mistakes.cpp"]
         sanitize = {path: "-fsanitize=thread" for path in kernels if checked}
         text = ninja_file(command, list(dict.fromkeys([*units, *host])), sanitize)

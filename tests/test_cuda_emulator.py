@@ -19,6 +19,7 @@ ALWAYS = {  # found for every seed: what is said
     "no such rank": "memory of rank 4 in a cluster of 4",
     "writes beside shared memory": "beside shared memory|outside of every buffer",
     "writes beside a buffer": "beside out|outside of every buffer",
+    "reads 16 bytes askew": "16 bytes at once",
     "waits for too many": r"^deadlock: .* 63 threads wait at the block's barrier .* 1 threads wait for a counter",
     "product of half a warp": "product",
 }

@@ -30,7 +30,7 @@ find build -path '*/units/cuda_*.o' -delete
 export FASTRNN_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST='8.0;9.0a+PTX' NVCC_APPEND_FLAGS='-Xptxas -v'
 echo "Building against $("$py" -c 'import torch; print("torch", torch.__version__)'), log in $log"
 if ! "$py" setup.py build --build-lib "$out/lib" >"$log" 2>&1; then
-  grep -E 'error|fastrnn:' "$log" | head -n 20 >&2 || tail -n 20 "$log" >&2
+  grep -E 'error:|fatal|^fastrnn: ' "$log" | head -n 20 >&2 || tail -n 20 "$log" >&2
   exit 1
 fi
 grep '^fastrnn: ' "$log"

@@ -31,12 +31,8 @@ struct Rows {
   FASTRNN_FN int64_t step(int64_t k) const { return reverse ? steps - 1 - k : k; }
   FASTRNN_FN int64_t row(int64_t t, int64_t b) const { return (offsets != nullptr ? offsets[t] : t * batch) + b; }
   // Whether there is memory for row b at step t, and whether the network takes a step there.
-  FASTRNN_FN bool exists(int64_t t, int64_t b) const {
-    return offsets == nullptr || b < offsets[t + 1] - offsets[t];
-  }
-  FASTRNN_FN bool active(int64_t t, int64_t b) const {
-    return lengths != nullptr ? t < lengths[b] : exists(t, b);
-  }
+  FASTRNN_FN bool exists(int64_t t, int64_t b) const { return offsets == nullptr || b < offsets[t + 1] - offsets[t]; }
+  FASTRNN_FN bool active(int64_t t, int64_t b) const { return lengths != nullptr ? t < lengths[b] : exists(t, b); }
   // Whether the k-th step of row b, k > 0, begins with the initial state again. Segments are the same in both
   // directions.
   FASTRNN_FN bool anew(int64_t k, int64_t b) const {
@@ -45,9 +41,7 @@ struct Rows {
     return reset[(reverse ? t + 1 : t) * batch + b] && active(t, b);
   }
   // Whether the k-th step of row b begins with what its (k-1)-th step computed.
-  FASTRNN_FN bool continues(int64_t k, int64_t b) const {
-    return k > 0 && active(step(k - 1), b) && !anew(k, b);
-  }
+  FASTRNN_FN bool continues(int64_t k, int64_t b) const { return k > 0 && active(step(k - 1), b) && !anew(k, b); }
 };
 
 // How the persistent drivers cut a call: blocks (unit slice, row slice); the unit slices of one row slice form a group
@@ -67,16 +61,16 @@ struct Tiling {
 
 // Memory of the persistent drivers' exchange between blocks (grid only), zeros at the start.
 struct Exchange {
-  void* buffers;      // [row_slices, 2, rows rounded up to 8, depth] operands
+  void* buffers;       // [row_slices, 2, rows rounded up to 8, depth] operands
   uint32_t* counters;  // [row_slices]
 };
 
 // Memory of the step-wise driver, B rows each. C: the format that T is computed in.
 struct StepMemory {
-  void* product;  // C [B, G·H]: R·h; in backward C [B, P]: Rᵀ·∂L/∂rh
-  void* operand;  // T [B, P]: h; in backward T [B, G·H]: ∂L/∂rh
-  void* inner;    // projection: T [B, H], h before it; in backward T [B, P], the gradient after it
-  void* outer;    // projection: C [B, P], its product; in backward C [B, H]
+  void* product;             // C [B, G·H]: R·h; in backward C [B, P]: Rᵀ·∂L/∂rh
+  void* operand;             // T [B, P]: h; in backward T [B, G·H]: ∂L/∂rh
+  void* inner;               // projection: T [B, H], h before it; in backward T [B, P], the gradient after it
+  void* outer;               // projection: C [B, P], its product; in backward C [B, H]
   void* states[kMaxStates];  // C [B, P or H]; in backward their gradients
 };
 

@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_entry(const __grid_con
 constexpr int kStepThreads = 128;
 
 template <class Kernel>
-__global__ void __launch_bounds__(kStepThreads) step_entry(const __grid_constant__ typename Kernel::Args a,
-                                                           const Position position) {
+__global__ void __launch_bounds__(kStepThreads)
+    step_entry(const __grid_constant__ typename Kernel::Args a, const Position position) {
   Block block;
   Kernel::run(block, a, position);
 }

@@ -1,5 +1,5 @@
-// A whole sequence in one kernel, its matrix in shared memory. A block owns all gates of `units` hidden units for `rows`
-// rows of the batch; the blocks of a group exchange h (forward) or ∂L/∂rh (backward) once a step.
+// A whole sequence in one kernel, its matrix in shared memory. A block owns all gates of `units` hidden units for
+// `rows` rows of the batch; the blocks of a group exchange h (forward) or ∂L/∂rh (backward) once a step.
 #pragma once
 
 #include "cuda/exchange.h"
@@ -52,8 +52,8 @@ struct Share {
     return states[(static_cast<int64_t>(s) * a.tiling.rows + row) * a.tiling.units + unit];
   }
 
-  // Calls `each(row, unit, column)` for the units of `columns` rows from `from` on, shared by the threads; column counts
-  // from `from`.
+  // Calls `each(row, unit, column)` for the units of `columns` rows from `from` on, shared by the threads; column
+  // counts from `from`.
   template <class Each>
   FASTRNN_DEVICE void each_unit(Block& block, int from, int columns, const Each& each) const {
     for (int n = block.thread(); n < columns * units; n += block.threads()) {
@@ -97,12 +97,11 @@ struct PersistentForward {
         const int columns = mine.pass_columns(from);
         const int64_t stride = depth * static_cast<int64_t>(sizeof(T));
         if (from > 0) block.sync();  // the partial sums have been read
-        multiply<Format>(block, a.tiling, mine.matrix, through.buffer(k) + from * stride, stride, columns, mine.partials,
-                         typename Through::Load());
+        multiply<Format>(block, a.tiling, mine.matrix, through.buffer(k) + from * stride, stride, columns,
+                         mine.partials, typename Through::Load());
         block.sync();
-        mine.each_unit(block, from, columns, [&](int row, int unit, int column) {
-          step(block, a, mine, through, k, row, unit, column);
-        });
+        mine.each_unit(block, from, columns,
+                       [&](int row, int unit, int column) { step(block, a, mine, through, k, row, unit, column); });
       }
       if (k + 1 < a.rows.steps) through.arrive(block);
     }

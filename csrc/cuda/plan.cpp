@@ -11,11 +11,11 @@ namespace {
 // it, or two launches), and the rate of a block's product and of its reading the operand. Estimates from published
 // figures for an H100, to be replaced by measured ones; only the order of the drivers depends on them.
 constexpr double kGridBarrier = 1.3, kClusterBarrier = 0.5, kLaunches = 5.0;
-constexpr double kAlone = 0.15;          // a cluster of one block has nobody to wait for
-constexpr double kTensorRate = 1.0e6;    // multiply-adds a microsecond, of a block
+constexpr double kAlone = 0.15;        // a cluster of one block has nobody to wait for
+constexpr double kTensorRate = 1.0e6;  // multiply-adds a microsecond, of a block
 constexpr double kPlainRate = 1.5e5;
-constexpr double kOperandRate = 2.0e4;   // bytes a microsecond that a block reads
-constexpr double kUnitRate = 2.0e3;      // units a microsecond, element-wise
+constexpr double kOperandRate = 2.0e4;  // bytes a microsecond that a block reads
+constexpr double kUnitRate = 2.0e3;     // units a microsecond, element-wise
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

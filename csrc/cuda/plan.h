@@ -15,10 +15,10 @@ bool driver_named(const std::string& name, Driver* driver);
 
 // What the choice depends on of a machine; of a slice of one (MIG), its own numbers.
 struct Machine {
-  int processors;         // streaming multiprocessors
-  int64_t shared_bytes;   // that one block may have
-  int major;              // compute capability
-  int largest_cluster;    // 0: no clusters
+  int processors;        // streaming multiprocessors
+  int64_t shared_bytes;  // that one block may have
+  int major;             // compute capability
+  int largest_cluster;   // 0: no clusters
 };
 
 struct Problem {
@@ -35,7 +35,8 @@ struct Choice {
   bool possible = true;     // false: `wanted` cannot be had
 };
 
-// `kernels`: of the format, nulls where it has no persistent ones. `capacity` of a kernel asks the machine itself, last.
+// `kernels`: of the format, nulls where it has no persistent ones. `capacity` of a kernel asks the machine itself,
+// last.
 template <class Args>
 Choice choose(const PersistentKernel<Args> (&kernels)[2], const Problem& problem, const Machine& machine,
               Driver wanted);

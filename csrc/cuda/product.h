@@ -54,8 +54,8 @@ struct TensorCores {
 
   // One block of the depth. `a`: as packed; `b`: the operand, rows `stride` bytes apart, read by `load`.
   template <class Load>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums& sums, const char* a, int rows, int first_tile, const char* b,
-                                        int64_t stride, int64_t k, int column_tiles, const Load& load) {
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums& sums, const char* a, int rows, int first_tile,
+                                        const char* b, int64_t stride, int64_t k, int column_tiles, const Load& load) {
     const int lane = block.thread() % 32;
     const int64_t row_bytes = kBlock / 2 * static_cast<int64_t>(sizeof(T));
     Bits128 right[kColumnTiles];
@@ -115,8 +115,8 @@ struct PlainFloat {
   }
 
   template <class Load>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums& sums, const char* a, int rows, int first_tile, const char* b,
-                                        int64_t stride, int64_t k, int column_tiles, const Load& load) {
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums& sums, const char* a, int rows, int first_tile,
+                                        const char* b, int64_t stride, int64_t k, int column_tiles, const Load& load) {
     const int lane = block.thread() % 32;
     const Bits128* packed = reinterpret_cast<const Bits128*>(a) + k * rows;
     float left[kRowTiles][2][4];

@@ -60,8 +60,7 @@ FormatKernels make_kernels() {
   ((kernels.forward[0] = persistent_kernel<Launcher, PersistentForward<Cell, Formats, ThroughGrid>, Formats>(),
     kernels.forward[1] = persistent_kernel<Launcher, PersistentForward<Cell, Formats, ThroughCluster>, Formats>(),
     kernels.backward[0] = persistent_kernel<Launcher, PersistentBackward<Cell, Formats, ThroughGrid>, Formats>(),
-    kernels.backward[1] =
-        persistent_kernel<Launcher, PersistentBackward<Cell, Formats, ThroughCluster>, Formats>()),
+    kernels.backward[1] = persistent_kernel<Launcher, PersistentBackward<Cell, Formats, ThroughCluster>, Formats>()),
    ...);
   return kernels;
 }
@@ -74,7 +73,12 @@ CellKernels cell_table(const char* name) {
   static const FormatKernels brain = make_kernels<Launcher, Cell, BFloat16, TensorCores<BFloat16, MmaBFloat16>>();
   static const FormatKernels half = make_kernels<Launcher, Cell, Float16, TensorCores<Float16, MmaFloat16>>();
   static const FormatKernels tf32 = make_kernels<Launcher, Cell, float, TensorCores<float, MmaTf32>>();
-  return {name, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kSplitFrom, Cell::kReadsHidden,
+  return {name,
+          Cell::kGates,
+          Cell::kStates,
+          Cell::kSaved,
+          Cell::kSplitFrom,
+          Cell::kReadsHidden,
           {&single, &twice, &brain, &half, &tf32}};
 }
 

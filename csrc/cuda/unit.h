@@ -71,8 +71,8 @@ struct Unit {
   }
 
   // The states before and after the k-th step of row b, as the cell's backward wants them.
-  FASTRNN_FN static void load_states(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u, V (&before)[S],
-                                     V (&after)[S]) {
+  FASTRNN_FN static void load_states(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u,
+                                     V (&before)[S], V (&after)[S]) {
     const bool continues = a.rows.continues(k, b);
     const int64_t previous = continues ? a.rows.row(a.rows.step(k - 1), b) : 0;
     // With a projection y holds what comes after it, and the cell reads no h.

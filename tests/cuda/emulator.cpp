@@ -57,11 +57,17 @@ void multiply_warp(Kind kind, Thread* lanes) {
   }
 }
 
-}  // namespace
-
+// Lets others run, sometimes.
 void pause() {
   Launch& launch = *current();
   if (launch.chance(16)) launch.wait(State::kReady, launch.running().at);
+}
+
+}  // namespace
+
+void before_load(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) current()->fail("reads 16 bytes at once from no multiple of 16");
+  pause();
 }
 
 void sync(Place at) {

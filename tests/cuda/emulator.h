@@ -36,8 +36,8 @@ void announce(uint32_t* counter);
 void await_count(const uint32_t* counter, uint32_t target, Place at);
 // sum (4) of this lane += its part of the warp's product; a: 4 registers, b: 2.
 void multiply(Kind kind, float* sum, const uint32_t* a, const uint32_t* b, Place at);
-// Lets others run, sometimes.
-void pause();
+// Before 16 bytes are read at once. Lets others run, sometimes.
+void before_load(const void* p);
 
 }  // namespace fastrnn::emulator
 
@@ -68,7 +68,7 @@ struct Block {
 };
 
 FASTRNN_DEVICE Bits128 load_fresh(const void* p) {
-  emulator::pause();
+  emulator::before_load(p);
   return *static_cast<const Bits128*>(p);
 }
 FASTRNN_DEVICE void announce(uint32_t* counter) { emulator::announce(counter); }

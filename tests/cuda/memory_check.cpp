@@ -1,7 +1,7 @@
-// Looks at every access of a kernel to the emulated memory. Kernels are compiled with -fsanitize=thread, which calls a
-// function for each; these are ours, not the compiler's library. Found are accesses outside of buffers, of a block that
-// has left, of what nothing has written, and races: two accesses, one of them a write, that no barrier orders, whatever
-// the order in which the threads happened to run this time.
+// Looks at every access of a kernel to the emulated memory. Kernels are compiled with gcc's -fsanitize=thread, which
+// calls a function for each; these are ours, not the compiler's library. Found are accesses outside of buffers, of a
+// block that has left, of what nothing has written, and races: two accesses, one of them a write, that no barrier
+// orders, whatever the order in which the threads happened to run this time.
 //
 // Order is kept by intervals. A thread's interval ends where it releases what it did: at a barrier of the block, and
 // when it arrives at one of the cluster. known[b] = n: all threads of block b have done what they do before their
@@ -122,7 +122,7 @@ class Look {
   bool write_;
 };
 
-void look(const void* p, int64_t bytes, bool write) {
+void look(const void* p, int64_t bytes, bool write, int64_t alignment = 1) {
   Launch* launch = current();
   if (launch == nullptr || !memory().contains(p)) return;
   const auto at = static_cast<const char*>(p);
@@ -132,6 +132,9 @@ void look(const void* p, int64_t bytes, bool write) {
                  (buffer != nullptr ? ", at the end of " + buffer->name : ""));
   }
   Look here(*launch, *buffer, at, write);
+  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(alignment) != 0) {
+    here.fail(std::to_string(alignment) + " bytes at once, at an address that is not a multiple of that");
+  }
   if (buffer->gone) here.fail("its block has left");
   if (buffer->block >= 0) {
     const auto& blocks = launch->running().block->cluster->blocks;
@@ -208,8 +211,8 @@ std::string note_exit(BlockState& block) {
 // What the compiler calls.
 #define FASTRNN_HOOK extern "C" __attribute__((visibility("hidden"))) void
 #define FASTRNN_ACCESS(bytes)                                                                      \
-  FASTRNN_HOOK __tsan_read##bytes(void* p) { fastrnn::emulator::look(p, bytes, false); }           \
-  FASTRNN_HOOK __tsan_write##bytes(void* p) { fastrnn::emulator::look(p, bytes, true); }           \
+  FASTRNN_HOOK __tsan_read##bytes(void* p) { fastrnn::emulator::look(p, bytes, false, bytes); }    \
+  FASTRNN_HOOK __tsan_write##bytes(void* p) { fastrnn::emulator::look(p, bytes, true, bytes); }    \
   FASTRNN_HOOK __tsan_unaligned_read##bytes(void* p) { fastrnn::emulator::look(p, bytes, false); } \
   FASTRNN_HOOK __tsan_unaligned_write##bytes(void* p) { fastrnn::emulator::look(p, bytes, true); }
 FASTRNN_ACCESS(1)

@@ -89,6 +89,13 @@ void unwritten(Block& block, const Args& a) {
   if (block.x() == 0 && block.thread() == 0) a.out[0] = numbers(block)[5];
 }
 
+void misaligned(Block& block, const Args& a) {
+  numbers(block)[block.thread()] = 1;
+  block.sync();
+  const Bits128 bits = load_fresh(numbers(block) + 2);
+  if (block.x() == 0) a.out[block.thread()] = bit_cast<float>(bits.x);
+}
+
 // Every block writes a number; the first one reads that of the last.
 void through_counter(Block& block, const Args& a, bool synced, bool awaited, uint32_t target) {
   if (block.thread() == 1) a.out[block.x()] = static_cast<float>(block.x());
@@ -169,6 +176,7 @@ const Kernel kKernels[] = {
     {"writes beside a buffer", beside_out},
     {"reads beside a buffer", read_beside_out},
     {"reads what nothing wrote", unwritten},
+    {"reads 16 bytes askew", misaligned},
     {"right: counter", [](Block& b, const Args& a) { through_counter(b, a, true, true, kBlocks); }, 0, true},
     {"announces too early", [](Block& b, const Args& a) { through_counter(b, a, false, true, kBlocks); }, 0, true},
     {"does not wait for the counter", [](Block& b, const Args& a) { through_counter(b, a, true, false, 0); }, 0, true},
