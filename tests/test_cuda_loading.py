@@ -368,3 +368,17 @@ def test_the_operators_are_those_of_the_dispatcher():
         registered = "CUDA: registered" in torch._C._dispatch_dump(f"fastrnn::{name}")
         assert registered == (_gpu.module is not None)
     assert _ops.forward is torch.ops.fastrnn.sequence_forward.default
+
+
+@pytest.mark.skipif(_gpu.module is None, reason="needs the CUDA kernels, but no GPU")
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+def test_a_module_on_a_gpu_is_traced_to_its_operators(options, strict):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net = fastrnn.GRU(I, H, device="cuda", **options)
+        program = torch.export.export(net, (torch.empty(T, B, I, device="cuda"),), strict=strict)
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    calls = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    count = 4 if options else 1
+    assert calls.count("fastrnn.sequence_forward.default") == count
+    assert not [name for name in calls if name.startswith("aten.gru")]
