@@ -21,6 +21,8 @@ constexpr int64_t kLeast = 3'000'000;
 constexpr int64_t kLong = 400'000'000;
 // A piece should have so many rows or columns: below, the library packs more than it computes.
 constexpr int64_t kLeastRows = 16;
+// The library adds up a product with a vector, or of few results, one by one: its error grows with the depth.
+constexpr int64_t kChain = 64, kFewSums = 16;
 
 struct Job {
   Tensor& out;
@@ -66,15 +68,36 @@ struct Job {
 
 void member_works(void* job, Member&) { static_cast<Job*>(job)->work(); }
 
+// out = a·b, or out + a·b: sums of kChain products each, and then the sum of these.
+void in_chains(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  const Modest::Single single;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const at::AutoDispatchBelowADInplaceOrView plain;
+  const int64_t chains = a.size(1) / kChain, even = chains * kChain;
+  const auto left = a.narrow(1, 0, even).unflatten(1, {chains, kChain}).transpose(0, 1);
+  Tensor sum = at::bmm(left, b.narrow(0, 0, even).unflatten(0, {chains, kChain})).sum(0);
+  if (const int64_t rest = a.size(1) - even; rest > 0)
+    sum.add_(at::mm(a.narrow(1, even, rest), b.narrow(0, even, rest)));
+  if (add) {
+    out.add_(sum);
+  } else {
+    out.copy_(sum);
+  }
+}
+
 }  // namespace
 
 void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, bool add) {
-  const int64_t rows = out.size(0), columns = out.size(1), most = Modest::threads();
+  const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1), most = Modest::threads();
+  const bool few = rows == 1 || columns == 1 || rows * columns <= kFewSums;
+  if (few && depth > kChain && !bias && a.element_size() >= 4) {
+    return in_chains(out, a, b, add);
+  }
   const bool by_rows = rows >= columns || rows >= kLeastRows * most;
   const int64_t size = by_rows ? rows : columns;
-  const bool small = rows * columns * a.size(1) < kLeast;
+  const bool small = rows * columns * depth < kLeast;
   // Long products in more pieces than threads: who lost its core for a while computes fewer.
-  const int64_t wanted = rows * columns * a.size(1) > most * kLong ? 2 * most : most;
+  const int64_t wanted = rows * columns * depth > most * kLong ? 2 * most : most;
   const int64_t pieces = small ? 1 : std::max<int64_t>(1, std::min(wanted, size / kLeastRows));
   Job job{out, a, b, bias, add, pieces, by_rows};
   if (pieces == 1 || Modest::alone()) {

@@ -10,7 +10,7 @@
 
 namespace fastrnn::cuda {
 
-constexpr int kMaxStates = 2, kMaxGates = 4;
+constexpr int kMaxStates = 2;
 
 // A persistent kernel's block, and the tiles of its product (cuda/product.h).
 constexpr int kThreads = 256, kWarps = kThreads / 32;

@@ -34,7 +34,7 @@ Tiling cut(const Problem& p, int units, int unit_slices, int row_slices, int dep
   return t;
 }
 
-double step_time(const Problem& p, const Tiling& t, int operand_bytes, bool plain) {
+double step_time(const Tiling& t, int operand_bytes, bool plain) {
   const double columns = static_cast<double>(up(t.rows, kTileColumns));
   const double depth = static_cast<double>(t.depth);
   const double product = static_cast<double>(up(t.matrix_rows, kTileRows)) * depth * columns;
@@ -66,7 +66,7 @@ std::vector<Cut> cuts(const PersistentKernel<Args>& kernel, const Problem& p, co
     if (t.warps_across > kWarps) return;
     t.shared_bytes = kernel.shared_bytes(t);
     if (t.shared_bytes > m.shared_bytes) return;
-    found.push_back({t, step_time(p, t, kernel.operand_bytes, !kernel.tensor_cores)});
+    found.push_back({t, step_time(t, kernel.operand_bytes, !kernel.tensor_cores)});
   };
   if (cluster) {
     for (int size = 1; size <= m.largest_cluster; size *= 2) {
@@ -125,18 +125,20 @@ Choice persistent(const PersistentKernel<Args>& kernel, const Problem& p, const 
   } else {
     choice.reason = "the recurrent weights do not fit into shared memory";
     for (const Cut& cut : cuts(kernel, p, m, cluster)) {
+      if (choice.possible && cut.time >= choice.microseconds) break;  // nor can any that follows be faster
       int capacity = 0;
       const int needed = cluster ? 1 : cut.tiling.unit_slices * cut.tiling.row_slices;
       if (kernel.capacity(cut.tiling, &capacity) != 0 || capacity < needed) {
-        choice.reason = "the GPU cannot hold all blocks at once";
+        if (!choice.possible) choice.reason = "the GPU cannot hold all blocks at once";
         continue;
       }
-      choice.tiling = cut.tiling;
       // Clusters that do not fit at once run one after the other.
-      choice.microseconds = cut.time * (cluster ? (cut.tiling.row_slices + capacity - 1) / capacity : 1);
+      const double time = cut.time * (cluster ? (cut.tiling.row_slices + capacity - 1) / capacity : 1);
+      if (choice.possible && time >= choice.microseconds) continue;
+      choice.tiling = cut.tiling;
+      choice.microseconds = time;
       choice.possible = true;
       choice.reason = "the recurrent weights stay in shared memory";
-      break;
     }
   }
   return choice;

@@ -51,10 +51,6 @@ FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
   return a.v < b.v ? a.v : b.v;
 }
 template <class C>
-FASTRNN_FN Vec<C> quotient(Vec<C> a, Vec<C> b) {
-  return a.v / b.v;
-}
-template <class C>
 FASTRNN_FN Vec<C> reciprocal(Vec<C> b) {
   return C(1) / b.v;
 }

@@ -104,11 +104,7 @@ template <class C>
 FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
   return a.v < b.v ? a.v : b.v;
 }
-// a / b and 1 / b, correct to 2 ULP; |b| from 2^-126 to 2^125.
-template <class C>
-FASTRNN_FN Vec<C> quotient(Vec<C> a, Vec<C> b) {
-  return a / b;
-}
+// 1 / b, correct to 2 ULP; |b| from 2^-126 to 2^125.
 template <class C>
 FASTRNN_FN Vec<C> reciprocal(Vec<C> b) {
   return Vec<C>(C(1)) / b;
@@ -122,7 +118,6 @@ FASTRNN_FN Vec<float> reciprocal(Vec<float> b) {
   const __m512 guess = _mm512_rcp14_ps(b.v);
   return _mm512_fmadd_ps(_mm512_fnmadd_ps(b.v, guess, _mm512_set1_ps(1.0f)), guess, guess);
 }
-FASTRNN_FN Vec<float> quotient(Vec<float> a, Vec<float> b) { return a * reciprocal(b); }
 #elif defined(FASTRNN_ISA_AVX2)
 FASTRNN_FN Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a.v, b.v); }
 FASTRNN_FN Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a.v, b.v); }

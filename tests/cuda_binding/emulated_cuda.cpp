@@ -7,10 +7,8 @@
 
 #include "cuda/layout.h"
 #include "cuda/registry.h"
-#include "cuda_binding/machine.h"
-#if __has_include("cuda_binding/graphs.h")
 #include "cuda_binding/graphs.h"
-#endif
+#include "cuda_binding/machine.h"
 #include "launcher.h"
 #include "tables.h"
 
@@ -64,10 +62,8 @@ void limit_machine(int processors, int64_t shared_bytes, int largest_cluster) {
   limits.processors = processors, limits.shared_bytes = shared_bytes, limits.largest_cluster = largest_cluster;
 }
 
-#if __has_include("cuda_binding/graphs.h")
 bool run_graphs(const Call&, ForwardArgs, const Tensor&, const OptionalTensor&) { return false; }
 bool run_graphs(const Call&, BackwardArgs, const Tensor&, const OptionalTensor&) { return false; }
-#endif
 
 const CellKernels* find_cell(const char* name) {
   for (const CellKernels& kernels : all_tables()) {
