@@ -1,7 +1,8 @@
 """fastrnn: recurrent networks for PyTorch on hand-written fused kernels, in place of torch.nn's.
 
 ``fastrnn.LSTM``, ``GRU``, ``RNN`` and their ``…Cell`` forms take the place of ``torch.nn``'s; :func:`convert` swaps
-those of a whole model. :mod:`fastrnn.functional` is the functional form.
+those of a whole model. :mod:`fastrnn.functional` is the functional form. :func:`cell` makes kernels of a cell of one's
+own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from fastrnn._version import __version__
 
 try:
     from fastrnn import cuda, functional
+    from fastrnn.custom import CellError, cell
     from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stream, convert
 except ImportError as _error:
     from fastrnn._missing import KernelsMissingError
@@ -29,11 +31,13 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "CellError",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
     "Stream",
     "__version__",
+    "cell",
     "convert",
     "cuda",
     "functional",

@@ -37,13 +37,19 @@ class Sizes(NamedTuple):
     states: int
     saved: int
     split_gradient: bool
+    parameters: int = 0
 
 
 def _sizes() -> dict[str, Sizes]:
     return {name: Sizes(*_C.cell_sizes(name)) for name in _C.cells()}
 
 
-SIZES: dict[str, Sizes] = _sizes()
+SIZES: dict[str, Sizes] = _sizes()  # fastrnn.custom adds its own
+
+
+def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
+    """H, of the shapes of the recurrent matrix, (G·H + Q, P), and the projection, (P, H)."""
+    return w_hh.shape[1] if w_hr is None else w_hr.shape[1]
 
 
 def _batch(x: Tensor, states: Sequence[Tensor], batch_sizes: Tensor | None):
@@ -56,7 +62,7 @@ def _batch(x: Tensor, states: Sequence[Tensor], batch_sizes: Tensor | None):
 @torch.library.register_fake("fastrnn::sequence_forward")
 def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, training):
     sizes = SIZES[cell]
-    hidden, projected = w_hh.shape[0] // sizes.gates, w_hh.shape[1]
+    hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
     batch = _batch(x, states, batch_sizes)
     y = w_hh.new_empty((*x.shape[:-1], projected))
     finals = [w_hh.new_empty((batch, hidden if s else projected)) for s in range(sizes.states)]
@@ -94,8 +100,8 @@ def _(
     want_dh,
 ):
     sizes = SIZES[cell]
-    hidden = w_hh.shape[0] // sizes.gates
-    wide = (*y.shape[:-1], w_hh.shape[0])
+    hidden = hidden_size(w_hh, w_hr)
+    wide = (*y.shape[:-1], sizes.gates * hidden)
     initial = _fake_initial(sizes, w_hh, hidden, _batch(y, states, batch_sizes)) if want_initial else []
     return (
         w_hh.new_empty(wide),
@@ -128,13 +134,13 @@ def _(
     needs,
 ):
     sizes = SIZES[cell]
-    hidden = w_hh.shape[0] // sizes.gates
+    hidden = hidden_size(w_hh, w_hr)
     shapes = (
         x.shape,
         None if w_ih is None else w_ih.shape,
         w_hh.shape,
-        w_hh.shape[:1],
-        w_hh.shape[:1],
+        (sizes.gates * hidden,),
+        (sizes.gates * hidden,),
         None if w_hr is None else w_hr.shape,
     )
     out = [

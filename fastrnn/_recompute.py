@@ -185,7 +185,8 @@ def _order(ctx: Any) -> list[int]:
 
 def _state_sizes(cell: str, batch: int, w_hh: Tensor) -> list[tuple[int, int]]:
     sizes = _ops.SIZES[cell]
-    return [(batch, w_hh.shape[0] // sizes.gates if s else w_hh.shape[1]) for s in range(sizes.states)]
+    hidden = (w_hh.shape[0] - sizes.parameters) // sizes.gates
+    return [(batch, hidden if s else w_hh.shape[1]) for s in range(sizes.states)]
 
 
 def _zero_states(ctx: Any, x: Tensor, weights: Some, batch_sizes: Tensor | None) -> States:

@@ -30,7 +30,7 @@ class LayerWeights(NamedTuple):
 
     #: (G·H, I), or None where the input is the product with it already
     w_ih: Tensor | None
-    #: (G·H, P)
+    #: (G·H, P); of a cell with Q numbers for each hidden unit (G·H + Q, H), these the last rows
     w_hh: Tensor
     #: (G·H) or None
     b_ih: Tensor | None = None
@@ -60,7 +60,8 @@ def sequence(
     ``torch.func`` transforms and ``torch.compile``. Under autocast it computes in the dtype it is given.
 
     Args:
-        cell: a name in :data:`fastrnn.cells.CELLS`: ``"lstm"``, ``"gru"``, ``"rnn_tanh"``, ``"rnn_relu"``.
+        cell: a name in :data:`fastrnn.cells.CELLS`: ``"lstm"``, ``"gru"``, ``"rnn_tanh"``, ``"rnn_relu"``; or of a cell
+            made by :func:`fastrnn.cell`, its ``kernels``.
         x: (T, B, I) with any strides; (N, I) with ``batch_sizes``. If ``weights.w_ih`` is None, the input product
             (…, G·H) itself.
         weights: the layer's weights, all of x's dtype.
@@ -110,10 +111,10 @@ def sequence(
     transformed = torch._C._are_functorch_transforms_active()
     functionalized = transformed and not compiling and _is_functionalized()
     plain = _must_be_plain(compiling and transformed) or (functionalized and _may_need_graph(x, weights, states))
-    if backend == "reference" or plain or not _fusible(weights, backend):
+    if backend == "reference" or plain or not _fusible(weights, backend, spec):
         if not states:
             batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-            hidden = weights.w_hh.shape[0] // spec.gates
+            hidden = _ops.hidden_size(weights.w_hh, weights.w_hr)
             states = reference.zero_states(spec, x, batch, hidden, weights.w_hh.shape[1])
         return _without_autocast(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
@@ -195,9 +196,18 @@ def _may_need_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]
     return torch.is_grad_enabled() and any(t.requires_grad for t in inside)
 
 
-def _fusible(weights: LayerWeights, backend: str) -> bool:
+def _fusible(weights: LayerWeights, backend: str, spec: CellSpec) -> bool:
     w = weights.w_hh
     reason = f"no kernels for {w.dtype} on {w.device.type}"
+    if spec.prepare is not None:
+        problem = _prepared(spec.name, w.dtype, w.device)
+        if not problem:
+            return True
+        reason = f"{spec.name}: {problem}"
+        if backend == "fused":
+            raise RuntimeError(f'backend="fused": {reason}')
+        _warn_once(f"fastrnn: {reason}; running it as plain torch, step by step")
+        return False
     if w.dtype in _FORMATS:
         if w.device.type in ("cpu", "meta"):
             return True
@@ -210,6 +220,13 @@ def _fusible(weights: LayerWeights, backend: str) -> bool:
         raise RuntimeError(f'backend="fused": {reason}')
     _warn_once(f"fastrnn: {reason}; using the plain-torch reference")
     return False
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _prepared(cell: str, dtype: torch.dtype, device: torch.device) -> str:
+    prepare = CELLS[cell].prepare
+    assert prepare is not None
+    return prepare(dtype, device)
 
 
 _warned: set[str] = set()

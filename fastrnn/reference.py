@@ -50,9 +50,13 @@ def sequence(
     """
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_hh is not None
+    parameters: tuple[Tensor, ...] = ()
+    if spec.parameters:
+        parameters = w_hh[-spec.parameters :].unbind()
+        w_hh = w_hh[: -spec.parameters]
 
     def step(wx: Tensor, now: States) -> States:
-        h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now)
+        h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *parameters)
         return (h if w_hr is None else F.linear(h, w_hr), *rest)
 
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN

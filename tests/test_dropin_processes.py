@@ -98,6 +98,7 @@ def train_on_a_share(rank, ranks, folder, name, queue):
         parameters = train_on_rows(name, slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks), distributed=True)
         if rank == 0:
             queue.put([p.tolist() for p in parameters])
+        torch.distributed.barrier()  # gloo aborts now and then where one leaves while the other still talks to it
     finally:
         torch.distributed.destroy_process_group()
 

@@ -62,10 +62,11 @@ struct Backward {
 };
 
 struct Gradients {
-  Tensor da;        // (N, G·H)
-  Tensor drh;       // (N, (G - split_from)·H): where it differs from da
-  Tensors initial;  // (B, ·), in the caller's order; empty if not wanted
-  Tensor dh;        // (N, P) or undefined
+  Tensor da;           // (N, G·H)
+  Tensor drh;          // (N, (G - split_from)·H): where it differs from da
+  Tensors initial;     // (B, ·), in the caller's order; empty if not wanted
+  Tensor dh;           // (N, P) or undefined
+  Tensor dparameters;  // (N, Q·H)
 };
 
 // ∂L/∂rh, (N, G·H).
@@ -94,6 +95,7 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   Gradients out;
   const std::vector<int64_t> wide{layout.rows, call.gate_width()};
   out.da = buffers.empty(wide, call.options);
+  out.dparameters = buffers.empty({layout.rows, call.cell->parameters * call.hidden}, call.options);
   out.drh = buffers.empty({layout.rows, (call.cell->gates - call.cell->split_from) * call.hidden}, call.options);
   if (want_dh || b.w_hr) out.dh = buffers.empty({layout.rows, call.projected}, call.options);
   Tensor gy;
@@ -106,6 +108,8 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   args.seq = layout.sequence(call.hidden, call.projected, reverse);
   args.w_hh = b.w_hh.const_data_ptr();
   args.w_hr = data_of(b.w_hr);
+  args.parameters = call.parameters_of(b.w_hh);
+  args.dparameters = out.dparameters.data_ptr();
   args.gates = data_of(b.reserve[0]);
   args.extra = data_of(b.reserve[1]);
   args.cells = data_of(b.reserve[2]);
@@ -131,7 +135,7 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   if (layout.batch > 0) buffers.verify(call.cell->backward[static_cast<int>(call.format)](args));
   if (want_initial && !args.initial_product) {
     Tensor first = layout.rows == layout.batch ? out.initial[0] : out.initial[0].narrow(0, 0, layout.rows);
-    products::add_of_input(first, whole_drh(call, out), b.w_hh);
+    products::add_of_input(first, whole_drh(call, out), call.recurrent(b.w_hh));
   }
   for (Tensor& g : out.initial) g = layout.unsort(g);
   return out;
@@ -195,8 +199,12 @@ Tensor recurrent_gradient(const Backward& b, const Gradients& g, bool reverse) {
   Tensor out = products::empty(b.w_hh.sizes(), b.w_hh);
   const Tensor before = layout.plain() ? Tensor() : hidden_before(b, reverse);
   const int64_t rest = g.drh.size(1), split = b.call.gate_width() - rest;
+  if (const int64_t parameters = b.call.cell->parameters; parameters > 0) {
+    const Tensor sums = g.dparameters.unflatten(1, {parameters, b.call.hidden}).sum(0);
+    out.narrow(0, b.call.gate_width(), parameters).copy_(sums);
+  }
   if (rest == 0 || layout.rows <= kFew) {
-    recurrent_gradient_into(out, b, whole_drh(b.call, g), before, reverse);
+    recurrent_gradient_into(b.call.recurrent(out), b, whole_drh(b.call, g), before, reverse);
   } else {
     recurrent_gradient_into(out.narrow(0, 0, split), b, g.da.narrow(1, 0, split), before, reverse);
     recurrent_gradient_into(out.narrow(0, split, rest), b, g.drh, before, reverse);

@@ -30,20 +30,21 @@ Format format_for(const CellKernels& cell, at::ScalarType type) {
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
     : cell(cell_named(std::string(name))), layout(rows_like, batch_sizes, lengths, reset) {
-  TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) % cell->gates == 0, "w_hh: expected shape [", cell->gates, "·H, P], got ",
-              w_hh.sizes());
-  hidden = w_hh.size(0) / cell->gates;
+  const int64_t rows = w_hh.dim() == 2 ? w_hh.size(0) - cell->parameters : -1;
+  TORCH_CHECK(rows >= 0 && rows % cell->gates == 0, "w_hh: expected shape [", cell->gates, "·H",
+              cell->parameters > 0 ? " + " + std::to_string(cell->parameters) : "", ", P], got ", w_hh.sizes());
+  hidden = rows / cell->gates;
   projected = w_hh.size(1);
   format = format_for(*cell, w_hh.scalar_type());
   options = w_hh.options().requires_grad(false);
   TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
-  check(w_hh, {gate_width(), projected}, "w_hh");
+  check(w_hh, {gate_width() + cell->parameters, projected}, "w_hh");
   if (w_hr) {
     TORCH_CHECK_VALUE(!cell->reads_hidden, "w_hr: the cell ", name, " cannot be used with a projection");
     check(*w_hr, {projected, hidden}, "w_hr");
   } else {
-    TORCH_CHECK(projected == hidden, "w_hh: expected shape ", at::IntArrayRef{gate_width(), hidden}, ", got ",
-                w_hh.sizes());
+    TORCH_CHECK(projected == hidden, "w_hh: expected shape ", at::IntArrayRef{gate_width() + cell->parameters, hidden},
+                ", got ", w_hh.sizes());
   }
 }
 

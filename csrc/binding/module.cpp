@@ -1,6 +1,7 @@
 // What is not an operator: build information, the instruction set, switches for tests and experiments.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
@@ -43,10 +44,21 @@ std::vector<std::string> cells() {
   return names;
 }
 
-std::tuple<int, int, int, bool> cell_sizes(const std::string& name) {
+std::tuple<int, int, int, bool, int> cell_sizes(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());
   if (cell == nullptr) throw py::value_error("cell: there are no kernels for " + name);
-  return {cell->gates, cell->states, cell->saved, cell->split_from < cell->gates};
+  return {cell->gates, cell->states, cell->saved, cell->split_from < cell->gates, cell->parameters};
+}
+
+// Whether a cell has kernels of a format ("float32", …) for the instruction set in use.
+bool has_kernels(const std::string& name, at::ScalarType type) {
+  const CellKernels* cell = find_cell(name.c_str());
+  return cell != nullptr && cell->forward[static_cast<int>(format_of(type))] != nullptr;
+}
+
+void load_cells_from(const std::string& path) {
+  const std::string problem = load_cells(path.c_str());
+  if (!problem.empty()) throw py::import_error(path + ": " + problem);
 }
 
 std::map<std::string, std::string> build_info() {
@@ -174,6 +186,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
   m.def("layer", &fastrnn::layer, "One layer in eager mode: [y, final states...], or None if it needs the dispatcher.");
   m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));
+  m.def(
+      "has_kernels",
+      [](const std::string& name, const py::object& dtype) {
+        return fastrnn::has_kernels(name, reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type);
+      },
+      py::arg("cell"), py::arg("dtype"));
+  m.def("load_cells", &fastrnn::load_cells_from, py::arg("path"), "Adds the kernels of a user's cell.");
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
   m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
   PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());

@@ -13,7 +13,7 @@ namespace {
 
 // R·h + b_hh of a sequence's only step: no use packing weights that are read once.
 Tensor only_product(const Call& call, const Tensors& states, const Weights& w) {
-  if (!states.empty()) return products::forward(states[0], w.w_hh, w.b_hh);
+  if (!states.empty()) return products::forward(states[0], call.recurrent(w.w_hh), w.b_hh);
   Tensor rows = products::empty({call.layout.batch, call.gate_width()}, w.w_hh);
   if (!w.b_hh) {
     memset(rows.mutable_data_ptr(), 0, rows.nbytes());
@@ -95,6 +95,7 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
   args.b_ih = adds_bias(call, w_ih, b_ih) ? nullptr : data_of(w.b_ih);
   args.b_hh = rh.defined() ? nullptr : data_of(w.b_hh);
   args.w_hr = data_of(w.w_hr);
+  args.parameters = call.parameters_of(w.w_hh);
   args.rh = rh.defined() ? rh.const_data_ptr() : nullptr;
   args.gates = gates.data_ptr();
   args.extra = extra.defined() ? extra.data_ptr() : nullptr;

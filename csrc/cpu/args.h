@@ -9,6 +9,9 @@
 
 namespace fastrnn {
 
+// What kernels call that were compiled into another shared object: a user's cell.
+#define FASTRNN_SHARED __attribute__((visibility("default")))
+
 constexpr int kMaxStates = 4;
 
 // kFloat32Parts is float32 in memory, its products computed by sums of bfloat16 parts (cpu/parts.h).
@@ -38,6 +41,7 @@ struct ForwardArgs {
   const void* b_ih;                 // T [G·H] or null: added to wx
   const void* b_hh;                 // T [G·H] or null
   const void* w_hr;                 // T [P, H] or null: no projection
+  const void* parameters;           // T [Q, H], a cell's numbers for each unit
   const void* rh;                   // T [B, G·H] or null: R·h + b_hh of the only step, if T = 1 and the caller has it
   const void* initial[kMaxStates];  // T [B, P] for h, [B, H] for others; null = zeros
   void* gates;                      // T [N, G·H] in: W·x; out, if training: the first min(G, K) saved values
@@ -53,6 +57,7 @@ struct BackwardArgs {
   Sequence seq;
   const void* w_hh;
   const void* w_hr;
+  const void* parameters;
   const void* initial[kMaxStates];
   const void* gates;
   const void* extra;
@@ -62,6 +67,7 @@ struct BackwardArgs {
   const void* grad_final[kMaxStates];  // T [B, P or H] or null
   void* da;                            // T [N, G·H]
   void* drh;                           // T [N, (G - split_from)·H], ∂L/∂rh of the gates where it differs from da
+  void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together
   bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
@@ -84,7 +90,7 @@ struct SmallKernels {
 };
 
 struct CellKernels {
-  int gates, states, saved, split_from;
+  int gates, states, saved, split_from, parameters;
   bool reads_hidden;
   // By Format. Null: this instruction set has nothing for it (kFloat32Parts alone; kFloat32 does it). They return 0, or
   // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).

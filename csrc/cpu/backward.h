@@ -20,7 +20,7 @@ struct Backward {
   using WeightElement = typename Weights::Element;
   using OperandElement = typename Operand::Element;
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
-  static constexpr int kSplitFrom = Cell::kSplitFrom, kSplit = G - kSplitFrom;
+  static constexpr int kSplitFrom = Cell::kSplitFrom, kSplit = G - kSplitFrom, Q = Cell::kParameters;
   // The product reads drh where the caller wants it.
   static constexpr bool kInPlace = Engine::kReadsStates && sizeof(T) == sizeof(C) && kSplit == 0;
 
@@ -282,7 +282,17 @@ struct Backward {
       ds_new[s] = arriving(s, n, i, unit, V::zero());
     }
 
-    Cell::template backward<Math>(saved, before, after, ds_new, da, drh, ds);
+    if constexpr (Q > 0) {
+      V parameters[Q], dparameters[Q];
+      FASTRNN_UNROLL
+      for (int q = 0; q < Q; ++q) parameters[q] = lanes.load(static_cast<const T*>(args.parameters) + q * H + unit);
+      Cell::template backward<Math>(saved, before, after, parameters, ds_new, da, drh, ds, dparameters);
+      T* to = static_cast<T*>(args.dparameters) + row * Q * H + unit;
+      FASTRNN_UNROLL
+      for (int q = 0; q < Q; ++q) lanes.store(dparameters[q], to + q * H);
+    } else {
+      Cell::template backward<Math>(saved, before, after, ds_new, da, drh, ds);
+    }
 
     T* to = static_cast<T*>(args.da) + row * G * H + unit;
     T* to_drh = static_cast<T*>(args.drh) + row * kSplit * H + unit;

@@ -1,9 +1,11 @@
 #include "cpu/dispatch.h"
 
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <atomic>
+#include <mutex>
 
 #include "cpu/registry.h"
 #include "cpu/target.h"
@@ -72,6 +74,20 @@ int first_choice() {
   return k < 0 ? best : k;
 }
 
+// Cells from shared objects, the latest first. Read without a lock, so nothing is changed once it is in the list.
+struct LoadedCell {
+  const char *cell, *capability;
+  CellKernels kernels;
+  const LoadedCell* next;
+};
+std::atomic<const LoadedCell*> loaded{nullptr};
+
+const LoadedCell* loaded_cell(const char* name, const char* capability) {
+  const LoadedCell* c = loaded;
+  while (c != nullptr && (strcmp(c->cell, name) != 0 || strcmp(c->capability, capability) != 0)) c = c->next;
+  return c;
+}
+
 std::atomic<int>& current() {
   static std::atomic<int> chosen{first_choice()};
   return chosen;
@@ -116,7 +132,37 @@ const CellKernels* find_cell(const char* name) {
   for (const RegistryEntry* e = kRegistry; e->cell != nullptr; ++e) {
     if (strcmp(e->cell, name) == 0 && strcmp(e->capability, set) == 0) return e->kernels();
   }
-  return nullptr;
+  const LoadedCell* found = loaded_cell(name, set);
+  return found != nullptr ? &found->kernels : nullptr;
+}
+
+std::string load_cells(const char* path) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  // The kernels call back into this library, which Python has loaded without making its names known to others.
+  Dl_info self{};
+  if (dladdr(reinterpret_cast<void*>(&load_cells), &self) == 0 ||
+      dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL) == nullptr) {
+    return "this library cannot be found among those that are loaded";
+  }
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) return dlerror();
+  const auto* version = static_cast<const int*>(dlsym(library, "fastrnn_cell_interface"));
+  const auto* entry = static_cast<const RegistryEntry*>(dlsym(library, "fastrnn_cells"));
+  if (version == nullptr || entry == nullptr || *version != kCellInterface)
+    return "it is of another version of fastrnn";
+  for (; entry->cell != nullptr; ++entry) {
+    const LoadedCell* before = loaded_cell(entry->cell, entry->capability);
+    auto* cell = new LoadedCell{entry->cell, entry->capability, *entry->kernels(), loaded.load()};
+    for (int k = 0; before != nullptr && k < kFormats; ++k) {
+      if (cell->kernels.forward[k] == nullptr) {
+        cell->kernels.forward[k] = before->kernels.forward[k];
+        cell->kernels.backward[k] = before->kernels.backward[k];
+      }
+    }
+    loaded = cell;
+  }
+  return "";
 }
 
 const SmallKernels& small_kernels() { return find_cell(kRegistry[0].cell)->small; }

@@ -1,6 +1,8 @@
 // Which instruction set is used: the best this machine has, unless FASTRNN_CPU_CAPABILITY or a caller says otherwise.
 #pragma once
 
+#include <string>
+
 #include "cpu/args.h"
 
 namespace fastrnn {
@@ -19,6 +21,9 @@ bool set_capability(const char* name);
 
 // Kernels of a cell for the capability in force, or null if there is no such cell.
 const CellKernels* find_cell(const char* name);
+// Adds the kernels of a user's cell from a shared object that custom_unit.h was compiled into, or those of further
+// number formats of one that is known. An empty string, or what is wrong. What is loaded stays.
+std::string load_cells(const char* path);
 // Products of few rows for the capability in force.
 const SmallKernels& small_kernels();
 // The k-th cell's name, or null.

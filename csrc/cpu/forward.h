@@ -16,6 +16,7 @@ struct Forward {
   using WeightElement = typename Weights::Element;
   using OperandElement = typename Operand::Element;
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+  static constexpr int Q = Cell::kParameters;
 
   const ForwardArgs& args;
   const Sequence& seq;
@@ -218,7 +219,14 @@ struct Forward {
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) before[s] = V::load(state[now][s] + i * stride[s] + unit);
 
-    Cell::template forward<Math>(wx, rh, before, after, saved);
+    if constexpr (Q > 0) {
+      V parameters[Q];
+      FASTRNN_UNROLL
+      for (int q = 0; q < Q; ++q) parameters[q] = lanes.load(static_cast<const T*>(args.parameters) + q * H + unit);
+      Cell::template forward<Math>(wx, rh, before, parameters, after, saved);
+    } else {
+      Cell::template forward<Math>(wx, rh, before, after, saved);
+    }
 
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) after[s].store(state[!now][s] + i * stride[s] + unit);

@@ -21,6 +21,6 @@ struct StepWork {
 // Size of the second-level cache, which each core has for itself.
 double near_cache_bytes();
 
-Plan make_plan(const Sequence& seq, const StepWork& work);
+FASTRNN_SHARED Plan make_plan(const Sequence& seq, const StepWork& work);
 
 }  // namespace fastrnn

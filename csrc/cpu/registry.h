@@ -11,6 +11,9 @@ struct RegistryEntry {
   const CellKernels* (*kernels)();
 };
 
+// Changes with everything that kernels in another shared object have in common with this one.
+constexpr int kCellInterface = 1;
+
 extern const RegistryEntry kRegistry[];  // ends with a null cell
 
 }  // namespace fastrnn

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "cpu/args.h"
+
 namespace fastrnn {
 
 struct Barrier;
@@ -15,7 +17,7 @@ enum class Next : int {
 };
 
 // One thread's view of the team that runs a sequence.
-struct Member {
+struct FASTRNN_SHARED Member {
   int rank;
   int size;
   Barrier* barrier;
@@ -38,7 +40,7 @@ struct Member {
 // Runs body(context, member) on up to `threads` threads of torch's own OpenMP pool (fewer if the runtime grants fewer),
 // the caller included, and returns when all are done. With one thread, or inside a parallel region, it is a plain call.
 // All compute in the caller's mode (float_mode.h), or bits would depend on the thread that had computed them.
-void run_team(int threads, void (*body)(void* context, Member& member), void* context);
+FASTRNN_SHARED void run_team(int threads, void (*body)(void* context, Member& member), void* context);
 
 // How long the first member waits for another at least before it prefers to go on alone. For tests.
 void set_patience(int64_t nanoseconds);

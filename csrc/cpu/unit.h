@@ -34,6 +34,15 @@
 #include "cpu/small.h"
 #endif
 
+// Which number formats to compile, a bit each: the built-in cells all of them, a user's cell those it is called with.
+#if !defined(FASTRNN_FORMATS)
+#define FASTRNN_FORMATS 31
+#endif
+
+namespace FASTRNN_NAMESPACE {
+constexpr bool compiled(Format format) { return (FASTRNN_FORMATS >> static_cast<int>(format) & 1) != 0; }
+}  // namespace FASTRNN_NAMESPACE
+
 #define FASTRNN_JOIN_(a, b) a##b
 #define FASTRNN_JOIN(a, b) FASTRNN_JOIN_(a, b)
 
@@ -41,20 +50,38 @@
 
 namespace FASTRNN_NAMESPACE {
 
-const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
-  using Cell = FASTRNN_CELL_NAME;
-  static const CellKernels kernels = {
+template <class Cell, class T, Format kFormat>
+void add_format(CellKernels& kernels) {
+  if constexpr (compiled(kFormat)) {
+    kernels.forward[static_cast<int>(kFormat)] = &forward<Cell, T>;
+    kernels.backward[static_cast<int>(kFormat)] = &backward<Cell, T>;
+  }
+}
+
+template <class Cell>
+CellKernels plain_kernels() {
+  CellKernels kernels = {
       Cell::kGates,
       Cell::kStates,
       Cell::kSaved,
       Cell::kSplitFrom,
+      Cell::kParameters,
       Cell::kReadsHidden,
-      {&forward<Cell, float>, &forward<Cell, double>, &forward<Cell, BFloat16>, &forward<Cell, Float16>, nullptr},
-      {&backward<Cell, float>, &backward<Cell, double>, &backward<Cell, BFloat16>, &backward<Cell, Float16>, nullptr},
+      {},
+      {},
       {{&small_by_rows<float>, &small_by_rows<double>},
        {&small_by_columns<float>, &small_by_columns<double>},
        {&small_outer<float>, &small_outer<double>}},
   };
+  add_format<Cell, float, Format::kFloat32>(kernels);
+  add_format<Cell, double, Format::kFloat64>(kernels);
+  add_format<Cell, BFloat16, Format::kBFloat16>(kernels);
+  add_format<Cell, Float16, Format::kFloat16>(kernels);
+  return kernels;
+}
+
+const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
+  static const CellKernels kernels = plain_kernels<FASTRNN_CELL_NAME>();
   return &kernels;
 }
 
@@ -74,17 +101,22 @@ const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)();
 
 namespace FASTRNN_NAMESPACE {
 
+#if FASTRNN_HAS_AMX
+template <class Cell, class T, Format kFormat, int kParts>
+void add_tiles(CellKernels& kernels) {
+  if constexpr (compiled(kFormat)) {
+    kernels.forward[static_cast<int>(kFormat)] = &forward<Cell, T, Tiles<kParts>>;
+    kernels.backward[static_cast<int>(kFormat)] = &backward<Cell, T, Tiles<kParts>>;
+  }
+}
+#endif
+
 template <class Cell>
 CellKernels with_tiles(CellKernels kernels) {
 #if FASTRNN_HAS_AMX
-  constexpr int kParts = static_cast<int>(Format::kFloat32Parts), kBrain = static_cast<int>(Format::kBFloat16);
-  constexpr int kHalf = static_cast<int>(Format::kFloat16);
-  kernels.forward[kParts] = &forward<Cell, float, Tiles<3>>;
-  kernels.backward[kParts] = &backward<Cell, float, Tiles<3>>;
-  kernels.forward[kBrain] = &forward<Cell, BFloat16, Tiles<1>>;
-  kernels.backward[kBrain] = &backward<Cell, BFloat16, Tiles<1>>;
-  kernels.forward[kHalf] = &forward<Cell, Float16, Tiles<2>>;
-  kernels.backward[kHalf] = &backward<Cell, Float16, Tiles<2>>;
+  add_tiles<Cell, float, Format::kFloat32Parts, 3>(kernels);
+  add_tiles<Cell, BFloat16, Format::kBFloat16, 1>(kernels);
+  add_tiles<Cell, Float16, Format::kFloat16, 2>(kernels);
 #endif
   return kernels;
 }

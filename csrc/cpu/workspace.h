@@ -4,13 +4,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cpu/args.h"
+
 namespace fastrnn {
 
 // While true, scratch is filled with NaN before use and fenced by sentinels that are checked at the end (for tests).
 void set_poison(bool on);
 bool poison();
 
-class Workspace {
+class FASTRNN_SHARED Workspace {
  public:
   Workspace() = default;
   ~Workspace();

@@ -70,6 +70,47 @@ struct SplitExp {
   }
 };
 
+// The larger and the smaller of two; NaN if either is.
+template <class V>
+FASTRNN_FN V larger_of(V a, V b) {
+  return where_at_most(a, a, max(a, b), a);
+}
+template <class V>
+FASTRNN_FN V smaller_of(V a, V b) {
+  return where_at_most(a, a, min(a, b), a);
+}
+
+// log(m) = 2·atanh(s) = 2s·(1 + z·Σ kQ[k]·z^k), s = (m-1)/(m+1), z = s², for m from √½ to √2: |s| < 0.172.
+template <class C>
+struct LogConstants;
+template <>
+struct LogConstants<float> {
+  static constexpr float kLeast = 1.17549435e-38f, kInfinity = __builtin_inff(), kNaN = __builtin_nanf("");
+  static constexpr int kRootHalf = 0x3f3504f3, kBias = 127, kInteger = 0x4b000000;  // the last: bits of 2^23
+  static constexpr float kIntegerBias = 8388608.0f + 127.0f;
+  static constexpr float kQ[] = {1.0f / 3, 1.0f / 5, 1.0f / 7, 1.0f / 9, 1.0f / 11};
+};
+template <>
+struct LogConstants<double> {
+  static constexpr double kLeast = 2.2250738585072014e-308, kInfinity = __builtin_inf(), kNaN = __builtin_nan("");
+  static constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd, kBias = 1023, kInteger = 0x4330000000000000;
+  static constexpr double kIntegerBias = 4503599627370496.0 + 1023.0;
+  static constexpr double kQ[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
+                                  1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23};
+};
+
+template <class C, int K = 0>
+FASTRNN_FN Vec<C> log_polynomial(Vec<C> z) {
+  using Constants = LogConstants<C>;
+  constexpr int kTerms = sizeof(Constants::kQ) / sizeof(C);
+  constexpr C kCoefficient = Constants::kQ[K];
+  if constexpr (K + 1 == kTerms) {
+    return Vec<C>(kCoefficient);
+  } else {
+    return fma(log_polynomial<C, K + 1>(z), z, Vec<C>(kCoefficient));
+  }
+}
+
 // The mathematics a cell is written in. Linear stands in for it where a test wants a chain that it can follow exactly.
 struct Exact {
   // 1 / (1 + exp(-x))
@@ -93,6 +134,37 @@ struct Exact {
     const SplitExp<double> e(max(Vec<double>(-ExpConstants<double>::kLimit), Vec<double>(-2.0) * abs(x)));
     const Vec<double> t = fma(e.scale, e.p, e.scale - Vec<double>(1.0));
     return copysign(t / (t + Vec<double>(2.0)), x);
+  }
+  // Beyond its limits infinite or zero: a little before the first number that is not finite, or is subnormal.
+  template <class C>
+  FASTRNN_FN static Vec<C> exp(Vec<C> x) {
+    const C high = sizeof(C) == 4 ? C(88.37) : C(709.4), low = sizeof(C) == 4 ? C(-87.3) : C(-708.3);
+    const SplitExp<C> e(min(Vec<C>(high), max(Vec<C>(low), x)));
+    const Vec<C> y = fma(e.scale, e.p, e.scale);
+    const Vec<C> not_small = where_less(x, Vec<C>(low), Vec<C>::zero(), y);
+    return where_less(Vec<C>(high), x, Vec<C>(LogConstants<C>::kInfinity), not_small);
+  }
+  // Of subnormal numbers that of the least normal one.
+  template <class C>
+  FASTRNN_FN static Vec<C> log(Vec<C> x) {
+    using K = LogConstants<C>;
+    constexpr int kMantissa = ExpConstants<C>::kMantissa;
+    const Vec<C> zero = Vec<C>::zero(), safe = max(Vec<C>(K::kLeast), x);
+    const auto n = (bits(safe) - K::kRootHalf) >> kMantissa;
+    const Vec<C> m = from_bits<C>(bits(safe) - (n << kMantissa)) - Vec<C>(C(1));
+    const Vec<C> exponent = from_bits<C>((n + K::kBias) | K::kInteger) - Vec<C>(K::kIntegerBias);
+    const Vec<C> s = m / (m + Vec<C>(C(2))), z = s * s, twice = s + s;
+    const Vec<C> tail = fma(exponent, Vec<C>(C(ExpConstants<C>::kLn2Low)), twice * (z * log_polynomial<C>(z)));
+    const Vec<C> y = fma(exponent, Vec<C>(C(ExpConstants<C>::kLn2High)), twice + tail);
+    const Vec<C> finite = where_less(x, Vec<C>(K::kInfinity), y, x);
+    const Vec<C> otherwise = where_at_most(zero, x, Vec<C>(-K::kInfinity), Vec<C>(K::kNaN));
+    return where_less(zero, x, finite, otherwise);
+  }
+  // log(1 + exp(x)), with what rounding takes from 1 + exp(-|x|) given back.
+  template <class C>
+  FASTRNN_FN static Vec<C> softplus(Vec<C> x) {
+    const Vec<C> one(C(1)), u = exp(-abs(x)), w = one + u;
+    return max(Vec<C>::zero(), x) + log(w) + (u - (w - one)) / w;
   }
 
  private:

@@ -59,6 +59,17 @@ template <class C>
 FASTRNN_FN Vec<C> where_not_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
   return x.v <= C(0) ? a.v : b.v;
 }
+// a < b ? c : d, and a ≤ b ? c : d; neither holds of NaN.
+template <class C>
+FASTRNN_FN Vec<C> where_less(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
+  return a.v < b.v ? c.v : d.v;
+}
+template <class C>
+FASTRNN_FN Vec<C> where_at_most(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
+  return a.v <= b.v ? c.v : d.v;
+}
+FASTRNN_FN Vec<float> sqrt(Vec<float> x) { return ::sqrtf(x.v); }
+FASTRNN_FN Vec<double> sqrt(Vec<double> x) { return ::sqrt(x.v); }
 template <class C>
 FASTRNN_FN typename Vec<C>::Integer bits(Vec<C> x) {
   return bit_cast<typename Vec<C>::Integer>(x.v);

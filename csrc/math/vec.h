@@ -127,6 +127,21 @@ template <class C>
 FASTRNN_FN Vec<C> where_not_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
   return x.v <= typename Vec<C>::Native{} ? a.v : b.v;
 }
+// a < b ? c : d, and a ≤ b ? c : d; neither holds of NaN.
+template <class C>
+FASTRNN_FN Vec<C> where_less(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
+  return a.v < b.v ? c.v : d.v;
+}
+template <class C>
+FASTRNN_FN Vec<C> where_at_most(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
+  return a.v <= b.v ? c.v : d.v;
+}
+template <class C>
+FASTRNN_FN Vec<C> sqrt(Vec<C> x) {
+  FASTRNN_UNROLL
+  for (int k = 0; k < Vec<C>::kLanes; ++k) x.v[k] = sizeof(C) == 4 ? __builtin_sqrtf(x.v[k]) : __builtin_sqrt(x.v[k]);
+  return x;
+}
 template <class C>
 FASTRNN_FN typename Vec<C>::Bits bits(Vec<C> x) {
   return bit_cast<typename Vec<C>::Bits>(x.v);

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-#: wx (B, G·H) and rh (B, G·H), biases included; states, each (B, H) -> new states, `h` first.
-Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+#: wx (B, G·H) and rh (B, G·H), biases included; states, each (B, H); parameters, each (H) -> new states, `h` first.
+Step = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class CellSpec:
         states: names of the states, the hidden state ``h`` first.
         step: the differentiable plain-torch step, oracle of the tests and fallback of the kernels.
         projectable: whether ``h`` may be projected (the step must then not read ``states[0]``).
+        parameters: Q, how many numbers each hidden unit has of its own; they are rows of ``w_hh`` behind the gates'.
+        prepare: of a cell whose kernels are compiled when they are needed: does so, and says why it cannot.
         source: the paper, and which of its variants this is.
     """
 
@@ -30,3 +33,5 @@ class CellSpec:
     step: Step
     projectable: bool = False
     source: str = ""
+    parameters: int = 0
+    prepare: Callable[[torch.dtype, torch.device], str] | None = None

@@ -1,0 +1,162 @@
+"""Compiles a cell's header into kernels, and keeps what was compiled.
+
+A shared object holds a cell's kernels for one instruction set and number format. It lies in a cache under a name made
+of a digest of all that it depends on: the header, the library's own headers, compiler and options. So nothing that is
+found can be of another version; it gets there by renaming a finished file, so that nothing is found half written, and
+two processes that build the same at once both succeed. Nothing waits for a lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from fastrnn import _C
+
+#: csrc/cpu/args.h: Format
+FORMATS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_FLOAT32_PARTS = 4
+COMPILE = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
+COMPILE += ("-fno-trapping-math", "-g0", "-w")
+TIMEOUT = 300  # seconds that a compiler may take
+
+
+class BuildError(RuntimeError):
+    """Kernels cannot be compiled: there is no compiler, it refuses, or there is no place to put the result."""
+
+
+def headers() -> Path:
+    """The folder of the kernels' headers: beside the package in a checkout, inside it where it is installed."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "csrc", package.parent / "csrc"):
+        if (folder / "cpu" / "unit.h").is_file():
+            return folder
+    raise BuildError("the headers of the kernels are not installed")
+
+
+@functools.cache
+def _headers_digest() -> str:
+    digest, folder = hashlib.sha256(), headers()
+    for path in sorted(p for part in ("cpu", "math") for p in (folder / part).glob("*.h")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@functools.cache
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler's command: CXX, or the system's."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for command in [wanted] if wanted else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return tuple(command)
+    raise BuildError(f"there is no C++ compiler ({wanted[0] if wanted else 'c++, g++ or clang++'})")
+
+
+@functools.cache
+def _compiler_version(command: tuple[str, ...]) -> str:
+    try:
+        return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{shlex.join(command)} does not run: {error}") from None
+
+
+def cache_folder() -> Path:
+    """``FASTRNN_CACHE``, or fastrnn's folder in the user's cache."""
+    wanted = os.environ.get("FASTRNN_CACHE")
+    if wanted:
+        return Path(wanted)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrnn"
+
+
+def instruction_sets(capability: str, dtype: torch.dtype) -> list[tuple[str, int]]:
+    """The units of a format for `capability`, each an instruction set and the bits of its formats. The matrix unit's
+    stands upon that of AVX-512.
+    """
+    bits = 1 << FORMATS[dtype]
+    if capability != "amx" or dtype == torch.float64:
+        return [("avx512" if capability == "amx" else capability, bits)]
+    tiles = 1 << _FLOAT32_PARTS if dtype == torch.float32 else bits
+    return [("avx512", bits), ("amx", tiles)]
+
+
+def sources(name: str, header: str, capability: str, dtype: torch.dtype) -> dict[str, str]:
+    """All files of a shared object, by name."""
+    units = instruction_sets(capability, dtype)
+    files = {"cell.h": header}
+    for isa, formats in units:
+        files[f"{isa}.cpp"] = (
+            f"#define FASTRNN_ISA_{isa.upper()} 1\n#define FASTRNN_ISA_NAME {isa}\n#define FASTRNN_FORMATS {formats}\n"
+            f'#define FASTRNN_CELL_HEADER "cell.h"\n#define FASTRNN_CELL_NAME {name}\n#include "cpu/unit.h"\n'
+        )
+    entry = f"entry({name}, {units[-1][0]}, {capability})"
+    files["table.cpp"] = f'#define FASTRNN_CUSTOM_CELLS(entry) {entry}\n#include "cpu/custom_unit.h"\n'
+    return files
+
+
+def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Path:
+    """The shared object of a cell's kernels, out of the cache or built now.
+
+    Raises:
+        BuildError: it is not there and cannot be built.
+    """
+    files = sources(name, header, capability, dtype)
+    command = compiler()
+    parts = (*files.values(), _headers_digest(), _compiler_version(command), *command, *COMPILE, _openmp(command) or "")
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    found = cache_folder() / f"{name}_{digest}.so"
+    if not found.is_file():
+        _build(found, files, command)
+    return found
+
+
+@functools.cache
+def _openmp(command: tuple[str, ...]) -> str | None:
+    """What makes the kernels use threads, as they do in the library itself."""
+    if _C.build_info()["openmp"] == "no":
+        return None
+    return "-fopenmp" if sys.platform != "darwin" else None
+
+
+def _build(target: Path, files: dict[str, str], command: tuple[str, ...]) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as name:
+            folder = Path(name)
+            for file, text in files.items():
+                (folder / file).write_text(text, encoding="utf-8")
+            units = [file for file in files if file.endswith(".cpp")]
+            flags = (*COMPILE, "-I.", f"-I{headers()}", "-c")
+            with ThreadPoolExecutor(len(units)) as pool:
+                compiled = [
+                    pool.submit(_run, command, [*flags, "-I.", f"-I{headers()}", "-c", u], folder) for u in units
+                ]
+            for one in compiled:
+                one.result()
+            objects = [f"{Path(u).stem}.o" for u in units]
+            extra = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+            _run(command, ["-shared", *objects, "-o", "cell.so", *extra], folder)
+            os.replace(folder / "cell.so", target)
+    except OSError as error:
+        raise BuildError(f"no place for kernels in {target.parent} (FASTRNN_CACHE): {error}") from None
+
+
+def _run(command: tuple[str, ...], arguments: list[str], folder: Path) -> None:
+    openmp = _openmp(command)
+    full = [*command, *arguments, *([openmp] if openmp else [])]
+    try:
+        done = subprocess.run(full, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{command[0]} took more than {TIMEOUT} seconds") from None
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:500])
+        raise BuildError(f"{command[0]} failed: {first}")

@@ -1,0 +1,219 @@
+"""A cell out of a few lines of Python: `fastrnn.cell`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import keyword
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn import _C, _ops
+from fastrnn.cells import CELLS, CellSpec
+from fastrnn.custom import build
+from fastrnn.custom.emit import Compiled, compile_graph, equations, header
+from fastrnn.custom.trace import CellError, Names, traced
+
+#: Values of a parameter to begin with: a number for all units, or a function that fills a tensor (H) in place.
+Initial = float | Callable[[Tensor], Any]
+
+
+class Cell:
+    """A recurrent cell made by :func:`fastrnn.cell`. Called, it makes a network; see :class:`fastrnn.custom.Network`.
+
+    Attributes:
+        name: of the function that it was made from.
+        gates, states, parameters: their names, in the order in which they lie in the weights.
+        kernels: under which name `fastrnn.functional.sequence` knows it.
+    """
+
+    def __init__(
+        self, step: Callable, gates: Sequence[str], states: Sequence[str], parameters: Mapping[str, Initial]
+    ) -> None:
+        self.step = step
+        self.name = step.__name__
+        self.gates, self.states = _names("gates", gates), _names("states", states)
+        self.parameters = _names("parameters", tuple(parameters), empty=True)
+        self.initial = dict(parameters)
+        self.__doc__, self.__module__, self.__qualname__ = step.__doc__, step.__module__, step.__qualname__
+        _check_arguments(step, bool(self.parameters))
+        if len(self.states) > 4:
+            raise CellError(f"states: expected at most 4, got {len(self.states)}")
+        graph, new = traced(step, self.gates, self.states, self.parameters)
+        self._compiled: Compiled = compile_graph(graph, new, self.gates, self.states, self.parameters)
+        text = header(self._compiled, "CELL", "")
+        self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self._header = header(self._compiled, self.kernels, self._comment())
+        self._lock = threading.Lock()
+        self._missing: str | None = None
+        self._register()
+
+    def _comment(self) -> str:
+        return f"{self.name}, generated from Python.\n" + equations(self._compiled)
+
+    def _register(self) -> None:
+        """Known to the rest of the library under a name made of what it computes: the same cell twice is one."""
+        spec = CellSpec(
+            self.kernels,
+            len(self.gates),
+            self.states,
+            self._torch_step,
+            source=f"{self.__module__}.{self.__qualname__}",
+            parameters=len(self.parameters),
+            prepare=self._prepare,
+        )
+        _ops.SIZES[self.kernels] = _ops.Sizes(*self._compiled.sizes())
+        CELLS[self.kernels] = spec
+
+    def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *parameters: Tensor) -> tuple:
+        """The function itself, on tensors: wx, rh (B, G·H), states (B, H), parameters (H)."""
+        G = len(self.gates)
+
+        def named(kind: str, names: tuple[str, ...], values: Sequence[Tensor]) -> Names:
+            return Names(kind, names, values, CellError)
+
+        arguments = [
+            named("x", self.gates, wx.chunk(G, -1)),
+            named("r", self.gates, rh.chunk(G, -1)),
+            named("s", self.states, states),
+        ]
+        if self.parameters:
+            arguments.append(named("p", self.parameters, parameters))
+        found = self.step(*arguments)
+        if isinstance(found, dict):
+            found = tuple(found[name] for name in self.states)
+        found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+        # A state that is a constant or a parameter has to be a state of every row.
+        return tuple(torch.as_tensor(f, dtype=s.dtype).expand_as(s) for f, s in zip(found, states, strict=True))
+
+    def _prepare(self, dtype: torch.dtype, device: torch.device) -> str:
+        """Sees to it that there are kernels; why there are none, or an empty string."""
+        if device.type == "cuda":
+            return "kernels of cells of one's own are for the CPU so far"
+        if dtype not in build.FORMATS:
+            return f"no kernels for {dtype}"
+        if self._missing is not None:
+            return self._missing
+        if _C.has_kernels(self.kernels, dtype):
+            return ""
+        with self._lock:
+            if not _C.has_kernels(self.kernels, dtype):
+                try:
+                    _C.load_cells(str(build.library(self.kernels, self._header, _C.capability(), dtype)))
+                except (build.BuildError, ImportError) as error:
+                    self._missing = str(error)
+                    return self._missing
+        return ""
+
+    def build(self, dtype: torch.dtype = torch.float32) -> None:
+        """Compiles the kernels now, instead of at the first call.
+
+        Raises:
+            RuntimeError: they cannot be compiled; where a call would warn and take plain torch.
+        """
+        self._missing = None
+        problem = self._prepare(dtype, torch.device("cpu"))
+        if problem:
+            raise RuntimeError(f"{self.name}: {problem}")
+
+    def explain(self) -> str:
+        """The equations of the step and of its gradient, what is kept in between, and what it costs."""
+        return f"{self.name}: gates {', '.join(self.gates)}\n{equations(self._compiled)}"
+
+    def source(self) -> str:
+        """The C++ header that is compiled."""
+        return self._header
+
+    def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> nn.Module:
+        from fastrnn.custom.module import Network
+
+        return Network(self, input_size, hidden_size, num_layers, **options)
+
+    def __repr__(self) -> str:
+        return f"<fastrnn.cell {self.name}: gates {', '.join(self.gates)}; states {', '.join(self.states)}>"
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # as functions are pickled: by where they are found
+
+    def __deepcopy__(self, memo: Any) -> Cell:
+        return self
+
+    __copy__ = lambda self: self  # noqa: E731
+
+
+def cell(
+    gates: str | Sequence[str],
+    states: str | Sequence[str] = "h",
+    parameters: Mapping[str, Initial] | str | Sequence[str] | None = None,
+) -> Callable[[Callable], Cell]:
+    """Makes a recurrent cell of a function, with fused kernels for whole sequences, forward and backward.
+
+    .. code-block:: python
+
+        @fastrnn.cell(gates="f u")
+        def one_state(x, r, s):
+            f = torch.sigmoid(x.f + r.f)
+            return f * s.h + torch.tanh(x.u + r.u)
+
+        network = one_state(input_size=32, hidden_size=128, num_layers=2)
+        y, h = network(torch.randn(100, 16, 32))
+
+    The function gets, by name, the gates of the input product ``x = W·x_t + b`` and of the recurrent product
+    ``r = R·h + b_r``, the old states ``s``, and if there are parameters ``p``; it returns the new states in order, or
+    as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
+    and torch's sigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a comparison.
+
+    The function is run once, at definition. Its gradient is derived from that; kernels are compiled at the first call
+    (some seconds) and kept in ``FASTRNN_CACHE`` (``~/.cache/fastrnn``). Without a compiler, and on a GPU, the function
+    itself runs on tensors, step by step, after one warning that says why.
+
+    Args:
+        gates: G names; the weights have a block of H rows for each, in this order.
+        states: names of the states, at most 4; the first one is the output and what R is multiplied with.
+        parameters: names of numbers for each hidden unit, with their initial value (a number, or a function that fills
+            a tensor in place; 0 if only names are given).
+
+    Raises:
+        fastrnn.CellError: the function does something that kernels cannot; with the line. It is a TypeError.
+    """
+    if parameters is None:
+        parameters = {}
+    if not isinstance(parameters, Mapping):
+        parameters = dict.fromkeys(_names("parameters", parameters, empty=True), 0.0)
+    given = dict(parameters)
+
+    def decorate(step: Callable) -> Cell:
+        return Cell(step, _split(gates), _split(states), given)
+
+    if callable(gates):
+        raise CellError('gates: expected their names, as in @fastrnn.cell(gates="f u"), got the function itself')
+    return decorate
+
+
+def _split(names: str | Sequence[str]) -> Sequence[str]:
+    return names.replace(",", " ").split() if isinstance(names, str) else tuple(names)
+
+
+def _names(what: str, names: str | Sequence[str], empty: bool = False) -> tuple[str, ...]:
+    found = tuple(_split(names))
+    if not found and not empty:
+        raise CellError(f"{what}: expected at least one name, got none")
+    for name in found:
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            raise CellError(f"{what}: expected names that can stand behind a dot, got {name!r}")
+    if len(set(found)) != len(found):
+        raise CellError(f"{what}: expected different names, got {', '.join(found)}")
+    return found
+
+
+def _check_arguments(step: Callable, parameters: bool) -> None:
+    wanted = ["x", "r", "s", *(["p"] if parameters else [])]
+    count = len(inspect.signature(step).parameters)
+    if count != len(wanted):
+        raise CellError(
+            f"{step.__qualname__}: expected a function of {len(wanted)} arguments ({', '.join(wanted)}), got {count}"
+        )

@@ -1,0 +1,153 @@
+"""The gradient of a step, in reverse mode on its graph, and what of the forward pass has to be kept for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from fastrnn.custom.graph import Graph, Leaf, Node, reached
+from fastrnn.custom.operations import OPERATIONS
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """∂L/∂ each argument of the step, from the leaves ("ds", k), the gradients of the new states."""
+
+    x: tuple[Node, ...]
+    r: tuple[Node, ...]
+    s: tuple[Node, ...]
+    p: tuple[Node, ...]
+
+    def all(self) -> tuple[Node, ...]:
+        return self.x + self.r + self.s + self.p
+
+
+def differentiate(graph: Graph, new: tuple[Node, ...], gates: int, parameters: int) -> Gradients:
+    """Gradients of a step whose new states are `new`."""
+    sums: dict[int, Node] = {}
+
+    def add(node: Node, gradient: Node | None) -> None:
+        if gradient is not None and not node.is_constant:
+            before = sums.get(node.index)
+            sums[node.index] = gradient if before is None else before + gradient
+
+    nodes = reached(new)
+    for k, node in enumerate(new):
+        add(node, graph.leaf("ds", k))
+    for node in reversed(nodes):
+        gradient = sums.get(node.index)
+        if gradient is None or not node.args or (gradient.is_constant and gradient.value == 0):
+            continue
+        for argument, part in zip(node.args, OPERATIONS[node.op].gradient(node, node.args, gradient), strict=True):
+            add(argument, part)
+
+    def of(kind: str, count: int) -> tuple[Node, ...]:
+        return tuple(sums.get(graph.leaf(kind, k).index, graph.constant(0)) for k in range(count))
+
+    return Gradients(of("x", gates), of("r", gates), of("s", len(new)), of("p", parameters))
+
+
+def is_backward(node: Node, known: dict[int, bool]) -> bool:
+    """Whether a node depends on the gradients of the new states."""
+    if node.index not in known:
+        known[node.index] = node.leaf[0] == "ds" or any(is_backward(a, known) for a in node.args)
+    return known[node.index]
+
+
+def to_keep(new: tuple[Node, ...], gradients: Gradients) -> tuple[Node, ...]:
+    """The fewest values of the forward pass from which, with the states before and after the step and the parameters,
+    the gradients can be computed: a minimum cut between what is lost (the products) and what is needed.
+
+    Computing something again is taken to be cheaper than memory, whatever it is: a vector's tanh takes as long as
+    reading it from the second cache. Of two ways to keep as few values, that with less to compute again is taken.
+    """
+    known: dict[int, bool] = {}
+    backward = [n for n in reached(gradients.all()) if is_backward(n, known)]
+    needed = {a.index: a for n in backward for a in n.args if not is_backward(a, known)}
+    needed |= {n.index: n for n in gradients.all() if not is_backward(n, known)}
+    after = {n.index for n in new}
+    flow = _Flow()
+    for node in reached(needed.values()):
+        free = node.index in after or node.is_constant or node.leaf[0] in ("s", "p")
+        if free:
+            continue  # nothing has to come through it
+        inside, outside = ("in", node.index), ("out", node.index)
+        flow.add(inside, outside, 1)
+        if node.leaf[0] in ("x", "r"):
+            flow.add("lost", inside, None)
+        for a in node.args:
+            flow.add(("out", a.index), inside, None)
+        if node.index in needed:
+            flow.add(outside, "needed", None)
+    cut = flow.cut("lost", "needed")
+    return tuple(n for n in reached(needed.values()) if n.index in cut)
+
+
+class _Flow:
+    """Edmonds and Karp's maximum flow, for the cut nearest to its end. No capacity: None."""
+
+    def __init__(self) -> None:
+        self.rest: dict[object, dict[object, float]] = {}
+
+    def add(self, a: object, b: object, capacity: int | None) -> None:
+        self.rest.setdefault(a, {})[b] = float("inf") if capacity is None else capacity
+        self.rest.setdefault(b, {}).setdefault(a, 0)
+
+    def _path(self, start: object, end: object) -> list[tuple[object, object]] | None:
+        came: dict[object, object] = {start: start}
+        waiting = deque([start])
+        while waiting:
+            a = waiting.popleft()
+            for b, rest in self.rest.get(a, {}).items():
+                if rest > 0 and b not in came:
+                    came[b] = a
+                    waiting.append(b)
+        if end not in came:
+            return None
+        path, b = [], end
+        while b != start:
+            path.append((came[b], b))
+            b = came[b]
+        return path
+
+    def cut(self, start: object, end: object) -> set[int]:
+        """Nodes whose inner edge is cut."""
+        while path := self._path(start, end):
+            amount = min(self.rest[a][b] for a, b in path)
+            for a, b in path:
+                self.rest[a][b] -= amount
+                self.rest[b][a] += amount
+        into: dict[object, list[object]] = {}
+        for a, edges in self.rest.items():
+            for b, rest in edges.items():
+                if rest > 0:
+                    into.setdefault(b, []).append(a)
+        reaches = {end}
+        waiting = deque([end])
+        while waiting:
+            for a in into.get(waiting.popleft(), []):
+                if a not in reaches:
+                    reaches.add(a)
+                    waiting.append(a)
+        return {
+            node[1]
+            for node in self.rest
+            if isinstance(node, tuple) and node[0] == "in" and node not in reaches and ("out", node[1]) in reaches
+        }
+
+
+def renamed(graph: Graph, roots: tuple[Node, ...], leaves: dict[int, Leaf]) -> tuple[Node, ...]:
+    """`roots` with the nodes of these indices replaced by leaves."""
+    done: dict[int, Node] = {}
+
+    def rename(node: Node) -> Node:
+        if node.index not in done:
+            if node.index in leaves:
+                done[node.index] = graph.leaf(*leaves[node.index])
+            elif node.args:
+                done[node.index] = graph.make(node.op, *(rename(a) for a in node.args))
+            else:
+                done[node.index] = node
+        return done[node.index]
+
+    return tuple(rename(root) for root in roots)

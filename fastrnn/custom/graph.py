@@ -1,0 +1,133 @@
+"""The expression graph of a cell's step: nodes that are shared where they are equal, and simplified as they are made.
+
+A node stands for one number of each row and hidden unit. What may be computed with nodes is the table of `operations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from fastrnn.custom.operations import COMMUTATIVE, OPERATIONS
+
+Leaf = tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An operation's result; of op ``"leaf"`` an argument of the step (`leaf`), of ``"constant"`` a number."""
+
+    graph: Graph
+    op: str
+    args: tuple[Node, ...] = ()
+    value: float = 0.0
+    leaf: Leaf = ("", 0)
+    index: int = 0  # in the order of making: an argument's is lower
+
+    def _with(self, op: str, other: Node | float, swap: bool = False) -> Node:
+        other = other if isinstance(other, Node) else self.graph.constant(other)
+        return self.graph.make(op, other, self) if swap else self.graph.make(op, self, other)
+
+    def __add__(self, other: Node | float) -> Node:
+        return self._with("add", other)
+
+    def __radd__(self, other: float) -> Node:
+        return self._with("add", other, True)
+
+    def __sub__(self, other: Node | float) -> Node:
+        return self._with("sub", other)
+
+    def __rsub__(self, other: float) -> Node:
+        return self._with("sub", other, True)
+
+    def __mul__(self, other: Node | float) -> Node:
+        return self._with("mul", other)
+
+    def __rmul__(self, other: float) -> Node:
+        return self._with("mul", other, True)
+
+    def __truediv__(self, other: Node | float) -> Node:
+        return self._with("div", other)
+
+    def __rtruediv__(self, other: float) -> Node:
+        return self._with("div", other, True)
+
+    def __neg__(self) -> Node:
+        return self.graph.make("neg", self)
+
+    @property
+    def is_constant(self) -> bool:
+        return self.op == "constant"
+
+
+@dataclass
+class Graph:
+    """Makes nodes, each once."""
+
+    _known: dict[tuple, Node] = field(default_factory=dict)
+
+    def _node(self, op: str, args: tuple[Node, ...] = (), value: float = 0.0, leaf: Leaf = ("", 0)) -> Node:
+        # repr tells -0.0 from 0.0, and is the same for every NaN
+        key = (op, tuple(a.index for a in args), repr(value), leaf)
+        if key not in self._known:
+            self._known[key] = Node(self, op, args, value, leaf, len(self._known))
+        return self._known[key]
+
+    def constant(self, value: float) -> Node:
+        return self._node("constant", value=float(value))
+
+    def leaf(self, kind: str, index: int) -> Node:
+        return self._node("leaf", leaf=(kind, index))
+
+    def make(self, op: str, *args: Node) -> Node:
+        row = OPERATIONS[op]
+        if len(args) != row.arguments:
+            raise TypeError(f"{op}: expected {row.arguments} arguments, got {len(args)}")
+        if all(a.is_constant for a in args):
+            return self.constant(row.of_numbers(*(a.value for a in args)))
+        simple = self._simplified(op, args)
+        if simple is not None:
+            return simple
+        if op in COMMUTATIVE:
+            args = tuple(sorted(args, key=lambda a: a.index))
+        return self._node(op, args)
+
+    def _simplified(self, op: str, args: tuple[Node, ...]) -> Node | None:
+        """What is known without computing; 0·x counts as 0, as a gradient that is not there must not become NaN."""
+        a, b = args[0], args[-1]
+        zero_a, zero_b = (n.is_constant and n.value == 0 for n in (a, b))
+        one_a, one_b = (n.is_constant and n.value == 1 for n in (a, b))
+        if op == "add" and (zero_a or zero_b):
+            return b if zero_a else a
+        if op == "sub" and zero_b:
+            return a
+        if op == "sub" and zero_a:
+            return self.make("neg", b)
+        if op == "sub" and a is b:
+            return self.constant(0)
+        if op == "mul" and (zero_a or zero_b):
+            return self.constant(0)
+        if op == "mul" and (one_a or one_b):
+            return b if one_a else a
+        if op == "div" and (one_b or zero_a):
+            return a
+        if op == "neg" and a.op == "neg":
+            return a.args[0]
+        if op == "add" and b.op == "neg":
+            return self.make("sub", a, b.args[0])
+        if op in ("where_less", "where_at_most") and args[2] is args[3]:
+            return args[2]
+        return None
+
+
+def reached(roots: Iterable[Node], stop: Callable[[Node], bool] = lambda node: False) -> list[Node]:
+    """All nodes that `roots` are computed from, arguments first; those behind a node that `stop`s are left out."""
+    found: dict[int, Node] = {}
+    waiting = list(roots)
+    while waiting:
+        node = waiting.pop()
+        if node.index not in found:
+            found[node.index] = node
+            if not stop(node):
+                waiting += node.args
+    return [found[k] for k in sorted(found)]

@@ -1,0 +1,246 @@
+"""A cell of one's own as a network: layers, directions, packed input, streams."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.custom.definition import Cell
+from fastrnn.functional import LayerWeights
+from fastrnn.modules import _checks
+from fastrnn.modules._layers import run_layers
+
+States = Tensor | tuple[Tensor, ...]
+
+
+class Network(nn.Module):
+    """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
+
+    Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+    dropout=0.0, bidirectional=False, device=None, dtype=None)``.
+
+    Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (G·H, I; D·H
+    from the second layer on), ``weight_hh_l{k}`` (G·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (G·H), gates in the
+    cell's order, and for each parameter of the cell ``{name}_l{k}`` (H). Weights begin as torch.nn's do, uniform within
+    ±1/√H, parameters as the cell says.
+
+    Raises:
+        ValueError: ``dropout`` is not a probability, a size is not positive.
+        TypeError: a size is not an integer.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(size, int):
+                raise TypeError(f"{name}: expected an integer, got {type(size).__name__}")
+            if size <= 0:
+                raise ValueError(f"{name}: expected a positive number, got {size}")
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
+        self.cell = cell
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), bidirectional
+        rows = len(cell.gates) * hidden_size
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size * self._directions
+            for suffix in self._suffixes(layer):
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size)}
+                if bias:
+                    shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
+                for name, shape in shapes.items():
+                    self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
+
+    def reset_parameters(self) -> None:
+        """Weights as torch.nn's recurrent networks begin, the cell's parameters as it says."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        with torch.no_grad():
+            for layer in range(self.num_layers):
+                for suffix in self._suffixes(layer):
+                    for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ())):
+                        getattr(self, name + suffix).uniform_(-bound, bound)
+                    for name, initial in self.cell.initial.items():
+                        parameter = getattr(self, name + suffix)
+                        if callable(initial):
+                            initial(parameter)
+                        else:
+                            parameter.fill_(initial)
+
+    def _weights(self, dtype: torch.dtype | None) -> list[LayerWeights]:
+        def get(name: str) -> Tensor:
+            found = getattr(self, name)
+            return found if dtype is None else found.to(dtype)
+
+        layers = []
+        for layer in range(self.num_layers):
+            for suffix in self._suffixes(layer):
+                w_hh = get("weight_hh" + suffix)
+                if self.cell.parameters:
+                    rows = [get(name + suffix).unsqueeze(0) for name in self.cell.parameters]
+                    w_hh = torch.cat([w_hh, *rows])
+                biases = (get("bias_ih" + suffix), get("bias_hh" + suffix)) if self.bias else (None, None)
+                layers.append(LayerWeights(get("weight_ih" + suffix), w_hh, *biases))
+        return layers
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        backend: str = "auto",
+        recompute: bool | int = False,
+    ) -> tuple[Any, States]:
+        """All layers over a whole sequence.
+
+        Args:
+            input: (T, B, I), (B, T, I) if ``batch_first``, (T, I), or a PackedSequence.
+            hx: initial states, (L·D, B, H) each, or (L·D, H) for an input without batch: one tensor if the cell has one
+                state, else a tuple. None for zeros.
+            lengths: (B) the steps of each row; what is behind them is not looked at, and gives zeros.
+            reset: (T, B) or as the input lies, bool: true at the first step of a new segment, which starts from hx.
+            backend: ``"auto"``, ``"fused"`` or ``"reference"``, see :func:`fastrnn.functional.sequence`.
+            recompute: keep less for the backward pass, see there.
+
+        Returns:
+            outputs, (T, B, D·H) or as the input lies, and the final states in the form of ``hx``.
+
+        Raises:
+            ValueError: the input has not 2 or 3 dimensions, or lengths or reset are not what they must be.
+            RuntimeError: sizes or dtypes do not fit.
+            TypeError: hx is not what it must be.
+        """
+        if backend not in ("auto", "fused", "reference"):
+            raise ValueError(f"backend: expected one of auto, fused, reference, got {backend!r}")
+        options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
+        if recompute:
+            options["recompute"] = recompute
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, reset, options)
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{self.cell.name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        x = input if batched else input.unsqueeze(1)
+        if batched and self.batch_first:
+            x = x.transpose(0, 1)
+        states = self._as_states(hx, x.shape[1], batched)
+        if lengths is not None:
+            options["lengths"] = _checks.as_lengths(lengths, x.shape[0], x.shape[1], x.device)
+        if reset is not None:
+            options["reset"] = _checks.as_reset(reset, input.shape[:-1], self.batch_first, x.device)
+        y, last = self._run(x, states, options)
+        if not batched:
+            return y.squeeze(1), self._given_back(tuple(s.squeeze(1) for s in last))
+        return y.transpose(0, 1) if self.batch_first else y, self._given_back(last)
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: States | None, lengths: Any, reset: Any, options: dict[str, Any]
+    ) -> tuple[PackedSequence, States]:
+        for name, value in (("lengths", lengths), ("reset", reset)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None with a PackedSequence; give the padded input instead")
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        states = self._as_states(hx, int(batch_sizes[0]), True)
+        if states is not None and sorted_indices is not None:
+            states = tuple(s.index_select(1, sorted_indices) for s in states)
+        y, last = self._run(x, states, {**options, "batch_sizes": batch_sizes})
+        if unsorted_indices is not None:
+            last = tuple(s.index_select(1, unsorted_indices) for s in last)
+        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), self._given_back(last)
+
+    def _run(
+        self, x: Tensor, states: tuple[Tensor, ...] | None, options: dict[str, Any]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
+            )
+        if x.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        target = _checks.autocast_dtype(x)
+        dropout = self.dropout if self.training else 0.0
+        arguments = (self.cell.kernels, x if target is None else x.to(target), self._weights(target))
+        if target is None:
+            return run_layers(*arguments, states, self._directions, dropout, options)
+        if states is not None:
+            states = tuple(s.to(target) for s in states)
+        with torch.autocast(x.device.type, enabled=False):
+            return run_layers(*arguments, states, self._directions, dropout, options)
+
+    def step(self, input: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+        """One step of a stream: ``y, states = network.step(x, states)``.
+
+        Args:
+            input: (B, I) or (I).
+            states: what the step before returned, or as ``hx`` of `forward`; None for zeros.
+
+        Returns:
+            outputs (B, H) or (H), and the states.
+
+        Raises:
+            ValueError: the network is bidirectional, or the input has not 1 or 2 dimensions.
+        """
+        if self.bidirectional:
+            raise ValueError("step: expected a network of one direction, got a bidirectional one")
+        if input.dim() not in (1, 2):
+            raise ValueError(f"input: expected (B, I) or (I), got shape {tuple(input.shape)}")
+        batched = input.dim() == 2
+        x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
+        options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": "auto"}
+        y, last = self._run(x, self._as_states(states, x.shape[1], batched), options)
+        if not batched:
+            last = tuple(s.squeeze(1) for s in last)
+        return y.squeeze(0) if batched else y.view(-1), self._given_back(last)
+
+    def _as_states(self, hx: States | None, batch: int, batched: bool) -> tuple[Tensor, ...] | None:
+        if hx is None:
+            return None
+        names = self.cell.states
+        states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
+            raise TypeError(f"hx: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")
+        if not batched:
+            states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
+        expected = (self.num_layers * self._directions, batch, self.hidden_size)
+        for name, state in zip(names, states, strict=True):
+            if tuple(state.shape) != expected:
+                raise RuntimeError(f"hx: expected {name} of size {expected}, got {tuple(state.shape)}")
+        return states
+
+    def _given_back(self, states: tuple[Tensor, ...]) -> States:
+        return states if len(states) > 1 else states[0]
+
+    def extra_repr(self) -> str:
+        text = f"{self.cell.name}, {self.input_size}, {self.hidden_size}"
+        for name, usual in (("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False)):
+            if getattr(self, name) != usual:
+                text += f", {name}={getattr(self, name)}"
+        return text + (f", dropout={self.dropout}" if self.dropout else "")

@@ -1,0 +1,265 @@
+"""Runs a cell's step once on symbols, which write down what is done to them."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import numbers
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastrnn.custom.graph import Graph, Node
+from fastrnn.custom.operations import OPERATIONS
+
+
+class CellError(TypeError):
+    """A cell's step that cannot be made into kernels; says where in its source and why."""
+
+
+_BY_FUNCTION: dict[Any, str] = {f: name for name, row in OPERATIONS.items() for f in row.torch}
+_COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}
+
+
+def _place(step: Callable) -> str:
+    """Where in `step` we are, with the line's text."""
+    frame = sys._getframe()
+    code = inspect.unwrap(step).__code__
+    while frame is not None:
+        if frame.f_code is code or frame.f_code.co_filename == code.co_filename:
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}: `{line}`"
+        frame = frame.f_back
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+class Condition:
+    """A comparison of symbols, for `torch.where`."""
+
+    def __init__(self, trace: Trace, less: str, left: Node, right: Node) -> None:
+        self.trace, self.less, self.left, self.right = trace, less, left, right
+
+    def __bool__(self) -> bool:
+        raise self.trace.error("Python cannot branch on a traced value: use torch.where(condition, a, b)")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return Symbol.__torch_function__(func, types, args, kwargs)
+
+
+class Symbol:
+    """One of the step's arguments, or what was computed from them; stands for a tensor (B, H)."""
+
+    __slots__ = ("node", "trace")
+    __array_ufunc__ = None  # NumPy leaves operators to us
+
+    def __init__(self, trace: Trace, node: Node) -> None:
+        self.trace, self.node = trace, node
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        trace = next(a.trace for a in (*args, *(kwargs or {}).values()) if isinstance(a, (Symbol, Condition)))
+        return trace.call(func, args, kwargs or {})
+
+    def __bool__(self) -> bool:
+        raise self.trace.error("Python cannot branch on a traced value: use torch.where(condition, a, b)")
+
+    def __iter__(self) -> Any:
+        raise self.trace.error("a traced value cannot be iterated over: it has one number for each row and unit")
+
+    def __float__(self) -> float:
+        raise self.trace.error("a traced value has no number yet")
+
+    __int__ = __index__ = __float__
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _BY_FUNCTION:
+            return lambda *args: self.trace.operation(name, (self, *args))
+        if name in ("clamp", "square", "pow", "reciprocal"):
+            return lambda *args, **kwargs: self.trace.call(getattr(torch, name), (self, *args), kwargs)
+        raise self.trace.error(f"no operation {name!r} on a traced value; there are {', '.join(sorted(NAMES))}")
+
+    def __getitem__(self, key: Any) -> Any:
+        raise self.trace.error("a traced value cannot be indexed: it has one number for each row and unit")
+
+    def __matmul__(self, other: Any) -> Any:
+        raise self.trace.error(
+            "a matrix product within the step is not supported: the recurrent product of h is the argument r"
+        )
+
+    __rmatmul__ = __matmul__
+
+    def __pow__(self, power: Any) -> Symbol:
+        return self.trace.call(torch.pow, (self, power), {})
+
+
+def _binary(op: str, swapped: bool = False) -> Callable:
+    def method(self: Symbol, other: Any) -> Symbol:
+        return self.trace.operation(op, (other, self) if swapped else (self, other))
+
+    return method
+
+
+def _comparison(text: str) -> Callable:
+    return lambda self, other: self.trace.compare(text, self, other)
+
+
+for _name, _op in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div")):
+    setattr(Symbol, f"__{_name}__", _binary(_op))
+    setattr(Symbol, f"__r{_name}__", _binary(_op, True))
+for _op in ("neg", "abs"):
+    setattr(Symbol, f"__{_op}__", lambda self, op=_op: self.trace.operation(op, (self,)))
+for _name, _text in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
+    setattr(Symbol, f"__{_name}__", _comparison(_text))
+
+#: What may be used in a step, for messages.
+NAMES = frozenset(
+    [name for name, row in OPERATIONS.items() if row.torch] + ["clamp", "square", "pow", "reciprocal", "where"]
+)
+
+
+class Trace:
+    """Turns calls on symbols into nodes of `graph`."""
+
+    def __init__(self, step: Callable) -> None:
+        self.step, self.graph = step, Graph()
+
+    def error(self, why: str) -> CellError:
+        return CellError(f"{_place(self.step)}: {why}")
+
+    def node(self, value: Any) -> Node:
+        if isinstance(value, Symbol):
+            return value.node
+        if isinstance(value, numbers.Real):  # bool too
+            return self.graph.constant(float(value))
+        if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad:
+            return self.graph.constant(float(value))
+        if isinstance(value, Condition):
+            raise self.error("a comparison is not a number: use torch.where(condition, a, b)")
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise self.error(f"expected a traced value or a number, got {what}; per-channel weights are `parameters`")
+
+    def operation(self, op: str, args: Sequence[Any]) -> Symbol:
+        nodes = [self.node(a) for a in args]
+        try:
+            return Symbol(self, self.graph.make(op, *nodes))
+        except (TypeError, ValueError, OverflowError) as error:  # a wrong number of arguments; log(-1)
+            raise self.error(str(error)) from None
+
+    def compare(self, text: str, left: Any, right: Any) -> Condition:
+        a, b = self.node(left), self.node(right)
+        if text in (">", ">="):
+            a, b = b, a
+        return Condition(self, "where_less" if len(text) == 1 else "where_at_most", a, b)
+
+    def call(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if func in _BY_FUNCTION and (not kwargs or set(kwargs) <= {"input", "other"}):
+            return self.operation(_BY_FUNCTION[func], (*args, *kwargs.values()))
+        if func in _COMPARISONS and not kwargs:
+            return self.compare(_COMPARISONS[func], *args)
+        special = _SPECIAL.get(func)
+        if special is not None:
+            try:
+                return special(self, *args, **kwargs)
+            except CellError:
+                raise
+            except TypeError as error:
+                raise self.error(str(error)) from None
+        name = getattr(func, "__name__", str(func))
+        raise self.error(f"unsupported operation {name!r}; there are {', '.join(sorted(NAMES))}")
+
+
+def _where(trace: Trace, condition: Any, yes: Any, no: Any) -> Symbol:
+    if not isinstance(condition, Condition):
+        raise trace.error("torch.where: expected a comparison (a < b) of traced values as its condition")
+    nodes = (condition.left, condition.right, trace.node(yes), trace.node(no))
+    return Symbol(trace, trace.graph.make(condition.less, *nodes))
+
+
+def _clamp(trace: Trace, x: Any, min: Any = None, max: Any = None) -> Symbol:  # torch's names
+    """Not a maximum of a minimum: at its limits torch's gradient passes in full."""
+    node = inside = trace.node(x)
+    for limit, less, low in ((min, "where_less", True), (max, "where_less", False)):
+        if limit is not None:
+            bound = trace.node(limit)
+            pair = (inside, bound) if low else (bound, inside)
+            inside = node.graph.make(less, *pair, bound, inside)
+    return Symbol(trace, inside)
+
+
+def _power(trace: Trace, x: Any, exponent: Any) -> Symbol:
+    if not isinstance(exponent, (int, float)) or exponent not in (-1, 0.5, 1, 2, 3, 4):
+        raise trace.error(f"pow: expected one of the exponents -1, 0.5, 1, 2, 3, 4, got {exponent!r}")
+    node = trace.node(x)
+    if exponent == 0.5:
+        return trace.operation("sqrt", (x,))
+    if exponent == -1:
+        return Symbol(trace, 1.0 / node)
+    result = square = node * node
+    if exponent == 1:
+        result = node
+    elif exponent > 2:
+        result = square * (node if exponent == 3 else square)
+    return Symbol(trace, result)
+
+
+_SPECIAL: dict[Any, Callable] = {
+    torch.where: _where,
+    torch.clamp: _clamp,
+    torch.pow: _power,
+    torch.square: lambda trace, x: _power(trace, x, 2),
+    torch.reciprocal: lambda trace, x: _power(trace, x, -1),
+    F.softplus: lambda trace, x: trace.operation("softplus", (x,)),
+}
+
+
+class Names:
+    """Values by name, as the step sees them: ``x.i``, ``s.c``; also in order, to be unpacked."""
+
+    def __init__(self, kind: str, names: Sequence[str], values: Sequence[Any], error: Callable[[str], Exception]):
+        self.__dict__.update(zip(names, values, strict=True))
+        self._kind, self._values, self._error, self._names = kind, tuple(values), error, tuple(names)
+
+    def __iter__(self) -> Any:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return self.__dict__[key] if isinstance(key, str) and key in self._names else self._values[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise self._error(f"{self._kind} has no {name!r}; it has {', '.join(self._names) or 'nothing'}")
+
+
+def traced(
+    step: Callable, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]
+) -> tuple[Graph, tuple[Node, ...]]:
+    """The graph of `step` and, in it, the new states. Leaves: ("x", g), ("r", g), ("s", k), ("p", k)."""
+    trace = Trace(step)
+    arguments = []
+    for kind, names in (("x", gates), ("r", gates), ("s", states), ("p", parameters)):
+        if kind == "p" and not parameters:
+            continue
+        symbols = [Symbol(trace, trace.graph.leaf(kind, k)) for k in range(len(names))]
+        arguments.append(Names(kind, names, symbols, trace.error))
+    found = step(*arguments)
+    if isinstance(found, dict):
+        missing = [name for name in states if name not in found]
+        if missing or len(found) != len(states):
+            raise CellError(f"{_place(step)}: expected the new states {', '.join(states)}, got {', '.join(found)}")
+        found = tuple(found[name] for name in states)
+    found = found if isinstance(found, (tuple, list)) else (found,)
+    if len(found) != len(states):
+        raise CellError(
+            f"{_place(step)}: expected {len(states)} new states ({', '.join(states)}), got {len(found)}: every state "
+            "has to be written"
+        )
+    return trace.graph, tuple(trace.node(value) for value in found)
