@@ -26,7 +26,7 @@ from fastrnn import _C
 #: csrc/cpu/args.h: Format
 FORMATS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FLOAT32_PARTS = 4
-COMPILE = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
+COMPILE: tuple[str, ...] = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
 COMPILE += ("-fno-trapping-math", "-g0", "-w")
 TIMEOUT = 300  # seconds that a compiler may take
 

@@ -7,6 +7,7 @@ import linecache
 import numbers
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ _COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}
 
 def _place(step: Callable) -> str:
     """Where in `step` we are, with the line's text."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     code = inspect.unwrap(step).__code__
     while frame is not None:
         if frame.f_code is code or frame.f_code.co_filename == code.co_filename:
@@ -231,7 +232,7 @@ class Names:
         return len(self._values)
 
     def __getitem__(self, key: int | str) -> Any:
-        return self.__dict__[key] if isinstance(key, str) and key in self._names else self._values[key]
+        return getattr(self, key) if isinstance(key, str) else self._values[key]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
