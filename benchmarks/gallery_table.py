@@ -1,0 +1,93 @@
+"""Writes docs/cells.md from the gallery: ``python benchmarks/gallery_table.py``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "docs" / "cells.md"
+RESULTS = ROOT / "benchmarks" / "results"
+NOTHING = "–"
+
+TEXT = """\
+# The gallery
+
+Cells of the literature, each a few lines in [fastrnn/gallery/](../fastrnn/gallery/) whose docstring names the paper,
+the shapes and the initialisation. `from fastrnn import gallery`, then `gallery.nas(input_size, hidden_size)` is a
+network, and `gallery.CELLS` has them all by name. [write-your-own-cell.md](write-your-own-cell.md) says how they are
+made.
+
+`*` is element-wise; k~ is W_k·x + b_k + R_k·h + b_rk, and in `nas` ak is W_k·x + b_k, mk is R_k·h + b_rk. Operations
+are element-wise ones for each unit and step in multiply-adds, forward + backward, as the generated kernels have them;
+the recurrent product of G gates has G·H more.
+{measured}
+
+{table}
+
+This file is generated from the docstrings and from the figures of `benchmarks/cells.py`:
+`python benchmarks/gallery_table.py`.
+"""
+
+
+def equations(doc: str) -> str:
+    """The indented lines of a docstring's first block, in one."""
+    found = re.search(r"(?:^ {8,}\S.*\n)+", doc, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"no equations in {doc.splitlines()[0]!r}")
+    return "; ".join(line.strip() for line in found[0].splitlines())
+
+
+def operations(cell: Any) -> str:
+    found = re.search(r"multiply-adds: (\d+) forward, (\d+) backward", cell.explain())
+    return f"{found[1]} + {found[2]}" if found else NOTHING
+
+
+def newest() -> dict[str, Any] | None:
+    """The latest results of benchmarks/cells.py."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*cells*.json")]
+    return max(found, key=lambda result: result["environment"]["date"], default=None)
+
+
+def ratio(row: dict[str, Any] | None) -> str:
+    """Against the loop, and against the better of what torch.compile makes."""
+    if row is None:
+        return NOTHING
+    speedups = {name: value["median"] for name, value in row["speedup"].items() if value}
+    compiled = [value for name, value in speedups.items() if name.startswith("compiled")]
+    return " / ".join(f"{v:.2f}×" if v else NOTHING for v in (speedups.get("loop"), min(compiled, default=None)))
+
+
+def render() -> str:
+    from fastrnn.bench.environment import describe
+    from fastrnn.gallery import CELLS
+
+    result = newest()
+    rows = {(row["cell"], tuple(row["shape"])): row for row in result["rows"]} if result else {}
+    shapes = sorted({shape for _, shape in rows}) or [None]
+    titles = [f"{'×'.join(map(str, shape))}" if shape else "measured" for shape in shapes]
+    lines = ["| Cell | Equations | States | Gates | Parameters | Operations | " + " | ".join(titles) + " |"]
+    lines.append("|---|---|---|---|---|---|" + "---|" * len(titles))
+    for name, cell in CELLS.items():
+        cells = [f"`{name}`", f"`{equations(cell.__doc__ or '')}`", " ".join(cell.states)]
+        gates = " ".join(cell.gates)
+        cells += [gates, " ".join(cell.parameters) or NOTHING, operations(cell)]
+        cells += [ratio(rows.get((name, shape))) for shape in shapes]
+        lines.append("| " + " | ".join(cells) + " |")
+    measured = "There are no measured figures yet: `python benchmarks/cells.py`."
+    if result:
+        measured = (
+            "The last columns say how many times as long a training step (B×T×H, float32) takes as a loop in PyTorch / "
+            f"as that loop under torch.compile, whichever way is faster.\n{describe(result['environment'])}."
+        )
+    return TEXT.format(table="\n".join(lines), measured=measured)
+
+
+def main() -> None:
+    TARGET.write_text(render(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
