@@ -117,6 +117,7 @@ def test_float32_is_as_exact_as_torch(name):
     ours, theirs = _results(_fused, *small), _results(_plain, *small)
     for key, value in exact.items():
         scale = value.abs().max() + 1e-30
+        # A floor twice that of the hand-written cells: ∂L/∂x of NAS has been seen 7.9 units off, where torch is 0.9.
         error, allowed = ((found[key] - value).abs().max() / scale for found in (ours, theirs))
         assert error <= 2 * allowed + 8 * 2.0**-23, f"{key}: {error:.2g}, torch {allowed:.2g}"
 
