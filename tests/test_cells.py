@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_every_cell_has_both_files():
     assert {"lstm", "gru", "rnn_tanh", "rnn_relu"} <= set(CELLS)
-    assert sorted(CELLS) == sorted(_C.cells())
+    written = [name for name, spec in CELLS.items() if spec.prepare is None]  # fastrnn.cell adds others
+    assert sorted(written) == sorted(_C.cells())
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -6,16 +6,25 @@ import pickle
 import subprocess
 import sys
 
-import gallery_reference
 import pytest
 import torch
+from gallery_reference import REFERENCES
+from gallery_reference import run as run_reference
 
-from fastrnn import gallery
 from fastrnn.custom import build
-from fastrnn.gallery import CELLS
 
 #: One for each family: kernels take seconds to compile for every further format, and benchmarks/cells.py checks all.
 IN_FLOAT32 = ("elman_identity", "one_state", "nas", "peephole_lstm", "rate_relu", "slstm", "slstm_sigmoid")
+
+
+@pytest.fixture(scope="module")
+def CELLS():  # noqa: N802
+    """The gallery; not imported with this file: its cells would be in fastrnn.cells.CELLS, which other tests go through
+    while they are collected.
+    """
+    from fastrnn import gallery
+
+    return gallery.CELLS
 
 
 def _has_compiler() -> bool:
@@ -61,7 +70,7 @@ def _fused(network, x, states):
 
 
 def _plain(network, x, states):
-    y, last = gallery_reference.run(network.cell.name, network, x, tuple(s[0] for s in states))
+    y, last = run_reference(network.cell.name, network, x, tuple(s[0] for s in states))
     return (y, *(s[None] for s in last))
 
 
@@ -79,14 +88,14 @@ def _results(run, network, leaves, gradients):
     return {name: value.detach() for name, value in named.items()}
 
 
-def test_every_cell_has_a_reference():
-    assert set(CELLS) == set(gallery_reference.REFERENCES)
+def test_every_cell_has_a_reference(CELLS):
+    assert set(CELLS) == set(REFERENCES)
     assert {cell.name for cell in CELLS.values()} == set(CELLS)
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", CELLS)
-def test_computes_what_the_paper_says(name):
+@pytest.mark.parametrize("name", REFERENCES)
+def test_computes_what_the_paper_says(CELLS, name):
     problem = _problem(CELLS[name], steps=9, batch=3, inputs=5, hidden=19)
     ours, theirs = _results(_fused, *problem), _results(_plain, *problem)
     for key, value in theirs.items():
@@ -94,8 +103,8 @@ def test_computes_what_the_paper_says(name):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", CELLS)
-def test_gradient_is_that_of_finite_differences(name):
+@pytest.mark.parametrize("name", REFERENCES)
+def test_gradient_is_that_of_finite_differences(CELLS, name):
     network, leaves, _ = _problem(CELLS[name], steps=3, batch=2, inputs=2, hidden=3)
     names = [key for key, _ in network.named_parameters()]
 
@@ -111,7 +120,7 @@ def test_gradient_is_that_of_finite_differences(name):
 
 @needs_compiler
 @pytest.mark.parametrize("name", IN_FLOAT32)
-def test_float32_is_as_exact_as_torch(name):
+def test_float32_is_as_exact_as_torch(CELLS, name):
     exact = _results(_plain, *_problem(CELLS[name], 12, 4, 6, 33))
     small = _problem(CELLS[name], 12, 4, 6, 33, dtype=torch.float32)
     ours, theirs = _results(_fused, *small), _results(_plain, *small)
@@ -123,7 +132,7 @@ def test_float32_is_as_exact_as_torch(name):
 
 
 @needs_compiler
-def test_without_peepholes_is_the_lstm():
+def test_without_peepholes_is_the_lstm(CELLS):
     ours, lstm = CELLS["lstm_no_peepholes"](4, 8, dtype=torch.float64), torch.nn.LSTM(4, 8, dtype=torch.float64)
     with torch.no_grad():
         for name, parameter in lstm.named_parameters():
@@ -135,18 +144,18 @@ def test_without_peepholes_is_the_lstm():
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["slstm", "slstm_sigmoid"])
-def test_normaliser_of_zero_is_a_beginning(name):
+def test_normaliser_of_zero_is_a_beginning(CELLS, name):
     """What is done there so that large gates stay finite does not change anything for others."""
     network, (x, *_), (dy, *_) = _problem(CELLS[name], steps=5, batch=3, inputs=4, hidden=6)
     zeros = tuple(torch.zeros(3, 6, dtype=torch.float64) for _ in range(4))
-    found = [network(x, backend="fused")[0], gallery_reference.run(name, network, x, zeros)[0]]
+    found = [network(x, backend="fused")[0], run_reference(name, network, x, zeros)[0]]
     wanted = [x, *network.parameters()]
     torch.testing.assert_close(*(torch.autograd.grad(y, wanted, dy) for y in found))
     torch.testing.assert_close(*found)
 
 
 @needs_compiler
-def test_stabiliser_keeps_large_gates_finite():
+def test_stabiliser_keeps_large_gates_finite(CELLS):
     network = CELLS["slstm"](2, 5, dtype=torch.float64)
     x = torch.randn(40, 3, 2, dtype=torch.float64).requires_grad_()
     y, _ = network(3000 * x)
@@ -156,13 +165,15 @@ def test_stabiliser_keeps_large_gates_finite():
     assert x.grad.isfinite().all()
 
 
-def test_parameters_begin_as_the_cell_says():
+def test_parameters_begin_as_the_cell_says(CELLS):
     assert (CELLS["rate_tanh"](2, 4).alpha_l0 == 0.2).all()
     peephole = CELLS["peephole_lstm"](2, 4000).pf_l0
     assert abs(peephole.std() - 0.1) < 0.01
 
 
-def test_is_found_by_name_and_pickled():
+def test_is_found_by_name_and_pickled(CELLS):
+    from fastrnn import gallery
+
     assert gallery.nas is CELLS["nas"]
     assert pickle.loads(pickle.dumps(gallery.slstm)) is gallery.slstm
     assert "slstm" in dir(gallery)
@@ -170,7 +181,7 @@ def test_is_found_by_name_and_pickled():
         _ = gallery.transformer
 
 
-def test_docstrings_have_equations():
+def test_docstrings_have_equations(CELLS):
     for name, cell in CELLS.items():
         doc = cell.__doc__
         for state in cell.states:
