@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastrnn import _C, _ops
 from fastrnn.cells import CELLS, CellSpec
 from fastrnn.custom import build
-from fastrnn.custom.emit import Compiled, compile_graph, equations, header
+from fastrnn.custom.emit import Compiled, compiled, equations, header
 from fastrnn.custom.trace import CellError, Names, traced
 
 #: Values of a parameter to begin with: a number for all units, or a function that fills a tensor (H) in place.
@@ -43,8 +43,8 @@ class Cell:
         _check_arguments(step, bool(self.parameters))
         if len(self.states) > 4:
             raise CellError(f"states: expected at most 4, got {len(self.states)}")
-        graph, new = traced(step, self.gates, self.states, self.parameters)
-        self._compiled: Compiled = compile_graph(graph, new, self.gates, self.states, self.parameters)
+        found = traced(step, self.gates, self.states, self.parameters)
+        self._compiled: Compiled = compiled(found, self.gates, self.states, self.parameters)
         text = header(self._compiled, "CELL", "")
         self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._header = header(self._compiled, self.kernels, self._comment())
@@ -64,25 +64,39 @@ class Cell:
             self._torch_step,
             source=f"{self.__module__}.{self.__qualname__}",
             parameters=len(self.parameters),
+            second=len(self._compiled.step.second),
             prepare=self._prepare,
         )
         _ops.SIZES[self.kernels] = _ops.Sizes(*self._compiled.sizes())
         CELLS[self.kernels] = spec
 
-    def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *parameters: Tensor) -> tuple:
-        """The function itself, on tensors: wx, rh (B, G·H), states (B, H), parameters (H)."""
-        G = len(self.gates)
+    @property
+    def recurrent(self) -> tuple[str, ...]:
+        """The gates that have rows in the recurrent matrix, in the order of these rows."""
+        return tuple(self.gates[k] for k in self._compiled.recurrent)
 
-        def named(kind: str, names: tuple[str, ...], values: Sequence[Tensor]) -> Names:
+    def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *more: Any) -> tuple:
+        """The function itself, on tensors: wx (B, G·H), rh (B, R·H), states (B, H); more: parameters (H), and the
+        function that makes the second product.
+        """
+        G, step = len(self.gates), self._compiled.step
+        products: dict[int, Any] = {}
+        if step.first:
+            products |= zip(step.first, rh.chunk(len(step.first), -1), strict=True)
+        if step.second:
+            *more, multiply = more  # type: ignore[assignment]
+            products |= zip(step.second, _second(multiply, len(step.second)), strict=True)
+
+        def named(kind: str, names: tuple[str, ...], values: Sequence[Any]) -> Names:
             return Names(kind, names, values, CellError)
 
         arguments = [
             named("x", self.gates, wx.chunk(G, -1)),
-            named("r", self.gates, rh.chunk(G, -1)),
+            named("r", self.gates, [products.get(k) for k in range(G)]),
             named("s", self.states, states),
         ]
         if self.parameters:
-            arguments.append(named("p", self.parameters, parameters))
+            arguments.append(named("p", self.parameters, more))
         found = self.step(*arguments)
         if isinstance(found, dict):
             found = tuple(found[name] for name in self.states)
@@ -145,6 +159,21 @@ class Cell:
     __copy__ = lambda self: self  # noqa: E731
 
 
+def _second(multiply: Callable[[Tensor], Tensor], count: int) -> list[Callable[[Tensor], Tensor]]:
+    """For each gate of a second product, what gives its part of it; computed once."""
+    found: list[tuple[Tensor, ...]] = []
+
+    def part(k: int) -> Callable[[Tensor], Tensor]:
+        def product(vector: Tensor) -> Tensor:
+            if not found:
+                found.append(multiply(vector).chunk(count, -1))
+            return found[0][k]
+
+        return product
+
+    return [part(k) for k in range(count)]
+
+
 def cell(
     gates: str | Sequence[str],
     states: str | Sequence[str] = "h",
@@ -166,6 +195,10 @@ def cell(
     ``r = R·h + b_r``, the old states ``s``, and if there are parameters ``p``; it returns the new states in order, or
     as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
     and torch's sigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a comparison.
+
+    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector, the same one for all gates that are called: a GRU that
+    resets before the product has ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no
+    recurrent weights.
 
     The function is run once, at definition. Its gradient is derived from that; kernels are compiled at the first call
     (some seconds) and kept in ``FASTRNN_CACHE`` (``~/.cache/fastrnn``). Without a compiler, and on a GPU, the function

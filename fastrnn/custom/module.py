@@ -24,8 +24,9 @@ class Network(nn.Module):
     dropout=0.0, bidirectional=False, device=None, dtype=None)``.
 
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (G·H, I; D·H
-    from the second layer on), ``weight_hh_l{k}`` (G·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (G·H), gates in the
-    cell's order, and for each parameter of the cell ``{name}_l{k}`` (H). Weights begin as torch.nn's do, uniform within
+    from the second layer on) and ``bias_ih_l{k}`` (G·H), gates in the cell's order; ``weight_hh_l{k}`` (R·H, H) and
+    ``bias_hh_l{k}`` (R·H), of the R gates that have a recurrent product (``cell.recurrent``); and for each parameter of
+    the cell ``{name}_l{k}`` (H). Weights begin as torch.nn's do, uniform within
     ±1/√H, parameters as the cell says.
 
     Raises:
@@ -57,13 +58,13 @@ class Network(nn.Module):
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), bidirectional
-        rows = len(cell.gates) * hidden_size
+        rows, recurrent = len(cell.gates) * hidden_size, len(cell.recurrent) * hidden_size
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * self._directions
             for suffix in self._suffixes(layer):
-                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size)}
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (recurrent, hidden_size)}
                 if bias:
-                    shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                    shapes |= {"bias_ih": (rows,), "bias_hh": (recurrent,)}
                 shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
                 for name, shape in shapes.items():
                     self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
