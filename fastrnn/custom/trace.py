@@ -166,12 +166,12 @@ class Trace:
 
     def product(self, gate: int, vector: Any) -> Symbol:
         node = self.node(vector)
-        if self.vector is not None and node is not self.vector:
-            raise self.error("a second vector to be multiplied: all gates that are called have to be given the same")
         if node.leaf == ("s", 0):
             raise self.error("the product with h itself is the gate as it is, without a call")
         if any(n.leaf[0] == "q" for n in reached([node])):
             raise self.error("a third product in one step: the vector depends on the result of the second")
+        if self.vector is not None and node is not self.vector:
+            raise self.error("a second vector to be multiplied: all gates that are called have to be given the same")
         self.vector = node
         return Symbol(self, self.graph.leaf("q", gate))
 
