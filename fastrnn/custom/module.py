@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.custom.definition import Cell
-from fastrnn.functional import LayerWeights
+from fastrnn.functional import LayerWeights, sequence
 from fastrnn.modules import _checks
 from fastrnn.modules._layers import run_layers
 
@@ -188,13 +188,52 @@ class Network(nn.Module):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         target = _checks.autocast_dtype(x)
         dropout = self.dropout if self.training else 0.0
+        run = self._run_with_inputs if self.cell.inputs else run_layers
         arguments = (self.cell.kernels, x if target is None else x.to(target), self._weights(target))
         if target is None:
-            return run_layers(*arguments, states, self._directions, dropout, options)
+            return run(*arguments, states, self._directions, dropout, options)
         if states is not None:
             states = tuple(s.to(target) for s in states)
         with torch.autocast(x.device.type, enabled=False):
-            return run_layers(*arguments, states, self._directions, dropout, options)
+            return run(*arguments, states, self._directions, dropout, options)
+
+    def _run_with_inputs(
+        self,
+        cell: str,
+        x: Tensor,
+        weights: list[LayerWeights],
+        states: tuple[Tensor, ...] | None,
+        directions: int,
+        dropout: float,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `run_layers`, where the kernels' input is more than the product with W."""
+        finals: list[tuple[Tensor, ...]] = []
+        if options["lengths"] is not None:  # what is behind them may be NaN, and must not meet a zero gradient
+            live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < options["lengths"].to(x.device)
+            x = torch.where(live.unsqueeze(-1), x, x.new_zeros(()))
+        for first in range(0, len(weights), directions):
+            if first and dropout:
+                x = torch.dropout(x, dropout, True)
+            outputs = []
+            for k in range(first, first + directions):
+                w = weights[k]
+                wx = nn.functional.linear(x, w.w_ih, w.b_ih)  # type: ignore[arg-type]
+                like = wx[..., : self.hidden_size]
+                columns = [wx, *(self._input(name, like) for name in self.cell.inputs)]
+                initial = None if states is None else tuple(s[k] for s in states)
+                given = w._replace(w_ih=None, b_ih=None)
+                y, last = sequence(cell, torch.cat(columns, -1), given, initial, reverse=k > first, **options)
+                outputs.append(y)
+                finals.append(last)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        return x, tuple(torch.stack(column) for column in zip(*finals, strict=True))
+
+    def _input(self, name: str, like: Tensor) -> Tensor:
+        found = self.cell.sources[name](like.detach(), self.training)
+        if found.shape != like.shape:
+            raise RuntimeError(f"{name}: expected an input of shape {tuple(like.shape)}, got {tuple(found.shape)}")
+        return found.to(like.dtype)
 
     def step(self, input: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """One step of a stream: ``y, states = network.step(x, states)``.
