@@ -1,0 +1,332 @@
+"""Cells of the gallery against the same cells as loops in PyTorch: ``python benchmarks/cells.py --help``.
+
+Training (forward + backward with all gradients) in float32. Engines, each in a process of its own, in turns:
+
+- ``fastrnn``: the network that the cell makes, fused kernels;
+- ``loop``: one input product, then for each step a recurrent product and the cell's own function, with autograd;
+- ``compiled``: that loop under ``torch.compile``, unrolled as torch.compile does it, one graph;
+- ``compiled-step``: the loop in Python, its step under ``torch.compile``.
+
+Compilation is not timed; where it takes longer than ``--compile-seconds`` the engine is left out with a note. Before
+anything is timed, every engine's outputs and gradients are compared with the loop's in float64, by the rule that
+`fastrnn bench` has for other libraries: 4 times the float32 loop's own error plus 16 units of rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+ENGINES = ("fastrnn", "loop", "compiled", "compiled-step")
+SHAPES = "1x100x128,16x100x256,64x50x512"
+BLOCK_SECONDS = 0.03
+METRICS = ("forward", "backward", "total")
+
+
+class Loop:
+    """A network's layer as a loop that one would write by hand; the weights are the network's."""
+
+    def __init__(self, network: Any, compiled: str = "") -> None:
+        import torch
+
+        self.network = network
+        cell = network.cell
+        # Named tuples because torch.compile looks through them.
+        self.gates, self.states = namedtuple("Gates", cell.gates), namedtuple("States", cell.states)
+        self.parameters = namedtuple("Parameters", cell.parameters) if cell.parameters else None
+        options = {"fullgraph": True, "dynamic": False}
+        self.step = torch.compile(self._step, **options) if compiled == "step" else self._step
+        self.run = torch.compile(self._run, **options) if compiled == "loop" else self._run
+
+    def _step(self, wx: Any, states: Any, w: Any, b: Any, parameters: Any) -> tuple:
+        import torch.nn.functional as F
+
+        rh, count = F.linear(states[0], w, b), len(self.gates._fields)
+        arguments = [self.gates(*wx.chunk(count, -1)), self.gates(*rh.chunk(count, -1)), self.states(*states)]
+        new = self.network.cell.step(*arguments, *([parameters] if parameters is not None else []))
+        return new if isinstance(new, tuple) else (new,)
+
+    def _run(self, x: Any, states: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, parameters: Any) -> tuple:
+        import torch
+        import torch.nn.functional as F
+
+        outputs = []
+        for wx in F.linear(x, w_ih, b_ih).unbind():
+            states = self.step(wx, states, w_hh, b_hh, parameters)
+            outputs.append(states[0])
+        return torch.stack(outputs), states
+
+    def __call__(self, x: Any, states: Any) -> tuple:
+        n = self.network
+        parameters = None
+        if self.parameters is not None:
+            parameters = self.parameters(*(getattr(n, f"{name}_l0") for name in n.cell.parameters))
+        weights = (n.weight_ih_l0, n.weight_hh_l0, n.bias_ih_l0, n.bias_hh_l0)
+        return self.run(x, tuple(s[0] for s in states), *weights, parameters)
+
+
+class Workload:
+    """One cell and shape in one engine, as `fastrnn.bench.worker.time_training` times it."""
+
+    def __init__(self, engine: str, cell: str, shape: tuple[int, int, int], dtype: str = "float32") -> None:
+        import torch
+
+        from fastrnn.gallery import CELLS
+
+        batch, steps, hidden = shape
+        generator = torch.Generator().manual_seed(1)
+
+        def draw(*size: int) -> Any:  # the float64 loop sees the numbers that float32 sees
+            return torch.randn(*size, generator=generator).to(getattr(torch, dtype))
+
+        torch.manual_seed(0)
+        self.network = CELLS[cell](hidden, hidden).to(getattr(torch, dtype))
+        names = CELLS[cell].states
+        self.data = draw(steps, batch, hidden).requires_grad_()
+        states = [draw(1, batch, hidden) for _ in names]
+        # A normaliser is a sum of positive gates.
+        self.states = tuple(
+            (s.abs() + 0.5 if n == "n" else s).requires_grad_() for n, s in zip(names, states, strict=True)
+        )
+        self.gradients = (draw(steps, batch, hidden), *(draw(batch, hidden) for _ in names))
+        compiled = {"compiled": "loop", "compiled-step": "step"}.get(engine, "")
+        self.call = self._fused if engine == "fastrnn" else Loop(self.network, compiled)
+
+    def _fused(self, x: Any, states: Any) -> tuple:
+        y, last = self.network(x, states if len(states) > 1 else states[0], backend="fused")
+        return y, tuple(s[0] for s in (last if isinstance(last, tuple) else (last,)))
+
+    def forward(self) -> Any:
+        return self.call(self.data, self.states)
+
+    def backward(self, outputs: Any) -> None:
+        import torch
+
+        y, states = outputs
+        torch.autograd.backward((y, *states), self.gradients)
+
+    def clear_gradients(self) -> None:
+        for leaf in (*self.network.parameters(), self.data, *self.states):
+            leaf.grad = None
+
+    def tensors(self) -> dict[str, Any]:
+        """Outputs and gradients by name."""
+        self.clear_gradients()
+        outputs = self.forward()
+        self.backward(outputs)
+        y, states = outputs
+        named = {"output": y, "grad input": self.data.grad}
+        for name, last, first in zip(self.network.cell.states, states, self.states, strict=True):
+            named |= {f"{name}_n": last, f"grad {name}_0": first.grad}
+        named |= {f"grad {name}": value.grad for name, value in self.network.named_parameters()}
+        # The fused kernels give a zero for what the loop never touches.
+        return {name: value.detach().numpy().copy() for name, value in named.items() if value is not None}
+
+
+def serve(connection: Any, engine: str, threads: int | None) -> None:
+    """An engine's process: (command, arguments) → (ok, answer), until the pipe closes."""
+    os.setsid()  # so that what torch.compile starts ends with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    from fastrnn.bench.worker import come_to_rest, time_training
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    workload: Any = None
+    while True:
+        try:
+            command, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: Any = None
+            if command == "prepare":
+                workload = None
+                torch.compiler.reset()
+                workload = Workload(engine, *arguments)
+                start = time.perf_counter()
+                tensors = workload.tensors()
+                first = time.perf_counter() - start
+                answer = tensors, first, min(time_training(workload, 1)["total"] for _ in range(3))
+            elif command == "tensors":
+                answer = Workload(engine, *arguments).tensors()
+            elif command == "block":
+                time_training(workload, 1)
+                answer = time_training(workload, *arguments)
+            reply = (True, answer)
+        except Exception as error:
+            traceback.print_exc()
+            reply = (False, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+        come_to_rest()
+        connection.send(reply)
+
+
+class EngineError(Exception):
+    """An engine cannot run a case, or takes too long to begin."""
+
+
+class Engine:
+    """The parent's end of an engine's process; started when first needed, and again after it was killed."""
+
+    def __init__(self, name: str, threads: int | None) -> None:
+        self.name, self.threads = name, threads
+        self.process: Any = None
+
+    def call(self, command: str, *arguments: Any, seconds: float = 900) -> Any:
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.connection, other = context.Pipe()
+            self.process = context.Process(target=serve, args=(other, self.name, self.threads), daemon=False)
+            self.process.start()
+            other.close()
+            seconds += 20  # loading torch
+        self.connection.send((command, arguments))
+        try:
+            if not self.connection.poll(seconds):
+                self.close()
+                raise EngineError(f"more than {seconds:.0f} s to {command}")
+            ok, answer = self.connection.recv()
+        except EOFError:
+            self.close()
+            raise EngineError("the process died") from None
+        if not ok:
+            raise EngineError(answer)
+        return answer
+
+    def close(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.join()
+            self.process = None
+
+
+def measure(engines: dict[str, Engine], cell: str, shape: tuple[int, int, int], options: Any) -> dict[str, Any]:
+    """One row: parity, then rounds."""
+    from fastrnn.bench import ratios
+    from fastrnn.bench.parity import check_peer
+
+    row: dict[str, Any] = {"cell": cell, "shape": list(shape), "engines": {}, "speedup": {}}
+    exact = engines["loop"].call("tensors", cell, shape, "float64")
+    found: dict[str, Any] = {}
+    estimates: dict[str, float] = {}
+    theirs: Any = None
+    for name in sorted(engines, key=lambda n: n != "loop"):  # the loop first: its error is the measure
+        entry = row["engines"][name] = {"status": "ok", "message": "", "seconds": {m: [] for m in METRICS}}
+        limit = options.compile_seconds if name.startswith("compiled") else 900
+        try:
+            tensors, entry["first_call_seconds"], estimates[name] = engines[name].call(
+                "prepare", cell, shape, seconds=limit
+            )
+        except EngineError as error:
+            entry["status"], entry["message"] = "skipped", str(error)
+            continue
+        theirs = tensors if name == "loop" else theirs
+        parity = check_peer({k: v for k, v in tensors.items() if k in exact}, theirs, exact)
+        entry["parity"] = parity.as_dict()
+        if parity.ok:
+            found[name] = entry
+        else:
+            entry["status"], entry["message"] = "failed", f"parity: {parity.worst.describe()}"
+    names = list(found)
+    calls = ratios.calls_per_block([estimates[name] for name in names], BLOCK_SECONDS) if names else 0
+    row["calls_per_block"] = calls
+    for number in range(options.rounds):
+        first = number % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            for metric, value in engines[name].call("block", calls).items():
+                found[name]["seconds"][metric].append(value)
+    for name, entry in found.items():
+        entry["median"] = {metric: ratios.median(values) for metric, values in entry["seconds"].items()}
+        if name != "fastrnn" and "fastrnn" in found:
+            speedup = ratios.compare_rounds(entry["seconds"]["total"], found["fastrnn"]["seconds"]["total"])
+            row["speedup"][name] = speedup.as_dict() if speedup else None
+    return row
+
+
+def table(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Milliseconds of a training step, and in brackets how many times fastrnn's."""
+    from fastrnn.bench.figures import format_seconds
+
+    lines = ["| cell | B×T×H | " + " | ".join(names) + " |", "|---|---|" + "---:|" * len(names)]
+    notes = []
+    for row in rows:
+        cells = []
+        for name in names:
+            entry = row["engines"][name]
+            ratio = row["speedup"].get(name)
+            text = format_seconds(entry["median"]["total"]) if entry["status"] == "ok" else entry["status"]
+            cells.append(text + (f" ({ratio['median']:.2f}×)" if ratio else ""))
+            if entry["message"]:
+                notes.append(f"- {row['cell']} {'×'.join(map(str, row['shape']))}, {name}: {entry['message']}")
+        lines.append(f"| {row['cell']} | {'×'.join(map(str, row['shape']))} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *notes]).rstrip()
+
+
+def parse(arguments: list[str] | None) -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", default="", help="names with commas between; all of the gallery if left out")
+    parser.add_argument("--shapes", default=SHAPES, help=f"BxTxH with commas between (default: {SHAPES})")
+    parser.add_argument("--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}")
+    parser.add_argument("--rounds", type=int, default=9, help="blocks of each engine (default: 9)")
+    parser.add_argument("--threads", type=int, help="of each engine (default: as torch chooses)")
+    parser.add_argument("--compile-seconds", type=float, default=120, help="most that torch.compile may take")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/cells.json"), help="where the figures go")
+    options = parser.parse_args(arguments)
+    from fastrnn.gallery import CELLS
+
+    options.cells = options.cells.split(",") if options.cells else list(CELLS)
+    options.engines = list(dict.fromkeys(["fastrnn", "loop", *options.engines.split(",")]))
+    try:
+        options.shapes = [tuple(int(n) for n in shape.split("x")) for shape in options.shapes.split(",")]
+    except ValueError:
+        parser.error(f"--shapes: expected BxTxH, got {options.shapes!r}")
+    for what, given, known in (("cells", options.cells, CELLS), ("engines", options.engines, ENGINES)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"--{what}: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    if any(len(shape) != 3 or min(shape) < 1 for shape in options.shapes) or options.rounds < 1:
+        parser.error("--shapes: expected BxTxH, --rounds: a positive number")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    from fastrnn.bench import environment
+
+    engines = {name: Engine(name, options.threads) for name in options.engines}
+    rows: list[dict[str, Any]] = []
+    facts = environment.collect()
+    facts["threads"] = options.threads or facts["threads"]
+    result = {"environment": facts, "rounds": options.rounds, "compile_seconds": options.compile_seconds, "rows": rows}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for cell in options.cells:
+            for shape in options.shapes:
+                print(f"{cell} {'x'.join(map(str, shape))}", file=sys.stderr, flush=True)
+                rows.append(measure(engines, cell, shape, options))
+                options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except KeyboardInterrupt:
+        print("interrupted: what was measured by now is written", file=sys.stderr)
+    finally:
+        for engine in engines.values():
+            engine.close()
+    print(table(rows, options.engines))
+    print(environment.describe(result["environment"]))
+    return int(any(entry["status"] == "failed" for row in rows for entry in row["engines"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

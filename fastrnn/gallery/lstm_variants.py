@@ -1,0 +1,155 @@
+"""The LSTM with peepholes and its ablations in "LSTM: A search space odyssey".
+
+Greff et al. 2015 change one thing of the peephole LSTM at a time. Seven of their eight variants are here. The eighth,
+full gate recurrence (FGR), is not: its gates see the gates of the step before through nine more matrices, which takes
+five states where a cell has four at most, and recurrent products of others than h.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastrnn
+
+
+def odyssey_normal(peephole: Tensor) -> Tensor:
+    """The paper's initialisation of all weights: normal with deviation 0.1."""
+    return peephole.normal_(std=0.1)
+
+
+def _peepholes(gates: str) -> dict[str, Any]:
+    return {f"p{gate}": odyssey_normal for gate in gates}
+
+
+@fastrnn.cell(gates="z i f o", states="h c", parameters=_peepholes("ifo"))
+def peephole_lstm(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """LSTM with peepholes, the vanilla LSTM of the Odyssey; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+
+        z = tanh(z~)
+        i = σ(i~ + p_i*c)
+        f = σ(f~ + p_f*c)
+        c' = f*c + i*z
+        o = σ(o~ + p_o*c')
+        h' = o*tanh(c')
+
+    Gers, Schraudolph & Schmidhuber, Learning precise timing with LSTM recurrent networks, 2002; Greff et al. 2015.
+    Shapes: W (4·H, I), R (4·H, H), blocks z, i, f, o; peepholes pi, pf, po (H). Initialisation: W, R, b within ±1/√H as
+    torch.nn, peepholes normal with deviation 0.1.
+    """
+    i, f = torch.sigmoid(x.i + r.i + p.pi * s.c), torch.sigmoid(x.f + r.f + p.pf * s.c)
+    c = f * s.c + i * torch.tanh(x.z + r.z)
+    return torch.sigmoid(x.o + r.o + p.po * c) * torch.tanh(c), c
+
+
+@fastrnn.cell(gates="z f o", states="h c", parameters=_peepholes("fo"))
+def lstm_no_input_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """No input gate (NIG) but one of 1; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, f, o.
+
+        f = σ(f~ + p_f*c)
+        c' = f*c + tanh(z~)
+        o = σ(o~ + p_o*c')
+        h' = o*tanh(c')
+
+    Greff et al. 2015. Shapes: W (3·H, I), R (3·H, H), blocks z, f, o; pf, po (H). Initialisation as `peephole_lstm`.
+    """
+    c = torch.sigmoid(x.f + r.f + p.pf * s.c) * s.c + torch.tanh(x.z + r.z)
+    return torch.sigmoid(x.o + r.o + p.po * c) * torch.tanh(c), c
+
+
+@fastrnn.cell(gates="z i o", states="h c", parameters=_peepholes("io"))
+def lstm_no_forget_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """No forget gate (NFG) but one of 1, as before 2000; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, o.
+
+        i = σ(i~ + p_i*c)
+        c' = c + i*tanh(z~)
+        o = σ(o~ + p_o*c')
+        h' = o*tanh(c')
+
+    Greff et al. 2015. Shapes: W (3·H, I), R (3·H, H), blocks z, i, o; pi, po (H). Initialisation as `peephole_lstm`.
+    """
+    c = s.c + torch.sigmoid(x.i + r.i + p.pi * s.c) * torch.tanh(x.z + r.z)
+    return torch.sigmoid(x.o + r.o + p.po * c) * torch.tanh(c), c
+
+
+@fastrnn.cell(gates="z i f", states="h c", parameters=_peepholes("if"))
+def lstm_no_output_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """No output gate (NOG) but one of 1; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f.
+
+        i = σ(i~ + p_i*c)
+        f = σ(f~ + p_f*c)
+        c' = f*c + i*tanh(z~)
+        h' = tanh(c')
+
+    Greff et al. 2015. Shapes: W (3·H, I), R (3·H, H), blocks z, i, f; pi, pf (H). Initialisation as `peephole_lstm`.
+    """
+    i, f = torch.sigmoid(x.i + r.i + p.pi * s.c), torch.sigmoid(x.f + r.f + p.pf * s.c)
+    c = f * s.c + i * torch.tanh(x.z + r.z)
+    return torch.tanh(c), c
+
+
+@fastrnn.cell(gates="z i f o", states="h c", parameters=_peepholes("ifo"))
+def lstm_no_input_activation(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """No input activation function (NIAF): z = z~; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+
+        i = σ(i~ + p_i*c)
+        f = σ(f~ + p_f*c)
+        c' = f*c + i*z~
+        o = σ(o~ + p_o*c')
+        h' = o*tanh(c')
+
+    Greff et al. 2015. Shapes and initialisation as `peephole_lstm`.
+    """
+    i, f = torch.sigmoid(x.i + r.i + p.pi * s.c), torch.sigmoid(x.f + r.f + p.pf * s.c)
+    c = f * s.c + i * (x.z + r.z)
+    return torch.sigmoid(x.o + r.o + p.po * c) * torch.tanh(c), c
+
+
+@fastrnn.cell(gates="z i f o", states="h c", parameters=_peepholes("ifo"))
+def lstm_no_output_activation(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """No output activation function (NOAF): h' = o*c'; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+
+        i = σ(i~ + p_i*c)
+        f = σ(f~ + p_f*c)
+        c' = f*c + i*tanh(z~)
+        o = σ(o~ + p_o*c')
+        h' = o*c'
+
+    Greff et al. 2015. Shapes and initialisation as `peephole_lstm`.
+    """
+    i, f = torch.sigmoid(x.i + r.i + p.pi * s.c), torch.sigmoid(x.f + r.f + p.pf * s.c)
+    c = f * s.c + i * torch.tanh(x.z + r.z)
+    return torch.sigmoid(x.o + r.o + p.po * c) * c, c
+
+
+@fastrnn.cell(gates="z i o", states="h c", parameters=_peepholes("io"))
+def lstm_coupled_gates(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """Coupled input and forget gate (CIFG): f = 1 − i; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, o.
+
+        i = σ(i~ + p_i*c)
+        c' = (1 − i)*c + i*tanh(z~)
+        o = σ(o~ + p_o*c')
+        h' = o*tanh(c')
+
+    Greff et al. 2015; as the update gate of the GRU does. Shapes: W (3·H, I), R (3·H, H), blocks z, i, o; pi, po (H).
+    Initialisation as `peephole_lstm`.
+    """
+    i = torch.sigmoid(x.i + r.i + p.pi * s.c)
+    c = (1 - i) * s.c + i * torch.tanh(x.z + r.z)
+    return torch.sigmoid(x.o + r.o + p.po * c) * torch.tanh(c), c
+
+
+@fastrnn.cell(gates="z i f o", states="h c")
+def lstm_no_peepholes(x: Any, r: Any, s: Any) -> Any:
+    """No peepholes (NP): the LSTM of today; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+
+        c' = σ(f~)*c + σ(i~)*tanh(z~)
+        h' = σ(o~)*tanh(c')
+
+    Greff et al. 2015. What :class:`fastrnn.LSTM` computes, with the gates in another order; here to compare the others
+    with. Shapes: W (4·H, I), R (4·H, H), blocks z, i, f, o. Initialisation: all within ±1/√H, as torch.nn.
+    """
+    c = torch.sigmoid(x.f + r.f) * s.c + torch.sigmoid(x.i + r.i) * torch.tanh(x.z + r.z)
+    return torch.sigmoid(x.o + r.o) * torch.tanh(c), c

@@ -1,0 +1,44 @@
+"""Rate networks of neuroscience: leaky currents, rates that are a function of them; Euler's method, without noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import fastrnn
+
+#: Δt/τ in Song et al. 2016: 20 ms of 100 ms.
+LEAK = 0.2
+
+
+@fastrnn.cell(gates="v", states="h v", parameters={"alpha": LEAK})
+def rate_tanh(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """Rate network with rates from −1 to 1; v is the current, h the rate.
+
+        v' = (1 − α)*v + α*(W·x + b + R·h + b_r)
+        h' = tanh(v')
+
+    Sompolinsky, Crisanti & Sommers, Chaos in random neural networks, 1988, with inputs as in Sussillo & Abbott,
+    Generating coherent patterns of activity from chaotic neural networks, 2009; α = Δt/τ.
+    Shapes: W, R (H, I), (H, H); α (H). Initialisation: W, R, b within ±1/√H, α 0.2; to keep a leak as it is,
+    ``network.alpha_l0.requires_grad_(False)``. The classical R is normal with deviation g/√H, chaotic for g > 1.
+    """
+    v = s.v + p.alpha * (x.v + r.v - s.v)
+    return torch.tanh(v), v
+
+
+@fastrnn.cell(gates="v", states="h v", parameters={"alpha": LEAK})
+def rate_relu(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """Rate network with rates that are not negative; v is the current, h the rate.
+
+        v' = (1 − α)*v + α*(W·x + b + R·h + b_r)
+        h' = relu(v')
+
+    Song, Yang & Wang, Training excitatory-inhibitory recurrent neural networks for cognitive tasks, 2016, without the
+    noise and without the constraint of each unit's sign (project R after each update for that); α = Δt/τ.
+    Shapes: W, R (H, I), (H, H); α (H). Initialisation: W, R, b within ±1/√H, α 0.2; to keep a leak as it is,
+    ``network.alpha_l0.requires_grad_(False)``.
+    """
+    v = s.v + p.alpha * (x.v + r.v - s.v)
+    return torch.relu(v), v

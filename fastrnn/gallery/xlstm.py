@@ -1,0 +1,62 @@
+"""The LSTM with exponential gates and scalar memory of the xLSTM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import fastrnn
+
+
+def _stabilised(x: Any, r: Any, s: Any, log_f: Any) -> Any:
+    """One step from the logarithm of the forget gate."""
+    log_i = x.i + r.i
+    # Nothing is remembered at n = 0, where a sequence begins: m' is then i~, or c'/n' could be 0/0 for small i.
+    remembered = torch.where(s.n > 0, log_f + s.m, log_i)
+    m = torch.maximum(remembered, log_i)
+    i, f = torch.exp(log_i - m), torch.exp(remembered - m)
+    c = f * s.c + i * torch.tanh(x.z + r.z)
+    n = f * s.n + i
+    return torch.sigmoid(x.o + r.o) * c / n, c, n, m
+
+
+@fastrnn.cell(gates="i f z o", states="h c n m")
+def slstm(x: Any, r: Any, s: Any) -> Any:
+    """sLSTM, forget gate exponential too; k~ = W_k·x + b_k + R_k·h + b_rk for k = i, f, z, o.
+
+        m' = max(f~ + m, i~)
+        i = exp(i~ − m')
+        f = exp(f~ + m − m')
+        c' = f*c + i*tanh(z~)
+        n' = f*n + i
+        h' = σ(o~)*c'/n'
+
+    Beck et al., xLSTM: extended long short-term memory, 2024; n normalises, m keeps the exponentials from overflowing
+    and cancels out of h'. Where n is 0, as at the beginning, f~ + m counts as i~, so that nothing is divided by 0.
+    R is full here; the paper's is block-diagonal, with a block for each head, and what it puts around the cell, a
+    causal convolution, group norm and projections, are ordinary layers.
+    Shapes: W (4·H, I), R (4·H, H), blocks i, f, z, o. Initialisation: all within ±1/√H, as torch.nn. An initial state
+    that is not zero needs n > 0.
+    """
+    return _stabilised(x, r, s, x.f + r.f)
+
+
+@fastrnn.cell(gates="i f z o", states="h c n m")
+def slstm_sigmoid(x: Any, r: Any, s: Any) -> Any:
+    """sLSTM with a logistic forget gate; k~ = W_k·x + b_k + R_k·h + b_rk for k = i, f, z, o.
+
+        m' = max(log σ(f~) + m, i~)
+        i = exp(i~ − m')
+        f = exp(log σ(f~) + m − m')
+        c' = f*c + i*tanh(z~)
+        n' = f*n + i
+        h' = σ(o~)*c'/n'
+
+    Beck et al., xLSTM: extended long short-term memory, 2024, with the other of the two forget gates that it offers.
+    R is full, and n = 0 a beginning, see `slstm`.
+    Shapes: W (4·H, I), R (4·H, H), blocks i, f, z, o. Initialisation: all within ±1/√H, as torch.nn. An initial state
+    that is not zero needs n > 0.
+    """
+    return _stabilised(x, r, s, -F.softplus(-(x.f + r.f)))  # log σ(f) = −softplus(−f)

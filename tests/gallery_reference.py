@@ -1,0 +1,156 @@
+"""The gallery's cells once more, from their papers: plain loops over time, gate by gate, without the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+States = tuple[Tensor, ...]
+
+
+class Weights:
+    """One layer's matrices by gate: W[k] (H, I), R[k] (H, H), b[k] and q[k] (H); vectors of the cell in `p`."""
+
+    def __init__(self, network: torch.nn.Module, order: str) -> None:
+        named = {name.removesuffix("_l0"): value for name, value in network.named_parameters()}
+        gates = order.split()
+        blocks = {
+            name: dict(zip(gates, named.pop(full).chunk(len(gates)), strict=True))
+            for name, full in (("W", "weight_ih"), ("R", "weight_hh"), ("b", "bias_ih"), ("q", "bias_hh"))
+        }
+        self.W, self.R, self.b, self.q = (blocks[name] for name in "WRbq")
+        self.p = named
+
+    def of_input(self, k: str, x: Tensor) -> Tensor:
+        return x @ self.W[k].T + self.b[k]
+
+    def of_state(self, k: str, h: Tensor) -> Tensor:
+        return h @ self.R[k].T + self.q[k]
+
+    def net(self, k: str, x: Tensor, h: Tensor) -> Tensor:
+        return self.of_input(k, x) + self.of_state(k, h)
+
+
+Step = Callable[[Weights, Tensor, States], States]
+#: By cell: the gates in the order of their blocks, and one step.
+REFERENCES: dict[str, tuple[str, Step]] = {}
+
+
+def reference(name: str, order: str) -> Callable[[Step], Step]:
+    def add(step: Step) -> Step:
+        REFERENCES[name] = (order, step)
+        return step
+
+    return add
+
+
+def logistic(a: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-a))
+
+
+def run(name: str, network: torch.nn.Module, x: Tensor, states: States) -> tuple[Tensor, States]:
+    """x (T, B, I), states (B, H) each; outputs (T, B, H) and the last states."""
+    order, step = REFERENCES[name]
+    weights, outputs = Weights(network, order), []
+    for t in range(len(x)):
+        states = step(weights, x[t], states)
+        outputs.append(states[0])
+    return torch.stack(outputs), states
+
+
+@reference("elman_sigmoid", "h")
+def _elman_sigmoid(w: Weights, x: Tensor, states: States) -> States:
+    return (logistic(w.net("h", x, states[0])),)
+
+
+@reference("elman_identity", "h")
+def _elman_identity(w: Weights, x: Tensor, states: States) -> States:
+    return (w.net("h", x, states[0]),)
+
+
+@reference("one_state", "f u")
+def _one_state(w: Weights, x: Tensor, states: States) -> States:
+    (h,) = states
+    return (logistic(w.net("f", x, h)) * h + w.net("u", x, h).tanh(),)
+
+
+@reference("nas", "0 1 2 3 4 5 6 7")
+def _nas(w: Weights, x: Tensor, states: States) -> States:
+    h, c = states
+    # Leaves of the tree, as functions of the sum or (at 3) of the product of both sides.
+    inner = {k: w.net(k, x, h) for k in "0124567"}
+    product = w.of_input("3", x) * w.of_state("3", h)
+    left = (logistic(inner["0"]) * inner["1"].clamp_min(0)).tanh() + c
+    right = logistic(inner["2"]) + product.clamp_min(0)
+    new_c = left.tanh() * right.tanh()
+    third = (inner["4"].tanh() * logistic(inner["5"])).tanh()
+    fourth = logistic(inner["6"].tanh() + logistic(inner["7"]))
+    return (new_c * (third + fourth).tanh()).tanh(), new_c
+
+
+def _lstm(without: str = "", peepholes: bool = True, coupled: bool = False) -> Step:
+    """Greff et al. 2015: the vanilla LSTM, without the named gates (i, f, o) or activations (g, h)."""
+
+    def step(w: Weights, x: Tensor, states: States) -> States:
+        y, c = states
+
+        def gate(k: str, cell: Tensor) -> Tensor:
+            if k in without:
+                return torch.ones_like(cell)
+            peephole = w.p["p" + k] * cell if peepholes else 0.0
+            return logistic(w.net(k, x, y) + peephole)
+
+        z = w.net("z", x, y)
+        if "g" not in without:
+            z = z.tanh()
+        i = gate("i", c)
+        f = 1 - i if coupled else gate("f", c)
+        new_c = z * i + c * f
+        return (new_c if "h" in without else new_c.tanh()) * gate("o", new_c), new_c
+
+    return step
+
+
+reference("peephole_lstm", "z i f o")(_lstm())
+reference("lstm_no_input_gate", "z f o")(_lstm(without="i"))
+reference("lstm_no_forget_gate", "z i o")(_lstm(without="f"))
+reference("lstm_no_output_gate", "z i f")(_lstm(without="o"))
+reference("lstm_no_input_activation", "z i f o")(_lstm(without="g"))
+reference("lstm_no_output_activation", "z i f o")(_lstm(without="h"))
+reference("lstm_coupled_gates", "z i o")(_lstm(coupled=True))
+reference("lstm_no_peepholes", "z i f o")(_lstm(peepholes=False))
+
+
+def _slstm(forget: Callable[[Tensor], Tensor]) -> Step:
+    """Beck et al. 2024, with f = forget(f~) and, as in the paper, logarithms of the gates in the stabiliser."""
+
+    def step(w: Weights, x: Tensor, states: States) -> States:
+        h, c, n, m = states
+        i, f = torch.exp(w.net("i", x, h)), forget(w.net("f", x, h))
+        new_m = torch.maximum(torch.log(f) + m, torch.log(i))
+        stable_i, stable_f = torch.exp(torch.log(i) - new_m), torch.exp(torch.log(f) + m - new_m)
+        new_c = stable_f * c + stable_i * torch.tanh(w.net("z", x, h))
+        new_n = stable_f * n + stable_i
+        return logistic(w.net("o", x, h)) * (new_c / new_n), new_c, new_n, new_m
+
+    return step
+
+
+reference("slstm", "i f z o")(_slstm(torch.exp))
+reference("slstm_sigmoid", "i f z o")(_slstm(logistic))
+
+
+def _rate(activation: Callable[[Tensor], Tensor]) -> Step:
+    def step(w: Weights, x: Tensor, states: States) -> States:
+        rate, current = states
+        alpha = w.p["alpha"]
+        new = (1 - alpha) * current + alpha * w.net("v", x, rate)
+        return activation(new), new
+
+    return step
+
+
+reference("rate_tanh", "v")(_rate(torch.tanh))
+reference("rate_relu", "v")(_rate(torch.relu))
