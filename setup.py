@@ -31,6 +31,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
@@ -160,6 +161,24 @@ class BuildKernels(build_ext):
             build_checks.fail("compiling %s failed: the compiler's first error is above" % what)
 
 
+class BuildPython(build_py):
+    """Puts the kernels' headers beside the package: cells of a user's own are compiled from them (fastrnn.cell)."""
+
+    def headers(self):
+        paths = sources("csrc/cpu/*.h", "csrc/math/*.h")
+        return [(path, os.path.join(self.build_lib, "fastrnn", *path.split("/"))) for path in paths]
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # then they are where they are
+            for source, target in self.headers():
+                self.mkpath(os.path.dirname(target))
+                self.copy_file(str(ROOT / source), target, preserve_mode=False)
+
+    def get_outputs(self, include_bytecode=1):
+        return super().get_outputs(include_bytecode) + [target for _, target in self.headers()]
+
+
 class CheckedDistInfo(dist_info):
     """pip asks for the metadata first, and fetches all dependencies before it builds: say early what will not work."""
 
@@ -194,5 +213,5 @@ setup(
         Extension("fastrnn._C", cpu_sources(), language="c++"),
         Extension("fastrnn._cuda", cuda_sources(), language="c++"),
     ],
-    cmdclass={"build_ext": BuildKernels, "dist_info": CheckedDistInfo},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPython, "dist_info": CheckedDistInfo},
 )

@@ -38,6 +38,8 @@ class Sizes(NamedTuple):
     saved: int
     split_gradient: bool
     parameters: int = 0
+    recurrent: int = 0  # gates with a recurrent product, and how many of them multiply another vector than h
+    second: int = 0
 
 
 def _sizes() -> dict[str, Sizes]:
@@ -48,7 +50,7 @@ SIZES: dict[str, Sizes] = _sizes()  # fastrnn.custom adds its own
 
 
 def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
-    """H, of the shapes of the recurrent matrix, (G·H + Q, P), and the projection, (P, H)."""
+    """H, of the shapes of the recurrent matrix, (R·H + Q, P), and the projection, (P, H)."""
     return w_hh.shape[1] if w_hr is None else w_hr.shape[1]
 
 
@@ -77,7 +79,7 @@ def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset
         kept(sizes.gates * hidden if sizes.saved > 0 else 0, w_hh.dtype),
         kept(max(0, sizes.saved - sizes.gates) * hidden, w_hh.dtype),
         kept((sizes.states - 1) * hidden, compute),
-        kept(hidden if w_hr is not None else 0, w_hh.dtype),
+        kept(hidden if w_hr is not None or sizes.second else 0, w_hh.dtype),
     ]
     return y, finals, reserve
 
@@ -105,7 +107,7 @@ def _(
     initial = _fake_initial(sizes, w_hh, hidden, _batch(y, states, batch_sizes)) if want_initial else []
     return (
         w_hh.new_empty(wide),
-        w_hh.new_empty(wide if sizes.split_gradient else (0,)),
+        w_hh.new_empty((*y.shape[:-1], sizes.recurrent * hidden) if sizes.split_gradient else (0,)),
         initial,
         w_hh.new_empty(y.shape if want_dh else (0,)),
     )
@@ -140,7 +142,7 @@ def _(
         None if w_ih is None else w_ih.shape,
         w_hh.shape,
         (sizes.gates * hidden,),
-        (sizes.gates * hidden,),
+        (sizes.recurrent * hidden,),
         None if w_hr is None else w_hr.shape,
     )
     out = [

@@ -30,7 +30,8 @@ class LayerWeights(NamedTuple):
 
     #: (G·H, I), or None where the input is the product with it already
     w_ih: Tensor | None
-    #: (G·H, P); of a cell with Q numbers for each hidden unit (G·H + Q, H), these the last rows
+    #: (G·H, P); of a cell of one's own the gates that multiply h, those that multiply another vector, and a row for
+    #: each of its parameters
     w_hh: Tensor
     #: (G·H) or None
     b_ih: Tensor | None = None

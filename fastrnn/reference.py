@@ -7,6 +7,7 @@ transforms and forward mode go through it any number of times.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,13 +51,18 @@ def sequence(
     """
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_hh is not None
-    parameters: tuple[Tensor, ...] = ()
+    more: tuple[Any, ...] = ()
     if spec.parameters:
-        parameters = w_hh[-spec.parameters :].unbind()
+        more = w_hh[-spec.parameters :].unbind()
         w_hh = w_hh[: -spec.parameters]
+    if spec.second:
+        first = w_hh.shape[0] - spec.second * w_hh.shape[1]
+        later, b_later = w_hh[first:], None if b_hh is None else b_hh[first:]
+        w_hh, b_hh = w_hh[:first], None if b_hh is None else b_hh[:first]
+        more = (*more, lambda vector: F.linear(vector, later, b_later))
 
     def step(wx: Tensor, now: States) -> States:
-        h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *parameters)
+        h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *more)
         return (h if w_hr is None else F.linear(h, w_hr), *rest)
 
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN

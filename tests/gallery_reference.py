@@ -15,9 +15,11 @@ class Weights:
 
     def __init__(self, network: torch.nn.Module, order: str) -> None:
         named = {name.removesuffix("_l0"): value for name, value in network.named_parameters()}
-        gates = order.split()
+        ahead, others, back = order.partition("|")  # blocks of W, and those of R where they are others
+        gates = {"W": ahead.split(), "R": (back if others else ahead).split()}
+        gates |= {"b": gates["W"], "q": gates["R"]}
         blocks = {
-            name: dict(zip(gates, named.pop(full).chunk(len(gates)), strict=True))
+            name: dict(zip(gates[name], named.pop(full).chunk(max(1, len(gates[name]))), strict=False))
             for name, full in (("W", "weight_ih"), ("R", "weight_hh"), ("b", "bias_ih"), ("q", "bias_hh"))
         }
         self.W, self.R, self.b, self.q = (blocks[name] for name in "WRbq")
@@ -154,3 +156,100 @@ def _rate(activation: Callable[[Tensor], Tensor]) -> Step:
 
 reference("rate_tanh", "v")(_rate(torch.tanh))
 reference("rate_relu", "v")(_rate(torch.relu))
+
+
+def _reset_before(w: Weights, x: Tensor, states: States) -> States:
+    (h,) = states
+    r, z = logistic(w.net("r", x, h)), logistic(w.net("z", x, h))
+    n = torch.tanh(w.of_input("n", x) + w.of_state("n", r * h))
+    return (z * h + (1 - z) * n,)
+
+
+def _mut1(w: Weights, x: Tensor, states: States) -> States:
+    (h,) = states
+    z, r = logistic(w.of_input("z", x)), logistic(w.net("r", x, h))
+    return (torch.tanh(w.of_state("h", r * h) + torch.tanh(w.of_input("h", x))) * z + h * (1 - z),)
+
+
+def _mut2(w: Weights, x: Tensor, states: States) -> States:
+    (h,) = states
+    z, r = logistic(w.net("z", x, h)), logistic(w.net("r", x, h))
+    return (torch.tanh(w.of_state("h", r * h) + w.of_input("h", x)) * z + h * (1 - z),)
+
+
+def _multiplied(w: Weights, x: Tensor, h: Tensor) -> Tensor:
+    return w.of_input("m", x) * w.of_state("m", h)
+
+
+def _multiplicative_rnn(w: Weights, x: Tensor, states: States) -> States:
+    return (torch.tanh(w.net("h", x, _multiplied(w, x, states[0]))),)
+
+
+def _multiplicative_lstm(w: Weights, x: Tensor, states: States) -> States:
+    m = _multiplied(w, x, states[0])
+    i, f, o = (logistic(w.net(k, x, m)) for k in "ifo")
+    c = f * states[1] + i * torch.tanh(w.net("g", x, m))
+    return o * torch.tanh(c), c
+
+
+reference("gru_reset_before", "r z n")(_reset_before)
+reference("mut1", "z r h|r h")(_mut1)
+reference("mut2", "z r h|z r h")(_mut2)
+reference("multiplicative_rnn", "m h")(_multiplicative_rnn)
+reference("multiplicative_lstm", "m i f o g")(_multiplicative_lstm)
+
+
+def _indrnn(w: Weights, x: Tensor, states: States) -> States:
+    return (torch.relu(w.of_input("h", x) + w.p["u"] * states[0]),)
+
+
+def _sru(w: Weights, x: Tensor, states: States) -> States:
+    c = states[1]
+    f = logistic(w.of_input("f", x) + w.p["v_f"] * c)
+    r = logistic(w.of_input("r", x) + w.p["v_r"] * c)
+    new = f * c + (1 - f) * w.of_input("u", x)
+    return r * new + (1 - r) * w.of_input("skip", x), new
+
+
+def _min_gru(w: Weights, x: Tensor, states: States) -> States:
+    z = logistic(w.of_input("z", x))
+    return ((1 - z) * states[0] + z * w.of_input("h", x),)
+
+
+def _min_lstm(w: Weights, x: Tensor, states: States) -> States:
+    f, i = logistic(w.of_input("f", x)), logistic(w.of_input("i", x))
+    return (f / (f + i) * states[0] + i / (f + i) * w.of_input("h", x),)
+
+
+reference("indrnn", "h|")(_indrnn)
+reference("sru", "u f r skip|")(_sru)
+reference("min_gru", "z h|")(_min_gru)
+reference("min_lstm", "f i h|")(_min_lstm)
+
+
+def _lstm_parts(w: Weights, x: Tensor, states: States) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h = states[0]
+    return (
+        logistic(w.net("i", x, h)),
+        logistic(w.net("f", x, h)),
+        torch.tanh(w.net("g", x, h)),
+        logistic(w.net("o", x, h)),
+    )
+
+
+def _zoneout(w: Weights, x: Tensor, states: States) -> States:
+    """With the means of the masks, as outside training."""
+    h, c = states
+    i, f, g, o = _lstm_parts(w, x, states)
+    new = f * c + i * g
+    return 0.95 * (o * torch.tanh(new)) + 0.05 * h, 0.5 * new + 0.5 * c
+
+
+def _recurrent_dropout(w: Weights, x: Tensor, states: States) -> States:
+    i, f, g, o = _lstm_parts(w, x, states)
+    c = f * states[1] + i * g
+    return o * torch.tanh(c), c
+
+
+reference("zoneout_lstm", "i f g o")(_zoneout)
+reference("recurrent_dropout_lstm", "i f g o")(_recurrent_dropout)

@@ -57,6 +57,7 @@ def _problem(cell, steps, batch, inputs, hidden, dtype=torch.float64):
     gradients = [draw(steps, batch, hidden), *(draw(1, batch, hidden) for _ in cell.states)]
     leaves = [v.to(torch.float32).to(dtype).requires_grad_() for v in values]
     network.load_state_dict({k: v.to(torch.float32) for k, v in network.state_dict().items()})
+    network.eval()  # a cell with masks has their means then
     return network.to(dtype), leaves, [g.to(torch.float32).to(dtype) for g in gradients]
 
 
@@ -192,3 +193,15 @@ def test_docstrings_have_equations(CELLS):
 def test_is_not_loaded_with_the_library():
     program = "import sys, fastrnn; sys.exit('fastrnn.gallery' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_masks_of_the_regularised():
+    from fastrnn.gallery.regularised import kept
+
+    like = torch.empty(200, 500)
+    drawn = kept(0.25, True)(like, True)
+    assert drawn.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert abs(drawn.mean() - 1) < 0.01
+    assert (kept(0.25, True)(like, False) == 1).all()
+    assert set(kept(0.05, False)(like, True).unique().tolist()) == {0.0, 1.0}
+    assert (kept(0.05, False)(like, False) == 0.95).all()

@@ -46,7 +46,7 @@ struct Backward {
     const CellKernels& cell = *call.cell;
     const int64_t H = call.hidden;
     const std::array<int64_t, 4> widths{cell.saved > 0 ? cell.gates * H : 0, std::max(0, cell.saved - cell.gates) * H,
-                                        (cell.states - 1) * H, w_hr ? H : 0};
+                                        (cell.states - 1) * H, w_hr || cell.second > 0 ? H : 0};
     const auto type = c10::typeMetaToScalarType(call.options.dtype());
     for (size_t k = 0; k < reserve.size(); ++k) {
       const auto expected = k == 2 ? compute_type(type) : type;
@@ -63,7 +63,7 @@ struct Backward {
 
 struct Gradients {
   Tensor da;           // (N, G·H)
-  Tensor drh;          // (N, (G - split_from)·H): where it differs from da
+  Tensor drh;          // (N, (R - split_from)·H): where it differs from da
   Tensors initial;     // (B, ·), in the caller's order; empty if not wanted
   Tensor dh;           // (N, P) or undefined
   Tensor dparameters;  // (N, Q·H)
@@ -71,14 +71,16 @@ struct Gradients {
 
 // ∂L/∂rh, (N, G·H).
 Tensor whole_drh(const Call& call, const Gradients& g) {
-  const int64_t rest = g.drh.size(1), split = call.gate_width() - rest;
-  if (rest == 0) return g.da;
-  Tensor whole = products::empty(g.da.sizes(), g.da);
+  const int64_t rest = g.drh.size(1), split = call.recurrent_width() - rest;
+  if (rest == 0) return split == g.da.size(1) ? g.da : g.da.narrow(1, 0, split);
+  if (split == 0) return g.drh;
+  Tensor whole = products::empty({g.da.size(0), call.recurrent_width()}, g.da);
   const auto bytes = [](const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); };
-  const size_t size = g.da.itemsize(), row = static_cast<size_t>(call.gate_width()) * size;
+  const size_t size = g.da.itemsize(), row = static_cast<size_t>(call.recurrent_width()) * size;
+  const size_t row_of_da = static_cast<size_t>(call.gate_width()) * size;
   const size_t front = static_cast<size_t>(split) * size, back = static_cast<size_t>(rest) * size;
   for (size_t n = 0; n < static_cast<size_t>(g.da.size(0)); ++n) {
-    memcpy(bytes(whole) + n * row, bytes(g.da) + n * row, front);
+    memcpy(bytes(whole) + n * row, bytes(g.da) + n * row_of_da, front);
     memcpy(bytes(whole) + n * row + front, bytes(g.drh) + n * back, back);
   }
   return whole;
@@ -96,7 +98,7 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   const std::vector<int64_t> wide{layout.rows, call.gate_width()};
   out.da = buffers.empty(wide, call.options);
   out.dparameters = buffers.empty({layout.rows, call.cell->parameters * call.hidden}, call.options);
-  out.drh = buffers.empty({layout.rows, (call.cell->gates - call.cell->split_from) * call.hidden}, call.options);
+  out.drh = buffers.empty({layout.rows, (call.cell->recurrent - call.cell->split_from) * call.hidden}, call.options);
   if (want_dh || b.w_hr) out.dh = buffers.empty({layout.rows, call.projected}, call.options);
   Tensor gy;
   if (grads[0].defined()) {
@@ -113,12 +115,13 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   args.gates = data_of(b.reserve[0]);
   args.extra = data_of(b.reserve[1]);
   args.cells = data_of(b.reserve[2]);
+  args.unprojected = data_of(b.reserve[3]);
   args.y = b.y.const_data_ptr();
   args.grad_y = gy.defined() ? gy.const_data_ptr() : nullptr;
   args.da = out.da.data_ptr();
   args.drh = out.drh.data_ptr();
   args.dh = out.dh.defined() ? out.dh.data_ptr() : nullptr;
-  args.initial_product = layout.steps > 1;
+  args.initial_product = layout.steps > 1 || call.cell->second > 0 || call.cell->recurrent == 0;
   Tensors finals(S);
   for (int s = 0; s < S; ++s) {
     args.initial[s] = b.states.empty() ? nullptr : b.states[s].const_data_ptr();
@@ -135,7 +138,7 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   if (layout.batch > 0) buffers.verify(call.cell->backward[static_cast<int>(call.format)](args));
   if (want_initial && !args.initial_product) {
     Tensor first = layout.rows == layout.batch ? out.initial[0] : out.initial[0].narrow(0, 0, layout.rows);
-    products::add_of_input(first, whole_drh(call, out), call.recurrent(b.w_hh));
+    products::add_of_input(first, whole_drh(call, out), call.first_product(b.w_hh));
   }
   for (Tensor& g : out.initial) g = layout.unsort(g);
   return out;
@@ -198,13 +201,21 @@ Tensor recurrent_gradient(const Backward& b, const Gradients& g, bool reverse) {
   const Layout& layout = b.call.layout;
   Tensor out = products::empty(b.w_hh.sizes(), b.w_hh);
   const Tensor before = layout.plain() ? Tensor() : hidden_before(b, reverse);
-  const int64_t rest = g.drh.size(1), split = b.call.gate_width() - rest;
+  const int64_t first = b.call.first_width(), width = b.call.recurrent_width();
+  const int64_t rest = g.drh.size(1), split = width - rest;
   if (const int64_t parameters = b.call.cell->parameters; parameters > 0) {
     const Tensor sums = g.dparameters.unflatten(1, {parameters, b.call.hidden}).sum(0);
-    out.narrow(0, b.call.gate_width(), parameters).copy_(sums);
+    out.narrow(0, width, parameters).copy_(sums);
   }
-  if (rest == 0 || layout.rows <= kFew) {
-    recurrent_gradient_into(b.call.recurrent(out), b, whole_drh(b.call, g), before, reverse);
+  if (width == 0) return out;
+  if (first < width) {
+    const Tensor drh = whole_drh(b.call, g);
+    const Tensor vector = b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows);
+    Tensor of_second = out.narrow(0, first, width - first);
+    products::of_weight_into(of_second, drh.narrow(1, first, width - first), vector);
+    if (first > 0) recurrent_gradient_into(out.narrow(0, 0, first), b, drh.narrow(1, 0, first), before, reverse);
+  } else if (rest == 0 || split == 0 || layout.rows <= kFew) {
+    recurrent_gradient_into(b.call.first_product(out), b, whole_drh(b.call, g), before, reverse);
   } else {
     recurrent_gradient_into(out.narrow(0, 0, split), b, g.da.narrow(1, 0, split), before, reverse);
     recurrent_gradient_into(out.narrow(0, split, rest), b, g.drh, before, reverse);
@@ -217,7 +228,10 @@ Tensor sum_rows(const Tensor& t) { return t.size(0) == 1 ? copy_of(t, t.sizes().
 
 // ∂L/∂b_hh = Σ drh. `input`: ∂L/∂b_ih if it is known; never one tensor for two gradients.
 Tensor bias_gradient(const Call& call, const Gradients& g, const Tensor& input) {
-  const int64_t rest = g.drh.size(1), split = call.gate_width() - rest;
+  const int64_t rest = g.drh.size(1), split = call.recurrent_width() - rest;
+  if (split == 0 && call.recurrent_width() == 0) return products::empty({0}, g.da);
+  if (split == 0) return sum_rows(g.drh);
+  if (split + rest < call.gate_width()) return at::cat({sum_rows(g.da.narrow(1, 0, split)), sum_rows(g.drh)});
   Tensor out = input.defined() ? copy_of(input, input.sizes()) : sum_rows(g.da);
   if (rest > 0) out.narrow(0, split, rest).copy_(sum_rows(g.drh));
   return out;
@@ -260,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
   const Gradients g = run_backward(b, joined(grad_y, grad_final), reverse, want_initial, want_dh);
   const Layout& layout = b.call.layout;
-  const bool split = b.call.cell->split_from < b.call.cell->gates;
+  const bool split = g.drh.size(1) > 0;
   return {layout.scatter(g.da), split ? layout.scatter(whole_drh(b.call, g)) : at::empty({0}, b.call.options),
           g.initial, want_dh ? layout.scatter(g.dh) : at::empty({0}, b.call.options)};
 }

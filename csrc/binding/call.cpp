@@ -30,21 +30,22 @@ Format format_for(const CellKernels& cell, at::ScalarType type) {
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
     : cell(cell_named(std::string(name))), layout(rows_like, batch_sizes, lengths, reset) {
-  const int64_t rows = w_hh.dim() == 2 ? w_hh.size(0) - cell->parameters : -1;
-  TORCH_CHECK(rows >= 0 && rows % cell->gates == 0, "w_hh: expected shape [", cell->gates, "·H",
-              cell->parameters > 0 ? " + " + std::to_string(cell->parameters) : "", ", P], got ", w_hh.sizes());
-  hidden = rows / cell->gates;
+  TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected shape [", cell->recurrent, "·H, P], got ", w_hh.sizes());
   projected = w_hh.size(1);
+  // Where its rows do not say H, h has it: only cells with as many recurrent products as gates can be projected.
+  hidden = cell->recurrent < cell->gates || cell->parameters > 0 ? projected : w_hh.size(0) / cell->recurrent;
+  TORCH_CHECK(w_hh.size(0) == recurrent_width() + cell->parameters, "w_hh: expected shape [", cell->recurrent, "·H",
+              cell->parameters > 0 ? " + " + std::to_string(cell->parameters) : "", ", P], got ", w_hh.sizes());
   format = format_for(*cell, w_hh.scalar_type());
   options = w_hh.options().requires_grad(false);
   TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
-  check(w_hh, {gate_width() + cell->parameters, projected}, "w_hh");
+  check(w_hh, {recurrent_width() + cell->parameters, projected}, "w_hh");
   if (w_hr) {
     TORCH_CHECK_VALUE(!cell->reads_hidden, "w_hr: the cell ", name, " cannot be used with a projection");
     check(*w_hr, {projected, hidden}, "w_hr");
   } else {
-    TORCH_CHECK(projected == hidden, "w_hh: expected shape ", at::IntArrayRef{gate_width() + cell->parameters, hidden},
-                ", got ", w_hh.sizes());
+    TORCH_CHECK(projected == hidden, "w_hh: expected shape ",
+                at::IntArrayRef{recurrent_width() + cell->parameters, hidden}, ", got ", w_hh.sizes());
   }
 }
 

@@ -13,8 +13,8 @@ namespace {
 
 // R·h + b_hh of a sequence's only step: no use packing weights that are read once.
 Tensor only_product(const Call& call, const Tensors& states, const Weights& w) {
-  if (!states.empty()) return products::forward(states[0], call.recurrent(w.w_hh), w.b_hh);
-  Tensor rows = products::empty({call.layout.batch, call.gate_width()}, w.w_hh);
+  if (!states.empty()) return products::forward(states[0], call.first_product(w.w_hh), w.b_hh);
+  Tensor rows = products::empty({call.layout.batch, call.recurrent_width()}, w.w_hh);
   if (!w.b_hh) {
     memset(rows.mutable_data_ptr(), 0, rows.nbytes());
     return rows;
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
   x_sizes.push_back(w_ih ? w_ih->size(-1) : GH);
   if (w_ih) call.check(*w_ih, {GH, w_ih->size(-1)}, "w_ih");
   if (b_ih) call.check(*b_ih, {GH}, "b_ih");
-  if (b_hh) call.check(*b_hh, {GH}, "b_hh");
+  if (b_hh) call.check(*b_hh, {call.recurrent_width()}, "b_hh");
   call.check(x, x_sizes, "x");
   call.check_states(initial, "states");
 
@@ -85,9 +85,10 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
   const Tensor gates = input_product(call, x, w.w_ih, w.b_ih, training);
   const Tensor extra = saved(K > G, (K - G) * H, type);
   const Tensor cells = saved(S > 1, (S - 1) * H, compute_type(type));
-  const Tensor unprojected = saved(w_hr.has_value(), H, type);
+  const Tensor unprojected = saved(w_hr.has_value() || call.cell->second > 0, H, type);
   const Tensor y = buffers.empty({layout.rows, P}, call.options);
-  const Tensor rh = layout.steps == 1 ? only_product(call, states, w) : Tensor();
+  const bool at_once = layout.steps == 1 && call.cell->second == 0 && call.cell->recurrent > 0;
+  const Tensor rh = at_once ? only_product(call, states, w) : Tensor();
 
   ForwardArgs args{};
   args.seq = layout.sequence(H, P, reverse);

@@ -12,9 +12,9 @@ namespace fastrnn {
 // The weights of a layer, as in fastrnn/functional.py.
 struct Weights {
   OptionalTensor w_ih;  // (G·H, I); none: x is the input product already
-  Tensor w_hh;          // (G·H + Q, P)
+  Tensor w_hh;          // (R·H + Q, P)
   OptionalTensor b_ih;  // (G·H)
-  OptionalTensor b_hh;  // (G·H)
+  OptionalTensor b_hh;  // (R·H)
   OptionalTensor w_hr;  // (P, H)
 };
 
@@ -34,10 +34,15 @@ struct Call {
        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset);
 
   int64_t gate_width() const { return cell->gates * hidden; }
-  // Behind the rows of the gates w_hh has one for each of the cell's numbers per unit.
-  Tensor recurrent(const Tensor& w_hh) const { return cell->parameters > 0 ? w_hh.narrow(0, 0, gate_width()) : w_hh; }
+  // Of R·h, and of that part which is multiplied with h itself.
+  int64_t recurrent_width() const { return cell->recurrent * hidden; }
+  int64_t first_width() const { return (cell->recurrent - cell->second) * hidden; }
+  // w_hh has the rows of the first product, of the second, and one for each of the cell's numbers per unit.
+  Tensor first_product(const Tensor& w_hh) const {
+    return first_width() == w_hh.size(0) ? w_hh : w_hh.narrow(0, 0, first_width());
+  }
   const void* parameters_of(const Tensor& w_hh) const {  // w_hh: dense
-    return static_cast<const char*>(w_hh.const_data_ptr()) + gate_width() * hidden * w_hh.element_size();
+    return static_cast<const char*>(w_hh.const_data_ptr()) + recurrent_width() * projected * w_hh.element_size();
   }
   int64_t width(int s) const { return s == 0 ? projected : hidden; }
   // Raises unless `t` has these sizes and this call's dtype, and lies on the CPU.

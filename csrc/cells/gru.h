@@ -8,7 +8,8 @@ namespace FASTRNN_NAMESPACE {
 
 struct gru {
   static constexpr int kGates = 3, kStates = 1, kSaved = 4;  // saved: r z n rh_n
-  static constexpr int kSplitFrom = 2, kParameters = 0;
+  static constexpr int kSplitFrom = 2;
+  static constexpr int kRecurrent = kGates, kSecond = 0, kParameters = 0;
   static constexpr bool kReadsHidden = true;
 
   template <class M, class V>

@@ -8,7 +8,8 @@ namespace FASTRNN_NAMESPACE {
 
 struct lstm {
   static constexpr int kGates = 4, kStates = 2, kSaved = 4;  // saved: i f g o
-  static constexpr int kSplitFrom = kGates, kParameters = 0;
+  static constexpr int kSplitFrom = kGates;
+  static constexpr int kRecurrent = kGates, kSecond = 0, kParameters = 0;
   static constexpr bool kReadsHidden = false;
 
   template <class M, class V>

@@ -7,7 +7,8 @@ namespace FASTRNN_NAMESPACE {
 
 struct rnn_tanh {
   static constexpr int kGates = 1, kStates = 1, kSaved = 0;
-  static constexpr int kSplitFrom = kGates, kParameters = 0;
+  static constexpr int kSplitFrom = kGates;
+  static constexpr int kRecurrent = kGates, kSecond = 0, kParameters = 0;
   static constexpr bool kReadsHidden = true;
 
   template <class M, class V>

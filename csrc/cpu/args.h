@@ -37,17 +37,17 @@ struct Sequence {
 // T below is the storage format, C what it is computed in (float64 for float64, float32 for the rest).
 struct ForwardArgs {
   Sequence seq;
-  const void* w_hh;                 // T [G·H, P]
+  const void* w_hh;                 // T [R·H, P]; R: gates that have a recurrent product
   const void* b_ih;                 // T [G·H] or null: added to wx
-  const void* b_hh;                 // T [G·H] or null
+  const void* b_hh;                 // T [R·H] or null
   const void* w_hr;                 // T [P, H] or null: no projection
   const void* parameters;           // T [Q, H], a cell's numbers for each unit
-  const void* rh;                   // T [B, G·H] or null: R·h + b_hh of the only step, if T = 1 and the caller has it
+  const void* rh;                   // T [B, R·H] or null: R·h + b_hh of the only step, if T = 1 and the caller has it
   const void* initial[kMaxStates];  // T [B, P] for h, [B, H] for others; null = zeros
   void* gates;                      // T [N, G·H] in: W·x; out, if training: the first min(G, K) saved values
   void* extra;                      // T [N, (K-G)·H], training and K > G
   void* cells;                      // C [N, (S-1)·H], training and S > 1: states other than h after each step
-  void* unprojected;                // T [N, H], training and projection: h before it
+  void* unprojected;                // T [N, H], training and projection: h before it; two products: the second's vector
   void* y;                          // T [N, P]
   void* final_states[kMaxStates];   // T [B, P or H]
   bool training;
@@ -62,11 +62,12 @@ struct BackwardArgs {
   const void* gates;
   const void* extra;
   const void* cells;
+  const void* unprojected;
   const void* y;
   const void* grad_y;                  // T [N, P] or null
   const void* grad_final[kMaxStates];  // T [B, P or H] or null
   void* da;                            // T [N, G·H]
-  void* drh;                           // T [N, (G - split_from)·H], ∂L/∂rh of the gates where it differs from da
+  void* drh;                           // T [N, (R - split_from)·H], ∂L/∂rh of the gates where it differs from da
   void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together
@@ -90,7 +91,7 @@ struct SmallKernels {
 };
 
 struct CellKernels {
-  int gates, states, saved, split_from, parameters;
+  int gates, recurrent, second, states, saved, split_from, parameters;
   bool reads_hidden;
   // By Format. Null: this instruction set has nothing for it (kFloat32Parts alone; kFloat32 does it). They return 0, or
   // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).

@@ -2,7 +2,9 @@
 //
 // Visits go through the steps in the opposite order. Visit n begins with the product that the visit before it left:
 // ∂L/∂h of this step = drh of the step visited before, times R. Rows that the step visited before was the first of (or
-// the first of a segment) hand that gradient to their initial state instead.
+// the first of a segment) hand that gradient to their initial state instead. Of a cell with two products a visit goes
+// on with the second one: from the gradient of its result to that of the vector it multiplied, and then the whole
+// cell's.
 #pragma once
 
 #include "cpu/engine.h"
@@ -20,7 +22,8 @@ struct Backward {
   using WeightElement = typename Weights::Element;
   using OperandElement = typename Operand::Element;
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
-  static constexpr int kSplitFrom = Cell::kSplitFrom, kSplit = G - kSplitFrom, Q = Cell::kParameters;
+  static constexpr int Q = Cell::kParameters, R = Cell::kRecurrent, R2 = Cell::kSecond, R1 = R - R2;
+  static constexpr int kSplitFrom = Cell::kSplitFrom, kSplit = R - kSplitFrom;
   // The product reads drh where the caller wants it.
   static constexpr bool kInPlace = Engine::kReadsStates && sizeof(T) == sizeof(C) && kSplit == 0;
 
@@ -32,20 +35,22 @@ struct Backward {
   bool want_initial = false;
   Workspace workspace;
   Plan plan;
-  Weights recurrent, projection;
-  Operand operand[2];           // (B, G·H) drh of a step, in turns, unless in place
-  Operand total;                // (B, P) ∂L/∂h before a projection
-  C* direct[kMaxStates] = {};   // (B, width(s)): gradient of the states a step starts from, without the product's part
-  C* initial[kMaxStates] = {};  // (B, width(s)): gradient of the initial states
+  Weights recurrent, second, projection;
+  Operand operand[2];            // (B, R1·H) drh of a step, in turns, unless in place
+  Operand total;                 // (B, P) ∂L/∂h before a projection; (B, R2·H) of the second product's result
+  C* incoming[kMaxStates] = {};  // (B, H padded): gradients of the new states, until the second product is there
+  C* direct[kMaxStates] = {};    // (B, width(s)): gradient of the states a step starts from, without the product's part
+  C* initial[kMaxStates] = {};   // (B, width(s)): gradient of the initial states
   int64_t stride[kMaxStates];
-  size_t at_recurrent, at_projection = 0, at_operand[2] = {}, at_total = 0, at_direct[kMaxStates],
-                       at_initial[kMaxStates];
+  size_t at_recurrent, at_second = 0, at_incoming[kMaxStates] = {}, at_projection = 0, at_operand[2] = {}, at_total = 0,
+                       at_direct[kMaxStates], at_initial[kMaxStates];
 
   explicit Backward(const BackwardArgs& a)
       : args(a), seq(opposite(a.seq)), steps{seq}, H(seq.hidden), P(seq.projected), projecting(a.w_hr != nullptr) {
     for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr;
-    plan = make_plan(seq, {seq.batch, G * H, P, Engine::kBytes, projecting ? 2 : 1, Engine::kSpeed});
-    recurrent = Engine::template weights<1>(G * H, P, rows_of_a_thread(plan, seq));
+    const int64_t depth = R > 0 ? R * H : 16;  // of a cell without a product: its element-wise work
+    plan = make_plan(seq, {seq.batch, depth, P, Engine::kBytes, projecting || R2 > 0 ? 2 : 1, Engine::kSpeed});
+    recurrent = Engine::template weights<1>(R1 * H, P, rows_of_a_thread(plan, seq));
     projection = Engine::template weights<1>(P, H, rows_of_a_thread(plan, seq));
     at_recurrent = workspace.add(needs_product() ? recurrent.size() : 0, sizeof(WeightElement));
     if (projecting) {
@@ -55,12 +60,19 @@ struct Backward {
     }
     if constexpr (!kInPlace) {
       for (int k = 0; k < 2; ++k) {
-        operand[k] = Operand(G * H);
+        operand[k] = Operand(R1 * H);
         at_operand[k] = workspace.add(operand[k].size(seq.batch), sizeof(OperandElement));
       }
     }
+    if constexpr (R2 > 0) {
+      second = Engine::template weights<1>(R2 * H, H, rows_of_a_thread(plan, seq));
+      total = Operand(R2 * H);
+      at_second = workspace.add(second.size(), sizeof(WeightElement));
+      at_total = workspace.add(total.size(seq.batch), sizeof(OperandElement));
+    }
     for (int s = 0; s < S; ++s) {
       stride[s] = Panels<C>::groups(width(s)) * kLanes;
+      if (R2 > 0) at_incoming[s] = workspace.add(seq.batch * stride[s], sizeof(C));
       at_direct[s] = workspace.add(seq.batch * stride[s], sizeof(C));
       at_initial[s] = workspace.add(want_initial ? seq.batch * stride[s] : 0, sizeof(C));
     }
@@ -70,21 +82,21 @@ struct Backward {
     s.reverse = !s.reverse;
     return s;
   }
-  bool needs_product() const { return seq.steps > 1 || (want_initial && args.initial_product); }
+  bool needs_product() const { return R1 > 0 && (seq.steps > 1 || (want_initial && args.initial_product)); }
   int64_t width(int s) const { return s == 0 ? P : H; }
 
   int run() {
     if (!workspace.allocate()) return -1;
     recurrent.data = workspace.template at<WeightElement>(at_recurrent);
-    if (projecting) {
-      projection.data = workspace.template at<WeightElement>(at_projection);
-      total.data = workspace.template at<OperandElement>(at_total);
-    }
+    second.data = workspace.template at<WeightElement>(at_second);
+    projection.data = workspace.template at<WeightElement>(at_projection);
+    total.data = workspace.template at<OperandElement>(at_total);
     if constexpr (!kInPlace) {
       for (int k = 0; k < 2; ++k) operand[k].data = workspace.template at<OperandElement>(at_operand[k]);
     }
     for (int s = 0; s < S; ++s) {
       direct[s] = workspace.template at<C>(at_direct[s]);
+      incoming[s] = workspace.template at<C>(at_incoming[s]);
       initial[s] = workspace.template at<C>(at_initial[s]);
     }
     run_team(plan.threads, &Backward::body, this);
@@ -104,13 +116,14 @@ struct Backward {
 
   void work(Member& member) const {
     Part part = part_of(plan, seq, member, projection.groups(), recurrent.groups());
+    if constexpr (R == 0) part.alone = true;
     pack(member);
     clear(part);
     member.wait();
     for (int64_t n = 0; n < seq.steps; ++n) {
       enter(part, n);
       hidden_gradient(part, n);
-      if (projecting) {
+      if (projecting || R2 > 0) {
         if (!meet_again(member, part)) return;
         unproject(part, n);
       }
@@ -118,7 +131,7 @@ struct Backward {
     }
     if (!want_initial) return;
     hidden_gradient(part, seq.steps);  // no row is left: all that remains belongs to the initial states
-    if (projecting) unproject(part, seq.steps);
+    if (projecting || R2 > 0) unproject(part, seq.steps);
     finish(part);
   }
 
@@ -130,6 +143,11 @@ struct Backward {
     if (needs_product()) {
       const Range mine = share(recurrent.groups(), member.rank, member.size);
       pack_columns_as_lanes(static_cast<const T*>(args.w_hh), recurrent, mine);
+    }
+    if constexpr (R2 > 0) {
+      const Range mine = share(second.groups(), member.rank, member.size);
+      pack_columns_as_lanes(static_cast<const T*>(args.w_hh) + R1 * H * H, second, mine);
+      total.prepare(rows);
     }
     if (projecting) {
       const Range mine = share(projection.groups(), member.rank, member.size);
@@ -207,8 +225,15 @@ struct Backward {
         with_output<false>(n, i, unit, static_cast<int>(P - unit), dh);
       }
     };
-    const Operand x = operand_of(n - 1);
-    Engine::template sweep<1>(recurrent, nullptr, x, part.projected_groups, (n & 1) != 0).run(rows, live, stage);
+    if constexpr (R1 > 0) {
+      const Operand x = operand_of(n - 1);
+      Engine::template sweep<1>(recurrent, nullptr, x, part.projected_groups, (n & 1) != 0).run(rows, live, stage);
+    } else {
+      alignas(64) constexpr C kNothing[kLanes] = {};
+      for (int64_t i = rows.begin; i < rows.end; ++i) {
+        for (int64_t g = part.projected_groups.begin; g < part.projected_groups.end; ++g) stage(i, g, kNothing);
+      }
+    }
   }
 
   // States other than h of a row that has no step in visit n.
@@ -227,9 +252,27 @@ struct Backward {
     if (projecting) {
       total.store(dh, i, unit, lanes);
       V::zero().store(direct[0] + i * stride[0] + unit);
+    } else if constexpr (R2 > 0) {
+      before_second<Full>(n, i, unit, lanes, dh);
     } else {
       element<Full>(n, i, unit, lanes, dh);
     }
+  }
+
+  // The gradient of the second product's result.
+  template <bool Full>
+  FASTRNN_FN void before_second(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V dh) const {
+    Values v;
+    load(n, i, unit, lanes, v);
+    v.ds_new[0] = dh;
+    FASTRNN_UNROLL
+    for (int s = 1; s < S; ++s) v.ds_new[s] = arriving(s, n, i, unit, V::zero());
+    FASTRNN_UNROLL
+    for (int s = 0; s < S; ++s) v.ds_new[s].store(incoming[s] + i * stride[s] + unit);
+    V drm[R2];
+    Cell::template inner_gradient<Math>(v.saved, v.before, v.after, v.vector, v.parameters, v.ds_new, drm);
+    FASTRNN_UNROLL
+    for (int g = 0; g < R2; ++g) total.store(drm[g], i, g * H + unit, lanes);
   }
 
   void unproject(const Part& part, int64_t n) const {
@@ -238,14 +281,14 @@ struct Backward {
     const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
       const int64_t unit = group * kLanes;
       if (i >= now) {
-        hand_over(n, i, unit);
+        if (projecting) hand_over(n, i, unit);
       } else if (unit + kLanes <= H) {
         element<true>(n, i, unit, Lanes<true>{kLanes}, V::load(sum));
       } else {
         element<false>(n, i, unit, Lanes<false>{static_cast<int>(H - unit)}, V::load(sum));
       }
     };
-    Engine::template sweep<1>(projection, nullptr, total, part.groups, (n & 1) != 0)
+    Engine::template sweep<1>(R2 > 0 ? second : projection, nullptr, total, part.groups, (n & 1) != 0)
         .run(rows, smaller(part.rows.end, now), stage);
   }
 
@@ -261,46 +304,70 @@ struct Backward {
     return lanes.load(static_cast<const T*>(args.initial[s]) + i * H + unit);
   }
 
-  // The cell, on one vector of units of row i.
+  // What the cell's gradient is computed from, one vector each.
+  struct Values {
+    V saved[K > 0 ? K : 1], before[S], after[S], vector[1], parameters[Q > 0 ? Q : 1], ds_new[S];
+  };
+
+  // All but ds_new, for row i of visit n.
   template <bool Full>
-  FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V dh) const {
+  FASTRNN_FN void load(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, Values& v) const {
     const int64_t row = steps.offset(n) + i;
-    V saved[K > 0 ? K : 1], before[S], after[S], ds_new[S], da[G], drh[G], ds[S];
     FASTRNN_UNROLL
     for (int k = 0; k < K; ++k) {
-      saved[k] = lanes.load(k < G ? static_cast<const T*>(args.gates) + (row * G + k) * H + unit
-                                  : static_cast<const T*>(args.extra) + (row * (K - G) + (k - G)) * H + unit);
+      v.saved[k] = lanes.load(k < G ? static_cast<const T*>(args.gates) + (row * G + k) * H + unit
+                                    : static_cast<const T*>(args.extra) + (row * (K - G) + (k - G)) * H + unit);
     }
-    before[0] = after[0] = V::zero();
-    if constexpr (Cell::kReadsHidden) before[0] = state_before(0, n, i, unit, lanes);
-    if (!projecting) after[0] = lanes.load(static_cast<const T*>(args.y) + row * H + unit);
-    ds_new[0] = dh;
+    v.before[0] = v.after[0] = V::zero();
+    if constexpr (Cell::kReadsHidden) v.before[0] = state_before(0, n, i, unit, lanes);
+    if (!projecting) v.after[0] = lanes.load(static_cast<const T*>(args.y) + row * H + unit);
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) {
-      before[s] = state_before(s, n, i, unit, lanes);
-      after[s] = lanes.load(static_cast<const C*>(args.cells) + (row * (S - 1) + s - 1) * H + unit);
-      ds_new[s] = arriving(s, n, i, unit, V::zero());
+      v.before[s] = state_before(s, n, i, unit, lanes);
+      v.after[s] = lanes.load(static_cast<const C*>(args.cells) + (row * (S - 1) + s - 1) * H + unit);
     }
+    if constexpr (R2 > 0) v.vector[0] = lanes.load(static_cast<const T*>(args.unprojected) + row * H + unit);
+    FASTRNN_UNROLL
+    for (int q = 0; q < Q; ++q) v.parameters[q] = lanes.load(static_cast<const T*>(args.parameters) + q * H + unit);
+  }
 
-    if constexpr (Q > 0) {
-      V parameters[Q], dparameters[Q];
-      FASTRNN_UNROLL
-      for (int q = 0; q < Q; ++q) parameters[q] = lanes.load(static_cast<const T*>(args.parameters) + q * H + unit);
-      Cell::template backward<Math>(saved, before, after, parameters, ds_new, da, drh, ds, dparameters);
+  // The cell, on one vector of units of row i. `gradient`: of the new h; with two products of the second's vector.
+  template <bool Full>
+  FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V gradient) const {
+    const int64_t row = steps.offset(n) + i;
+    Values v;
+    V da[G], drh[R > 0 ? R : 1], ds[S];
+    load(n, i, unit, lanes, v);
+    FASTRNN_UNROLL
+    for (int s = 0; s < S; ++s) {
+      if constexpr (R2 > 0) {
+        v.ds_new[s] = V::load(incoming[s] + i * stride[s] + unit);
+      } else {
+        v.ds_new[s] = s == 0 ? gradient : arriving(s, n, i, unit, V::zero());
+      }
+    }
+    if constexpr (Q > 0 || R2 > 0) {
+      V dparameters[Q > 0 ? Q : 1];
+      const V dvector[1] = {gradient};
+      Cell::template backward<Math>(v.saved, v.before, v.after, v.vector, v.parameters, v.ds_new, dvector, da, drh, ds,
+                                    dparameters);
       T* to = static_cast<T*>(args.dparameters) + row * Q * H + unit;
       FASTRNN_UNROLL
       for (int q = 0; q < Q; ++q) lanes.store(dparameters[q], to + q * H);
     } else {
-      Cell::template backward<Math>(saved, before, after, ds_new, da, drh, ds);
+      Cell::template backward<Math>(v.saved, v.before, v.after, v.ds_new, da, drh, ds);
     }
 
     T* to = static_cast<T*>(args.da) + row * G * H + unit;
     T* to_drh = static_cast<T*>(args.drh) + row * kSplit * H + unit;
     FASTRNN_UNROLL
-    for (int g = 0; g < G; ++g) {
-      lanes.store(da[g], to + g * H);
+    for (int g = 0; g < G; ++g) lanes.store(da[g], to + g * H);
+    FASTRNN_UNROLL
+    for (int g = 0; g < R; ++g) {
       if (g >= kSplitFrom) lanes.store(drh[g], to_drh + (g - kSplitFrom) * H);
-      if constexpr (!kInPlace) operand[n & 1].store(g >= kSplitFrom ? drh[g] : da[g], i, g * H + unit, lanes);
+      if constexpr (!kInPlace) {
+        if (g < R1) operand[n & 1].store(g >= kSplitFrom ? drh[g] : da[g], i, g * H + unit, lanes);
+      }
     }
     FASTRNN_UNROLL
     for (int s = projecting ? 1 : 0; s < S; ++s) ds[s].store(direct[s] + i * stride[s] + unit);

@@ -1,4 +1,5 @@
-// The forward driver of cells with one product per step, for any cell, direction, packing and way of sharing the work.
+// The forward driver of cells with at most two products per step, for any cell, direction, packing and way of sharing
+// the work.
 #pragma once
 
 #include "cpu/engine.h"
@@ -16,7 +17,9 @@ struct Forward {
   using WeightElement = typename Weights::Element;
   using OperandElement = typename Operand::Element;
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
-  static constexpr int Q = Cell::kParameters;
+  static constexpr int Q = Cell::kParameters, R2 = Cell::kSecond, R1 = Cell::kRecurrent - R2;
+  static constexpr int kBlocks = R1 > 0 ? R1 : 1;
+  static constexpr bool kExtended = Q > 0 || R2 > 0;
 
   const ForwardArgs& args;
   const Sequence& seq;
@@ -25,22 +28,34 @@ struct Forward {
   const bool projecting;
   Workspace workspace;
   Plan plan;
-  Weights recurrent, projection;
-  C* bias = nullptr;             // b_hh, packed; b_ih behind it
-  Operand raw;                   // (B, H), h before a projection
+  Weights recurrent, second, projection;
+  C* bias = nullptr;             // b_hh of the first product, packed; behind it b_ih, and b_hh of the second
+  C* first = nullptr;            // (B, R1·H padded): the first product, until the second one is there
+  Operand raw;                   // (B, H), h before a projection; or what the second product multiplies
   Operand operand[2];            // (B, P), h as the product reads it: before and after a step, in turns
   C* state[2][kMaxStates] = {};  // (B, width(s)): before and after a step, in turns
   int64_t stride[kMaxStates];
-  size_t at_recurrent, at_bias, at_projection = 0, at_raw = 0, at_operand[2] = {}, at_state[2][kMaxStates];
+  size_t at_recurrent, at_bias, at_second = 0, at_first = 0, at_projection = 0, at_raw = 0, at_operand[2] = {},
+                                at_state[2][kMaxStates];
 
   explicit Forward(const ForwardArgs& a)
       : args(a), seq(a.seq), steps{a.seq}, H(a.seq.hidden), P(a.seq.projected), projecting(a.w_hr != nullptr) {
-    plan = make_plan(seq, {seq.batch, P, G * H, Engine::kBytes, projecting ? 2 : 1, Engine::kSpeed});
+    const int64_t columns = larger(R1 + R2, 1) * H;  // of a cell without a product: its element-wise work
+    const int64_t barriers = projecting || R2 > 0 ? 2 : 1;
+    plan = make_plan(
+        seq, {seq.batch, R1 + R2 > 0 ? P : 16, columns, Engine::kBytes, static_cast<int>(barriers), Engine::kSpeed});
     const int64_t groups = Panels<C>::groups(H);
-    recurrent = Engine::template weights<G>(P, H, rows_of_a_thread(plan, seq));
+    recurrent = Engine::template weights<kBlocks>(P, H, rows_of_a_thread(plan, seq));
     projection = Engine::template weights<1>(H, P, rows_of_a_thread(plan, seq));
-    at_recurrent = workspace.add(args.rh != nullptr ? 0 : recurrent.size(), sizeof(WeightElement));
-    at_bias = workspace.add((2 * groups + Engine::kGroupsPast) * G * kLanes, sizeof(C));
+    at_recurrent = workspace.add(multiplies() ? recurrent.size() : 0, sizeof(WeightElement));
+    at_bias = workspace.add(biases_of_second() + (groups + Engine::kGroupsPast) * larger(R2, 1) * kLanes, sizeof(C));
+    if constexpr (R2 > 0) {
+      second = Engine::template weights<R2>(H, H, rows_of_a_thread(plan, seq));
+      raw = Operand(H);
+      at_second = workspace.add(second.size(), sizeof(WeightElement));
+      at_raw = workspace.add(raw.size(seq.batch), sizeof(OperandElement));
+      at_first = workspace.add(seq.batch * groups * R1 * kLanes, sizeof(C));
+    }
     if (projecting) {
       raw = Operand(H);
       at_projection = workspace.add(projection.size(), sizeof(WeightElement));
@@ -60,10 +75,10 @@ struct Forward {
     if (!workspace.allocate()) return -1;
     recurrent.data = workspace.template at<WeightElement>(at_recurrent);
     bias = workspace.template at<C>(at_bias);
-    if (projecting) {
-      projection.data = workspace.template at<WeightElement>(at_projection);
-      raw.data = workspace.template at<OperandElement>(at_raw);
-    }
+    second.data = workspace.template at<WeightElement>(at_second);
+    first = workspace.template at<C>(at_first);
+    projection.data = workspace.template at<WeightElement>(at_projection);
+    raw.data = workspace.template at<OperandElement>(at_raw);
     for (int s = 0; s < S; ++s) {
       for (int k = 0; k < 2; ++k) state[k][s] = workspace.template at<C>(at_state[k][s]);
     }
@@ -77,7 +92,11 @@ struct Forward {
   static void body(void* self, Member& member) { static_cast<const Forward*>(self)->work(member); }
 
   int64_t width(int s) const { return s == 0 ? P : H; }
-  C* input_bias() const { return bias + recurrent.groups() * G * kLanes; }
+  bool multiplies() const { return R1 > 0 && args.rh == nullptr; }
+  int64_t groups() const { return Panels<C>::groups(H); }
+  // The first product's biases may be read so far behind the last group.
+  C* input_bias() const { return bias + (groups() + Engine::kGroupsPast) * R1 * kLanes; }
+  int64_t biases_of_second() const { return (groups() + Engine::kGroupsPast) * R1 * kLanes + groups() * G * kLanes; }
 
   Range units_of(int s, const Part& part) const {
     const Range groups = s == 0 ? part.projected_groups : part.groups;
@@ -90,6 +109,7 @@ struct Forward {
 
   void work(Member& member) const {
     Part part = part_of(plan, seq, member, recurrent.groups(), projection.groups());
+    if constexpr (R1 + R2 == 0) part.alone = true;
     pack(member);
     finish(part, {larger(part.rows.begin, seq.counts[0]), part.rows.end}, nullptr);  // rows without any step
     between(part, -1, 0);
@@ -97,9 +117,13 @@ struct Forward {
     for (int64_t n = 0; n < seq.steps; ++n) {
       const Range rows{part.rows.begin, smaller(part.rows.end, steps.rows(n))};
       product(part, n, rows);
-      if (projecting) {
+      if (projecting || R2 > 0) {
         if (!meet_again(member, part)) return;
-        project(part, n, rows);
+        if constexpr (R2 > 0) {
+          second_product(part, n, rows);
+        } else {
+          project(part, n, rows);
+        }
       }
       between(part, n, n & 1 ? 0 : 1);
       if (!meet_again(member, part)) return;
@@ -108,11 +132,18 @@ struct Forward {
 
   void pack(const Member& member) const {
     const Range groups = share(recurrent.groups(), member.rank, member.size);
-    if (args.rh == nullptr) pack_rows_as_lanes(static_cast<const T*>(args.w_hh), recurrent, groups);
-    pack_bias(static_cast<const T*>(args.b_hh), G, H, bias, groups);
+    const T* w_hh = static_cast<const T*>(args.w_hh);
+    const T* b_hh = static_cast<const T*>(args.b_hh);
+    if (multiplies()) pack_rows_as_lanes(w_hh, recurrent, groups);
+    pack_bias(b_hh, R1, H, bias, groups);
+    if constexpr (R2 > 0) {
+      pack_rows_as_lanes(w_hh + R1 * H * H, second, groups);
+      pack_bias(b_hh == nullptr ? b_hh : b_hh + R1 * H, R2, H, bias + biases_of_second(), groups);
+    }
     pack_bias(static_cast<const T*>(args.b_ih), G, H, input_bias(), groups);
     const Range rows = share(seq.batch, member.rank, member.size);
     for (const Operand& x : operand) x.prepare(rows);
+    if constexpr (R2 > 0) raw.prepare(rows);
     if (projecting) {
       const Range mine = share(projection.groups(), member.rank, member.size);
       pack_rows_as_lanes(static_cast<const T*>(args.w_hr), projection, mine);
@@ -177,53 +208,105 @@ struct Forward {
     const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
       const int64_t unit = group * kLanes;
       if (unit + kLanes <= H) {
-        element<true>(n, i, unit, kLanes, sum);
+        between_products<true>(n, i, unit, kLanes, sum);
       } else {
-        element<false>(n, i, unit, static_cast<int>(H - unit), sum);
+        between_products<false>(n, i, unit, static_cast<int>(H - unit), sum);
       }
     };
-    if (args.rh == nullptr) {
-      Engine::template sweep<G>(recurrent, bias, operand[now], part.groups, now != 0).run(rows, rows.end, stage);
-      return;
+    if constexpr (R1 > 0) {
+      if (multiplies()) {
+        Engine::template sweep<R1>(recurrent, bias, operand[now], part.groups, now != 0).run(rows, rows.end, stage);
+        return;
+      }
     }
-    alignas(64) C sum[G * kLanes] = {};
+    alignas(64) C sum[kBlocks * kLanes] = {};
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
         const int64_t unit = group * kLanes;
-        for (int g = 0; g < G; ++g) {
-          copy(static_cast<const T*>(args.rh) + (i * G + g) * H + unit, sum + g * kLanes, smaller(kLanes, H - unit));
+        for (int g = 0; g < R1; ++g) {
+          copy(static_cast<const T*>(args.rh) + (i * R1 + g) * H + unit, sum + g * kLanes, smaller(kLanes, H - unit));
         }
         stage(i, group, sum);
       }
     }
   }
 
-  // The cell, on one vector of units of row i.
+  void second_product(const Part& part, int64_t n, Range rows) const {
+    if constexpr (R2 > 0) {
+      const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
+        const int64_t unit = group * kLanes;
+        const C* before = first + (i * groups() + group) * R1 * kLanes;
+        if (unit + kLanes <= H) {
+          element<true>(n, i, unit, kLanes, before, sum);
+        } else {
+          element<false>(n, i, unit, static_cast<int>(H - unit), before, sum);
+        }
+      };
+      const C* b = bias + biases_of_second();
+      Engine::template sweep<R2>(second, b, raw, part.groups, (n & 1) != 0).run(rows, rows.end, stage);
+    }
+  }
+
+  // With one product the cell; with two, what the second one multiplies, on one vector of units of row i.
   template <bool Full>
-  FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, int lanes_left, const C* sum) const {
+  FASTRNN_FN void between_products(int64_t n, int64_t i, int64_t unit, int lanes_left, const C* sum) const {
+    if constexpr (R2 == 0) {
+      element<Full>(n, i, unit, lanes_left, sum, nullptr);
+    } else {
+      const Lanes<Full> lanes{lanes_left};
+      const int64_t row = steps.offset(n) + i;
+      const T* gates = static_cast<const T*>(args.gates) + row * G * H + unit;
+      C* kept = first + (i * groups() + unit / kLanes) * R1 * kLanes;
+      V wx[G], rh[kBlocks], before[S], parameters[Q > 0 ? Q : 1], vector[1];
+      FASTRNN_UNROLL
+      for (int g = 0; g < G; ++g) {
+        wx[g] = lanes.load(gates + g * H) + V::load(input_bias() + unit * G + g * kLanes);
+      }
+      FASTRNN_UNROLL
+      for (int g = 0; g < R1; ++g) {
+        rh[g] = V::load(sum + g * kLanes);
+        rh[g].store(kept + g * kLanes);
+      }
+      FASTRNN_UNROLL
+      for (int s = 0; s < S; ++s) before[s] = V::load(state[n & 1][s] + i * stride[s] + unit);
+      FASTRNN_UNROLL
+      for (int q = 0; q < Q; ++q) parameters[q] = lanes.load(static_cast<const T*>(args.parameters) + q * H + unit);
+      Cell::template inner<Math>(wx, rh, before, parameters, vector);
+      raw.store(vector[0], i, unit, lanes);
+      if (args.training) lanes.store(vector[0], static_cast<T*>(args.unprojected) + row * H + unit);
+    }
+  }
+
+  // The cell, on one vector of units of row i. `sum`: of the first product; `after_vector`: of the second.
+  template <bool Full>
+  FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, int lanes_left, const C* sum,
+                          [[maybe_unused]] const C* after_vector) const {
     const Lanes<Full> lanes{lanes_left};
     const int now = n & 1;
     const int64_t row = steps.offset(n) + i;
     T* gates = static_cast<T*>(args.gates) + row * G * H + unit;
-    V wx[G], rh[G], before[S], after[S], saved[K > 0 ? K : 1];
+    V wx[G], rh[kBlocks], before[S], after[S], saved[K > 0 ? K : 1];
     // W·x of the next step: another core may have computed it, and hold it.
     const int64_t next = (seq.reverse ? -seq.batch : seq.batch) * G * H;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
       __builtin_prefetch(gates + next + g * H, 0, 3);
       wx[g] = lanes.load(gates + g * H) + V::load(input_bias() + unit * G + g * kLanes);
-      rh[g] = V::load(sum + g * kLanes);
     }
+    FASTRNN_UNROLL
+    for (int g = 0; g < R1; ++g) rh[g] = V::load(sum + g * kLanes);
     before[0] = V::zero();
     if constexpr (Cell::kReadsHidden) before[0] = V::load(state[now][0] + i * stride[0] + unit);
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) before[s] = V::load(state[now][s] + i * stride[s] + unit);
 
-    if constexpr (Q > 0) {
-      V parameters[Q];
+    if constexpr (kExtended) {
+      V parameters[Q > 0 ? Q : 1], rm[R2 > 0 ? R2 : 1];
+      FASTRNN_UNROLL
+      for (int g = 0; g < R2; ++g) rm[g] = V::load(after_vector + g * kLanes);
       FASTRNN_UNROLL
       for (int q = 0; q < Q; ++q) parameters[q] = lanes.load(static_cast<const T*>(args.parameters) + q * H + unit);
-      Cell::template forward<Math>(wx, rh, before, parameters, after, saved);
+      Cell::template forward<Math>(wx, rh, rm, before, parameters, after, saved);
     } else {
       Cell::template forward<Math>(wx, rh, before, after, saved);
     }

@@ -62,6 +62,8 @@ template <class Cell>
 CellKernels plain_kernels() {
   CellKernels kernels = {
       Cell::kGates,
+      Cell::kRecurrent,
+      Cell::kSecond,
       Cell::kStates,
       Cell::kSaved,
       Cell::kSplitFrom,

@@ -22,6 +22,8 @@ class CellSpec:
         states: names of the states, the hidden state ``h`` first.
         step: the differentiable plain-torch step, oracle of the tests and fallback of the kernels.
         projectable: whether ``h`` may be projected (the step must then not read ``states[0]``).
+        second: how many gates multiply another vector than h: the last ones of those that multiply anything. The step
+            then gets, behind the parameters, a function of that vector that gives their products (B, ·).
         parameters: Q, how many numbers each hidden unit has of its own; they are rows of ``w_hh`` behind the gates'.
         prepare: of a cell whose kernels are compiled when they are needed: does so, and says why it cannot.
         source: the paper, and which of its variants this is.
@@ -34,4 +36,5 @@ class CellSpec:
     projectable: bool = False
     source: str = ""
     parameters: int = 0
+    second: int = 0
     prepare: Callable[[torch.dtype, torch.device], str] | None = None

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from fastrnn import _C, _ops
 from fastrnn.cells import CELLS, CellSpec
 from fastrnn.custom import build
-from fastrnn.custom.emit import Compiled, compile_graph, equations, header
+from fastrnn.custom.emit import Compiled, compiled, equations, header
 from fastrnn.custom.trace import CellError, Names, traced
 
 #: Values of a parameter to begin with: a number for all units, or a function that fills a tensor (H) in place.
 Initial = float | Callable[[Tensor], Any]
+#: Makes a further input of every step: from a tensor of its shape, and whether the network is training.
+Source = Callable[[Tensor, bool], Tensor]
 
 
 class Cell:
@@ -27,24 +29,33 @@ class Cell:
 
     Attributes:
         name: of the function that it was made from.
-        gates, states, parameters: their names, in the order in which they lie in the weights.
+        gates, states, parameters, inputs: their names, in the order in which they lie in the weights.
         kernels: under which name `fastrnn.functional.sequence` knows it.
     """
 
     def __init__(
-        self, step: Callable, gates: Sequence[str], states: Sequence[str], parameters: Mapping[str, Initial]
+        self,
+        step: Callable,
+        gates: Sequence[str],
+        states: Sequence[str],
+        parameters: Mapping[str, Initial],
+        inputs: Mapping[str, Source],
     ) -> None:
         self.step = step
         self.name = step.__name__
         self.gates, self.states = _names("gates", gates), _names("states", states)
         self.parameters = _names("parameters", tuple(parameters), empty=True)
-        self.initial = dict(parameters)
+        self.inputs = _names("inputs", tuple(inputs), empty=True)
+        _names("gates and inputs", self.gates + self.inputs)
+        self.initial, self.sources = dict(parameters), dict(inputs)
         self.__doc__, self.__module__, self.__qualname__ = step.__doc__, step.__module__, step.__qualname__
         _check_arguments(step, bool(self.parameters))
         if len(self.states) > 4:
             raise CellError(f"states: expected at most 4, got {len(self.states)}")
-        graph, new = traced(step, self.gates, self.states, self.parameters)
-        self._compiled: Compiled = compile_graph(graph, new, self.gates, self.states, self.parameters)
+        found = traced(step, self._columns, self.states, self.parameters)
+        if any(k >= len(self.gates) for k in found.first + found.second):
+            raise CellError(f"{self.name}: inputs ({', '.join(self.inputs)}) have no recurrent weights")
+        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters)
         text = header(self._compiled, "CELL", "")
         self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._header = header(self._compiled, self.kernels, self._comment())
@@ -59,30 +70,49 @@ class Cell:
         """Known to the rest of the library under a name made of what it computes: the same cell twice is one."""
         spec = CellSpec(
             self.kernels,
-            len(self.gates),
+            len(self._columns),
             self.states,
             self._torch_step,
             source=f"{self.__module__}.{self.__qualname__}",
             parameters=len(self.parameters),
+            second=len(self._compiled.step.second),
             prepare=self._prepare,
         )
         _ops.SIZES[self.kernels] = _ops.Sizes(*self._compiled.sizes())
         CELLS[self.kernels] = spec
 
-    def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *parameters: Tensor) -> tuple:
-        """The function itself, on tensors: wx, rh (B, G·H), states (B, H), parameters (H)."""
-        G = len(self.gates)
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """What a row of the kernels' input consists of."""
+        return self.gates + self.inputs
 
-        def named(kind: str, names: tuple[str, ...], values: Sequence[Tensor]) -> Names:
+    @property
+    def recurrent(self) -> tuple[str, ...]:
+        """The gates that have rows in the recurrent matrix, in the order of these rows."""
+        return tuple(self.gates[k] for k in self._compiled.recurrent)
+
+    def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *more: Any) -> tuple:
+        """The function itself, on tensors: wx (B, G·H), rh (B, R·H), states (B, H); more: parameters (H), and the
+        function that makes the second product.
+        """
+        G, step = len(self._columns), self._compiled.step
+        products: dict[int, Any] = {}
+        if step.first:
+            products |= zip(step.first, rh.chunk(len(step.first), -1), strict=True)
+        if step.second:
+            *more, multiply = more  # type: ignore[assignment]
+            products |= zip(step.second, _second(multiply, len(step.second)), strict=True)
+
+        def named(kind: str, names: tuple[str, ...], values: Sequence[Any]) -> Names:
             return Names(kind, names, values, CellError)
 
         arguments = [
-            named("x", self.gates, wx.chunk(G, -1)),
-            named("r", self.gates, rh.chunk(G, -1)),
+            named("x", self._columns, wx.chunk(G, -1)),
+            named("r", self._columns, [products.get(k) for k in range(G)]),
             named("s", self.states, states),
         ]
         if self.parameters:
-            arguments.append(named("p", self.parameters, parameters))
+            arguments.append(named("p", self.parameters, more))
         found = self.step(*arguments)
         if isinstance(found, dict):
             found = tuple(found[name] for name in self.states)
@@ -145,10 +175,26 @@ class Cell:
     __copy__ = lambda self: self  # noqa: E731
 
 
+def _second(multiply: Callable[[Tensor], Tensor], count: int) -> list[Callable[[Tensor], Tensor]]:
+    """For each gate of a second product, what gives its part of it; computed once."""
+    found: list[tuple[Tensor, ...]] = []
+
+    def part(k: int) -> Callable[[Tensor], Tensor]:
+        def product(vector: Tensor) -> Tensor:
+            if not found:
+                found.append(multiply(vector).chunk(count, -1))
+            return found[0][k]
+
+        return product
+
+    return [part(k) for k in range(count)]
+
+
 def cell(
     gates: str | Sequence[str],
     states: str | Sequence[str] = "h",
     parameters: Mapping[str, Initial] | str | Sequence[str] | None = None,
+    inputs: Mapping[str, Source] | None = None,
 ) -> Callable[[Callable], Cell]:
     """Makes a recurrent cell of a function, with fused kernels for whole sequences, forward and backward.
 
@@ -167,6 +213,10 @@ def cell(
     as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
     and torch's sigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a comparison.
 
+    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector, the same one for all gates that are called: a GRU that
+    resets before the product has ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no
+    recurrent weights.
+
     The function is run once, at definition. Its gradient is derived from that; kernels are compiled at the first call
     (some seconds) and kept in ``FASTRNN_CACHE`` (``~/.cache/fastrnn``). Without a compiler, and on a GPU, the function
     itself runs on tensors, step by step, after one warning that says why.
@@ -176,6 +226,10 @@ def cell(
         states: names of the states, at most 4; the first one is the output and what R is multiplied with.
         parameters: names of numbers for each hidden unit, with their initial value (a number, or a function that fills
             a tensor in place; 0 if only names are given).
+
+        inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise. A
+            function for each makes them, once a call and layer: it gets a tensor like the outputs, (T, B, H) or (N, H),
+            and whether the network is training, and returns one of that shape.
 
     Raises:
         fastrnn.CellError: the function does something that kernels cannot; with the line. It is a TypeError.
@@ -187,7 +241,7 @@ def cell(
     given = dict(parameters)
 
     def decorate(step: Callable) -> Cell:
-        return Cell(step, _split(gates), _split(states), given)
+        return Cell(step, _split(gates), _split(states), given, inputs or {})
 
     if callable(gates):
         raise CellError('gates: expected their names, as in @fastrnn.cell(gates="f u"), got the function itself')

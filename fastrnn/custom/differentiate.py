@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastrnn.custom.graph import Graph, Leaf, Node, reached
 from fastrnn.custom.operations import OPERATIONS
+from fastrnn.custom.trace import Traced
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """∂L/∂ each argument of the step, from the leaves ("ds", k), the gradients of the new states."""
+    """∂L/∂ each argument of the step, from the leaves ("ds", k), the gradients of the new states, and ("dm", 0), that
+    of the vector which a second product multiplies. `r` and `q`: of the first and the second product.
+    """
 
     x: tuple[Node, ...]
     r: tuple[Node, ...]
+    q: tuple[Node, ...]
     s: tuple[Node, ...]
     p: tuple[Node, ...]
 
     def all(self) -> tuple[Node, ...]:
-        return self.x + self.r + self.s + self.p
+        return self.x + self.r + self.q + self.s + self.p
 
 
-def differentiate(graph: Graph, new: tuple[Node, ...], gates: int, parameters: int) -> Gradients:
-    """Gradients of a step whose new states are `new`."""
+def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
+    """Gradients of a step. Those of the second product's result do not depend on ("dm", 0)."""
+    graph, new = step.graph, step.new
     sums: dict[int, Node] = {}
 
     def add(node: Node, gradient: Node | None) -> None:
@@ -31,9 +37,11 @@ def differentiate(graph: Graph, new: tuple[Node, ...], gates: int, parameters: i
             before = sums.get(node.index)
             sums[node.index] = gradient if before is None else before + gradient
 
-    nodes = reached(new)
+    nodes = reached([*new, *([] if step.vector is None else [step.vector])])
     for k, node in enumerate(new):
         add(node, graph.leaf("ds", k))
+    if step.vector is not None:
+        add(step.vector, graph.leaf("dm", 0))
     for node in reversed(nodes):
         gradient = sums.get(node.index)
         if gradient is None or not node.args or (gradient.is_constant and gradient.value == 0):
@@ -41,22 +49,24 @@ def differentiate(graph: Graph, new: tuple[Node, ...], gates: int, parameters: i
         for argument, part in zip(node.args, OPERATIONS[node.op].gradient(node, node.args, gradient), strict=True):
             add(argument, part)
 
-    def of(kind: str, count: int) -> tuple[Node, ...]:
-        return tuple(sums.get(graph.leaf(kind, k).index, graph.constant(0)) for k in range(count))
+    def of(kind: str, which: Iterable[int]) -> tuple[Node, ...]:
+        return tuple(sums.get(graph.leaf(kind, k).index, graph.constant(0)) for k in which)
 
-    return Gradients(of("x", gates), of("r", gates), of("s", len(new)), of("p", parameters))
+    x, s, p = of("x", range(gates)), of("s", range(len(new))), of("p", range(parameters))
+    return Gradients(x, of("r", step.first), of("q", step.second), s, p)
 
 
 def is_backward(node: Node, known: dict[int, bool]) -> bool:
     """Whether a node depends on the gradients of the new states."""
     if node.index not in known:
-        known[node.index] = node.leaf[0] == "ds" or any(is_backward(a, known) for a in node.args)
+        known[node.index] = node.leaf[0] in ("ds", "dm") or any(is_backward(a, known) for a in node.args)
     return known[node.index]
 
 
-def to_keep(new: tuple[Node, ...], gradients: Gradients) -> tuple[Node, ...]:
-    """The fewest values of the forward pass from which, with the states before and after the step and the parameters,
-    the gradients can be computed: a minimum cut between what is lost (the products) and what is needed.
+def to_keep(step: Traced, gradients: Gradients) -> tuple[Node, ...]:
+    """The fewest values of the forward pass from which, with what there is anyhow (the states before and after the
+    step, the parameters, the vector of a second product), the gradients can be computed: a minimum cut between what is
+    lost, the products, and what is needed.
 
     Computing something again is taken to be cheaper than memory, whatever it is: a vector's tanh takes as long as
     reading it from the second cache. Of two ways to keep as few values, that with less to compute again is taken.
@@ -65,15 +75,17 @@ def to_keep(new: tuple[Node, ...], gradients: Gradients) -> tuple[Node, ...]:
     backward = [n for n in reached(gradients.all()) if is_backward(n, known)]
     needed = {a.index: a for n in backward for a in n.args if not is_backward(a, known)}
     needed |= {n.index: n for n in gradients.all() if not is_backward(n, known)}
-    after = {n.index for n in new}
+    there = {n.index for n in step.new if n.args}
+    if step.vector is not None:
+        there.add(step.vector.index)
     flow = _Flow()
     for node in reached(needed.values()):
-        free = node.index in after or node.is_constant or node.leaf[0] in ("s", "p")
+        free = node.index in there or node.is_constant or node.leaf[0] in ("s", "p")
         if free:
             continue  # nothing has to come through it
         inside, outside = ("in", node.index), ("out", node.index)
         flow.add(inside, outside, 1)
-        if node.leaf[0] in ("x", "r"):
+        if node.leaf[0] in ("x", "r", "q"):
             flow.add("lost", inside, None)
         for a in node.args:
             flow.add(("out", a.index), inside, None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastrnn.custom.differentiate import differentiate, renamed, to_keep
-from fastrnn.custom.graph import Graph, Leaf, Node, reached
+from fastrnn.custom.differentiate import Gradients, differentiate, renamed, to_keep
+from fastrnn.custom.graph import Leaf, Node, reached
 from fastrnn.custom.operations import OPERATIONS
+from fastrnn.custom.trace import Traced
 
 
 @dataclass(frozen=True)
@@ -16,49 +17,59 @@ class Compiled:
 
     Attributes:
         gates, states, parameters: their names.
-        new: the new states.
+        step: the step as a graph.
         kept: what the forward pass keeps for the backward pass, computed from the step's arguments.
-        backward: gradients of x, r, s and p, in this order, computed from the leaves ("kept", k), ("s", k),
-            ("new", k), ("p", k) and ("ds", k).
+        gradients: of the step's arguments, computed from the leaves ("kept", k), ("s", k), ("new", k), ("m", 0) for the
+            second product's vector, ("p", k), ("ds", k) and ("dm", 0).
     """
 
     gates: tuple[str, ...]
     states: tuple[str, ...]
     parameters: tuple[str, ...]
-    new: tuple[Node, ...]
+    step: Traced
     kept: tuple[Node, ...]
-    backward: tuple[Node, ...]
+    gradients: Gradients
+
+    @property
+    def recurrent(self) -> tuple[int, ...]:
+        """The gates that have rows in the recurrent matrix, in the order of these rows."""
+        return self.step.first + self.step.second
 
     @property
     def split_from(self) -> int:
-        """The first gate from which on ∂L/∂x and ∂L/∂r are computed separately."""
-        G = len(self.gates)
-        same = [a is b for a, b in zip(self.backward[:G], self.backward[G : 2 * G], strict=True)]
-        return same.index(False) if False in same else G
+        """The first recurrent product whose gradient is not that of the gate at the same place."""
+        products = self.gradients.r + self.gradients.q
+        for k, (gate, gradient) in enumerate(zip(self.recurrent, products, strict=True)):
+            if k != gate or gradient is not self.gradients.x[k]:
+                return k
+        return len(products)
 
     @property
     def reads_hidden(self) -> bool:
-        return any(n.leaf in (("s", 0), ("new", 0)) for n in reached((*self.new, *self.kept, *self.backward)))
+        roots = (*self.step.new, *self.kept, *self.gradients.all())
+        return any(n.leaf in (("s", 0), ("new", 0)) for n in reached(roots))
 
-    def sizes(self) -> tuple[int, int, int, bool, int]:
+    def sizes(self) -> tuple[int, int, int, bool, int, int, int]:
         """As `_C.cell_sizes` gives them."""
-        split = self.split_from < len(self.gates)
-        return len(self.gates), len(self.states), len(self.kept), split, len(self.parameters)
+        recurrent, second = len(self.recurrent), len(self.step.second)
+        split = self.split_from < recurrent
+        return len(self.gates), len(self.states), len(self.kept), split, len(self.parameters), recurrent, second
 
 
-def compile_graph(
-    graph: Graph,
-    new: tuple[Node, ...],
-    gates: Sequence[str],
-    states: Sequence[str],
-    parameters: Sequence[str],
-) -> Compiled:
-    gradients = differentiate(graph, new, len(gates), len(parameters))
-    kept = to_keep(new, gradients)
-    leaves: dict[int, Leaf] = {n.index: ("new", k) for k, n in enumerate(new) if n.args}
+def compiled(step: Traced, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]) -> Compiled:
+    gradients = differentiate(step, len(gates), len(parameters))
+    kept = to_keep(step, gradients)
+    leaves: dict[int, Leaf] = {n.index: ("new", k) for k, n in enumerate(step.new) if n.args}
+    if step.vector is not None and step.vector.leaf[0] not in ("s", "p"):
+        leaves[step.vector.index] = ("m", 0)
     leaves |= {n.index: ("kept", k) for k, n in enumerate(kept)}
-    backward = renamed(graph, gradients.all(), leaves)
-    return Compiled(tuple(gates), tuple(states), tuple(parameters), new, kept, backward)
+
+    def known(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+        return renamed(step.graph, nodes, leaves)
+
+    g = gradients
+    gradients = Gradients(known(g.x), known(g.r), known(g.q), known(g.s), known(g.p))
+    return Compiled(tuple(gates), tuple(states), tuple(parameters), step, kept, gradients)
 
 
 def number(value: float, cast: str = "C") -> str:
@@ -123,27 +134,37 @@ class _Writer:
 
 def header(cell: Compiled, name: str, comment: str) -> str:
     """The C++ header of a cell; its arguments are explained in csrc/cells/README.md."""
-    G, S, K, C = len(cell.gates), len(cell.states), len(cell.kept), len(cell.parameters)
-    kept = max(K, 1)
-    ahead = _Writer((*cell.new, *cell.kept), _reader({"x": "wx", "r": "rh", "s": "s", "p": "p"}))
-    da, drh = cell.backward[:G], cell.backward[G : 2 * G]
-    ds, dp = cell.backward[2 * G : 2 * G + S], cell.backward[2 * G + S :]
-    results = (*da, *drh[cell.split_from :], *ds, *dp)
-    back = _Writer(results, _reader({"kept": "saved", "s": "s", "new": "s_new", "ds": "ds_new", "p": "p"}))
+    step, gradients = cell.step, cell.gradients
+    G, S, K, Q = len(cell.gates), len(cell.states), len(cell.kept), len(cell.parameters)
+    R, R2 = len(cell.recurrent), len(step.second)
+    place = {gate: k for products in (step.first, step.second) for k, gate in enumerate(products)}
+    drh = gradients.r + gradients.q
+    more = Q > 0 or R2 > 0  # what the built-in cells have no use for
 
-    def assign(array: str, nodes: Sequence[Node], writer: _Writer, first: int = 0) -> list[str]:
-        return [f"    {array}[{k}] = {writer.name(n)};" for k, n in enumerate(nodes, first)]
+    def arguments(text: str, extended: str = "") -> list[tuple[str, str, int]]:
+        sizes = {"wx": G, "rh": R - R2, "rm": R2, "s": S, "p": Q, "m": 1, "s_new": S, "saved": K, "ds_new": S}
+        sizes |= {"dm": 1, "da": G, "drh": R, "ds": S, "dp": Q, "drm": R2}
+        names = [n for n in text.split() if more or n.lstrip("=") not in extended.split()]
+        return [("V" if n[0] == "=" else "const V", n.lstrip("="), max(1, sizes[n.lstrip("=")])) for n in names]
 
-    forward = ahead.lines() + assign("s_new", cell.new, ahead) + assign("saved", cell.kept, ahead)
-    backward = back.lines() + assign("da", da, back)
-    backward += assign("drh", drh[cell.split_from :], back, cell.split_from)
-    backward += assign("ds", ds, back) + assign("dp", dp, back)
-    parameters = [("const V", "p", C)] if C else []
-    values = [("const V", "wx", G), ("const V", "rh", G), ("const V", "s", S), *parameters]
-    values += [("V", "s_new", S), ("V", "saved", kept)]
-    gradient = [("const V", "saved", kept), ("const V", "s", S), ("const V", "s_new", S), *parameters]
-    gradient += [("const V", "ds_new", S), ("V", "da", G), ("V", "drh", G), ("V", "ds", S)]
-    gradient += [("V", "dp", C)] if C else []
+    ahead = _reader({"x": "wx", "r": "rh", "q": "rm", "s": "s", "p": "p"}, place)
+    back = _reader({"kept": "saved", "s": "s", "new": "s_new", "m": "m", "p": "p", "ds": "ds_new", "dm": "dm"}, {})
+    body = _function(
+        "forward",
+        arguments("wx rh rm s p =s_new =saved", "rm p"),
+        ahead,
+        [("s_new", 0, step.new), ("saved", 0, cell.kept)],
+    )
+    if step.vector is not None:
+        body += _function("inner", arguments("wx rh s p =m"), ahead, [("m", 0, (step.vector,))])
+        body += _function("inner_gradient", arguments("saved s s_new m p ds_new =drm"), back, [("drm", 0, gradients.q)])
+    split = cell.split_from
+    body += _function(
+        "backward",
+        arguments("saved s s_new m p ds_new dm =da =drh =ds =dp", "m p dm dp"),
+        back,
+        [("da", 0, gradients.x), ("drh", split, drh[split:]), ("ds", 0, gradients.s), ("dp", 0, gradients.p)],
+    )
     lines = [
         *(f"// {line}".rstrip() for line in comment.splitlines()),
         "#pragma once",
@@ -153,21 +174,11 @@ def header(cell: Compiled, name: str, comment: str) -> str:
         "namespace FASTRNN_NAMESPACE {",
         "",
         f"struct {name} {{",
-        f"  static constexpr int kGates = {G}, kStates = {S}, kSaved = {K}, kParameters = {C};",
-        f"  static constexpr int kSplitFrom = {cell.split_from};",
+        f"  static constexpr int kGates = {G}, kStates = {S}, kSaved = {K};",
+        f"  static constexpr int kRecurrent = {R}, kSecond = {R2}, kParameters = {Q};",
+        f"  static constexpr int kSplitFrom = {split};",
         f"  static constexpr bool kReadsHidden = {'true' if cell.reads_hidden else 'false'};",
-        "",
-        "  template <class M, class V>",
-        "  FASTRNN_FN static void forward(" + _list(values) + ") {",
-        "    using C [[maybe_unused]] = typename V::Lane;",
-        *forward,
-        "  }",
-        "",
-        "  template <class M, class V>",
-        "  FASTRNN_FN static void backward(" + _list(gradient) + ") {",
-        "    using C [[maybe_unused]] = typename V::Lane;",
-        *backward,
-        "  }",
+        *body,
         "};",
         "",
         "}  // namespace FASTRNN_NAMESPACE",
@@ -176,12 +187,38 @@ def header(cell: Compiled, name: str, comment: str) -> str:
     return "\n".join(lines)
 
 
+def _function(
+    name: str,
+    arguments: Sequence[tuple[str, str, int]],
+    leaf: Callable[[Leaf], str],
+    results: Sequence[tuple[str, int, Sequence[Node]]],
+) -> list[str]:
+    """A function that sets arrays, each from an index on."""
+    writer = _Writer([n for _, _, nodes in results for n in nodes], leaf)
+    sets = [f"    {array}[{k}] = {writer.name(n)};" for array, at, nodes in results for k, n in enumerate(nodes, at)]
+    return [
+        "",
+        "  template <class M, class V>",
+        f"  FASTRNN_FN static void {name}({_list(arguments)}) {{",
+        "    using C [[maybe_unused]] = typename V::Lane;",
+        *writer.lines(),
+        *sets,
+        "  }",
+    ]
+
+
 def _list(arguments: Sequence[tuple[str, str, int]]) -> str:
     return ", ".join(f"[[maybe_unused]] {kind} (&{name})[{size}]" for kind, name, size in arguments)
 
 
-def _reader(arrays: Mapping[str, str]) -> Callable[[Leaf], str]:
-    return lambda leaf: f"{arrays[leaf[0]]}[{leaf[1]}]"
+def _reader(arrays: Mapping[str, str], place: Mapping[int, int]) -> Callable[[Leaf], str]:
+    """How a leaf is read; products lie at places of their own."""
+
+    def read(leaf: Leaf) -> str:
+        kind, k = leaf
+        return f"{arrays[kind]}[{place[k] if kind in ('r', 'q') else k}]"
+
+    return read
 
 
 def equations(cell: Compiled) -> str:
@@ -189,6 +226,9 @@ def equations(cell: Compiled) -> str:
     names = {
         "x": [f"x.{n}" for n in cell.gates],
         "r": [f"r.{n}" for n in cell.gates],
+        "q": [f"r.{n}(m)" for n in cell.gates],
+        "m": ["m"],
+        "dm": ["dm"],
         "s": [f"s.{n}" for n in cell.states],
         "new": [f"{n}'" for n in cell.states],
         "p": [f"p.{n}" for n in cell.parameters],
@@ -226,21 +266,24 @@ def equations(cell: Compiled) -> str:
             f"  {label} = {text(node) if node.index in shown else text(node, True)}" for label, node in roots
         ]
 
-    G, S = len(cell.gates), len(cell.states)
-    out = [
-        "step:",
-        *block([*zip(names["new"], cell.new, strict=True), *zip(names["kept"], cell.kept, strict=True)]),
+    step, g = cell.step, cell.gradients
+    vector = [] if step.vector is None else [("m", step.vector)]
+    results = (*vector, *zip(names["new"], step.new, strict=True), *zip(names["kept"], cell.kept, strict=True))
+    out = ["step:", *block(results), "gradient:"]
+    pairs = [(f"dx.{name}", node) for name, node in zip(cell.gates, g.x, strict=True)]
+    split = cell.split_from
+    for gate, node in list(zip(cell.recurrent, g.r + g.q, strict=True))[split:]:
+        pairs.append((f"dr.{cell.gates[gate]}", node))
+    pairs += [
+        (f"d{name}", n) for kind, nodes in (("s", g.s), ("p", g.p)) for name, n in zip(names[kind], nodes, strict=True)
     ]
-    labels = [f"d{n}" for kind in ("x", "r", "s", "p") for n in names[kind]]
-    pairs = list(zip(labels, cell.backward, strict=True))
-    pairs = pairs[:G] + pairs[G + cell.split_from : 2 * G] + pairs[2 * G :]
-    out += ["gradient:", *block(pairs)]
-    if cell.split_from == G:
-        out.append("  dr = dx")
-    elif cell.split_from:
-        out.append(f"  dr = dx for {', '.join(cell.gates[: cell.split_from])}")
-    ahead, back = (_operations(nodes) for nodes in ((*cell.new, *cell.kept), cell.backward))
-    out.append(f"kept for the gradient: {len(cell.kept)} values a unit and step (k…), and the {S} states")
+    out += block(pairs)
+    if split:
+        out.append(f"  dr = dx for {', '.join(cell.gates[:split])}")
+    ahead, back = (_operations(nodes) for nodes in ((*step.new, *cell.kept), g.all()))
+    states = "state" if len(cell.states) == 1 else f"{len(cell.states)} states"
+    kept = ", and the second product's vector" if vector else ""
+    out.append(f"kept for the gradient: {len(cell.kept)} values a unit and step (k…){kept}, and the {states}")
     out.append(f"element-wise operations a unit and step, in multiply-adds: {ahead:.0f} forward, {back:.0f} backward")
     return "\n".join(out)
 

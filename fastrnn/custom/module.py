@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.custom.definition import Cell
-from fastrnn.functional import LayerWeights
+from fastrnn.functional import LayerWeights, sequence
 from fastrnn.modules import _checks
 from fastrnn.modules._layers import run_layers
 
@@ -24,8 +24,9 @@ class Network(nn.Module):
     dropout=0.0, bidirectional=False, device=None, dtype=None)``.
 
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (G·H, I; D·H
-    from the second layer on), ``weight_hh_l{k}`` (G·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (G·H), gates in the
-    cell's order, and for each parameter of the cell ``{name}_l{k}`` (H). Weights begin as torch.nn's do, uniform within
+    from the second layer on) and ``bias_ih_l{k}`` (G·H), gates in the cell's order; ``weight_hh_l{k}`` (R·H, H) and
+    ``bias_hh_l{k}`` (R·H), of the R gates that have a recurrent product (``cell.recurrent``); and for each parameter of
+    the cell ``{name}_l{k}`` (H). Weights begin as torch.nn's do, uniform within
     ±1/√H, parameters as the cell says.
 
     Raises:
@@ -57,13 +58,13 @@ class Network(nn.Module):
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), bidirectional
-        rows = len(cell.gates) * hidden_size
+        rows, recurrent = len(cell.gates) * hidden_size, len(cell.recurrent) * hidden_size
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * self._directions
             for suffix in self._suffixes(layer):
-                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size)}
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (recurrent, hidden_size)}
                 if bias:
-                    shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                    shapes |= {"bias_ih": (rows,), "bias_hh": (recurrent,)}
                 shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
                 for name, shape in shapes.items():
                     self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -187,13 +188,52 @@ class Network(nn.Module):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         target = _checks.autocast_dtype(x)
         dropout = self.dropout if self.training else 0.0
+        run = self._run_with_inputs if self.cell.inputs else run_layers
         arguments = (self.cell.kernels, x if target is None else x.to(target), self._weights(target))
         if target is None:
-            return run_layers(*arguments, states, self._directions, dropout, options)
+            return run(*arguments, states, self._directions, dropout, options)
         if states is not None:
             states = tuple(s.to(target) for s in states)
         with torch.autocast(x.device.type, enabled=False):
-            return run_layers(*arguments, states, self._directions, dropout, options)
+            return run(*arguments, states, self._directions, dropout, options)
+
+    def _run_with_inputs(
+        self,
+        cell: str,
+        x: Tensor,
+        weights: list[LayerWeights],
+        states: tuple[Tensor, ...] | None,
+        directions: int,
+        dropout: float,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `run_layers`, where the kernels' input is more than the product with W."""
+        finals: list[tuple[Tensor, ...]] = []
+        if options["lengths"] is not None:  # what is behind them may be NaN, and must not meet a zero gradient
+            live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < options["lengths"].to(x.device)
+            x = torch.where(live.unsqueeze(-1), x, x.new_zeros(()))
+        for first in range(0, len(weights), directions):
+            if first and dropout:
+                x = torch.dropout(x, dropout, True)
+            outputs = []
+            for k in range(first, first + directions):
+                w = weights[k]
+                wx = nn.functional.linear(x, w.w_ih, w.b_ih)  # type: ignore[arg-type]
+                like = wx[..., : self.hidden_size]
+                columns = [wx, *(self._input(name, like) for name in self.cell.inputs)]
+                initial = None if states is None else tuple(s[k] for s in states)
+                given = w._replace(w_ih=None, b_ih=None)
+                y, last = sequence(cell, torch.cat(columns, -1), given, initial, reverse=k > first, **options)
+                outputs.append(y)
+                finals.append(last)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        return x, tuple(torch.stack(column) for column in zip(*finals, strict=True))
+
+    def _input(self, name: str, like: Tensor) -> Tensor:
+        found = self.cell.sources[name](like.detach(), self.training)
+        if found.shape != like.shape:
+            raise RuntimeError(f"{name}: expected an input of shape {tuple(like.shape)}, got {tuple(found.shape)}")
+        return found.to(like.dtype)
 
     def step(self, input: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """One step of a stream: ``y, states = network.step(x, states)``.

@@ -7,6 +7,7 @@ import linecache
 import numbers
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrnn.custom.graph import Graph, Node
+from fastrnn.custom.graph import Graph, Node, reached
 from fastrnn.custom.operations import OPERATIONS
 
 
@@ -88,14 +89,25 @@ class Symbol:
         raise self.trace.error("a traced value cannot be indexed: it has one number for each row and unit")
 
     def __matmul__(self, other: Any) -> Any:
-        raise self.trace.error(
-            "a matrix product within the step is not supported: the recurrent product of h is the argument r"
-        )
+        raise self.trace.error("a matrix product is r.n for R_n·h, and r.n(v) for R_n·v with another vector v")
 
     __rmatmul__ = __matmul__
 
     def __pow__(self, power: Any) -> Symbol:
         return self.trace.call(torch.pow, (self, power), {})
+
+
+class Recurrent(Symbol):
+    """``r.n``: R_n·h; called with a vector ``v``, ``r.n(v)``: R_n·v."""
+
+    __slots__ = ("gate",)
+
+    def __init__(self, trace: Trace, gate: int) -> None:
+        super().__init__(trace, trace.graph.leaf("r", gate))
+        self.gate = gate
+
+    def __call__(self, vector: Any) -> Symbol:
+        return self.trace.product(self.gate, vector)
 
 
 def _binary(op: str, swapped: bool = False) -> Callable:
@@ -128,6 +140,7 @@ class Trace:
 
     def __init__(self, step: Callable) -> None:
         self.step, self.graph = step, Graph()
+        self.vector: Node | None = None  # what a second product multiplies
 
     def error(self, why: str) -> CellError:
         return CellError(f"{_place(self.step)}: {why}")
@@ -150,6 +163,17 @@ class Trace:
             return Symbol(self, self.graph.make(op, *nodes))
         except (TypeError, ValueError, OverflowError) as error:  # a wrong number of arguments; log(-1)
             raise self.error(str(error)) from None
+
+    def product(self, gate: int, vector: Any) -> Symbol:
+        node = self.node(vector)
+        if node.leaf == ("s", 0):
+            raise self.error("the product with h itself is the gate as it is, without a call")
+        if any(n.leaf[0] == "q" for n in reached([node])):
+            raise self.error("a third product in one step: the vector depends on the result of the second")
+        if self.vector is not None and node is not self.vector:
+            raise self.error("a second vector to be multiplied: all gates that are called have to be given the same")
+        self.vector = node
+        return Symbol(self, self.graph.leaf("q", gate))
 
     def compare(self, text: str, left: Any, right: Any) -> Condition:
         a, b = self.node(left), self.node(right)
@@ -240,16 +264,37 @@ class Names:
         raise self._error(f"{self._kind} has no {name!r}; it has {', '.join(self._names) or 'nothing'}")
 
 
-def traced(
-    step: Callable, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]
-) -> tuple[Graph, tuple[Node, ...]]:
-    """The graph of `step` and, in it, the new states. Leaves: ("x", g), ("r", g), ("s", k), ("p", k)."""
+@dataclass(frozen=True)
+class Traced:
+    """A step as a graph. Leaves: ("x", g), ("r", g) for R_g·h, ("q", g) for R_g·vector, ("s", k), ("p", k).
+
+    Attributes:
+        new: the new states.
+        vector: what a second product multiplies, or None.
+        first, second: the gates of the first and of the second product.
+    """
+
+    graph: Graph
+    new: tuple[Node, ...]
+    vector: Node | None
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+
+
+def traced(step: Callable, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]) -> Traced:
+    """Runs `step` once.
+
+    Raises:
+        CellError: it does what cannot be done, see there.
+    """
     trace = Trace(step)
     arguments = []
     for kind, names in (("x", gates), ("r", gates), ("s", states), ("p", parameters)):
         if kind == "p" and not parameters:
             continue
-        symbols = [Symbol(trace, trace.graph.leaf(kind, k)) for k in range(len(names))]
+        symbols = [
+            Recurrent(trace, k) if kind == "r" else Symbol(trace, trace.graph.leaf(kind, k)) for k in range(len(names))
+        ]
         arguments.append(Names(kind, names, symbols, trace.error))
     found = step(*arguments)
     if isinstance(found, dict):
@@ -263,4 +308,9 @@ def traced(
             f"{_place(step)}: expected {len(states)} new states ({', '.join(states)}), got {len(found)}: every state "
             "has to be written"
         )
-    return trace.graph, tuple(trace.node(value) for value in found)
+    new = tuple(trace.node(value) for value in found)
+    used = {n.leaf for n in reached([*new, *([trace.vector] if trace.vector else [])])}
+    first, second = (tuple(k for k in range(len(gates)) if (kind, k) in used) for kind in ("r", "q"))
+    for k in set(first) & set(second):
+        raise CellError(f"{_place(step)}: r.{gates[k]}: expected either R·h or the product with a vector, got both")
+    return Traced(trace.graph, new, trace.vector if second else None, first, second)
