@@ -23,7 +23,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +38,43 @@ class Loop:
     def __init__(self, network: Any, compiled: str = "") -> None:
         import torch
 
+        from fastrnn import cells as kernels
+
         self.network = network
         cell = network.cell
-        # Named tuples because torch.compile looks through them.
-        self.gates, self.states = namedtuple("Gates", cell.gates), namedtuple("States", cell.states)
-        self.parameters = namedtuple("Parameters", cell.parameters) if cell.parameters else None
+        last = len(cell.recurrent) - kernels.CELLS[cell.kernels].second
+        self.first, self.second = cell.recurrent[:last], cell.recurrent[last:]
         options = {"fullgraph": True, "dynamic": False}
         self.step = torch.compile(self._step, **options) if compiled == "step" else self._step
         self.run = torch.compile(self._run, **options) if compiled == "loop" else self._run
 
-    def _step(self, wx: Any, states: Any, w: Any, b: Any, parameters: Any) -> tuple:
+    def _products(self, h: Any, w: Any, b: Any) -> dict[str, Any]:
+        """Of h, and functions that give those of another vector, one product for all of them."""
         import torch.nn.functional as F
 
-        rh, count = F.linear(states[0], w, b), len(self.gates._fields)
-        arguments = [self.gates(*wx.chunk(count, -1)), self.gates(*rh.chunk(count, -1)), self.states(*states)]
-        new = self.network.cell.step(*arguments, *([parameters] if parameters is not None else []))
+        cut, products = len(self.first) * h.shape[-1], dict.fromkeys(self.network.cell.gates)
+        if self.first:
+            products.update(zip(self.first, F.linear(h, w[:cut], b[:cut]).chunk(len(self.first), -1), strict=True))
+        made: list[Any] = []
+
+        def part(k: int) -> Any:
+            def product(vector: Any) -> Any:
+                if not made:
+                    made.extend(F.linear(vector, w[cut:], b[cut:]).chunk(len(self.second), -1))
+                return made[k]
+
+            return product
+
+        products.update({name: part(k) for k, name in enumerate(self.second)})
+        return products
+
+    def _step(self, wx: Any, states: Any, w: Any, b: Any, parameters: Any) -> tuple:
+        from fastrnn.custom.trace import CellError, Names
+
+        cell, r = self.network.cell, self._products(states[0], w, b)
+        found = [("x", cell.gates, wx.chunk(len(cell.gates), -1)), ("r", cell.gates, [r[g] for g in cell.gates])]
+        found += [("s", cell.states, states)] + ([("p", cell.parameters, parameters)] if parameters else [])
+        new = cell.step(*(Names(*one, CellError) for one in found))
         return new if isinstance(new, tuple) else (new,)
 
     def _run(self, x: Any, states: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, parameters: Any) -> tuple:
@@ -68,9 +89,7 @@ class Loop:
 
     def __call__(self, x: Any, states: Any) -> tuple:
         n = self.network
-        parameters = None
-        if self.parameters is not None:
-            parameters = self.parameters(*(getattr(n, f"{name}_l0") for name in n.cell.parameters))
+        parameters = tuple(getattr(n, f"{name}_l0") for name in n.cell.parameters)
         weights = (n.weight_ih_l0, n.weight_hh_l0, n.bias_ih_l0, n.bias_hh_l0)
         return self.run(x, tuple(s[0] for s in states), *weights, parameters)
 
@@ -277,7 +296,7 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> str:
 
 def parse(arguments: list[str] | None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", default="", help="names with commas between; all of the gallery if left out")
+    parser.add_argument("--cells", default="", help="names with commas between (default: all without random masks)")
     parser.add_argument("--shapes", default=SHAPES, help=f"BxTxH with commas between (default: {SHAPES})")
     parser.add_argument("--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--rounds", type=int, default=9, help="blocks of each engine (default: 9)")
@@ -287,13 +306,14 @@ def parse(arguments: list[str] | None) -> Any:
     options = parser.parse_args(arguments)
     from fastrnn.gallery import CELLS
 
-    options.cells = options.cells.split(",") if options.cells else list(CELLS)
+    fixed = [name for name, cell in CELLS.items() if not cell.inputs]  # others draw masks: nothing to compare
+    options.cells = options.cells.split(",") if options.cells else fixed
     options.engines = list(dict.fromkeys(["fastrnn", "loop", *options.engines.split(",")]))
     try:
         options.shapes = [tuple(int(n) for n in shape.split("x")) for shape in options.shapes.split(",")]
     except ValueError:
         parser.error(f"--shapes: expected BxTxH, got {options.shapes!r}")
-    for what, given, known in (("cells", options.cells, CELLS), ("engines", options.engines, ENGINES)):
+    for what, given, known in (("cells", options.cells, fixed), ("engines", options.engines, ENGINES)):
         unknown = [name for name in given if name not in known]
         if unknown:
             parser.error(f"--{what}: expected some of {', '.join(known)}, got {', '.join(unknown)}")

@@ -22,7 +22,7 @@ made.
 
 `*` is element-wise; k~ is W_k·x + b_k + R_k·h + b_rk, and in `nas` ak is W_k·x + b_k, mk is R_k·h + b_rk. Operations
 are element-wise ones for each unit and step in multiply-adds, forward + backward, as the generated kernels have them;
-the recurrent product of G gates has G·H more.
+the recurrent products have as many as there are gates with an r, times H, more.
 {measured}
 
 {table}

@@ -20,7 +20,7 @@ def load(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["elman_identity", "peephole_lstm", "slstm"])
+@pytest.mark.parametrize("name", ["peephole_lstm", "slstm", "multiplicative_lstm", "min_gru"])
 def test_loop_has_all_that_the_network_has(name):
     """As a loop, not as kernels, which need a compiler: the check before the clock compares those."""
     workload = load("cells").Workload("loop", name, (2, 3, 4), "float64")
@@ -31,7 +31,7 @@ def test_loop_has_all_that_the_network_has(name):
     np.testing.assert_allclose(found["output"], y.detach().numpy(), rtol=1e-12)
     for state, last in zip(workload.network.cell.states, states, strict=True):
         np.testing.assert_allclose(found[f"{state}_n"], last[0].detach().numpy(), rtol=1e-12)
-    assert {f"grad {key}" for key, _ in workload.network.named_parameters()} <= set(found)
+    assert {f"grad {key}" for key, p in workload.network.named_parameters() if p.numel()} <= set(found)
 
 
 def test_arguments():
