@@ -16,9 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _C, _ops, reference
+from fastrnn import _C, _ops, cells, reference
 from fastrnn._vmap import Rows, can_expand, each, needs_each, step_dim
-from fastrnn.cells import CELLS
 
 #: x, w_ih, w_hh, b_ih, b_hh, w_hr: the inputs before the states.
 N_FIXED = 6
@@ -39,7 +38,8 @@ def _run_reference(setting: Setting, inputs: tuple[Tensor | None, ...]) -> tuple
     x, w_ih, w_hh, b_ih, b_hh, w_hr, *states = inputs
     assert x is not None
     assert w_hh is not None
-    spec = CELLS[setting.cell]
+    spec = cells.find(setting.cell)
+    assert spec is not None
     if states:
         initial = tuple(s for s in states if s is not None)
     else:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _gpu, _ops, _recompute, _tokens, reference
+from fastrnn import _gpu, _ops, _recompute, _tokens, cells, reference
 from fastrnn.autograd import N_RESERVE, Layer
 from fastrnn.cells import CELLS, CellSpec
 
@@ -96,7 +96,7 @@ def sequence(
         RuntimeError: sizes or dtypes do not fit together, or ``backend="fused"`` where there are no kernels.
         IndexError: an id is not in 0…V-1.
     """
-    spec = CELLS.get(cell)
+    spec = cells.find(cell)
     if spec is None:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
     if backend != "auto" and backend not in _BACKENDS:
@@ -225,9 +225,10 @@ def _fusible(weights: LayerWeights, backend: str, spec: CellSpec) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _prepared(cell: str, dtype: torch.dtype, device: torch.device) -> str:
-    prepare = CELLS[cell].prepare
-    assert prepare is not None
-    return prepare(dtype, device)
+    spec = cells.find(cell)
+    assert spec is not None
+    assert spec.prepare is not None
+    return spec.prepare(dtype, device)
 
 
 _warned: set[str] = set()

@@ -17,7 +17,20 @@ def _discover() -> dict[str, CellSpec]:
     return found
 
 
-#: Every cell by name.
+#: The built-in cells by name.
 CELLS: dict[str, CellSpec] = _discover()
 
-__all__ = ["CELLS", "CellSpec"]
+_own: dict[str, CellSpec] = {}
+
+
+def add(spec: CellSpec) -> None:
+    """Makes a user's cell known (:func:`fastrnn.cell` does)."""
+    _own[spec.name] = spec
+
+
+def find(name: str) -> CellSpec | None:
+    """The cell of that name, built-in or a user's."""
+    return CELLS.get(name) or _own.get(name)
+
+
+__all__ = ["CELLS", "CellSpec", "add", "find"]

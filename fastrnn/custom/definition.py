@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import _C, _ops
-from fastrnn.cells import CELLS, CellSpec
+from fastrnn import _C, _ops, cells
+from fastrnn.cells import CellSpec
 from fastrnn.custom import build
 from fastrnn.custom.emit import Compiled, compiled, equations, header
 from fastrnn.custom.trace import CellError, Names, traced
@@ -79,7 +79,7 @@ class Cell:
             prepare=self._prepare,
         )
         _ops.SIZES[self.kernels] = _ops.Sizes(*self._compiled.sizes())
-        CELLS[self.kernels] = spec
+        cells.add(spec)
 
     @property
     def _columns(self) -> tuple[str, ...]:
