@@ -41,6 +41,11 @@ class Sizes(NamedTuple):
     recurrent: int = 0  # gates with a recurrent product, and how many of them multiply another vector than h
     second: int = 0
 
+    @property
+    def one_product(self) -> bool:
+        """Whether w_hh is the matrix of one product, with rows for every gate and nothing else."""
+        return self.recurrent == self.gates and not self.parameters and not self.second
+
 
 def _sizes() -> dict[str, Sizes]:
     return {name: Sizes(*_C.cell_sizes(name)) for name in _C.cells()}

@@ -42,7 +42,7 @@ class Cell:
         inputs: Mapping[str, Source],
     ) -> None:
         self.step = step
-        self.name = step.__name__
+        self.name = step.__name__ if step.__name__.isidentifier() else "cell"  # a lambda's is not
         self.gates, self.states = _names("gates", gates), _names("states", states)
         self.parameters = _names("parameters", tuple(parameters), empty=True)
         self.inputs = _names("inputs", tuple(inputs), empty=True)
@@ -108,7 +108,7 @@ class Cell:
 
         arguments = [
             named("x", self._columns, wx.chunk(G, -1)),
-            named("r", self._columns, [products.get(k) for k in range(G)]),
+            named("r", self._columns, [products.get(k, wx.new_zeros(())) for k in range(G)]),
             named("s", self.states, states),
         ]
         if self.parameters:

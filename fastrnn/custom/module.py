@@ -264,6 +264,8 @@ class Network(nn.Module):
         if hx is None:
             return None
         names = self.cell.states
+        if not isinstance(hx, (Tensor, tuple, list)):
+            raise TypeError(f"hx: expected a Tensor or a tuple of them, got {type(hx).__name__}")
         states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
             raise TypeError(f"hx: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")

@@ -141,6 +141,7 @@ class Trace:
     def __init__(self, step: Callable) -> None:
         self.step, self.graph = step, Graph()
         self.vector: Node | None = None  # what a second product multiplies
+        self.multiplied: set[int] = set()  # the gates of it
 
     def error(self, why: str) -> CellError:
         return CellError(f"{_place(self.step)}: {why}")
@@ -173,6 +174,7 @@ class Trace:
         if self.vector is not None and node is not self.vector:
             raise self.error("a second vector to be multiplied: all gates that are called have to be given the same")
         self.vector = node
+        self.multiplied.add(gate)
         return Symbol(self, self.graph.leaf("q", gate))
 
     def compare(self, text: str, left: Any, right: Any) -> Condition:
@@ -311,6 +313,8 @@ def traced(step: Callable, gates: Sequence[str], states: Sequence[str], paramete
     new = tuple(trace.node(value) for value in found)
     used = {n.leaf for n in reached([*new, *([trace.vector] if trace.vector else [])])}
     first, second = (tuple(k for k in range(len(gates)) if (kind, k) in used) for kind in ("r", "q"))
+    for k in trace.multiplied - set(second):
+        raise CellError(f"{_place(step)}: r.{gates[k]}: a product that no new state depends on")
     for k in set(first) & set(second):
         raise CellError(f"{_place(step)}: r.{gates[k]}: expected either R·h or the product with a vector, got both")
     return Traced(trace.graph, new, trace.vector if second else None, first, second)
