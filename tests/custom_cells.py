@@ -1,6 +1,6 @@
 """Cells of Python for the tests, and networks of them as plain loops over rows and steps.
 
-Imported by the fixture `cells` only: what is defined here is added to fastrnn.cells.CELLS, which other tests go through.
+Imported by the fixture `cells` only: what is defined here is added to fastrnn.cells.CELLS, which other tests run over.
 """
 
 from __future__ import annotations
