@@ -1,9 +1,10 @@
 """Compiles a cell's header into kernels, and keeps what was compiled.
 
 A shared object holds a cell's kernels for one instruction set and number format. It lies in a cache under a name made
-of a digest of all that it depends on: the header, the library's own headers, compiler and options. So nothing that is
-found can be of another version; it gets there by renaming a finished file, so that nothing is found half written, and
-two processes that build the same at once both succeed. Nothing waits for a lock.
+of a digest of all that it depends on: the header, the library's own headers, compiler and options; and of its own
+contents. So nothing that is found can be of another version, and a damaged file is built anew, not loaded: a short one
+would end the process. It gets there by renaming a finished file, so that nothing is found half written, and two
+processes that build the same at once both succeed. Nothing waits for a lock.
 """
 
 from __future__ import annotations
@@ -113,10 +114,18 @@ def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Path
     command = compiler()
     parts = (*files.values(), _headers_digest(), _compiler_version(command), *command, *COMPILE, _openmp(command) or "")
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    found = cache_folder() / f"{name}_{digest}.so"
-    if not found.is_file():
-        _build(found, files, command)
-    return found
+    folder, prefix = cache_folder(), f"{name}_{digest}_"
+    try:
+        for found in sorted(folder.glob(f"{prefix}*.so")):
+            if found.name == f"{prefix}{_digest_of(found)}.so":
+                return found
+    except OSError:
+        pass  # it cannot be read, and so cannot be loaded
+    return _build(folder, prefix, files, command)
+
+
+def _digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @functools.cache
@@ -127,10 +136,10 @@ def _openmp(command: tuple[str, ...]) -> str | None:
     return "-fopenmp" if sys.platform != "darwin" else None
 
 
-def _build(target: Path, files: dict[str, str], command: tuple[str, ...]) -> None:
+def _build(place: Path, prefix: str, files: dict[str, str], command: tuple[str, ...]) -> Path:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as name:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=place) as name:
             folder = Path(name)
             for file, text in files.items():
                 (folder / file).write_text(text, encoding="utf-8")
@@ -145,9 +154,11 @@ def _build(target: Path, files: dict[str, str], command: tuple[str, ...]) -> Non
             objects = [f"{Path(u).stem}.o" for u in units]
             extra = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
             _run(command, ["-shared", *objects, "-o", "cell.so", *extra], folder)
+            target = place / f"{prefix}{_digest_of(folder / 'cell.so')}.so"
             os.replace(folder / "cell.so", target)
+            return target
     except OSError as error:
-        raise BuildError(f"no place for kernels in {target.parent} (FASTRNN_CACHE): {error}") from None
+        raise BuildError(f"no place for kernels in {place} (FASTRNN_CACHE): {error}") from None
 
 
 def _run(command: tuple[str, ...], arguments: list[str], folder: Path) -> None:

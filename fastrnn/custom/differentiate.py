@@ -56,11 +56,13 @@ def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
     return Gradients(x, of("r", step.first), of("q", step.second), s, p)
 
 
-def is_backward(node: Node, known: dict[int, bool]) -> bool:
-    """Whether a node depends on the gradients of the new states."""
-    if node.index not in known:
-        known[node.index] = node.leaf[0] in ("ds", "dm") or any(is_backward(a, known) for a in node.args)
-    return known[node.index]
+def backward_nodes(nodes: Iterable[Node]) -> set[int]:
+    """Which of `nodes`, given with their arguments first, depend on the gradients of the new states."""
+    found: set[int] = set()
+    for node in nodes:
+        if node.leaf[0] in ("ds", "dm") or any(a.index in found for a in node.args):
+            found.add(node.index)
+    return found
 
 
 def to_keep(step: Traced, gradients: Gradients) -> tuple[Node, ...]:
@@ -71,10 +73,10 @@ def to_keep(step: Traced, gradients: Gradients) -> tuple[Node, ...]:
     Computing something again is taken to be cheaper than memory, whatever it is: a vector's tanh takes as long as
     reading it from the second cache. Of two ways to keep as few values, that with less to compute again is taken.
     """
-    known: dict[int, bool] = {}
-    backward = [n for n in reached(gradients.all()) if is_backward(n, known)]
-    needed = {a.index: a for n in backward for a in n.args if not is_backward(a, known)}
-    needed |= {n.index: n for n in gradients.all() if not is_backward(n, known)}
+    nodes = reached(gradients.all())
+    backward = backward_nodes(nodes)
+    needed = {a.index: a for n in nodes if n.index in backward for a in n.args if a.index not in backward}
+    needed |= {n.index: n for n in gradients.all() if n.index not in backward}
     there = {n.index for n in step.new if n.args}
     if step.vector is not None:
         there.add(step.vector.index)
@@ -151,15 +153,11 @@ class _Flow:
 def renamed(graph: Graph, roots: tuple[Node, ...], leaves: dict[int, Leaf]) -> tuple[Node, ...]:
     """`roots` with the nodes of these indices replaced by leaves."""
     done: dict[int, Node] = {}
-
-    def rename(node: Node) -> Node:
-        if node.index not in done:
-            if node.index in leaves:
-                done[node.index] = graph.leaf(*leaves[node.index])
-            elif node.args:
-                done[node.index] = graph.make(node.op, *(rename(a) for a in node.args))
-            else:
-                done[node.index] = node
-        return done[node.index]
-
-    return tuple(rename(root) for root in roots)
+    for node in reached(roots, lambda n: n.index in leaves):  # arguments first
+        if node.index in leaves:
+            done[node.index] = graph.leaf(*leaves[node.index])
+        elif node.args:
+            done[node.index] = graph.make(node.op, *(done[a.index] for a in node.args))
+        else:
+            done[node.index] = node
+    return tuple(done[root.index] for root in roots)

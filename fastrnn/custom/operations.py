@@ -44,12 +44,14 @@ def _choose(less: str) -> Gradient:
 def _larger(sign: int) -> Gradient:
     """Of the larger (smaller) of two; between equal ones it is shared, as torch does."""
 
-    def gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[Node, ...]:
-        a, b = args if sign > 0 else args[::-1]
+    def gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[Node | None, ...]:
         make, zero, half = y.graph.make, y.graph.constant(0), g * 0.5
-        of_a = make("where_less", b, a, g, make("where_less", a, b, zero, half))
-        of_b = make("where_less", a, b, g, make("where_less", b, a, zero, half))
-        return (of_a, of_b) if sign > 0 else (of_b, of_a)
+
+        def where_less(a: Node, b: Node) -> Node:
+            return make("where_less", a, b, g, make("where_less", b, a, zero, half))
+
+        a, b = args
+        return (where_less(b, a), where_less(a, b)) if sign > 0 else (where_less(a, b), where_less(b, a))
 
     return gradient
 

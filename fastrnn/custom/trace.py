@@ -27,16 +27,21 @@ _BY_FUNCTION: dict[Any, str] = {f: name for name, row in OPERATIONS.items() for 
 _COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}
 
 
-def _place(step: Callable) -> str:
-    """Where in `step` we are, with the line's text."""
-    frame: FrameType | None = sys._getframe()
+def _place(step: Callable, error: BaseException | None = None) -> str:
+    """Where in `step`, or in what it calls in its file, we are, or `error` came from; the line with its text."""
     code = inspect.unwrap(step).__code__
-    while frame is not None:
-        if frame.f_code is code or frame.f_code.co_filename == code.co_filename:
-            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}: `{line}`"
+    frames: list[tuple[FrameType, int]] = []  # the innermost first
+    frame: FrameType | None = sys._getframe()
+    while error is None and frame is not None:
+        frames.append((frame, frame.f_lineno))
         frame = frame.f_back
-    return f"{code.co_filename}:{code.co_firstlineno}"
+    trail = None if error is None else error.__traceback__
+    while trail is not None:
+        frames.insert(0, (trail.tb_frame, trail.tb_lineno))
+        trail = trail.tb_next
+    file, inside = code.co_filename, any(f.f_code is code for f, _ in frames)
+    line = next((n for f, n in frames if inside and f.f_code.co_filename == file), code.co_firstlineno)
+    return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"
 
 
 class Condition:
@@ -47,6 +52,12 @@ class Condition:
 
     def __bool__(self) -> bool:
         raise self.trace.error("Python cannot branch on a traced value: use torch.where(condition, a, b)")
+
+    def _combined(self, other: Any = None) -> Any:
+        raise self.trace.error("comparisons cannot be combined: use one torch.where within another")
+
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __eq__ = __ne__ = _combined
+    __hash__ = object.__hash__
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -64,8 +75,13 @@ class Symbol:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        trace = next(a.trace for a in (*args, *(kwargs or {}).values()) if isinstance(a, (Symbol, Condition)))
-        return trace.call(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        given: list[Any] = [*args, *kwargs.values()]
+        for a in given:  # torch.cat has them in a list
+            if isinstance(a, (list, tuple)):
+                given += a
+        trace = next(a.trace for a in given if isinstance(a, (Symbol, Condition)))
+        return trace.call(func, args, kwargs)
 
     def __bool__(self) -> bool:
         raise self.trace.error("Python cannot branch on a traced value: use torch.where(condition, a, b)")
@@ -95,6 +111,20 @@ class Symbol:
 
     def __pow__(self, power: Any) -> Symbol:
         return self.trace.call(torch.pow, (self, power), {})
+
+    def __rpow__(self, base: Any) -> Symbol:
+        return self.trace.call(torch.pow, (base, self), {})
+
+    def _equal(self, other: Any) -> Any:
+        raise self.trace.error("no operation == or != on a traced value; there are <, <=, > and >=")
+
+    __eq__ = __ne__ = _equal
+    __hash__ = object.__hash__
+
+    def _in_place(self, other: Any) -> Any:
+        raise self.trace.error("a value cannot be changed in place: write a = a + b instead of a += b")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place
 
 
 class Recurrent(Symbol):
@@ -184,8 +214,8 @@ class Trace:
         return Condition(self, "where_less" if len(text) == 1 else "where_at_most", a, b)
 
     def call(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        if func in _BY_FUNCTION and (not kwargs or set(kwargs) <= {"input", "other"}):
-            return self.operation(_BY_FUNCTION[func], (*args, *kwargs.values()))
+        if func in _BY_FUNCTION and func not in _SPECIAL and set(kwargs) <= {"input", "other"}:
+            return self.operation(_BY_FUNCTION[func], (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs)))
         if func in _COMPARISONS and not kwargs:
             return self.compare(_COMPARISONS[func], *args)
         special = _SPECIAL.get(func)
@@ -234,13 +264,26 @@ def _power(trace: Trace, x: Any, exponent: Any) -> Symbol:
     return Symbol(trace, result)
 
 
+def _softplus(trace: Trace, x: Any, beta: Any = 1, threshold: Any = 20) -> Symbol:
+    if (beta, threshold) != (1, 20):
+        raise trace.error("softplus: expected it without beta and threshold")
+    return trace.operation("softplus", (x,))
+
+
+def _relu(trace: Trace, x: Any, inplace: bool = False) -> Symbol:
+    if inplace:
+        raise trace.error("relu: a value cannot be changed in place")
+    return trace.operation("relu", (x,))
+
+
 _SPECIAL: dict[Any, Callable] = {
     torch.where: _where,
     torch.clamp: _clamp,
     torch.pow: _power,
     torch.square: lambda trace, x: _power(trace, x, 2),
     torch.reciprocal: lambda trace, x: _power(trace, x, -1),
-    F.softplus: lambda trace, x: trace.operation("softplus", (x,)),
+    F.softplus: _softplus,
+    F.relu: _relu,
 }
 
 
@@ -298,7 +341,12 @@ def traced(step: Callable, gates: Sequence[str], states: Sequence[str], paramete
             Recurrent(trace, k) if kind == "r" else Symbol(trace, trace.graph.leaf(kind, k)) for k in range(len(names))
         ]
         arguments.append(Names(kind, names, symbols, trace.error))
-    found = step(*arguments)
+    try:
+        found = step(*arguments)
+    except CellError:
+        raise
+    except TypeError as error:  # Python's own, of an operator that symbols do not have
+        raise CellError(f"{_place(step, error)}: {error}") from error
     if isinstance(found, dict):
         missing = [name for name in states if name not in found]
         if missing or len(found) != len(states):
