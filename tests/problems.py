@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastrnn.cells import CELLS
+from fastrnn.cells import find
 from fastrnn.functional import LayerWeights, sequence
 
 #: Every way in which rows can lie. "lengths" includes rows of length 0.
@@ -36,7 +36,7 @@ class Problem:
     arguments: dict = field(init=False)
 
     def __post_init__(self):
-        spec, g = CELLS[self.cell], torch.Generator().manual_seed(self.seed)
+        spec, g = find(self.cell), torch.Generator().manual_seed(self.seed)
         T, B, H, P = self.steps, self.batch, self.hidden, self.projected or self.hidden
         bound = self.hidden**-0.5
 
@@ -69,7 +69,7 @@ class Problem:
     def leaves(self) -> dict[str, Tensor]:
         """Everything that has a gradient, by name."""
         named = {"x": self.x, **self.weights._asdict()}
-        for name, s in zip(CELLS[self.cell].states, self.states or (), strict=False):
+        for name, s in zip(find(self.cell).states, self.states or (), strict=False):
             named[f"{name}0"] = s
         return {name: t for name, t in named.items() if t is not None}
 
@@ -84,7 +84,7 @@ class Problem:
         outputs = (y, *finals)
         leaves = self.leaves()
         grads = torch.autograd.grad(outputs, list(leaves.values()), self.seeds(outputs), allow_unused=True)
-        names = ["y", *(f"{s}_n" for s in CELLS[self.cell].states)]
+        names = ["y", *(f"{s}_n" for s in find(self.cell).states)]
         found = dict(zip(names, (o.detach() for o in outputs), strict=True))
         for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
             found[f"d{name}"] = torch.zeros_like(leaf) if grad is None else grad

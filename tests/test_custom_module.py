@@ -173,10 +173,7 @@ def test_higher_derivatives(cell):
     assert torch.autograd.gradgradcheck(outputs, (x, *weights))
 
 
-PER_SAMPLE = pytest.mark.xfail(reason="products for each sample: rows of w_hh that are parameters are left out")
-
-
-@pytest.mark.parametrize("name", ["rnn_tanh", pytest.param("mixed", marks=PER_SAMPLE)])
+@pytest.mark.parametrize("name", ["rnn_tanh", "mixed"])
 def test_transforms(cells, name):
     net, x = network_of(getattr(cells, name)), torch.randn(2, 4, 3, 3, dtype=FLOAT64)
     weights = {name: p.detach() for name, p in net.named_parameters()}
@@ -191,9 +188,6 @@ def test_transforms(cells, name):
             torch.testing.assert_close(found[k], right, msg=name)
 
 
-@pytest.mark.xfail(
-    reason="the step on tensors is given None for a recurrent product that it does not need", strict=True
-)
 def test_a_product_that_cancels_out():
     @fastrnn.cell(gates="a b")
     def cancels(x, r, s):
@@ -203,12 +197,10 @@ def test_a_product_that_cancels_out():
     cancels(3, 5)(torch.randn(4, 2, 3), backend="reference")
 
 
-@pytest.mark.xfail(reason="the name of a lambda is none in C++", strict=True)
 def test_a_lambda():
     fastrnn.cell(gates="a")(lambda x, r, s: torch.tanh(x.a + 0.5 * r.a)).build()
 
 
-@pytest.mark.xfail(reason="what cannot be iterated over is not named", strict=True)
 def test_states_that_are_none(cells):
     with pytest.raises(TypeError, match="hx: "):
         network_of(cells.mixed)(torch.randn(4, 3, 3, dtype=FLOAT64), 3)

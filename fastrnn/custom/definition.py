@@ -45,6 +45,11 @@ class Cell:
         self.name = step.__name__ if step.__name__.isidentifier() else "cell"  # a lambda's is not
         self.gates, self.states = _names("gates", gates), _names("states", states)
         self.parameters = _names("parameters", tuple(parameters), empty=True)
+        taken = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"} & set(self.parameters)
+        if taken:
+            raise CellError(
+                f"parameters: expected names that the network's weights do not have, got {', '.join(taken)}"
+            )
         self.inputs = _names("inputs", tuple(inputs), empty=True)
         _names("gates and inputs", self.gates + self.inputs)
         self.initial, self.sources = dict(parameters), dict(inputs)
@@ -60,7 +65,7 @@ class Cell:
         self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._header = header(self._compiled, self.kernels, self._comment())
         self._lock = threading.Lock()
-        self._missing: str | None = None
+        self._missing: dict[tuple[str, torch.dtype], str] = {}
         self._register()
 
     def _comment(self) -> str:
@@ -126,17 +131,18 @@ class Cell:
             return "kernels of cells of one's own are for the CPU so far"
         if dtype not in build.FORMATS:
             return f"no kernels for {dtype}"
-        if self._missing is not None:
-            return self._missing
+        built = (_C.capability(), dtype)
+        if built in self._missing:
+            return self._missing[built]
         if _C.has_kernels(self.kernels, dtype):
             return ""
         with self._lock:
             if not _C.has_kernels(self.kernels, dtype):
                 try:
-                    _C.load_cells(str(build.library(self.kernels, self._header, _C.capability(), dtype)))
+                    _C.load_cells(str(build.library(self.kernels, self._header, *built)))
                 except (build.BuildError, ImportError) as error:
-                    self._missing = str(error)
-                    return self._missing
+                    self._missing[built] = str(error)
+                    return str(error)
         return ""
 
     def build(self, dtype: torch.dtype = torch.float32) -> None:
@@ -145,7 +151,7 @@ class Cell:
         Raises:
             RuntimeError: they cannot be compiled; where a call would warn and take plain torch.
         """
-        self._missing = None
+        self._missing.clear()
         problem = self._prepare(dtype, torch.device("cpu"))
         if problem:
             raise RuntimeError(f"{self.name}: {problem}")

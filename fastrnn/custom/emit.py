@@ -257,8 +257,12 @@ def equations(cell: Compiled) -> str:
             out = form.format(*map(text, node.args))
             return out if whole or node.op not in ("add", "sub") else f"({out})"
 
+        depth: dict[int, int] = {}
         for node in nodes:
-            if node.args and uses.get(node.index, 0) > 1 and node.index not in shown:
+            depth[node.index] = 1 + max((depth[a.index] for a in node.args), default=0)
+            named = uses.get(node.index, 0) > 1 or depth[node.index] > 30  # a longer line is not read
+            if node.args and named and node.index not in shown:
+                depth[node.index] = 0
                 label = f"t{node.index}"
                 lines.append(f"  {label} = {text(node, True)}")
                 shown[node.index] = label
