@@ -76,7 +76,10 @@ def cache_folder() -> Path:
     wanted = os.environ.get("FASTRNN_CACHE")
     if wanted:
         return Path(wanted)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrnn"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrnn"
+    except RuntimeError as error:  # a user without a home
+        raise BuildError(f"no place for kernels, set FASTRNN_CACHE: {error}") from None
 
 
 def instruction_sets(capability: str, dtype: torch.dtype) -> list[tuple[str, int]]:
@@ -146,9 +149,7 @@ def _build(place: Path, prefix: str, files: dict[str, str], command: tuple[str, 
             units = [file for file in files if file.endswith(".cpp")]
             flags = (*COMPILE, "-I.", f"-I{headers()}", "-c")
             with ThreadPoolExecutor(len(units)) as pool:
-                compiled = [
-                    pool.submit(_run, command, [*flags, "-I.", f"-I{headers()}", "-c", u], folder) for u in units
-                ]
+                compiled = [pool.submit(_run, command, [*flags, unit], folder) for unit in units]
             for one in compiled:
                 one.result()
             objects = [f"{Path(u).stem}.o" for u in units]
