@@ -42,7 +42,7 @@ class Loop:
 
         self.network = network
         cell = network.cell
-        last = len(cell.recurrent) - kernels.CELLS[cell.kernels].second
+        last = len(cell.recurrent) - kernels.find(cell.kernels).second
         self.first, self.second = cell.recurrent[:last], cell.recurrent[last:]
         options = {"fullgraph": True, "dynamic": False}
         self.step = torch.compile(self._step, **options) if compiled == "step" else self._step

@@ -31,7 +31,9 @@ def collect(device: str = "cpu") -> dict[str, Any]:
         "fastrnn": facts["fastrnn"]["version"],
         "fastrnn_extension": facts["extension"],
         "variables": {
-            name: value for name, value in os.environ.items() if name.startswith(("OMP_", "MKL_", "FASTRNN_"))
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("OMP_", "MKL_", "FASTRNN_")) and name != "FASTRNN_CACHE"  # a place, not a setting
         },
         "load": load(),
         **({"gpu": _gpu()} if device == "cuda" else {}),
