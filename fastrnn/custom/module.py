@@ -188,46 +188,26 @@ class Network(nn.Module):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         target = _checks.autocast_dtype(x)
         dropout = self.dropout if self.training else 0.0
-        run = self._run_with_inputs if self.cell.inputs else run_layers
+        layer = self._layer_with_inputs if self.cell.inputs else sequence
         arguments = (self.cell.kernels, x if target is None else x.to(target), self._weights(target))
         if target is None:
-            return run(*arguments, states, self._directions, dropout, options)
+            return run_layers(*arguments, states, self._directions, dropout, options, layer)
         if states is not None:
             states = tuple(s.to(target) for s in states)
         with torch.autocast(x.device.type, enabled=False):
-            return run(*arguments, states, self._directions, dropout, options)
+            return run_layers(*arguments, states, self._directions, dropout, options, layer)
 
-    def _run_with_inputs(
-        self,
-        cell: str,
-        x: Tensor,
-        weights: list[LayerWeights],
-        states: tuple[Tensor, ...] | None,
-        directions: int,
-        dropout: float,
-        options: dict[str, Any],
+    def _layer_with_inputs(
+        self, cell: str, x: Tensor, weights: LayerWeights, states: Any, *, lengths: Tensor | None, **options: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As `run_layers`, where the kernels' input is more than the product with W."""
-        finals: list[tuple[Tensor, ...]] = []
-        if options["lengths"] is not None:  # what is behind them may be NaN, and must not meet a zero gradient
-            live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < options["lengths"].to(x.device)
+        """One layer where the kernels' input is more than the product with W."""
+        if lengths is not None:  # what is behind them may be NaN, and must not meet a zero gradient
+            live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < lengths.to(x.device)
             x = torch.where(live.unsqueeze(-1), x, x.new_zeros(()))
-        for first in range(0, len(weights), directions):
-            if first and dropout:
-                x = torch.dropout(x, dropout, True)
-            outputs = []
-            for k in range(first, first + directions):
-                w = weights[k]
-                wx = nn.functional.linear(x, w.w_ih, w.b_ih)  # type: ignore[arg-type]
-                like = wx[..., : self.hidden_size]
-                columns = [wx, *(self._input(name, like) for name in self.cell.inputs)]
-                initial = None if states is None else tuple(s[k] for s in states)
-                given = w._replace(w_ih=None, b_ih=None)
-                y, last = sequence(cell, torch.cat(columns, -1), given, initial, reverse=k > first, **options)
-                outputs.append(y)
-                finals.append(last)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return x, tuple(torch.stack(column) for column in zip(*finals, strict=True))
+        wx = nn.functional.linear(x, weights.w_ih, weights.b_ih)  # type: ignore[arg-type]
+        columns = [wx, *(self._input(name, wx[..., : self.hidden_size]) for name in self.cell.inputs)]
+        given = weights._replace(w_ih=None, b_ih=None)
+        return sequence(cell, torch.cat(columns, -1), given, states, lengths=lengths, **options)
 
     def _input(self, name: str, like: Tensor) -> Tensor:
         found = self.cell.sources[name](like.detach(), self.training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def run_layers(
     directions: int,
     dropout: float,
     options: dict[str, Any],
+    layer: Callable[..., Found] = sequence,
 ) -> Found:
     """All layers and directions of a recurrent network.
 
@@ -44,6 +46,7 @@ def run_layers(
         directions: D, 1 or 2.
         dropout: probability of dropping an element between layers; 0 outside training.
         options: those of `fastrnn.functional.sequence`, but ``reverse``.
+        layer: runs one layer in one direction, called as that function is.
 
     Returns:
         ``y`` (T, B, D·P) or (N, D·P), and the final states, shaped like ``states``.
@@ -52,7 +55,7 @@ def run_layers(
         x = x.squeeze(-1)
     if len(weights) == 1:  # the usual case, free of stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
-        y, last = sequence(cell, x, weights[0], initial, **options)
+        y, last = layer(cell, x, weights[0], initial, **options)
         return y, tuple([state.unsqueeze(0) for state in last])
 
     initials = (
@@ -65,10 +68,12 @@ def run_layers(
             # torch's own call, on the whole output of the layer: the same seed drops the same elements.
             x = torch.dropout(x, dropout, True)
         if directions == 1:
-            x, last = sequence(cell, x, weights[first], initials[first], **options)
+            x, last = layer(cell, x, weights[first], initials[first], **options)
             finals.append(last)
         else:
-            ahead, back = _both_directions(cell, x, weights[first : first + 2], initials[first : first + 2], options)
+            ahead, back = _both_directions(
+                cell, x, weights[first : first + 2], initials[first : first + 2], options, layer
+            )
             finals += [ahead[1], back[1]]
             x = torch.cat((ahead[0], back[0]), -1)
         options.pop("embedding", None)
@@ -76,13 +81,18 @@ def run_layers(
 
 
 def _both_directions(
-    cell: str, x: Tensor, weights: list[LayerWeights], initials: list[Any], options: dict[str, Any]
+    cell: str,
+    x: Tensor,
+    weights: list[LayerWeights],
+    initials: list[Any],
+    options: dict[str, Any],
+    layer: Callable[..., Found],
 ) -> tuple[Found, Found]:
     def ahead() -> Found:
-        return sequence(cell, x, weights[0], initials[0], **options)
+        return layer(cell, x, weights[0], initials[0], **options)
 
     def back() -> Found:
-        return sequence(cell, x, weights[1], initials[1], reverse=True, **options)
+        return layer(cell, x, weights[1], initials[1], reverse=True, **options)
 
     if not _streams.apply(x):
         return ahead(), back()
