@@ -38,41 +38,41 @@ class Loop:
     def __init__(self, network: Any, compiled: str = "") -> None:
         import torch
 
-        from fastrnn import cells as kernels
-
         self.network = network
-        cell = network.cell
-        last = len(cell.recurrent) - kernels.find(cell.kernels).second
-        self.first, self.second = cell.recurrent[:last], cell.recurrent[last:]
         options = {"fullgraph": True, "dynamic": False}
         self.step = torch.compile(self._step, **options) if compiled == "step" else self._step
         self.run = torch.compile(self._run, **options) if compiled == "loop" else self._run
 
     def _products(self, h: Any, w: Any, b: Any) -> dict[str, Any]:
-        """Of h, and functions that give those of another vector, one product for all of them."""
+        """Of h, and functions that give those of other vectors, one product for all matrices of a vector."""
         import torch.nn.functional as F
 
-        cut, products = len(self.first) * h.shape[-1], dict.fromkeys(self.network.cell.gates)
-        if self.first:
-            products.update(zip(self.first, F.linear(h, w[:cut], b[:cut]).chunk(len(self.first), -1), strict=True))
-        made: list[Any] = []
+        cell, H = self.network.cell, h.shape[-1]
+        first, *others = cell.products
+        products = dict.fromkeys((*cell.gates, *cell.matrices))
+        cut = len(first) * H
+        if first:
+            products.update(zip(first, F.linear(h, w[:cut], b[:cut]).chunk(len(first), -1), strict=True))
+        for group in others:
+            rows, made = slice(cut, cut + len(group) * H), []
 
-        def part(k: int) -> Any:
-            def product(vector: Any) -> Any:
-                if not made:
-                    made.extend(F.linear(vector, w[cut:], b[cut:]).chunk(len(self.second), -1))
-                return made[k]
+            def part(k: int, rows: Any = rows, made: Any = made, count: int = len(group)) -> Any:
+                def product(vector: Any) -> Any:
+                    if not made:
+                        made.extend(F.linear(vector, w[rows], b[rows]).chunk(count, -1))
+                    return made[k]
 
-            return product
+                return product
 
-        products.update({name: part(k) for k, name in enumerate(self.second)})
+            products.update({name: part(k) for k, name in enumerate(group)})
+            cut = rows.stop
         return products
 
     def _step(self, wx: Any, states: Any, w: Any, b: Any, parameters: Any) -> tuple:
         from fastrnn.custom.trace import CellError, Names
 
         cell, r = self.network.cell, self._products(states[0], w, b)
-        found = [("x", cell.gates, wx.chunk(len(cell.gates), -1)), ("r", cell.gates, [r[g] for g in cell.gates])]
+        found = [("x", cell.gates, wx.chunk(len(cell.gates), -1)), ("r", tuple(r), list(r.values()))]
         found += [("s", cell.states, states)] + ([("p", cell.parameters, parameters)] if parameters else [])
         new = cell.step(*(Names(*one, CellError) for one in found))
         return new if isinstance(new, tuple) else (new,)

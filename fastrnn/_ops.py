@@ -40,6 +40,8 @@ class Sizes(NamedTuple):
     parameters: int = 0
     recurrent: int = 0  # gates with a recurrent product, and how many of them multiply another vector than h
     second: int = 0
+    vectors: int = 0  # that are multiplied besides h, and sums over all units of a row
+    totals: int = 0
 
     @property
     def one_product(self) -> bool:
@@ -83,8 +85,8 @@ def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset
     reserve = [
         kept(sizes.gates * hidden if sizes.saved > 0 else 0, w_hh.dtype),
         kept(max(0, sizes.saved - sizes.gates) * hidden, w_hh.dtype),
-        kept((sizes.states - 1) * hidden, compute),
-        kept(hidden if w_hr is not None or sizes.second else 0, w_hh.dtype),
+        kept((sizes.states - 1) * hidden + sizes.totals, compute),
+        kept(hidden * (1 if w_hr is not None else sizes.vectors), w_hh.dtype),
     ]
     return y, finals, reserve
 

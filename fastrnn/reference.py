@@ -59,7 +59,14 @@ def sequence(
         first = w_hh.shape[0] - spec.second * w_hh.shape[1]
         later, b_later = w_hh[first:], None if b_hh is None else b_hh[first:]
         w_hh, b_hh = w_hh[:first], None if b_hh is None else b_hh[:first]
-        more = (*more, lambda vector: F.linear(vector, later, b_later))
+        H = w_hh.shape[1]
+
+        def multiply(vector: Tensor, begin: int, count: int) -> Tensor:
+            """With `count` of the matrices of the second product, from `begin` on."""
+            rows = slice(begin * H, (begin + count) * H)
+            return F.linear(vector, later[rows], None if b_later is None else b_later[rows])
+
+        more = (*more, multiply)
 
     def step(wx: Tensor, now: States) -> States:
         h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *more)

@@ -253,3 +253,56 @@ def _recurrent_dropout(w: Weights, x: Tensor, states: States) -> States:
 
 reference("zoneout_lstm", "i f g o")(_zoneout)
 reference("recurrent_dropout_lstm", "i f g o")(_recurrent_dropout)
+
+
+@reference("mut3", "z r h|r z h")
+def _mut3(w: Weights, x: Tensor, states: States) -> States:
+    (h,) = states
+    z = logistic(w.net("z", x, h.tanh()))
+    candidate = w.net("h", x, logistic(w.net("r", x, h)) * h).tanh()
+    return (candidate * z + h * (1 - z),)
+
+
+@reference("lstm_full_gate_recurrence", "z i f o|z i f o ii if io fi ff fo oi of oo")
+def _full_gate_recurrence(w: Weights, x: Tensor, states: States) -> States:
+    h, c, *gates = states
+
+    def net(k: str, cell: Tensor) -> Tensor:
+        seen = sum(w.of_state(source + k, gate) for source, gate in zip("ifo", gates, strict=True))
+        return w.net(k, x, h) + w.p[f"p{k}"] * cell + seen
+
+    i, f = logistic(net("i", c)), logistic(net("f", c))
+    new_c = f * c + i * w.net("z", x, h).tanh()
+    o = logistic(net("o", new_c))
+    return o * new_c.tanh(), new_c, i, f, o
+
+
+def _norm(v: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    return torch.nn.functional.layer_norm(v, v.shape[-1:], gain, shift, 1e-5)
+
+
+def _joint(w: Weights, kind: str, gates: str, v: dict[str, Tensor]) -> list[Tensor]:
+    """Layer normalisation over several gates at once."""
+    gain = torch.cat([w.p[f"{kind}g_{k}"] for k in gates])
+    return list(_norm(torch.cat([v[k] for k in gates], -1), gain, torch.zeros_like(gain)).chunk(len(gates), -1))
+
+
+@reference("layer_norm_lstm", "f i o g")
+def _layer_norm_lstm(w: Weights, x: Tensor, states: States) -> States:
+    h, c = states
+    ahead = _joint(w, "x", "fiog", {k: w.of_input(k, x) for k in "fiog"})
+    back = _joint(w, "r", "fiog", {k: w.of_state(k, h) for k in "fiog"})
+    f, i, o, g = (a + b + w.p[f"b_{k}"] for k, a, b in zip("fiog", ahead, back, strict=True))
+    new_c = logistic(f) * c + logistic(i) * g.tanh()
+    return logistic(o) * _norm(new_c, w.p["g_c"], w.p["b_c"]).tanh(), new_c
+
+
+@reference("layer_norm_gru", "z r h")
+def _layer_norm_gru(w: Weights, x: Tensor, states: States) -> States:
+    (h,) = states
+    ahead = _joint(w, "x", "zr", {k: w.of_input(k, x) for k in "zr"})
+    back = _joint(w, "r", "zr", {k: w.of_state(k, h) for k in "zr"})
+    z, r = (logistic(a + b + w.p[f"b_{k}"]) for k, a, b in zip("zr", ahead, back, strict=True))
+    candidate = _norm(w.of_input("h", x), w.p["xg_h"], w.p["b_h"])
+    candidate = (candidate + r * _norm(w.of_state("h", h), w.p["rg_h"], w.p["rb_h"])).tanh()
+    return ((1 - z) * h + z * candidate,)

@@ -209,7 +209,7 @@ def test_new_states(step, states, message):
         ({"gates": [1]}, "gates: .*1"),
         ({"gates": "a", "states": ""}, "states: .*at least one"),
         ({"gates": "a", "states": "h h"}, "states: .*different"),
-        ({"gates": "a", "states": "h b c d e"}, "states: .*at most 4, got 5"),
+        ({"gates": "a", "states": "h b c d e f g i j"}, "states: .*at most 8, got 9"),
         ({"gates": "a", "parameters": "import"}, "parameters: .*'import'"),
     ],
 )

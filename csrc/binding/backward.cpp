@@ -46,7 +46,7 @@ struct Backward {
     const CellKernels& cell = *call.cell;
     const int64_t H = call.hidden;
     const std::array<int64_t, 4> widths{cell.saved > 0 ? cell.gates * H : 0, std::max(0, cell.saved - cell.gates) * H,
-                                        (cell.states - 1) * H, w_hr || cell.second > 0 ? H : 0};
+                                        (cell.states - 1) * H + cell.totals, (w_hr ? 1 : cell.vectors) * H};
     const auto type = c10::typeMetaToScalarType(call.options.dtype());
     for (size_t k = 0; k < reserve.size(); ++k) {
       const auto expected = k == 2 ? compute_type(type) : type;
@@ -121,7 +121,7 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   args.da = out.da.data_ptr();
   args.drh = out.drh.data_ptr();
   args.dh = out.dh.defined() ? out.dh.data_ptr() : nullptr;
-  args.initial_product = layout.steps > 1 || call.cell->second > 0 || call.cell->recurrent == 0;
+  args.initial_product = layout.steps > 1 || call.cell->second > 0 || call.cell->recurrent == 0 || call.cell->staged;
   Tensors finals(S);
   for (int s = 0; s < S; ++s) {
     args.initial[s] = b.states.empty() ? nullptr : b.states[s].const_data_ptr();
@@ -210,9 +210,14 @@ Tensor recurrent_gradient(const Backward& b, const Gradients& g, bool reverse) {
   if (width == 0) return out;
   if (first < width) {
     const Tensor drh = whole_drh(b.call, g);
-    const Tensor vector = b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows);
-    Tensor of_second = out.narrow(0, first, width - first);
-    products::of_weight_into(of_second, drh.narrow(1, first, width - first), vector);
+    const int vectors = b.call.cell->vectors;
+    const Tensor all = b.reserve[3].reshape({-1, vectors * b.call.hidden}).narrow(0, 0, layout.rows);
+    for (int64_t k = 0, from = first; k < vectors; ++k) {
+      const int64_t rows = b.call.cell->vector_blocks[k] * b.call.hidden;
+      Tensor part = out.narrow(0, from, rows);
+      products::of_weight_into(part, drh.narrow(1, from, rows), all.narrow(1, k * b.call.hidden, b.call.hidden));
+      from += rows;
+    }
     if (first > 0) recurrent_gradient_into(out.narrow(0, 0, first), b, drh.narrow(1, 0, first), before, reverse);
   } else if (rest == 0 || split == 0 || layout.rows <= kFew) {
     recurrent_gradient_into(b.call.first_product(out), b, whole_drh(b.call, g), before, reverse);

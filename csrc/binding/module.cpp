@@ -44,11 +44,12 @@ std::vector<std::string> cells() {
   return names;
 }
 
-std::tuple<int, int, int, bool, int, int, int> cell_sizes(const std::string& name) {
+std::tuple<int, int, int, bool, int, int, int, int, int> cell_sizes(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());
   if (cell == nullptr) throw py::value_error("cell: there are no kernels for " + name);
-  return {cell->gates,      cell->states,    cell->saved, cell->split_from < cell->recurrent,
-          cell->parameters, cell->recurrent, cell->second};
+  return {cell->gates,      cell->states,    cell->saved,  cell->split_from < cell->recurrent,
+          cell->parameters, cell->recurrent, cell->second, cell->vectors,
+          cell->totals};
 }
 
 // Whether a cell has kernels of a format ("float32", …) for the instruction set in use.

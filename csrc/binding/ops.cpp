@@ -84,10 +84,11 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
   const auto type = w_hh.scalar_type();
   const Tensor gates = input_product(call, x, w.w_ih, w.b_ih, training);
   const Tensor extra = saved(K > G, (K - G) * H, type);
-  const Tensor cells = saved(S > 1, (S - 1) * H, compute_type(type));
-  const Tensor unprojected = saved(w_hr.has_value() || call.cell->second > 0, H, type);
+  const Tensor cells = saved(S > 1 || call.cell->totals > 0, (S - 1) * H + call.cell->totals, compute_type(type));
+  const Tensor unprojected =
+      saved(w_hr.has_value() || call.cell->vectors > 0, (w_hr ? 1 : call.cell->vectors) * H, type);
   const Tensor y = buffers.empty({layout.rows, P}, call.options);
-  const bool at_once = layout.steps == 1 && call.cell->second == 0 && call.cell->recurrent > 0;
+  const bool at_once = layout.steps == 1 && !call.cell->staged && call.cell->second == 0 && call.cell->recurrent > 0;
   const Tensor rh = at_once ? only_product(call, states, w) : Tensor();
 
   ForwardArgs args{};
@@ -124,8 +125,8 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
 }
 
 // sequence_forward: y (T, B, P) or (N, P); final states (B, ·); and, if training, what backward needs:
-// gates (…, G·H), extra (…, (K-G)·H), cells (…, (S-1)·H), unprojected (…, H), … the leading dimensions of x. With
-// lengths, only the first N rows of them are used. What is not kept has shape (0, 0).
+// gates (…, G·H), extra (…, (K-G)·H), cells (…, (S-1)·H + sums), unprojected (…, vectors·H), … the leading dimensions
+// of x. With lengths, only the first N rows of them are used. What is not kept has shape (0, 0).
 std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
                                                       const OptionalTensor& w_ih, const Tensor& w_hh,
                                                       const OptionalTensor& b_ih, const OptionalTensor& b_hh,

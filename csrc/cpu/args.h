@@ -12,7 +12,7 @@ namespace fastrnn {
 // What kernels call that were compiled into another shared object: a user's cell.
 #define FASTRNN_SHARED __attribute__((visibility("default")))
 
-constexpr int kMaxStates = 4;
+constexpr int kMaxStates = 8;
 
 // kFloat32Parts is float32 in memory, its products computed by sums of bfloat16 parts (cpu/parts.h).
 enum class Format : int { kFloat32, kFloat64, kBFloat16, kFloat16, kFloat32Parts };
@@ -46,10 +46,11 @@ struct ForwardArgs {
   const void* initial[kMaxStates];  // T [B, P] for h, [B, H] for others; null = zeros
   void* gates;                      // T [N, G·H] in: W·x; out, if training: the first min(G, K) saved values
   void* extra;                      // T [N, (K-G)·H], training and K > G
-  void* cells;                      // C [N, (S-1)·H], training and S > 1: states other than h after each step
-  void* unprojected;                // T [N, H], training and projection: h before it; two products: the second's vector
-  void* y;                          // T [N, P]
-  void* final_states[kMaxStates];   // T [B, P or H]
+  void* cells;                     // C [N, (S-1)·H + sums], training: states other than h after each step; a row's sums
+  void* unprojected;               // T [N, H], training and projection: h before it; else the vectors that are
+                                   // multiplied besides h, [N, vectors·H]
+  void* y;                         // T [N, P]
+  void* final_states[kMaxStates];  // T [B, P or H]
   bool training;
 };
 
@@ -93,6 +94,10 @@ struct SmallKernels {
 struct CellKernels {
   int gates, recurrent, second, states, saved, split_from, parameters;
   bool reads_hidden;
+  int vectors;               // that are multiplied besides h; a projection's is not among them
+  const int* vector_blocks;  // how many of the `second` matrices each of them has
+  int totals;                // sums over all units of a row
+  bool staged;               // see staged.h
   // By Format. Null: this instruction set has nothing for it (kFloat32Parts alone; kFloat32 does it). They return 0, or
   // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
   int (*forward[kFormats])(const ForwardArgs&);

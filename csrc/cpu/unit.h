@@ -32,6 +32,7 @@
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/small.h"
+#include "cpu/staged.h"
 #endif
 
 // Which number formats to compile, a bit each: the built-in cells all of them, a user's cell those it is called with.
@@ -50,9 +51,26 @@ constexpr bool compiled(Format format) { return (FASTRNN_FORMATS >> static_cast<
 
 namespace FASTRNN_NAMESPACE {
 
+// What only a cell with stages says of itself (staged.h).
+template <class Cell>
+concept Staged = requires { typename Cell::Ahead; };
+template <class Cell>
+struct Structure {
+  static constexpr int kBlocks[1] = {Cell::kSecond};
+  static constexpr int kVectors = Cell::kSecond > 0 ? 1 : 0, kTotals = 0;
+};
+template <Staged Cell>
+struct Structure<Cell> {
+  static constexpr const int (&kBlocks)[Cell::kVectors + 1] = Cell::kVectorBlocks;
+  static constexpr int kVectors = Cell::kVectors, kTotals = Cell::Ahead::kTotals;
+};
+
 template <class Cell, class T, Format kFormat>
 void add_format(CellKernels& kernels) {
-  if constexpr (compiled(kFormat)) {
+  if constexpr (compiled(kFormat) && Staged<Cell>) {
+    kernels.forward[static_cast<int>(kFormat)] = &staged_forward<Cell, T>;
+    kernels.backward[static_cast<int>(kFormat)] = &staged_backward<Cell, T>;
+  } else if constexpr (compiled(kFormat)) {
     kernels.forward[static_cast<int>(kFormat)] = &forward<Cell, T>;
     kernels.backward[static_cast<int>(kFormat)] = &backward<Cell, T>;
   }
@@ -69,6 +87,10 @@ CellKernels plain_kernels() {
       Cell::kSplitFrom,
       Cell::kParameters,
       Cell::kReadsHidden,
+      Structure<Cell>::kVectors,
+      Structure<Cell>::kBlocks,
+      Structure<Cell>::kTotals,
+      Staged<Cell>,
       {},
       {},
       {{&small_by_rows<float>, &small_by_rows<double>},
@@ -106,7 +128,7 @@ namespace FASTRNN_NAMESPACE {
 #if FASTRNN_HAS_AMX
 template <class Cell, class T, Format kFormat, int kParts>
 void add_tiles(CellKernels& kernels) {
-  if constexpr (compiled(kFormat)) {
+  if constexpr (compiled(kFormat) && !requires { typename Cell::Ahead; }) {
     kernels.forward[static_cast<int>(kFormat)] = &forward<Cell, T, Tiles<kParts>>;
     kernels.backward[static_cast<int>(kFormat)] = &backward<Cell, T, Tiles<kParts>>;
   }

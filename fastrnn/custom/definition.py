@@ -18,6 +18,7 @@ from fastrnn.custom import build
 from fastrnn.custom.emit import Compiled, compiled, equations, header
 from fastrnn.custom.trace import CellError, Names, traced
 
+MAX_STATES = 8  # csrc/cpu/args.h
 #: Values of a parameter to begin with: a number for all units, or a function that fills a tensor (H) in place.
 Initial = float | Callable[[Tensor], Any]
 #: Makes a further input of every step: from a tensor of its shape, and whether the network is training.
@@ -29,7 +30,7 @@ class Cell:
 
     Attributes:
         name: of the function that it was made from.
-        gates, states, parameters, inputs: their names, in the order in which they lie in the weights.
+        gates, states, parameters, inputs, matrices: their names, in the order in which they lie in the weights.
         kernels: under which name `fastrnn.functional.sequence` knows it.
     """
 
@@ -40,6 +41,7 @@ class Cell:
         states: Sequence[str],
         parameters: Mapping[str, Initial],
         inputs: Mapping[str, Source],
+        matrices: Sequence[str] = (),
     ) -> None:
         self.step = step
         self.name = step.__name__ if step.__name__.isidentifier() else "cell"  # a lambda's is not
@@ -51,16 +53,20 @@ class Cell:
                 f"parameters: expected names that the network's weights do not have, got {', '.join(taken)}"
             )
         self.inputs = _names("inputs", tuple(inputs), empty=True)
-        _names("gates and inputs", self.gates + self.inputs)
+        self.matrices = _names("matrices", matrices, empty=True)
+        _names("gates, inputs and matrices", self.gates + self.inputs + self.matrices)
         self.initial, self.sources = dict(parameters), dict(inputs)
         self.__doc__, self.__module__, self.__qualname__ = step.__doc__, step.__module__, step.__qualname__
         _check_arguments(step, bool(self.parameters))
-        if len(self.states) > 4:
-            raise CellError(f"states: expected at most 4, got {len(self.states)}")
-        found = traced(step, self._columns, self.states, self.parameters)
-        if any(k >= len(self.gates) for k in found.first + found.second):
+        if len(self.states) > MAX_STATES:
+            raise CellError(f"states: expected at most {MAX_STATES}, got {len(self.states)}")
+        found = traced(step, self._columns, self.states, self.parameters, self.matrices)
+        if any(len(self.gates) <= k < len(self._columns) for k in found.first + found.second):
             raise CellError(f"{self.name}: inputs ({', '.join(self.inputs)}) have no recurrent weights")
-        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters)
+        used = {(*self._columns, *self.matrices)[k] for k in found.first + found.second}
+        if unused := [name for name in self.matrices if name not in used]:
+            raise CellError(f"matrices: {', '.join(unused)}: no new state depends on a product with them")
+        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters, self.matrices)
         text = header(self._compiled, "CELL", "")
         self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._header = header(self._compiled, self.kernels, self._comment())
@@ -93,27 +99,39 @@ class Cell:
 
     @property
     def recurrent(self) -> tuple[str, ...]:
-        """The gates that have rows in the recurrent matrix, in the order of these rows."""
-        return tuple(self.gates[k] for k in self._compiled.recurrent)
+        """The gates (and matrices of none) that have rows in the recurrent weight, in the order of these rows."""
+        return tuple(self._compiled.matrices[k] for k in self._compiled.recurrent)
+
+    @property
+    def products(self) -> tuple[tuple[str, ...], ...]:
+        """What `recurrent` has, by the vector that is multiplied: h's (there may be none), then those of others."""
+        step, names = self._compiled.step, self._compiled.matrices
+        others = [g.matrices for g in step.groups if g.matrices != step.first] if step.staged else [step.second]
+        return tuple(tuple(names[k] for k in group) for group in (step.first, *others))
 
     def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *more: Any) -> tuple:
-        """The function itself, on tensors: wx (B, G·H), rh (B, R·H), states (B, H); more: parameters (H), and the
-        function that makes the second product.
+        """The function itself, on tensors: wx (B, G·H), rh (B, ·) the products of h, states (B, H); more: parameters
+        (H), and a function that multiplies another vector with some of the other matrices.
         """
-        G, step = len(self._columns), self._compiled.step
-        products: dict[int, Any] = {}
-        if step.first:
-            products |= zip(step.first, rh.chunk(len(step.first), -1), strict=True)
-        if step.second:
+        G = len(self._columns)
+        first, *others = self.products
+        products: dict[str, Any] = {}
+        if first:
+            products |= zip(first, rh.chunk(len(first), -1), strict=True)
+        if len(self.recurrent) > len(first):
             *more, multiply = more  # type: ignore[assignment]
-            products |= zip(step.second, _second(multiply, len(step.second)), strict=True)
+            begin = 0
+            for group in others:
+                products |= zip(group, _of_vector(multiply, begin, len(group)), strict=True)
+                begin += len(group)
 
         def named(kind: str, names: tuple[str, ...], values: Sequence[Any]) -> Names:
             return Names(kind, names, values, CellError)
 
+        matrices = self._compiled.matrices
         arguments = [
             named("x", self._columns, wx.chunk(G, -1)),
-            named("r", self._columns, [products.get(k, wx.new_zeros(())) for k in range(G)]),
+            named("r", matrices, [products.get(name, wx.new_zeros(())) for name in matrices]),
             named("s", self.states, states),
         ]
         if self.parameters:
@@ -181,14 +199,14 @@ class Cell:
     __copy__ = lambda self: self  # noqa: E731
 
 
-def _second(multiply: Callable[[Tensor], Tensor], count: int) -> list[Callable[[Tensor], Tensor]]:
-    """For each gate of a second product, what gives its part of it; computed once."""
+def _of_vector(multiply: Callable, begin: int, count: int) -> list[Callable[[Tensor], Tensor]]:
+    """For each matrix of those from `begin` on, which multiply one vector, what gives its part; computed once."""
     found: list[tuple[Tensor, ...]] = []
 
     def part(k: int) -> Callable[[Tensor], Tensor]:
         def product(vector: Tensor) -> Tensor:
             if not found:
-                found.append(multiply(vector).chunk(count, -1))
+                found.append(multiply(vector, begin, count).chunk(count, -1))
             return found[0][k]
 
         return product
@@ -201,6 +219,7 @@ def cell(
     states: str | Sequence[str] = "h",
     parameters: Mapping[str, Initial] | str | Sequence[str] | None = None,
     inputs: Mapping[str, Source] | None = None,
+    matrices: str | Sequence[str] = (),
 ) -> Callable[[Callable], Cell]:
     """Makes a recurrent cell of a function, with fused kernels for whole sequences, forward and backward.
 
@@ -219,9 +238,11 @@ def cell(
     as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
     and torch's sigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a comparison.
 
-    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector, the same one for all gates that are called: a GRU that
-    resets before the product has ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no
-    recurrent weights.
+    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector: a GRU that resets before the product has
+    ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent weights. What all units of a
+    row have in common is ``v.mean(-1, keepdim=True)``, and so ``sum`` and ``var`` (with ``correction=0``);
+    :func:`fastrnn.custom.layer_norm` is made of them. A step with more than one vector besides h, or with such sums,
+    has stages between which threads wait for one another; it takes longer.
 
     The function is run once, at definition. Its gradient is derived from that; kernels are compiled at the first call
     (some seconds) and kept in ``FASTRNN_CACHE`` (``~/.cache/fastrnn``). Without a compiler, and on a GPU, the function
@@ -229,13 +250,15 @@ def cell(
 
     Args:
         gates: G names; the weights have a block of H rows for each, in this order.
-        states: names of the states, at most 4; the first one is the output and what R is multiplied with.
+        states: names of the states, at most 8; the first one is the output and what R is multiplied with.
         parameters: names of numbers for each hidden unit, with their initial value (a number, or a function that fills
             a tensor in place; 0 if only names are given).
 
         inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise. A
             function for each makes them, once a call and layer: it gets a tensor like the outputs, (T, B, H) or (N, H),
             and whether the network is training, and returns one of that shape.
+        matrices: names of recurrent matrices (H, H) that belong to no gate: ``r.name(v)``. The network has them behind
+            those of the gates in ``weight_hh``, in the order of `Cell.recurrent`.
 
     Raises:
         fastrnn.CellError: the function does something that kernels cannot; with the line. It is a TypeError.
@@ -247,7 +270,7 @@ def cell(
     given = dict(parameters)
 
     def decorate(step: Callable) -> Cell:
-        return Cell(step, _split(gates), _split(states), given, inputs or {})
+        return Cell(step, _split(gates), _split(states), given, inputs or {}, _split(matrices))
 
     if callable(gates):
         raise CellError('gates: expected their names, as in @fastrnn.cell(gates="f u"), got the function itself')

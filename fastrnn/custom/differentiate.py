@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fastrnn.custom.graph import Graph, Leaf, Node, reached
-from fastrnn.custom.operations import OPERATIONS
-from fastrnn.custom.trace import Traced
+from fastrnn.custom.graph import Graph, Leaf, Node, reached, substituted
+from fastrnn.custom.operations import OPERATIONS, REDUCTIONS
+from fastrnn.custom.structure import Traced
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class Gradients:
 
 
 def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
-    """Gradients of a step. Those of the second product's result do not depend on ("dm", 0)."""
+    """Gradients of a step. Those of the second product's result do not depend on ("dm", 0). A step with stages has
+    its products in the graph, and so has its gradient.
+    """
     graph, new = step.graph, step.new
     sums: dict[int, Node] = {}
 
@@ -42,9 +44,14 @@ def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
         add(node, graph.leaf("ds", k))
     if step.vector is not None:
         add(step.vector, graph.leaf("dm", 0))
+    products = {n.leaf[1]: n for n in nodes if n.op == "product"}  # by matrix
+    groups = {group.vector.index: (j, group.matrices) for j, group in enumerate(step.groups)}
     for node in reversed(nodes):
+        if node.index in groups:  # all that it was multiplied to is behind us
+            j, matrices = groups[node.index]
+            add(node, graph.transposed(j, tuple(sums.get(products[k].index, graph.constant(0)) for k in matrices)))
         gradient = sums.get(node.index)
-        if gradient is None or not node.args or (gradient.is_constant and gradient.value == 0):
+        if gradient is None or not node.args or (gradient.is_constant and gradient.value == 0) or node.op == "product":
             continue
         for argument, part in zip(node.args, OPERATIONS[node.op].gradient(node, node.args, gradient), strict=True):
             add(argument, part)
@@ -52,8 +59,13 @@ def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
     def of(kind: str, which: Iterable[int]) -> tuple[Node, ...]:
         return tuple(sums.get(graph.leaf(kind, k).index, graph.constant(0)) for k in which)
 
+    def of_products(kind: str, which: tuple[int, ...]) -> tuple[Node, ...]:
+        if not step.staged:
+            return of(kind, which)
+        return tuple(sums.get(products[k].index, graph.constant(0)) for k in which)
+
     x, s, p = of("x", range(gates)), of("s", range(len(new))), of("p", range(parameters))
-    return Gradients(x, of("r", step.first), of("q", step.second), s, p)
+    return Gradients(x, of_products("r", step.first), of_products("q", step.second), s, p)
 
 
 def backward_nodes(nodes: Iterable[Node]) -> set[int]:
@@ -67,8 +79,8 @@ def backward_nodes(nodes: Iterable[Node]) -> set[int]:
 
 def to_keep(step: Traced, gradients: Gradients) -> tuple[Node, ...]:
     """The fewest values of the forward pass from which, with what there is anyhow (the states before and after the
-    step, the parameters, the vector of a second product), the gradients can be computed: a minimum cut between what is
-    lost, the products, and what is needed.
+    step, the parameters, the vectors of further products, sums over the units), the gradients can be computed: a
+    minimum cut between what is lost, the products, and what is needed.
 
     Computing something again is taken to be cheaper than memory, whatever it is: a vector's tanh takes as long as
     reading it from the second cache. Of two ways to keep as few values, that with less to compute again is taken.
@@ -78,18 +90,19 @@ def to_keep(step: Traced, gradients: Gradients) -> tuple[Node, ...]:
     needed = {a.index: a for n in nodes if n.index in backward for a in n.args if a.index not in backward}
     needed |= {n.index: n for n in gradients.all() if n.index not in backward}
     there = {n.index for n in step.new if n.args}
-    if step.vector is not None:
-        there.add(step.vector.index)
+    there |= {v.index for v in step.vectors}
+    there |= {n.index for n in reached(step.new) if n.op in REDUCTIONS}
     flow = _Flow()
-    for node in reached(needed.values()):
+    for node in reached(needed.values(), lambda n: n.index in there or n.op == "product"):
         free = node.index in there or node.is_constant or node.leaf[0] in ("s", "p")
         if free:
             continue  # nothing has to come through it
         inside, outside = ("in", node.index), ("out", node.index)
         flow.add(inside, outside, 1)
-        if node.leaf[0] in ("x", "r", "q"):
+        lost = node.op == "product" or node.leaf[0] in ("x", "r", "q")
+        if lost:
             flow.add("lost", inside, None)
-        for a in node.args:
+        for a in () if lost else node.args:
             flow.add(("out", a.index), inside, None)
         if node.index in needed:
             flow.add(outside, "needed", None)
@@ -150,14 +163,6 @@ class _Flow:
         }
 
 
-def renamed(graph: Graph, roots: tuple[Node, ...], leaves: dict[int, Leaf]) -> tuple[Node, ...]:
+def renamed(graph: Graph, roots: Iterable[Node], leaves: dict[int, Leaf]) -> tuple[Node, ...]:
     """`roots` with the nodes of these indices replaced by leaves."""
-    done: dict[int, Node] = {}
-    for node in reached(roots, lambda n: n.index in leaves):  # arguments first
-        if node.index in leaves:
-            done[node.index] = graph.leaf(*leaves[node.index])
-        elif node.args:
-            done[node.index] = graph.make(node.op, *(done[a.index] for a in node.args))
-        else:
-            done[node.index] = node
-    return tuple(done[root.index] for root in roots)
+    return substituted(roots, {index: graph.leaf(*leaf) for index, leaf in leaves.items()})

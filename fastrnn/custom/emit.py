@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fastrnn.custom import emit_staged
 from fastrnn.custom.differentiate import Gradients, differentiate, renamed, to_keep
 from fastrnn.custom.graph import Leaf, Node, reached
-from fastrnn.custom.operations import OPERATIONS
-from fastrnn.custom.trace import Traced
+from fastrnn.custom.operations import OPERATIONS, REDUCTIONS
+from fastrnn.custom.structure import Traced
+from fastrnn.custom.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class Compiled:
         gates, states, parameters: their names.
         step: the step as a graph.
         kept: what the forward pass keeps for the backward pass, computed from the step's arguments.
-        gradients: of the step's arguments, computed from the leaves ("kept", k), ("s", k), ("new", k), ("m", 0) for the
-            second product's vector, ("p", k), ("ds", k) and ("dm", 0).
+        gradients: of the step's arguments, computed from the leaves ("kept", k), ("s", k), ("new", k), ("m", k) for
+            what is multiplied besides h, ("kept_mean", k) and ("kept_sum", k), ("p", k), ("ds", k) and ("dm", 0).
+        matrices: names of the recurrent matrices: the gates', and then those that belong to none.
     """
 
     gates: tuple[str, ...]
@@ -29,6 +32,7 @@ class Compiled:
     step: Traced
     kept: tuple[Node, ...]
     gradients: Gradients
+    matrices: tuple[str, ...]
 
     @property
     def recurrent(self) -> tuple[int, ...]:
@@ -37,7 +41,11 @@ class Compiled:
 
     @property
     def split_from(self) -> int:
-        """The first recurrent product whose gradient is not that of the gate at the same place."""
+        """The first recurrent product whose gradient is not that of the gate at the same place, or is not looked for
+        there.
+        """
+        if self.step.staged:
+            return 0
         products = self.gradients.r + self.gradients.q
         for k, (gate, gradient) in enumerate(zip(self.recurrent, products, strict=True)):
             if k != gate or gradient is not self.gradients.x[k]:
@@ -47,21 +55,38 @@ class Compiled:
     @property
     def reads_hidden(self) -> bool:
         roots = (*self.step.new, *self.kept, *self.gradients.all())
-        return any(n.leaf in (("s", 0), ("new", 0)) for n in reached(roots))
+        return self.step.staged or any(n.leaf in (("s", 0), ("new", 0)) for n in reached(roots))
 
-    def sizes(self) -> tuple[int, int, int, bool, int, int, int]:
+    @property
+    def totals(self) -> tuple[Node, ...]:
+        """Of what the step has the mean or the sum over the units."""
+        return totals_of(self.step)
+
+    def sizes(self) -> tuple[int, int, int, bool, int, int, int, int, int]:
         """As `_C.cell_sizes` gives them."""
         recurrent, second = len(self.recurrent), len(self.step.second)
         split = self.split_from < recurrent
-        return len(self.gates), len(self.states), len(self.kept), split, len(self.parameters), recurrent, second
+        sizes = (len(self.gates), len(self.states), len(self.kept), split, len(self.parameters), recurrent, second)
+        return (*sizes, len(self.step.vectors), len(self.totals))
 
 
-def compiled(step: Traced, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]) -> Compiled:
+def totals_of(step: Traced) -> tuple[Node, ...]:
+    return tuple(dict.fromkeys(n.args[0] for n in reached(step.new) if n.op in REDUCTIONS))
+
+
+def compiled(
+    step: Traced,
+    gates: Sequence[str],
+    states: Sequence[str],
+    parameters: Sequence[str],
+    matrices: Sequence[str] = (),
+) -> Compiled:
     gradients = differentiate(step, len(gates), len(parameters))
     kept = to_keep(step, gradients)
     leaves: dict[int, Leaf] = {n.index: ("new", k) for k, n in enumerate(step.new) if n.args}
-    if step.vector is not None and step.vector.leaf[0] not in ("s", "p"):
-        leaves[step.vector.index] = ("m", 0)
+    leaves |= {v.index: ("m", k) for k, v in enumerate(step.vectors) if v.leaf[0] not in ("s", "p")}
+    slots = {n.index: k for k, n in enumerate(totals_of(step))}
+    leaves |= {n.index: (f"kept_{n.op}", slots[n.args[0].index]) for n in reached(step.new) if n.op in REDUCTIONS}
     leaves |= {n.index: ("kept", k) for k, n in enumerate(kept)}
 
     def known(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -69,71 +94,41 @@ def compiled(step: Traced, gates: Sequence[str], states: Sequence[str], paramete
 
     g = gradients
     gradients = Gradients(known(g.x), known(g.r), known(g.q), known(g.s), known(g.p))
-    return Compiled(tuple(gates), tuple(states), tuple(parameters), step, kept, gradients)
-
-
-def number(value: float, cast: str = "C") -> str:
-    if value != value:
-        return f'V({cast}(__builtin_nan("")))'
-    if value in (float("inf"), -float("inf")):
-        return f"V({cast}({'-' if value < 0 else ''}__builtin_inf()))"
-    return f"V({cast}({value!r}))"
-
-
-class _Writer:
-    """Statements for some roots, each node computed once, a product and a sum as one operation where that is exact
-    enough to be better: a·b + c rounded once.
-    """
-
-    def __init__(self, roots: Sequence[Node], leaf: Callable[[Leaf], str]) -> None:
-        self.leaf = leaf
-        self.nodes = reached(roots)
-        self.uses: dict[int, int] = {}
-        for node in self.nodes:
-            for a in node.args:
-                self.uses[a.index] = self.uses.get(a.index, 0) + 1
-        for root in roots:
-            self.uses[root.index] = self.uses.get(root.index, 0) + 1
-        self.inlined = {a.index for n in self.nodes for a in [self._fused(n)] if a is not None}
-
-    def _fused(self, node: Node) -> Node | None:
-        """The product that a sum takes in."""
-        if node.op not in ("add", "sub"):
-            return None
-        for a in node.args:
-            if a.op == "mul" and self.uses[a.index] == 1:
-                return a
-        return None
-
-    def name(self, node: Node) -> str:
-        if node.is_constant:
-            return number(node.value)
-        if node.op == "leaf":
-            return self.leaf(node.leaf)
-        return f"t{node.index}"
-
-    def expression(self, node: Node) -> str:
-        product = self._fused(node)
-        if product is None:
-            return OPERATIONS[node.op].cpp.format(*map(self.name, node.args))
-        a, b = map(self.name, product.args)
-        left, right = node.args
-        if node.op == "add":
-            return f"fma({a}, {b}, {self.name(right if left is product else left)})"
-        if left is product:
-            return f"fma({a}, {b}, -{self.name(right)})"
-        return f"fma(-{a}, {b}, {self.name(left)})"
-
-    def lines(self) -> list[str]:
-        return [
-            f"    const V {self.name(node)} = {self.expression(node)};"
-            for node in self.nodes
-            if node.args and node.index not in self.inlined
-        ]
+    names = (tuple(gates), tuple(states), tuple(parameters))
+    return Compiled(*names, step, kept, gradients, (*gates, *matrices))
 
 
 def header(cell: Compiled, name: str, comment: str) -> str:
     """The C++ header of a cell; its arguments are explained in csrc/cells/README.md."""
+    step = cell.step
+    G, S, K, Q = len(cell.gates), len(cell.states), len(cell.kept), len(cell.parameters)
+    R, R2 = len(cell.recurrent), len(step.second)
+    body = emit_staged.body(cell) if step.staged else _functions(cell)
+    lines = [
+        *(f"// {line}".rstrip() for line in comment.splitlines()),
+        "#pragma once",
+        "",
+        '#include "math/activations.h"',
+        *(['#include "cpu/staged.h"'] if step.staged else []),
+        "",
+        "namespace FASTRNN_NAMESPACE {",
+        "",
+        f"struct {name} {{",
+        f"  static constexpr int kGates = {G}, kStates = {S}, kSaved = {K};",
+        f"  static constexpr int kRecurrent = {R}, kSecond = {R2}, kParameters = {Q};",
+        f"  static constexpr int kSplitFrom = {cell.split_from};",
+        f"  static constexpr bool kReadsHidden = {'true' if cell.reads_hidden else 'false'};",
+        *body,
+        "};",
+        "",
+        "}  // namespace FASTRNN_NAMESPACE",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _functions(cell: Compiled) -> list[str]:
+    """The functions of a cell without stages."""
     step, gradients = cell.step, cell.gradients
     G, S, K, Q = len(cell.gates), len(cell.states), len(cell.kept), len(cell.parameters)
     R, R2 = len(cell.recurrent), len(step.second)
@@ -165,26 +160,7 @@ def header(cell: Compiled, name: str, comment: str) -> str:
         back,
         [("da", 0, gradients.x), ("drh", split, drh[split:]), ("ds", 0, gradients.s), ("dp", 0, gradients.p)],
     )
-    lines = [
-        *(f"// {line}".rstrip() for line in comment.splitlines()),
-        "#pragma once",
-        "",
-        '#include "math/activations.h"',
-        "",
-        "namespace FASTRNN_NAMESPACE {",
-        "",
-        f"struct {name} {{",
-        f"  static constexpr int kGates = {G}, kStates = {S}, kSaved = {K};",
-        f"  static constexpr int kRecurrent = {R}, kSecond = {R2}, kParameters = {Q};",
-        f"  static constexpr int kSplitFrom = {split};",
-        f"  static constexpr bool kReadsHidden = {'true' if cell.reads_hidden else 'false'};",
-        *body,
-        "};",
-        "",
-        "}  // namespace FASTRNN_NAMESPACE",
-        "",
-    ]
-    return "\n".join(lines)
+    return body
 
 
 def _function(
@@ -194,7 +170,7 @@ def _function(
     results: Sequence[tuple[str, int, Sequence[Node]]],
 ) -> list[str]:
     """A function that sets arrays, each from an index on."""
-    writer = _Writer([n for _, _, nodes in results for n in nodes], leaf)
+    writer = Writer([n for _, _, nodes in results for n in nodes], leaf)
     sets = [f"    {array}[{k}] = {writer.name(n)};" for array, at, nodes in results for k, n in enumerate(nodes, at)]
     return [
         "",
@@ -227,13 +203,15 @@ def equations(cell: Compiled) -> str:
         "x": [f"x.{n}" for n in cell.gates],
         "r": [f"r.{n}" for n in cell.gates],
         "q": [f"r.{n}(m)" for n in cell.gates],
-        "m": ["m"],
+        "m": ["m"] if len(cell.step.vectors) == 1 else [f"m{k}" for k in range(len(cell.step.vectors))],
         "dm": ["dm"],
         "s": [f"s.{n}" for n in cell.states],
         "new": [f"{n}'" for n in cell.states],
         "p": [f"p.{n}" for n in cell.parameters],
         "ds": [f"d{n}'" for n in cell.states],
         "kept": [f"k{k}" for k in range(len(cell.kept))],
+        "kept_mean": [f"mean{k}" for k in range(len(cell.totals))],
+        "kept_sum": [f"sum{k}" for k in range(len(cell.totals))],
     }
 
     def block(roots: Sequence[tuple[str, Node]]) -> list[str]:
@@ -252,6 +230,12 @@ def equations(cell: Compiled) -> str:
                 return f"{node.value:g}"
             if node.op == "leaf":
                 return names[node.leaf[0]][node.leaf[1]]
+            if node.op == "product":
+                return f"R_{cell.matrices[node.leaf[1]]}·({text(node.args[0])})"
+            if node.op == "transposed":
+                group = cell.step.groups[node.leaf[1]].matrices
+                parts = zip(group, node.args, strict=True)
+                return "(" + " + ".join(f"R_{cell.matrices[k]}ᵀ·({text(a)})" for k, a in parts) + ")"
             row = OPERATIONS[node.op]
             form = row.text or f"{node.op}({', '.join(f'{{{k}}}' for k in range(row.arguments))})"
             out = form.format(*map(text, node.args))
@@ -271,13 +255,13 @@ def equations(cell: Compiled) -> str:
         ]
 
     step, g = cell.step, cell.gradients
-    vector = [] if step.vector is None else [("m", step.vector)]
+    vector = list(zip(names["m"], step.vectors, strict=True))
     results = (*vector, *zip(names["new"], step.new, strict=True), *zip(names["kept"], cell.kept, strict=True))
     out = ["step:", *block(results), "gradient:"]
     pairs = [(f"dx.{name}", node) for name, node in zip(cell.gates, g.x, strict=True)]
     split = cell.split_from
     for gate, node in list(zip(cell.recurrent, g.r + g.q, strict=True))[split:]:
-        pairs.append((f"dr.{cell.gates[gate]}", node))
+        pairs.append((f"dr.{cell.matrices[gate]}", node))
     pairs += [
         (f"d{name}", n) for kind, nodes in (("s", g.s), ("p", g.p)) for name, n in zip(names[kind], nodes, strict=True)
     ]
@@ -286,11 +270,12 @@ def equations(cell: Compiled) -> str:
         out.append(f"  dr = dx for {', '.join(cell.gates[:split])}")
     ahead, back = (_operations(nodes) for nodes in ((*step.new, *cell.kept), g.all()))
     states = "state" if len(cell.states) == 1 else f"{len(cell.states)} states"
-    kept = ", and the second product's vector" if vector else ""
-    out.append(f"kept for the gradient: {len(cell.kept)} values a unit and step (k…){kept}, and the {states}")
+    kept = f", and {', '.join(names['m'])}, which R is multiplied with" if vector else ""
+    sums = f", {len(cell.totals)} sums a step" if cell.totals else ""
+    out.append(f"kept for the gradient: {len(cell.kept)} values a unit and step (k…){sums}{kept}, and the {states}")
     out.append(f"element-wise operations a unit and step, in multiply-adds: {ahead:.0f} forward, {back:.0f} backward")
     return "\n".join(out)
 
 
 def _operations(roots: Sequence[Node]) -> float:
-    return sum(OPERATIONS[n.op].cost for n in reached(roots) if n.args)
+    return sum(OPERATIONS[n.op].cost for n in reached(roots) if n.op in OPERATIONS)

@@ -1,11 +1,12 @@
 """The expression graph of a cell's step: nodes that are shared where they are equal, and simplified as they are made.
 
-A node stands for one number of each row and hidden unit. What may be computed with nodes is the table of `operations`.
+A node stands for one number of each row and hidden unit. What may be computed with nodes is the table of `operations`,
+and products with matrices: op ``"product"`` of `leaf` ("w", matrix), and in gradients ``"transposed"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fastrnn.custom.operations import COMMUTATIVE, OPERATIONS
@@ -79,6 +80,24 @@ class Graph:
     def leaf(self, kind: str, index: int) -> Node:
         return self._node("leaf", leaf=(kind, index))
 
+    def product(self, matrix: int, vector: Node) -> Node:
+        """R_k·vector, with the matrix of that number."""
+        return self._node("product", (vector,), leaf=("w", matrix))
+
+    def transposed(self, group: int, gradients: tuple[Node, ...]) -> Node:
+        """Σ R_kᵀ·gradient over the matrices that multiply vector `group`; of nothing but zeros, a zero."""
+        if all(g.is_constant and g.value == 0 for g in gradients):
+            return self.constant(0)
+        return self._node("transposed", gradients, leaf=("w", group))
+
+    def again(self, node: Node, args: tuple[Node, ...]) -> Node:
+        """The same operation on other arguments."""
+        if node.op == "product":
+            return self.product(node.leaf[1], *args)
+        if node.op == "transposed":
+            return self.transposed(node.leaf[1], args)
+        return self.make(node.op, *args)
+
     def make(self, op: str, *args: Node) -> Node:
         row = OPERATIONS[op]
         if len(args) != row.arguments:
@@ -99,6 +118,8 @@ class Graph:
         one_a, one_b = (n.is_constant and n.value == 1 for n in (a, b))
         if op == "add" and (zero_a or zero_b):
             return b if zero_a else a
+        if op == "add" and a.op == b.op == "mean":  # one sum instead of two
+            return self.make("mean", self.make("add", a.args[0], b.args[0]))
         if op == "sub" and zero_b:
             return a
         if op == "sub" and zero_a:
@@ -131,3 +152,17 @@ def reached(roots: Iterable[Node], stop: Callable[[Node], bool] = lambda node: F
             if not stop(node):
                 waiting += node.args
     return [found[k] for k in sorted(found)]
+
+
+def substituted(roots: Iterable[Node], others: Mapping[int, Node]) -> tuple[Node, ...]:
+    """`roots` with other nodes in place of those of these indices."""
+    roots = tuple(roots)
+    done: dict[int, Node] = {}
+    for node in reached(roots, lambda n: n.index in others):  # arguments first
+        if node.index in others:
+            done[node.index] = others[node.index]
+        elif node.args:
+            done[node.index] = node.graph.again(node, tuple(done[a.index] for a in node.args))
+        else:
+            done[node.index] = node
+    return tuple(done[root.index] for root in roots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,16 +22,17 @@ class Network(nn.Module):
     """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
 
     Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-    dropout=0.0, bidirectional=False, device=None, dtype=None)``.
+    dropout=0.0, bidirectional=False, heads=1, device=None, dtype=None)``.
 
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (G·H, I; D·H
     from the second layer on) and ``bias_ih_l{k}`` (G·H), gates in the cell's order; ``weight_hh_l{k}`` (R·H, H) and
     ``bias_hh_l{k}`` (R·H), of the R gates that have a recurrent product (``cell.recurrent``); and for each parameter of
-    the cell ``{name}_l{k}`` (H). Weights begin as torch.nn's do, uniform within
-    ±1/√H, parameters as the cell says.
+    the cell ``{name}_l{k}`` (H). With ``heads`` units see only those of their head: each recurrent matrix is
+    block-diagonal, and ``weight_hh_l{k}`` (R·H, H/heads) has the blocks below one another. Weights begin as torch.nn's
+    do, uniform within ±1/√H, parameters as the cell says.
 
     Raises:
-        ValueError: ``dropout`` is not a probability, a size is not positive.
+        ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
         TypeError: a size is not an integer.
     """
 
@@ -44,25 +46,35 @@ class Network(nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        heads: int = 1,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+            ("heads", heads),
+        ):
             if not isinstance(size, int):
                 raise TypeError(f"{name}: expected an integer, got {type(size).__name__}")
             if size <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {size}")
+        if hidden_size % heads:
+            raise ValueError(f"heads: expected a divisor of hidden_size, {hidden_size}, got {heads}")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.heads = heads
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), bidirectional
         rows, recurrent = len(cell.gates) * hidden_size, len(cell.recurrent) * hidden_size
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * self._directions
             for suffix in self._suffixes(layer):
-                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (recurrent, hidden_size)}
+                seen = hidden_size // heads
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (recurrent, seen)}
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (recurrent,)}
                 shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
@@ -79,7 +91,7 @@ class Network(nn.Module):
 
     def reset_parameters(self) -> None:
         """Weights as torch.nn's recurrent networks begin, the cell's parameters as it says."""
-        bound = 1 / math.sqrt(self.hidden_size)
+        bound = 1 / math.sqrt(self.hidden_size // self.heads)
         with torch.no_grad():
             for layer in range(self.num_layers):
                 for suffix in self._suffixes(layer):
@@ -102,8 +114,8 @@ class Network(nn.Module):
             for suffix in self._suffixes(layer):
                 w_hh = get("weight_hh" + suffix)
                 if self.cell.parameters:
-                    rows = [get(name + suffix).unsqueeze(0) for name in self.cell.parameters]
-                    w_hh = torch.cat([w_hh, *rows])
+                    seen = self.hidden_size // self.heads  # a parameter has as many rows as there are heads
+                    w_hh = torch.cat([w_hh, *(get(name + suffix).view(-1, seen) for name in self.cell.parameters)])
                 biases = (get("bias_ih" + suffix), get("bias_hh" + suffix)) if self.bias else (None, None)
                 layers.append(LayerWeights(get("weight_ih" + suffix), w_hh, *biases))
         return layers
@@ -188,7 +200,7 @@ class Network(nn.Module):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         target = _checks.autocast_dtype(x)
         dropout = self.dropout if self.training else 0.0
-        layer = self._layer_with_inputs if self.cell.inputs else sequence
+        layer = self._layer_with_inputs if self.cell.inputs else self._layer
         arguments = (self.cell.kernels, x if target is None else x.to(target), self._weights(target))
         if target is None:
             return run_layers(*arguments, states, self._directions, dropout, options, layer)
@@ -207,7 +219,38 @@ class Network(nn.Module):
         wx = nn.functional.linear(x, weights.w_ih, weights.b_ih)  # type: ignore[arg-type]
         columns = [wx, *(self._input(name, wx[..., : self.hidden_size]) for name in self.cell.inputs)]
         given = weights._replace(w_ih=None, b_ih=None)
-        return sequence(cell, torch.cat(columns, -1), given, states, lengths=lengths, **options)
+        return self._layer(cell, torch.cat(columns, -1), given, states, lengths=lengths, **options)
+
+    @property
+    def _layer(self) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
+        return sequence if self.heads == 1 else self._layer_of_heads
+
+    def _layer_of_heads(
+        self, cell: str, x: Tensor, weights: LayerWeights, states: Any, **options: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One layer whose heads do not see each other: each is a layer of its own units."""
+        heads = self.heads
+
+        def of_heads(rows: Tensor) -> Tensor:
+            """(K·H, ·), a block of H rows for each of K names, as (heads, K·H/heads, ·)."""
+            blocks = rows.unflatten(0, (-1, heads, self.hidden_size // heads))
+            return blocks.transpose(0, 1).flatten(1, 2)
+
+        recurrent = len(self.cell.recurrent) * self.hidden_size
+        w_hh = of_heads(weights.w_hh[:recurrent])
+        if self.cell.parameters:  # a row of each head for each parameter
+            w_hh = torch.cat([w_hh, weights.w_hh[recurrent:].unflatten(0, (-1, heads)).transpose(0, 1)], 1)
+        parts = [None if w is None else of_heads(w) for w in (weights.w_ih, weights.b_ih, weights.b_hh)]
+        inputs = (x,) * heads
+        if weights.w_ih is None:  # already the gates
+            inputs = x.unflatten(-1, (-1, heads, self.hidden_size // heads)).transpose(-2, -3).flatten(-2).unbind(-2)
+        found = []
+        for k in range(heads):
+            w_ih, b_ih, b_hh = (None if part is None else part[k] for part in parts)
+            mine = None if states is None else tuple(s.chunk(heads, -1)[k] for s in states)
+            found.append(sequence(cell, inputs[k], LayerWeights(w_ih, w_hh[k], b_ih, b_hh), mine, **options))
+        ends = zip(*(last for _, last in found), strict=True)
+        return torch.cat([y for y, _ in found], -1), tuple(torch.cat(states, -1) for states in ends)
 
     def _input(self, name: str, like: Tensor) -> Tensor:
         found = self.cell.sources[name](like.detach(), self.training)
@@ -262,7 +305,13 @@ class Network(nn.Module):
 
     def extra_repr(self) -> str:
         text = f"{self.cell.name}, {self.input_size}, {self.hidden_size}"
-        for name, usual in (("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False)):
+        for name, usual in (
+            ("num_layers", 1),
+            ("bias", True),
+            ("batch_first", False),
+            ("bidirectional", False),
+            ("heads", 1),
+        ):
             if getattr(self, name) != usual:
                 text += f", {name}={getattr(self, name)}"
         return text + (f", dropout={self.dropout}" if self.dropout else "")

@@ -73,6 +73,10 @@ def _no_gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[None, ...]:
     raise NotImplementedError  # of what only stands in gradients
 
 
+def _no_sum(x: float) -> float:
+    raise ValueError("the sum of a constant over the units: their number is not known here")
+
+
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
@@ -128,8 +132,13 @@ OPERATIONS: dict[str, Operation] = {
         (),
         "({2} where {0} ≤ {1}, else {3})",
     ),
+    # Of all units of a row, one number for each of them. The gradient of each part is the mean (sum) of all gradients.
+    "mean": Operation(1, lambda a: a, "", lambda y, a, g: (y.graph.make("mean", g),), (), "mean({0})", 2),
+    "sum": Operation(1, _no_sum, "", lambda y, a, g: (y.graph.make("sum", g),), (), "sum({0})", 2),
     # Only in gradients: of σ and tanh, from their results.
     "sigmoid_slope": Operation(1, lambda y: y * (1 - y), "sigmoid_slope({0})", _no_gradient, (), "{0}·(1 - {0})", 2),
     "tanh_slope": Operation(1, lambda y: 1 - y * y, "tanh_slope({0})", _no_gradient, (), "(1 - {0}²)"),
 }
+#: What needs all units of a row.
+REDUCTIONS = frozenset(("mean", "sum"))
 COMMUTATIVE = frozenset(("add", "mul"))

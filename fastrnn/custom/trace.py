@@ -7,7 +7,6 @@ import linecache
 import numbers
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrnn.custom.graph import Graph, Node, reached
+from fastrnn.custom.graph import Graph, Node
 from fastrnn.custom.operations import OPERATIONS
+from fastrnn.custom.structure import Traced, structure
 
 
 class CellError(TypeError):
@@ -97,7 +97,7 @@ class Symbol:
     def __getattr__(self, name: str) -> Any:
         if name in _BY_FUNCTION:
             return lambda *args: self.trace.operation(name, (self, *args))
-        if name in ("clamp", "square", "pow", "reciprocal"):
+        if name in ("clamp", "square", "pow", "reciprocal", "mean", "sum", "var"):
             return lambda *args, **kwargs: self.trace.call(getattr(torch, name), (self, *args), kwargs)
         raise self.trace.error(f"no operation {name!r} on a traced value; there are {', '.join(sorted(NAMES))}")
 
@@ -161,7 +161,8 @@ for _name, _text in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
 
 #: What may be used in a step, for messages.
 NAMES = frozenset(
-    [name for name, row in OPERATIONS.items() if row.torch] + ["clamp", "square", "pow", "reciprocal", "where"]
+    [name for name, row in OPERATIONS.items() if row.torch]
+    + ["clamp", "square", "pow", "reciprocal", "where", "mean", "sum", "var"]
 )
 
 
@@ -170,8 +171,7 @@ class Trace:
 
     def __init__(self, step: Callable) -> None:
         self.step, self.graph = step, Graph()
-        self.vector: Node | None = None  # what a second product multiplies
-        self.multiplied: set[int] = set()  # the gates of it
+        self.multiplied: dict[int, Node] = {}  # by matrix: the vector it was called with
 
     def error(self, why: str) -> CellError:
         return CellError(f"{_place(self.step)}: {why}")
@@ -195,17 +195,19 @@ class Trace:
         except (TypeError, ValueError, OverflowError) as error:  # a wrong number of arguments; log(-1)
             raise self.error(str(error)) from None
 
-    def product(self, gate: int, vector: Any) -> Symbol:
+    def product(self, matrix: int, vector: Any) -> Symbol:
         node = self.node(vector)
         if node.leaf == ("s", 0):
             raise self.error("the product with h itself is the gate as it is, without a call")
-        if any(n.leaf[0] == "q" for n in reached([node])):
-            raise self.error("a third product in one step: the vector depends on the result of the second")
-        if self.vector is not None and node is not self.vector:
-            raise self.error("a second vector to be multiplied: all gates that are called have to be given the same")
-        self.vector = node
-        self.multiplied.add(gate)
-        return Symbol(self, self.graph.leaf("q", gate))
+        if self.multiplied.setdefault(matrix, node) is not node:
+            raise self.error("a matrix that is multiplied with two vectors: each has to have a matrix of its own")
+        return Symbol(self, self.graph.product(matrix, node))
+
+    def of_units(self, op: str, x: Any, dim: Any = None, keepdim: bool = False) -> Symbol:
+        """A mean or sum over the units of each row."""
+        if dim not in (-1, (-1,), [-1]) or keepdim is not True:
+            raise self.error(f"{op}: expected it over the units, {op}(dim=-1, keepdim=True)")
+        return self.operation(op, (x,))
 
     def compare(self, text: str, left: Any, right: Any) -> Condition:
         a, b = self.node(left), self.node(right)
@@ -276,7 +278,19 @@ def _relu(trace: Trace, x: Any, inplace: bool = False) -> Symbol:
     return trace.operation("relu", (x,))
 
 
+def _variance(
+    trace: Trace, x: Any, dim: Any = None, unbiased: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> Symbol:
+    if unbiased is not False and correction != 0:
+        raise trace.error("var: expected it over the units as they are, var(dim=-1, correction=0, keepdim=True)")
+    mean = trace.of_units("mean", x, dim, keepdim)
+    return trace.of_units("mean", _power(trace, x - mean, 2), -1, True)
+
+
 _SPECIAL: dict[Any, Callable] = {
+    torch.mean: lambda trace, x, dim=None, keepdim=False: trace.of_units("mean", x, dim, keepdim),
+    torch.sum: lambda trace, x, dim=None, keepdim=False: trace.of_units("sum", x, dim, keepdim),
+    torch.var: _variance,
     torch.where: _where,
     torch.clamp: _clamp,
     torch.pow: _power,
@@ -309,24 +323,13 @@ class Names:
         raise self._error(f"{self._kind} has no {name!r}; it has {', '.join(self._names) or 'nothing'}")
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A step as a graph. Leaves: ("x", g), ("r", g) for R_g·h, ("q", g) for R_g·vector, ("s", k), ("p", k).
-
-    Attributes:
-        new: the new states.
-        vector: what a second product multiplies, or None.
-        first, second: the gates of the first and of the second product.
-    """
-
-    graph: Graph
-    new: tuple[Node, ...]
-    vector: Node | None
-    first: tuple[int, ...]
-    second: tuple[int, ...]
-
-
-def traced(step: Callable, gates: Sequence[str], states: Sequence[str], parameters: Sequence[str]) -> Traced:
+def traced(
+    step: Callable,
+    gates: Sequence[str],
+    states: Sequence[str],
+    parameters: Sequence[str],
+    matrices: Sequence[str] = (),
+) -> Traced:
     """Runs `step` once.
 
     Raises:
@@ -334,7 +337,7 @@ def traced(step: Callable, gates: Sequence[str], states: Sequence[str], paramete
     """
     trace = Trace(step)
     arguments = []
-    for kind, names in (("x", gates), ("r", gates), ("s", states), ("p", parameters)):
+    for kind, names in (("x", gates), ("r", (*gates, *matrices)), ("s", states), ("p", parameters)):
         if kind == "p" and not parameters:
             continue
         symbols = [
@@ -359,10 +362,7 @@ def traced(step: Callable, gates: Sequence[str], states: Sequence[str], paramete
             "has to be written"
         )
     new = tuple(trace.node(value) for value in found)
-    used = {n.leaf for n in reached([*new, *([trace.vector] if trace.vector else [])])}
-    first, second = (tuple(k for k in range(len(gates)) if (kind, k) in used) for kind in ("r", "q"))
-    for k in trace.multiplied - set(second):
-        raise CellError(f"{_place(step)}: r.{gates[k]}: a product that no new state depends on")
-    for k in set(first) & set(second):
-        raise CellError(f"{_place(step)}: r.{gates[k]}: expected either R·h or the product with a vector, got both")
-    return Traced(trace.graph, new, trace.vector if second else None, first, second)
+    try:
+        return structure(trace.graph, new, len(gates), [f"r.{name}" for name in (*gates, *matrices)], trace.multiplied)
+    except ValueError as error:
+        raise CellError(f"{_place(step)}: {error}") from None

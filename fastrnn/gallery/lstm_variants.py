@@ -1,8 +1,6 @@
 """The LSTM with peepholes and its ablations in "LSTM: A search space odyssey".
 
-Greff et al. 2015 change one thing of the peephole LSTM at a time. Seven of their eight variants are here. The eighth,
-full gate recurrence (FGR), is not: its gates see the gates of the step before through nine more matrices, which takes
-five states where a cell has four at most, and recurrent products of others than h.
+Greff et al. 2015 change one thing of the peephole LSTM at a time.
 """
 
 from __future__ import annotations
@@ -153,3 +151,32 @@ def lstm_no_peepholes(x: Any, r: Any, s: Any) -> Any:
     """
     c = torch.sigmoid(x.f + r.f) * s.c + torch.sigmoid(x.i + r.i) * torch.tanh(x.z + r.z)
     return torch.sigmoid(x.o + r.o) * torch.tanh(c), c
+
+
+_BETWEEN = tuple(f"{source}_{gate}" for gate in "ifo" for source in "ifo")
+
+
+@fastrnn.cell(gates="z i f o", states="h c i f o", parameters=_peepholes("ifo"), matrices=_BETWEEN)
+def lstm_full_gate_recurrence(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """Gates that see the gates of the step before (FGR), through nine more matrices R_kl from gate k to gate l;
+    k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+
+        i' = σ(i~ + p_i*c + R_ii·i + R_fi·f + R_oi·o)
+        f' = σ(f~ + p_f*c + R_if·i + R_ff·f + R_of·o)
+        c' = f'*c + i'*tanh(z~)
+        o' = σ(o~ + p_o*c' + R_io·i + R_fo·f + R_oo·o)
+        h' = o'*tanh(c')
+
+    Greff et al. 2015, as in the first LSTM of Hochreiter & Schmidhuber 1997. Shapes: W (4·H, I), R (13·H, H): blocks z,
+    i, f, o, then those from i, from f and from o, to i, f, o each; peepholes pi, pf, po (H). The gates are states:
+    zeros at first. Initialisation as `peephole_lstm`.
+    """
+
+    def seen(gate: str) -> Any:
+        return r[f"i_{gate}"](s.i) + r[f"f_{gate}"](s.f) + r[f"o_{gate}"](s.o)
+
+    i = torch.sigmoid(x.i + r.i + p.pi * s.c + seen("i"))
+    f = torch.sigmoid(x.f + r.f + p.pf * s.c + seen("f"))
+    c = f * s.c + i * torch.tanh(x.z + r.z)
+    o = torch.sigmoid(x.o + r.o + p.po * c + seen("o"))
+    return o * torch.tanh(c), c, i, f, o

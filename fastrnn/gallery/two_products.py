@@ -48,10 +48,24 @@ def mut2(x: Any, r: Any, s: Any) -> Any:
         z = σ(W_z·x + R_z·h + b_z),  r = σ(W_r·x + R_r·h + b_r)
         h' = tanh(R_h·(r*h) + W_h·x + b_h)*z + h*(1-z)
 
-    Jozefowicz, Zaremba and Sutskever, 2015, see :data:`mut1`; the paper has x itself in place of W_r·x. (MUT3 has a
-    third product, R_z·tanh(h).) Shapes: W (3·H, I), R (3·H, H). Initialisation: all within ±1/√H, as torch.nn.
+    Jozefowicz, Zaremba and Sutskever, 2015, see :data:`mut1`; the paper has x itself in place of W_r·x. Shapes: W
+    (3·H, I), R (3·H, H). Initialisation: all within ±1/√H, as torch.nn.
     """
     z = torch.sigmoid(x.z + r.z)
+    return torch.tanh(r.h(torch.sigmoid(x.r + r.r) * s.h) + x.h) * z + s.h * (1 - z)
+
+
+@fastrnn.cell(gates="z r h")
+def mut3(x: Any, r: Any, s: Any) -> Any:
+    """MUT3, the third of three cells found by mutation.
+
+        z = σ(W_z·x + R_z·tanh(h) + b_z),  r = σ(W_r·x + R_r·h + b_r)
+        h' = tanh(R_h·(r*h) + W_h·x + b_h)*z + h*(1-z)
+
+    Jozefowicz, Zaremba and Sutskever, 2015, see :data:`mut1`. Shapes: W (3·H, I), R (3·H, H) with blocks r, z, h.
+    Initialisation: all within ±1/√H, as torch.nn.
+    """
+    z = torch.sigmoid(x.z + r.z(torch.tanh(s.h)))
     return torch.tanh(r.h(torch.sigmoid(x.r + r.r) * s.h) + x.h) * z + s.h * (1 - z)
 
 

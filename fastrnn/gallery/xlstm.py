@@ -35,8 +35,8 @@ def slstm(x: Any, r: Any, s: Any) -> Any:
 
     Beck et al., xLSTM: extended long short-term memory, 2024; n normalises, m keeps the exponentials from overflowing
     and cancels out of h'. Where n is 0, as at the beginning, f~ + m counts as i~, so that nothing is divided by 0.
-    R is full here; the paper's is block-diagonal, with a block for each head, and what it puts around the cell, a
-    causal convolution, group norm and projections, are ordinary layers.
+    The paper's R is block-diagonal, with a block for each head: `slstm(input_size, hidden_size, heads=4)`. What it puts
+    around the cell, a causal convolution, group norm and projections, are ordinary layers.
     Shapes: W (4·H, I), R (4·H, H), blocks i, f, z, o. Initialisation: all within ±1/√H, as torch.nn. An initial state
     that is not zero needs n > 0.
     """
@@ -55,7 +55,7 @@ def slstm_sigmoid(x: Any, r: Any, s: Any) -> Any:
         h' = σ(o~)*c'/n'
 
     Beck et al., xLSTM: extended long short-term memory, 2024, with the other of the two forget gates that it offers.
-    R is full, and n = 0 a beginning, see `slstm`.
+    Heads, and n = 0 as a beginning: see `slstm`.
     Shapes: W (4·H, I), R (4·H, H), blocks i, f, z, o. Initialisation: all within ±1/√H, as torch.nn. An initial state
     that is not zero needs n > 0.
     """

@@ -1,0 +1,577 @@
+// The drivers of cells whose step has several stages: products of more than one vector, one product after another, and
+// numbers that all units of a row have in common (a mean over H). Only cells made by fastrnn.custom have them.
+//
+// Such a cell describes its step as `Ahead` and the step's gradient as `Back`. Each has
+//   kStages, kTemps, kTotals, kOperands, kGroups (counts)
+//   kGroup[kGroups]       the products (StagedGroup)
+//   kTotalStage[kTotals]  the stage before which a sum over the units is there
+//   run<stage, Math>(row) the element-wise work of a stage on one vector of units, which reads and writes through `row`
+// A stage begins with its products and sums; behind it the threads meet. What a stage computed and a later one reads is
+// kept in `temps`, for the thread's own units; operands of products and the parts of sums are for all of them.
+#pragma once
+
+#include "cpu/engine.h"
+#include "cpu/steps.h"
+#include "cpu/workspace.h"
+
+namespace FASTRNN_NAMESPACE {
+
+struct StagedGroup {
+  int stage;    // that begins with this product
+  int blocks;   // matrices (H, H), one below the other in w_hh
+  int from;     // the first of them
+  int operand;  // what is multiplied: an operand, or (forward) ~s for state s as it was before the step
+};
+
+// The sum of a vector's lanes, in pairs: the same for every way of sharing the work.
+template <class C>
+FASTRNN_FN C sum_lanes(Vec<C> x) {
+  alignas(64) C lane[Vec<C>::kLanes];
+  x.store(lane);
+  FASTRNN_UNROLL
+  for (int half = Vec<C>::kLanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) lane[k] = lane[k] + lane[k + half];
+  }
+  return lane[0];
+}
+
+// Memory, products and sums of either direction. With Transposed, a product is that of all its blocks together with
+// the transposed matrices: operands (B, blocks·H), results (B, H).
+template <class Program, int kStates, class T, bool Transposed>
+struct Stages {
+  using C = Compute<T>;
+  using V = Vec<C>;
+  using Engine = Plain<C>;
+  static constexpr int kLanes = V::kLanes, kGroups = Program::kGroups, kArray = kGroups > 0 ? kGroups : 1;
+  static constexpr int blocks(int k) { return Transposed ? 1 : Program::kGroup[k].blocks; }
+
+  Sequence seq;  // in the order of the visits
+  const Steps steps;
+  const int64_t B, H, groups, stride;
+  Plan plan;
+  Workspace workspace;
+  Panels<C> weights[kArray];
+  C *bias[kArray], *result[kArray], *operand[Program::kOperands + 1], *temps, *parts, *totals;
+  C* state[2][kMaxStates];  // (B, H padded): before and after a visit, in turns
+  size_t at_weights[kArray], at_bias[kArray], at_result[kArray], at_operands, at_temps, at_parts, at_totals, at_states;
+  int64_t operand_stride[Program::kOperands + 1];
+
+  Stages(const Sequence& s, int recurrent, int gates)
+      : seq(s), steps{seq}, B(s.batch), H(s.hidden), groups(Panels<C>::groups(s.hidden)), stride(groups * kLanes) {
+    const int64_t depth = recurrent > 0 ? (Transposed ? recurrent * H : H) : 16;
+    const int64_t columns = Transposed ? H : (recurrent > 0 ? recurrent : gates) * H;
+    plan = make_plan(seq, {B, depth, columns, Engine::kBytes, Program::kStages, Engine::kSpeed});
+    add_products<0>();
+    int64_t width = 0;
+    for (int o = 0; o < Program::kOperands; ++o) width += operand_stride[o] = wide(blocks_of_operand(o));
+    at_operands = workspace.add(B * width, sizeof(C));
+    at_temps = workspace.add(Program::kTemps * B * stride, sizeof(C));
+    at_parts = workspace.add(Program::kTotals * B * groups, sizeof(C));
+    at_totals = workspace.add(plan.threads * B * Program::kTotals, sizeof(C));
+    at_states = workspace.add(2 * kStates * B * stride, sizeof(C));
+  }
+
+  int64_t wide(int n) const { return divide_up(n * H, kLanes) * kLanes; }
+  static int blocks_of_operand(int o) {
+    for (int k = 0; k < kGroups; ++k) {
+      if (Program::kGroup[k].operand == o && Transposed) return Program::kGroup[k].blocks;
+    }
+    return 1;
+  }
+
+  template <int K>
+  void add_products() {
+    if constexpr (K < kGroups) {
+      constexpr int n = blocks(K);
+      const int64_t depth = Transposed ? Program::kGroup[K].blocks * H : H;
+      weights[K] = Engine::template weights<n>(depth, H, rows_of_a_thread(plan, seq));
+      at_weights[K] = workspace.add(weights[K].size(), sizeof(C));
+      at_bias[K] = Transposed ? 0 : workspace.add((groups + Engine::kGroupsPast) * n * kLanes, sizeof(C));
+      at_result[K] = workspace.add(B * n * stride, sizeof(C));
+      add_products<K + 1>();
+    }
+  }
+
+  bool allocate() {
+    if (!workspace.allocate()) return false;
+    for (int k = 0; k < kGroups; ++k) {
+      weights[k].data = workspace.template at<C>(at_weights[k]);
+      bias[k] = Transposed ? nullptr : workspace.template at<C>(at_bias[k]);
+      result[k] = workspace.template at<C>(at_result[k]);
+    }
+    operand[0] = workspace.template at<C>(at_operands);
+    for (int o = 0; o < Program::kOperands; ++o) operand[o + 1] = operand[o] + B * operand_stride[o];
+    temps = workspace.template at<C>(at_temps);
+    parts = workspace.template at<C>(at_parts);
+    totals = workspace.template at<C>(at_totals);
+    for (int k = 0; k < 2; ++k) {
+      for (int s = 0; s < kStates; ++s) {
+        state[k][s] = workspace.template at<C>(at_states) + (k * kStates + s) * B * stride;
+      }
+    }
+    return true;
+  }
+
+  void pack(const Member& member, const T* w_hh, [[maybe_unused]] const T* b_hh) const {
+    const Range mine = share(groups, member.rank, member.size);
+    for (int k = 0; k < kGroups; ++k) {
+      const StagedGroup& g = Program::kGroup[k];
+      if constexpr (Transposed) {
+        pack_columns_as_lanes(w_hh + g.from * H * H, weights[k], mine);
+      } else {
+        pack_rows_as_lanes(w_hh + g.from * H * H, weights[k], mine);
+        pack_bias(b_hh == nullptr ? b_hh : b_hh + g.from * H, g.blocks, H, bias[k], mine);
+      }
+    }
+  }
+
+  // The products that stage `stage` of visit n begins with.
+  template <int K = 0>
+  void products(int stage, const Part& part, int64_t n, Range rows) const {
+    if constexpr (K < kGroups) {
+      constexpr StagedGroup group = Program::kGroup[K];
+      if (group.stage == stage) {
+        PlainRows<C> x;
+        x.data = group.operand < 0 ? state[n & 1][~group.operand] : operand[group.operand < 0 ? 0 : group.operand];
+        x.stride = group.operand < 0 ? stride : operand_stride[group.operand < 0 ? 0 : group.operand];
+        constexpr int m = blocks(K);
+        const auto keep = [&](int64_t i, int64_t g, const C* sum) __attribute__((always_inline)) {
+          FASTRNN_UNROLL
+          for (int v = 0; v < m; ++v) V::load(sum + v * kLanes).store(at(K, i, g, v));
+        };
+        Engine::template sweep<m>(weights[K], bias[K], x, part.groups, (n & 1) != 0).run(rows, rows.end, keep);
+      }
+      products<K + 1>(stage, part, n, rows);
+    }
+  }
+
+  C* at(int product, int64_t i, int64_t group, int block) const {
+    return result[product] + ((i * groups + group) * blocks(product) + block) * kLanes;
+  }
+
+  // The sums that stage `stage` begins with; each thread computes those of all its rows.
+  void sum_up(int stage, Range rows, int rank) const {
+    for (int k = 0; k < Program::kTotals; ++k) {
+      if (Program::kTotalStage[k] != stage) continue;
+      for (int64_t i = rows.begin; i < rows.end; ++i) {
+        const C* part = parts + (k * B + i) * groups;
+        C sum = part[0];
+        for (int64_t g = 1; g < groups; ++g) sum = sum + part[g];
+        totals[(rank * B + i) * Program::kTotals + k] = sum;
+      }
+    }
+  }
+
+  // All stages of a visit of these rows. `driver` makes the `row` of a vector of units. False: nothing is left to do.
+  template <int kStage = 0, class Driver>
+  bool run_stages(const Driver& driver, Member& member, Part& part, int64_t n, Range rows) const {
+    if constexpr (kStage < Program::kStages) {
+      products(kStage, part, n, rows);
+      sum_up(kStage, rows, member.rank);
+      for (int64_t i = rows.begin; i < rows.end; ++i) {
+        if (kStage + 1 == Program::kStages && part.groups.begin == 0) driver.complete(n, i, member.rank);
+        for (int64_t g = part.groups.begin; g < part.groups.end; ++g) {
+          if ((g + 1) * kLanes <= H) {
+            const Lanes<true> lanes{kLanes};
+            auto row = driver.row(n, i, g, lanes, member.rank);
+            Program::template run<kStage, Exact>(row);
+          } else {
+            const Lanes<false> lanes{static_cast<int>(H - g * kLanes)};
+            auto row = driver.row(n, i, g, lanes, member.rank);
+            Program::template run<kStage, Exact>(row);
+          }
+        }
+      }
+      if constexpr (kStage + 1 < Program::kStages) {
+        if (!meet(member, seq, part, groups, groups)) return false;
+        rows = {part.rows.begin, smaller(part.rows.end, steps.rows(n))};
+        return run_stages<kStage + 1>(driver, member, part, n, rows);
+      }
+    }
+    return true;
+  }
+
+  Range units_of(const Part& part) const { return {part.groups.begin * kLanes, part.groups.end * kLanes}; }
+
+  // Sets state s of row i, of the thread's own units, from (H) numbers or (null) to zero.
+  void set_state(const Part& part, int now, int s, int64_t i, const T* from) const {
+    const Range units = units_of(part);
+    C* to = state[now][s] + i * stride;
+    const int64_t end = from == nullptr ? units.begin : smaller(units.end, H);
+    for (int64_t u = units.begin; u < end; ++u) to[u] = widen(from[u]);
+    for (int64_t u = end; u < units.end; ++u) to[u] = C(0);
+  }
+};
+
+// What a stage of either direction has: one vector of units of one row. `D`: the driver's Stages.
+template <class D, bool Full>
+struct StagedRow {
+  using C = typename D::C;
+  using V = typename D::V;
+  using Program = typename D::Its;
+  static constexpr int kLanes = V::kLanes;
+  const D& d;
+  const int64_t n, i, group;  // visit, row of the batch, which vector
+  const Lanes<Full> lanes;
+  const int rank;
+  const int64_t unit, row;  // the first unit; the row of what has one for each step
+
+  StagedRow(const D& driver, int64_t visit, int64_t r, int64_t g, Lanes<Full> l, int thread)
+      : d(driver),
+        n(visit),
+        i(r),
+        group(g),
+        lanes(l),
+        rank(thread),
+        unit(g * kLanes),
+        row(driver.stages.steps.offset(visit) + r) {}
+
+  FASTRNN_FN V product(int k, int block) const { return V::load(d.stages.at(k, i, group, block)); }
+  FASTRNN_FN V total(int k) const { return V(d.stages.totals[(rank * d.stages.B + i) * Program::kTotals + k]); }
+  FASTRNN_FN V mean(int k) const { return mean_of(d.stages.totals[(rank * d.stages.B + i) * Program::kTotals + k]); }
+  FASTRNN_FN V mean_of(C total) const { return V(total / static_cast<C>(d.stages.H)); }
+  FASTRNN_FN V temp(int k) const { return V::load(d.stages.temps + (k * d.stages.B + i) * d.stages.stride + unit); }
+  FASTRNN_FN void set_temp(int k, V x) const {
+    x.store(d.stages.temps + (k * d.stages.B + i) * d.stages.stride + unit);
+  }
+  // A part of total k.
+  FASTRNN_FN void add(int k, V x) const {
+    C part;
+    if constexpr (Full) {
+      part = sum_lanes(x);
+    } else {
+      alignas(64) C lane[kLanes] = {};
+      store_some(x, lane, lanes.n);
+      part = sum_lanes(V::load(lane));
+    }
+    d.stages.parts[(k * d.stages.B + i) * d.stages.groups + group] = part;
+  }
+  FASTRNN_FN void set_operand(int o, int block, V x) const {
+    lanes.store(x, d.stages.operand[o] + i * d.stages.operand_stride[o] + block * d.stages.H + unit);
+  }
+  FASTRNN_FN V state(int s) const { return V::load(d.stages.state[n & 1][s] + i * d.stages.stride + unit); }
+  FASTRNN_FN void set_state(int s, V x) const { x.store(d.stages.state[~n & 1][s] + i * d.stages.stride + unit); }
+};
+
+template <class Cell, class T>
+struct StagedForward {
+  using Its = typename Cell::Ahead;
+  using Scratch = Stages<Its, Cell::kStates, T, false>;
+  using C = typename Scratch::C;
+  using V = typename Scratch::V;
+  static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+  static constexpr int kVectors = Cell::kVectors;
+
+  const ForwardArgs& args;
+  Scratch stages;
+  C* input_bias = nullptr;
+  size_t at_bias;
+
+  explicit StagedForward(const ForwardArgs& a) : args(a), stages(a.seq, Cell::kRecurrent, G) {
+    at_bias = stages.workspace.add(stages.groups * G * kLanes, sizeof(C));
+  }
+
+  int run() {
+    if (!stages.allocate()) return -1;
+    input_bias = stages.workspace.template at<C>(at_bias);
+    run_team(stages.plan.threads, &StagedForward::body, this);
+    return stages.workspace.intact() ? 0 : -2;
+  }
+
+  static void body(void* self, Member& member) { static_cast<const StagedForward*>(self)->work(member); }
+
+  void work(Member& member) const {
+    const Sequence& seq = stages.seq;
+    Part part = part_of(stages.plan, seq, member, stages.groups, stages.groups);
+    if constexpr (Cell::kRecurrent == 0 && Its::kTotals == 0) part.alone = true;
+    stages.pack(member, static_cast<const T*>(args.w_hh), static_cast<const T*>(args.b_hh));
+    pack_bias(static_cast<const T*>(args.b_ih), G, stages.H, input_bias,
+              share(stages.groups, member.rank, member.size));
+    finish(part, {larger(part.rows.begin, seq.counts[0]), part.rows.end}, -1);  // rows without any step
+    between(part, -1, 0);
+    member.wait();
+    for (int64_t n = 0; n < seq.steps; ++n) {
+      const Range rows{part.rows.begin, smaller(part.rows.end, stages.steps.rows(n))};
+      if (!stages.run_stages(*this, member, part, n, rows)) return;
+      between(part, n, n & 1 ? 0 : 1);
+      if (!meet(member, seq, part, stages.groups, stages.groups)) return;
+    }
+  }
+
+  // After visit n, whose new states are in state[now]: see Forward::between.
+  void between(const Part& part, int64_t n, int now) const {
+    const Steps& steps = stages.steps;
+    const int64_t here = steps.rows(n), next = steps.rows(n + 1);
+    const auto clip = [&](int64_t row) { return larger(part.rows.begin, smaller(part.rows.end, row)); };
+    finish(part, {clip(next), clip(here)}, now);
+    for (int64_t i = clip(here); i < clip(next); ++i) begin(part, now, i);
+    if (stages.seq.reset == nullptr || n < 0 || n + 1 == stages.seq.steps) return;
+    for (int64_t i = part.rows.begin; i < clip(smaller(here, next)); ++i) {
+      if (steps.reset(n + 1, i)) begin(part, now, i);
+    }
+  }
+
+  const T* initial(int s, int64_t i) const {
+    const T* from = static_cast<const T*>(args.initial[s]);
+    return from == nullptr ? from : from + i * stages.H;
+  }
+
+  void begin(const Part& part, int now, int64_t i) const {
+    for (int s = 0; s < S; ++s) stages.set_state(part, now, s, i, initial(s, i));
+  }
+
+  // Final states of `rows`: those in state[now], or (-1) the initial ones.
+  void finish(const Part& part, Range rows, int now) const {
+    const Range units = stages.units_of(part);
+    const int64_t end = smaller(units.end, stages.H);
+    for (int s = 0; s < S; ++s) {
+      for (int64_t i = rows.begin; i < rows.end; ++i) {
+        T* to = static_cast<T*>(args.final_states[s]) + i * stages.H;
+        const T* from = initial(s, i);
+        for (int64_t u = units.begin; u < end; ++u) {
+          narrow(now >= 0          ? stages.state[now][s][i * stages.stride + u]
+                 : from != nullptr ? widen(from[u])
+                                   : C(0),
+                 to + u);
+        }
+      }
+    }
+  }
+
+  // Before the last stage of row i, by one thread: keeps its sums.
+  void complete(int64_t n, int64_t i, int rank) const {
+    if (!args.training) return;
+    const int64_t width = (S - 1) * stages.H + Its::kTotals;
+    C* to = static_cast<C*>(args.cells) + (stages.steps.offset(n) + i) * width + (S - 1) * stages.H;
+    for (int k = 0; k < Its::kTotals; ++k) to[k] = stages.totals[(rank * stages.B + i) * Its::kTotals + k];
+  }
+
+  template <bool Full>
+  struct Row : StagedRow<StagedForward, Full> {
+    using Base = StagedRow<StagedForward, Full>;
+    using Base::Base;
+    using Base::d;
+    using Base::lanes;
+    using Base::row;
+    using Base::unit;
+    FASTRNN_FN V x(int g) const {
+      const V bias = V::load(d.input_bias + (this->group * G + g) * kLanes);
+      return lanes.load(static_cast<const T*>(d.args.gates) + (row * G + g) * d.stages.H + unit) + bias;
+    }
+    FASTRNN_FN V parameter(int q) const {
+      return lanes.load(static_cast<const T*>(d.args.parameters) + q * d.stages.H + unit);
+    }
+    FASTRNN_FN void keep_vector(int k, V x) const {
+      if (!d.args.training) return;
+      lanes.store(x, static_cast<T*>(d.args.unprojected) + (row * kVectors + k) * d.stages.H + unit);
+    }
+    FASTRNN_FN void keep(int k, V x) const {
+      if (!d.args.training) return;
+      const int64_t H = d.stages.H;
+      if (k < G) {
+        lanes.store(x, static_cast<T*>(d.args.gates) + (row * G + k) * H + unit);
+      } else {
+        lanes.store(x, static_cast<T*>(d.args.extra) + (row * (K - G) + (k - G)) * H + unit);
+      }
+    }
+    FASTRNN_FN void new_state(int s, V x) const {
+      this->set_state(s, x);
+      const int64_t H = d.stages.H;
+      if (s == 0) lanes.store(x, static_cast<T*>(d.args.y) + row * H + unit);
+      if (s > 0 && d.args.training) {
+        lanes.store(x, static_cast<C*>(d.args.cells) + row * ((S - 1) * H + Its::kTotals) + (s - 1) * H + unit);
+      }
+    }
+  };
+  template <bool Full>
+  FASTRNN_FN Row<Full> row(int64_t n, int64_t i, int64_t group, Lanes<Full> lanes, int rank) const {
+    return Row<Full>(*this, n, i, group, lanes, rank);
+  }
+};
+
+template <class Cell, class T>
+struct StagedBackward {
+  using Its = typename Cell::Back;
+  using Scratch = Stages<Its, Cell::kStates, T, true>;
+  using C = typename Scratch::C;
+  using V = typename Scratch::V;
+  static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+  static constexpr int R = Cell::kRecurrent, Q = Cell::kParameters, kVectors = Cell::kVectors;
+  static constexpr int kTotals = Cell::Ahead::kTotals;
+
+  const BackwardArgs& args;
+  Scratch stages;  // its states: the gradients of a step's states
+  C* initial = nullptr;
+  size_t at_initial;
+
+  static Sequence opposite(Sequence s) {
+    s.reverse = !s.reverse;
+    return s;
+  }
+
+  explicit StagedBackward(const BackwardArgs& a) : args(a), stages(opposite(a.seq), R, G) {
+    at_initial = stages.workspace.add(S * stages.B * stages.stride, sizeof(C));
+  }
+
+  int run() {
+    if (!stages.allocate()) return -1;
+    initial = stages.workspace.template at<C>(at_initial);
+    run_team(stages.plan.threads, &StagedBackward::body, this);
+    return stages.workspace.intact() ? 0 : -2;
+  }
+
+  static void body(void* self, Member& member) { static_cast<const StagedBackward*>(self)->work(member); }
+
+  void work(Member& member) const {
+    const Sequence& seq = stages.seq;
+    Part part = part_of(stages.plan, seq, member, stages.groups, stages.groups);
+    if constexpr (R == 0 && Its::kTotals == 0) part.alone = true;
+    stages.pack(member, static_cast<const T*>(args.w_hh), nullptr);
+    const Range units = stages.units_of(part);
+    for (int s = 0; s < S; ++s) {
+      for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
+        for (int64_t u = units.begin; u < units.end; ++u) of_initial(s, i)[u] = C(0);
+      }
+    }
+    member.wait();
+    for (int64_t n = 0; n < seq.steps; ++n) {
+      between(part, n);
+      const Range rows{part.rows.begin, smaller(part.rows.end, stages.steps.rows(n))};
+      if (!stages.run_stages(*this, member, part, n, rows)) return;
+      if (!meet(member, seq, part, stages.groups, stages.groups)) return;
+    }
+    between(part, seq.steps);
+    finish(part);
+  }
+
+  C* of_initial(int s, int64_t i) const { return initial + (s * stages.B + i) * stages.stride; }
+
+  // Before visit n: rows whose last step it is start from the gradient of their final states; what has come to a row
+  // that had its first step, or the first of a segment, belongs to its initial state. Then the outputs' gradients.
+  void between(const Part& part, int64_t n) const {
+    const Steps& steps = stages.steps;
+    const int64_t before = steps.rows(n - 1), here = steps.rows(n);
+    const int64_t end = smaller(part.rows.end, larger(before, here));
+    for (int64_t i = part.rows.begin; i < end; ++i) {
+      const bool ends = i < before && (i >= here || steps.reset(n, i));
+      for (int s = 0; s < S; ++s) {
+        if (ends) hand_over(part, n, s, i);
+        if (i < here && i >= before) stages.set_state(part, n & 1, s, i, final_gradient(s, i));
+      }
+      if (i < here) add_output(part, n, i);
+    }
+  }
+
+  const T* final_gradient(int s, int64_t i) const {
+    const T* from = static_cast<const T*>(args.grad_final[s]);
+    return from == nullptr ? from : from + i * stages.H;
+  }
+
+  void hand_over(const Part& part, int64_t n, int s, int64_t i) const {
+    const Range units = stages.units_of(part);
+    C* from = stages.state[n & 1][s] + i * stages.stride;
+    for (int64_t u = units.begin; u < units.end; ++u) {
+      of_initial(s, i)[u] = of_initial(s, i)[u] + from[u];
+      from[u] = C(0);
+    }
+  }
+
+  void add_output(const Part& part, int64_t n, int64_t i) const {
+    const Range units = stages.units_of(part);
+    const int64_t end = smaller(units.end, stages.H), at = (stages.steps.offset(n) + i) * stages.H;
+    C* dh = stages.state[n & 1][0] + i * stages.stride;
+    const T* gradient = static_cast<const T*>(args.grad_y);
+    for (int64_t u = units.begin; u < end; ++u) {
+      if (gradient != nullptr) dh[u] = dh[u] + widen(gradient[at + u]);
+      if (args.dh != nullptr) narrow(dh[u], static_cast<T*>(args.dh) + at + u);
+    }
+  }
+
+  void finish(const Part& part) const {
+    const Range units = stages.units_of(part);
+    const int64_t end = smaller(units.end, stages.H);
+    for (int s = 0; s < S; ++s) {
+      if (args.grad_initial[s] == nullptr) continue;
+      for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
+        T* to = static_cast<T*>(args.grad_initial[s]) + i * stages.H;
+        const T* passed = i >= stages.seq.counts[0] ? final_gradient(s, i) : nullptr;  // a row without any step
+        for (int64_t u = units.begin; u < end; ++u) {
+          narrow(passed != nullptr ? widen(passed[u]) : of_initial(s, i)[u], to + u);
+        }
+      }
+    }
+  }
+
+  void complete(int64_t, int64_t, int) const {}
+
+  template <bool Full>
+  struct Row : StagedRow<StagedBackward, Full> {
+    using Base = StagedRow<StagedBackward, Full>;
+    using Base::Base;
+    using Base::d;
+    using Base::i;
+    using Base::lanes;
+    using Base::n;
+    using Base::row;
+    using Base::unit;
+    FASTRNN_FN const C* cells(int64_t r) const {
+      return static_cast<const C*>(d.args.cells) + r * ((S - 1) * d.stages.H + kTotals);
+    }
+    FASTRNN_FN V kept(int k) const {
+      const int64_t H = d.stages.H;
+      return lanes.load(k < G ? static_cast<const T*>(d.args.gates) + (row * G + k) * H + unit
+                              : static_cast<const T*>(d.args.extra) + (row * (K - G) + (k - G)) * H + unit);
+    }
+    FASTRNN_FN V kept_total(int k) const { return V(cells(row)[(S - 1) * d.stages.H + k]); }
+    FASTRNN_FN V kept_mean(int k) const { return this->mean_of(cells(row)[(S - 1) * d.stages.H + k]); }
+    FASTRNN_FN V vector(int k) const {
+      return lanes.load(static_cast<const T*>(d.args.unprojected) + (row * kVectors + k) * d.stages.H + unit);
+    }
+    FASTRNN_FN V parameter(int q) const {
+      return lanes.load(static_cast<const T*>(d.args.parameters) + q * d.stages.H + unit);
+    }
+    FASTRNN_FN V new_state(int s) const {
+      const int64_t H = d.stages.H;
+      return s == 0 ? lanes.load(static_cast<const T*>(d.args.y) + row * H + unit)
+                    : lanes.load(cells(row) + (s - 1) * H + unit);
+    }
+    FASTRNN_FN V old_state(int s) const {
+      const int64_t H = d.stages.H;
+      const Steps& steps = d.stages.steps;
+      if (i < steps.rows(n + 1) && !steps.reset(n + 1, i)) {
+        const int64_t earlier = steps.offset(n + 1) + i;
+        return s == 0 ? lanes.load(static_cast<const T*>(d.args.y) + earlier * H + unit)
+                      : lanes.load(cells(earlier) + (s - 1) * H + unit);
+      }
+      const T* from = static_cast<const T*>(d.args.initial[s]);
+      return from == nullptr ? V::zero() : lanes.load(from + i * H + unit);
+    }
+    FASTRNN_FN void set_da(int g, V x) const {
+      lanes.store(x, static_cast<T*>(d.args.da) + (row * G + g) * d.stages.H + unit);
+    }
+    FASTRNN_FN void set_drh(int k, V x) const {
+      lanes.store(x, static_cast<T*>(d.args.drh) + (row * R + k) * d.stages.H + unit);
+    }
+    FASTRNN_FN void set_dparameter(int q, V x) const {
+      lanes.store(x, static_cast<T*>(d.args.dparameters) + (row * Q + q) * d.stages.H + unit);
+    }
+  };
+  template <bool Full>
+  FASTRNN_FN Row<Full> row(int64_t n, int64_t i, int64_t group, Lanes<Full> lanes, int rank) const {
+    return Row<Full>(*this, n, i, group, lanes, rank);
+  }
+};
+
+template <class Cell, class T>
+int staged_forward(const ForwardArgs& args) {
+  StagedForward<Cell, T> driver(args);
+  return driver.run();
+}
+
+template <class Cell, class T>
+int staged_backward(const BackwardArgs& args) {
+  StagedBackward<Cell, T> driver(args);
+  return driver.run();
+}
+
+}  // namespace FASTRNN_NAMESPACE

@@ -1,0 +1,115 @@
+"""Writes a cell whose step has stages as the C++ header that `csrc/cpu/staged.h` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fastrnn.custom.graph import Leaf, Node, reached
+from fastrnn.custom.stages import Effect, Plan, Product, Stages
+from fastrnn.custom.writer import Writer
+
+if TYPE_CHECKING:
+    from fastrnn.custom.emit import Compiled
+
+_BLOCKS = 1000  # more than a product has
+_COMMON = {"p": "parameter", "mean": "mean", "sum": "total", "temp": "temp"}
+_AHEAD = {"x": "x", "s": "state", **_COMMON}
+_BACK = {"kept": "kept", "s": "old_state", "new": "new_state", "m": "vector", "ds": "state", **_COMMON}
+_BACK |= {"kept_mean": "kept_mean", "kept_sum": "kept_total"}
+
+
+def _state_of(node: Node) -> int | None:
+    return node.leaf[1] if node.leaf[0] == "s" else None
+
+
+def ahead(cell: Compiled) -> Stages:
+    """The step."""
+    step = cell.step
+    effects = [Effect(f"row.new_state({k}, {{0}});", n) for k, n in enumerate(step.new)]
+    effects += [Effect(f"row.keep({k}, {{0}});", n, last=True) for k, n in enumerate(cell.kept)]
+    effects += [Effect(f"row.keep_vector({k}, {{0}});", n) for k, n in enumerate(step.vectors)]
+    plan = Plan(effects, lambda node: node.op == "product" and _state_of(node.args[0]) is not None)
+    products, operands, first = [], 0, 0
+    places: dict[int, int] = {}
+    for j, group in enumerate(step.groups):
+        places |= {matrix: j * _BLOCKS + block for block, matrix in enumerate(group.matrices)}
+        state = _state_of(group.vector)
+        stage = min(plan.stage[n.index] for n in plan.nodes if n.op == "product" and n.args[0] is group.vector)
+        products.append(Product(stage, len(group.matrices), first, operands if state is None else ~state))
+        if state is None:
+            plan.add([Effect(f"row.set_operand({operands}, 0, {{0}});", group.vector)])
+            operands += 1
+        first += len(group.matrices)
+    return plan.divided(lambda node: places[node.leaf[1]], products, operands)
+
+
+def back(cell: Compiled) -> Stages:
+    """The gradient."""
+    g = cell.gradients
+    effects = [Effect(f"row.set_da({k}, {{0}});", n) for k, n in enumerate(g.x)]
+    effects += [Effect(f"row.set_drh({k}, {{0}});", n) for k, n in enumerate(g.r + g.q)]
+    effects += [Effect(f"row.set_state({k}, {{0}});", n) for k, n in enumerate(g.s)]
+    effects += [Effect(f"row.set_dparameter({k}, {{0}});", n) for k, n in enumerate(g.p)]
+    plan = Plan(effects)
+    first = [sum(len(group.matrices) for group in cell.step.groups[:j]) for j in range(len(cell.step.groups))]
+    products: list[Product] = []
+    places: dict[int, int] = {}
+    for node in plan.nodes:
+        if node.op == "transposed":
+            j, o = node.leaf[1], len(products)
+            places[j] = o * _BLOCKS
+            products.append(Product(plan.stage[node.index], len(node.args), first[j], o))
+            plan.add([Effect(f"row.set_operand({o}, {b}, {{0}});", a) for b, a in enumerate(node.args)])
+    return plan.divided(lambda node: places[node.leaf[1]], products, len(products))
+
+
+def _read(leaf: Leaf, names: Mapping[str, str]) -> str:
+    kind, k = leaf
+    return f"row.product({k // _BLOCKS}, {k % _BLOCKS})" if kind == "product" else f"row.{names[kind]}({k})"
+
+
+def _array(kind: str, name: str, values: Sequence[str]) -> str:
+    """With one more at the end, as there are no arrays without elements."""
+    return f"    static constexpr {kind} {name}[] = {{{', '.join([*values, kind + '{}'])}}};"
+
+
+def _struct(name: str, stages: Stages, names: Mapping[str, str]) -> list[str]:
+    products = [f"{{{p.stage}, {p.blocks}, {p.first}, {p.operand}}}" for p in stages.products]
+    lines = [
+        "",
+        f"  struct {name} {{",
+        f"    static constexpr int kStages = {len(stages.effects)}, kTemps = {stages.temps};",
+        f"    static constexpr int kTotals = {len(stages.totals)}, kOperands = {stages.operands};",
+        f"    static constexpr int kGroups = {len(products)};",
+        _array("StagedGroup", "kGroup", products),
+        _array("int", "kTotalStage", [str(stage) for stage in stages.totals]),
+        "",
+        "    template <int kStage, class M, class Row>",
+        "    FASTRNN_FN static void run([[maybe_unused]] const Row& row) {",
+        "      using V [[maybe_unused]] = typename Row::V;",
+        "      using C [[maybe_unused]] = typename Row::C;",
+    ]
+    for stage, effects in enumerate(stages.effects):
+        writer = Writer([e.node for e in effects], lambda leaf: f"{leaf[0]}{leaf[1]}")
+        # All is read before anything is written: what is kept lies where the gates were.
+        reads = dict.fromkeys(n.leaf for n in reached(e.node for e in effects) if n.op == "leaf")
+        lines += [
+            f"      if constexpr (kStage == {stage}) {{",
+            *(f"        const V {leaf[0]}{leaf[1]} = {_read(leaf, names)};" for leaf in reads),
+            *(f"    {line}" for line in writer.lines()),
+            *(f"        {effect.text.format(writer.name(effect.node))}" for effect in effects),
+            "      }",
+        ]
+    return [*lines, "    }", "  };"]
+
+
+def body(cell: Compiled) -> list[str]:
+    """What stands in the cell's struct besides its sizes."""
+    groups = [group for group in cell.step.groups if _state_of(group.vector) != 0]
+    return [
+        f"  static constexpr int kVectors = {len(groups)};",
+        _array("int", "kVectorBlocks", [str(len(group.matrices)) for group in groups])[2:],
+        *_struct("Ahead", ahead(cell), _AHEAD),
+        *_struct("Back", back(cell), _BACK),
+    ]
