@@ -54,7 +54,9 @@ def train(options: Options, report: Report | None = None, stop: Stop | None = No
     folder = Path(options.out)
     found = checkpoint.found_in(folder)
     if found:
-        raise ValueError(f"out: expected a folder without checkpoints for a new run, got {found[-1][1]}")
+        raise ValueError(
+            f"out: expected a folder without checkpoints for a new run, got {found[-1][1]}; resume goes on with it"
+        )
     return _run(options, None, report, stop)
 
 
@@ -331,14 +333,16 @@ class Trainer:
         if self.workers.device.type == "cuda":
             random["cuda"] = self.workers.gather(torch.cuda.get_rng_state(self.workers.device))
         losses = [float(loss) for loss in self.workers.gather(self.loss_sum)]
+        if path.name != checkpoint.BEST:
+            self._saved = path
         if self.log is None:
             return
         self._check_finite(losses)
         self.log.sync()
         if self._payload is None or self._payload[0] != self.step:
-            options = self.options.as_dict() | {"file": str(self.text.path.resolve()), "out": str(self.folder)}
+            own = None if self.options.file is None else str(self.text.path.resolve())
             content = {
-                "options": options,
+                "options": self.options.as_dict() | {"file": own},
                 "vocabulary": self.text.vocabulary.as_dict(),
                 "text": self.fingerprint,
                 "model": self.model.state_dict(),
@@ -355,7 +359,6 @@ class Trainer:
             self._payload = self.step, checkpoint.to_bytes(content)
         checkpoint.write(path, self._payload[1])
         if path.name != checkpoint.BEST:
-            self._saved = path
             checkpoint.clean(self.folder, self.options.keep)
             self._report(events.Saved(self.step, path))
 

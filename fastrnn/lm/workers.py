@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,11 @@ class Workers:
         """The module with gradients averaged over the processes."""
         if self.size == 1:
             return module
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        data_parallel = nn.parallel.DistributedDataParallel
+        known = inspect.signature(data_parallel).parameters
+        # No buffer of the model ever changes. Newer releases of torch have another name for it.
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return data_parallel(module, **{name: False})
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""
