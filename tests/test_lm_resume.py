@@ -28,12 +28,10 @@ def interrupted(tmp_path, places, **changes):
     options = tiny(tmp_path, **changes)
     whole = lm.train(options)
     parts = tiny(tmp_path, **(changes | {"out": str(tmp_path / "parts")}))
-    done = 0
-    for place in places:
-        stop = stop_after(place - done)
-        result = lm.resume(parts.out, stop=stop) if done else lm.train(parts, stop=stop)
+    for before, place in zip([None, *places], places, strict=False):
+        stop = stop_after(place - (before or 0))
+        result = lm.train(parts, stop=stop) if before is None else lm.resume(parts.out, stop=stop)
         assert (result.step, result.stopped) == (place, True)
-        done = place
     last = lm.resume(parts.out)
     assert (last.step, last.loss, last.best) == (whole.step, whole.loss, whole.best)
     return rows(tmp_path / "run"), rows(tmp_path / "parts")
@@ -60,7 +58,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, changes):
 
 
 def test_epochs_are_crossed(tmp_path):
-    whole, _ = interrupted(tmp_path, [7, 8], steps=12, batch=20, truncation=43)
+    whole, _ = interrupted(tmp_path, [0, 7, 8], steps=12, batch=20, truncation=43)
     assert float(whole[-1]["epoch"]) > 1
 
 

@@ -32,6 +32,8 @@ def _guarded(command: str, run: Callable[[], int]) -> int:
         return run()
     except BrokenPipeError:
         raise  # fastrnn.cli knows what to do
+    except KeyboardInterrupt:
+        return 130
     except (ValueError, TypeError) as error:
         print(f"fastrnn {command}: error: {_named(str(error))}", file=sys.stderr)
         return 2
@@ -43,7 +45,7 @@ def _guarded(command: str, run: Callable[[], int]) -> int:
 def _named(message: str) -> str:
     """The message with the argument's name as the command line has it."""
     name, colon, rest = message.partition(":")
-    known = {*Options.__dataclass_fields__, "temperature", "length", "top_k", "seed"}
+    known = {*Options.__dataclass_fields__, "prime", "temperature", "length", "top_k", "seed"}
     return f"argument {flag(name)}:{rest}" if colon and name in known else message
 
 
@@ -56,8 +58,7 @@ def _train(args: argparse.Namespace) -> int:
     first = int(os.environ.get("RANK") or 0) == 0 or not launched()
     printer = _Printer()
     stop = StopSignals("stopping after this step; Ctrl-C again stops at once" if first else "")
-    device = changes.get("device", Options.device)
-    with stop, process_group(device):
+    with stop, process_group():
 
         def stops() -> bool:
             return stop() or printer.closed
@@ -165,8 +166,6 @@ def _sample(args: argparse.Namespace) -> int:
         for piece in pieces:
             out.write(piece.encode(encoding, "replace"))
             out.flush()
-    except KeyboardInterrupt:
-        return 130
     finally:
         if sys.exc_info()[0] is None and sys.stdout.isatty():
             out.write(b"\n")

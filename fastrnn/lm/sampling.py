@@ -71,7 +71,7 @@ def sample(
     _check(length, temperature, seed, top_k)
     if not isinstance(model, LanguageModel):
         model = load(model)
-    primed = model.vocabulary.encode(prime) if prime else _beginning(model)
+    primed = model.vocabulary.encode(prime, "prime") if prime else _beginning(model)
     return _sampled(model, primed, length, Chooser(temperature, seed, top_k))
 
 

@@ -21,7 +21,7 @@ class Bytes:
     unit, units = "byte", "bytes"
     size = 256
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, name: str = "text") -> np.ndarray:
         """Ids (N) of a text; what the command line could not decode becomes its bytes again."""
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
 
@@ -59,8 +59,8 @@ class Characters:
         self._ids = np.full(int(points[-1]) + 1, -1, np.int64)
         self._ids[points] = np.arange(self.size)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids (N) of a text.
+    def encode(self, text: str, name: str = "text") -> np.ndarray:
+        """Ids (N) of a text, which errors call ``name``.
 
         Raises:
             ValueError: a character is not in the vocabulary.
@@ -70,7 +70,7 @@ class Characters:
         ids = np.where(points < len(self._ids), ids, -1)
         if len(ids) and int(ids.min()) < 0:
             raise ValueError(
-                f"text: expected characters of the vocabulary ({self.size}), got {text[int(ids.argmin())]!r}"
+                f"{name}: expected characters of the vocabulary ({self.size}), got {text[int(ids.argmin())]!r}"
             )
         return ids
 

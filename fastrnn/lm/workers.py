@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,12 +19,13 @@ def launched() -> bool:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """torch's process group as the environment describes it: gloo on the CPU, nccl on GPUs. Nothing for one process."""
     if not launched() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
         yield
     finally:
@@ -72,7 +74,8 @@ class Workers:
         known = inspect.signature(data_parallel).parameters
         # No buffer of the model ever changes. Newer releases of torch have another name for it.
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return data_parallel(module, **{name: False})
+        options: dict[str, Any] = {name: False}
+        return data_parallel(module, **options)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""
