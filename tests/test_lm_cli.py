@@ -147,6 +147,11 @@ def test_sample_writes_the_prime_and_the_text(run, capfdbinary):
     assert capfdbinary.readouterr().out.decode() == "the é" + expected
 
 
+def test_a_prime_that_is_not_utf8_stays_as_it_is(run, capfdbinary):
+    assert main(["sample", str(run), "--prime", "a\udcff", "--length", "0"]) == 0
+    assert capfdbinary.readouterr().out == b"a\xff"
+
+
 def test_sample_without_a_seed_is_another_each_time(run, capfdbinary):
     texts = set()
     for _ in range(2):

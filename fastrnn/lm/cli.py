@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from fastrnn._missing import KernelsMissingError
 from fastrnn.lm import events
 from fastrnn.lm.arguments import add_sample_arguments, add_train_arguments, flag, given
 from fastrnn.lm.errors import CheckpointError, TrainingError
@@ -37,7 +38,7 @@ def _guarded(command: str, run: Callable[[], int]) -> int:
     except (ValueError, TypeError) as error:
         print(f"fastrnn {command}: error: {_named(str(error))}", file=sys.stderr)
         return 2
-    except (TrainingError, CheckpointError, OSError) as error:
+    except (TrainingError, CheckpointError, KernelsMissingError, OSError) as error:
         print(f"fastrnn {command}: error: {error}", file=sys.stderr)
         return 1
 
@@ -144,6 +145,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 
+def _encoded(text: str, encoding: str) -> bytes:
+    """An argument as the bytes that it was given as, also where they are not text."""
+    try:
+        return text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "replace")
+
+
 def _sample(args: argparse.Namespace) -> int:
     import torch
 
@@ -162,7 +171,7 @@ def _sample(args: argparse.Namespace) -> int:
     )
     encoding, out = sys.stdout.encoding or "utf-8", sys.stdout.buffer
     try:
-        out.write(args.prime.encode(encoding, "surrogateescape"))
+        out.write(_encoded(args.prime, encoding))
         for piece in pieces:
             out.write(piece.encode(encoding, "replace"))
             out.flush()

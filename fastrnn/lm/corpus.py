@@ -38,7 +38,7 @@ def library_text() -> Path:
         OSError: the cache cannot be written.
         ValueError: there are no sources.
     """
-    from fastrnn.custom.build import cache_folder
+    from fastrnn.custom.build import BuildError, cache_folder
 
     root, files = Path(sysconfig.get_path("stdlib")), library_files()
     if not files:
@@ -47,7 +47,10 @@ def library_text() -> Path:
     for path in files:
         facts = path.stat()
         digest.update(f"{path.relative_to(root).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except BuildError:
+        raise OSError("no place for the default text: set FASTRNN_CACHE, or name a FILE") from None
     target = folder / f"library-{platform.python_version()}-{digest.hexdigest()[:16]}.txt"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
