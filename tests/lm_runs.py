@@ -77,7 +77,7 @@ def start(*args: str, processes: int = 1) -> subprocess.Popen[str]:
 
 def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
     """Until the log has that many rows."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     path = folder / "log.csv"
     while not path.is_file() or path.read_bytes().count(b"\n") < count + 1:
         if process.poll() is not None or time.monotonic() > end:

@@ -93,6 +93,13 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
     assert {p.dtype for p in lm.load(tmp_path / "run").parameters()} == {torch.float32}
 
 
+def test_without_validation_there_is_no_best(tmp_path):
+    for name, changes in (("a", {"validation": 0.0}), ("b", {"validate_every": 0})):
+        result = lm.train(tiny(tmp_path, out=str(tmp_path / name), **changes))
+        assert result.best is None
+        assert not (tmp_path / name / "best.pt").exists()
+
+
 def test_learning_lowers_the_loss(tmp_path):
     sizes = {"layers": 1, "hidden": 32, "batch": 8, "truncation": 25}
     options = tiny(tmp_path, **sizes, steps=300, learning_rate=0.02, checkpoint_every=0, log_every=30)

@@ -56,6 +56,23 @@ def test_greedy_is_what_the_network_finds_likeliest(folder, engine):
     assert text(model, "a gate", 40, temperature=1e-4) == text(model, "a gate", 40, temperature=0)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embedding": 0, "dtype": "float64"},
+        {"tied": True, "dropout": 0.5, "dropout_output": 0.5},
+        {"cell": "rnn_relu", "dtype": "bfloat16", "layers": 3},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_greedy_of_other_models(tmp_path, changes):
+    lm.train(tiny(tmp_path, steps=3, **changes))
+    model = lm.load(tmp_path / "run")
+    decoder = model.vocabulary.decoder()
+    expected = "".join(decoder.feed(unit) for unit in by_forward(model, "état", 30))
+    assert "état" + text(model, "état", 30, temperature=0) == expected
+
+
 def test_the_prime_matters_and_is_not_given_out(folder):
     found = {text(folder, prime, 30, temperature=0) for prime in ("the cell forge", "a gate opens n", "\n", "")}
     assert len(found) == 3

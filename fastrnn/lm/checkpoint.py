@@ -1,7 +1,7 @@
 """Checkpoints: files that are there as a whole or not at all.
 
 A checkpoint is a dictionary of numbers, strings, lists and tensors in torch's own format, so that ``torch.load`` reads
-it with ``weights_only=True``. It holds all that a run goes on with:
+it with ``weights_only=True``; a digest of the file is at its end. It holds all that a run goes on with:
 
 ==============  ==================================================================================================
 ``format``      ``"fastrnn language model"``; ``version``: 1
@@ -22,11 +22,11 @@ it with ``weights_only=True``. It holds all that a run goes on with:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from fastrnn.lm.options import Options
 
 FORMAT, VERSION = "fastrnn language model", 1
 BEST = "best.pt"
+_SEAL = b"sha256 "
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _KEYS = {"format", "version", "options", "vocabulary", "text", "model", "optimizer", "step", "epoch", "chunk"}
 _KEYS |= {"states", "random", "log", "best", "seconds"}
@@ -59,7 +60,20 @@ def to_bytes(content: dict[str, Any]) -> bytes:
     """A checkpoint's file, made in memory: torch's own writer is not safe against a write that fails."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
-    return buffer.getvalue()
+    return sealed(buffer.getvalue())
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip archive, which torch's files are, with the SHA-256 of all of it as its comment: the archive's own
+    checksums leave out its directory, and torch does not look at them.
+    """
+    body = archive[:-2] + len(_SEAL + bytes(64)).to_bytes(2, "little")  # the length of the comment comes last
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def _is_whole(content: bytes) -> bool:
+    body, seal = content[: -len(_SEAL) - 64], content[-len(_SEAL) - 64 :]
+    return seal == _SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
 def write(path: Path, payload: bytes) -> None:
@@ -123,15 +137,12 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read, is cut short, damaged or of another kind.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch does not look at the checksums
-        if damaged is not None:
-            raise CheckpointError(f"checkpoint: {path} is damaged (in {damaged}){_others(path)}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        payload = path.read_bytes()
+        if not _is_whole(payload):
+            raise CheckpointError(f"checkpoint: {path} is cut short, damaged or no checkpoint{_others(path)}")
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except zipfile.BadZipFile:
-        raise CheckpointError(f"checkpoint: {path} is cut short, damaged or no checkpoint{_others(path)}") from None
     except OSError as error:
         raise CheckpointError(f"checkpoint: could not read {path}: {error.strerror or error}") from error
     except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:

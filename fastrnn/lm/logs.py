@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class CsvLog:
 
     Raises:
         CheckpointError: the file is shorter than that.
-        TrainingError: it cannot be written.
+        TrainingError: it cannot be written, or another run writes to it.
     """
 
     def __init__(self, path: Path, position: int | None = None) -> None:
@@ -45,14 +46,25 @@ class CsvLog:
                     f"log: expected at least {position} bytes in {path}, as at the checkpoint, got {there}; "
                     "move it away to begin a new one"
                 )
-            self._file = open(path, "ab" if position is not None and there else "wb", buffering=0)  # noqa: SIM115
-            if position is not None and there:
-                self._file.truncate(position)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            self._lock()
             self.position = position if position is not None and there else 0
+            if there:
+                self._file.truncate(self.position)
         except OSError as error:
             raise self._failed(error) from error
         if self.position == 0:
             self._append(",".join(COLUMNS))
+
+    def _lock(self) -> None:
+        """For as long as the file is open: two runs would mix their rows."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise TrainingError(f"log: {self._path} is in use by another run") from None
+        except OSError:  # not every file system has locks
+            pass
 
     def write(self, row: dict[str, float | int | None]) -> None:
         """One row; a column that is None or missing stays empty. Numbers are written so that they are read back equal.

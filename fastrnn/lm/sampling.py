@@ -32,11 +32,11 @@ def load(path: str | os.PathLike[str], engine: str = "fastrnn") -> LanguageModel
     file = checkpoint.newest(path)
     content = checkpoint.read(file)
     options = checkpoint.options_of(content, file)
-    with torch.random.fork_rng([]):  # the weights that a model begins with are drawn, and not needed
-        model = LanguageModel(options, vocabulary.from_dict(content["vocabulary"]), engine)
     try:
+        with torch.random.fork_rng([]):  # the weights that a model begins with are drawn, and not needed
+            model = LanguageModel(options, vocabulary.from_dict(content["vocabulary"]), engine)
         model.load_state_dict(content["model"])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint: {file} does not fit its own options: {error}") from None
     return model.eval()
 
