@@ -44,7 +44,7 @@ def test_lines_of_a_run(tmp_path, capsys):
 def test_every_option_is_an_argument(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "fastrnn.lm.trainer.train",
+        "fastrnn.lm.runs.train",
         lambda options, *more: seen.append(options) or lm.Result(0, None, None, tmp_path, False),
     )
     changes = {"tied": True, "compile": True, "cell": "min_gru", "epochs": 3, "minutes": 0.5, "dropout": 0.25}

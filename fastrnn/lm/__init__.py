@@ -16,8 +16,8 @@ from fastrnn.lm.errors import CheckpointError, TrainingError
 from fastrnn.lm.events import Event, Logged, Result, Sampled, Saved, Started
 from fastrnn.lm.model import LanguageModel
 from fastrnn.lm.options import Options
+from fastrnn.lm.runs import resume, train
 from fastrnn.lm.sampling import load, sample
-from fastrnn.lm.trainer import resume, train
 
 __all__ = [
     "CheckpointError",

@@ -51,7 +51,7 @@ def _named(message: str) -> str:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from fastrnn.lm.trainer import resume, train
+    from fastrnn.lm.runs import resume, train
     from fastrnn.lm.workers import launched, process_group
 
     changes = given(args)
