@@ -1,4 +1,4 @@
-"""The command line: ``fastrnn info`` and ``fastrnn bench``."""
+"""The command line: ``fastrnn info``, ``bench``, ``train`` and ``sample``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fastrnn._version import __version__
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # The options of `bench` are made by its own module, which no other command should wait for.
-    wants_bench = next((arg for arg in argv if not arg.startswith("-")), None) == "bench"
-    args = _parser(with_bench_options=wants_bench).parse_args(argv)
+    # The options of a command are made by its own module, which no other command should wait for.
+    wanted = next((arg for arg in argv if not arg.startswith("-")), None)
+    args = _parser(wanted).parse_args(argv)
     try:
         status: int = args.command(args)
         sys.stdout.flush()
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser(with_bench_options: bool) -> argparse.ArgumentParser:
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastrnn", description="Recurrent networks for PyTorch.")
     parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -40,10 +40,20 @@ def _parser(with_bench_options: bool) -> argparse.ArgumentParser:
     summary = "time fastrnn against other implementations"
     bench = commands.add_parser("bench", help=summary, description=f"{summary.capitalize()}.")
     bench.set_defaults(command=_bench)
-    if with_bench_options:
+    if wanted == "bench":
         from fastrnn.bench.cli import add_arguments
 
         add_arguments(bench)
+
+    train = commands.add_parser("train", help="train a language model on a text file")
+    train.set_defaults(command=_train)
+    sample = commands.add_parser("sample", help="write text with a model that train has made")
+    sample.set_defaults(command=_sample)
+    if wanted in ("train", "sample"):
+        from fastrnn.lm.arguments import add_sample_arguments, add_train_arguments
+
+        add_train_arguments(train)
+        add_sample_arguments(sample)
     return parser
 
 
@@ -51,6 +61,18 @@ def _bench(args: argparse.Namespace) -> int:
     from fastrnn.bench.cli import run
 
     return run(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from fastrnn.lm.cli import run_train
+
+    return run_train(args)
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from fastrnn.lm.cli import run_sample
+
+    return run_sample(args)
 
 
 def _info(args: argparse.Namespace) -> int:

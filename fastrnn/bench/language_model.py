@@ -17,12 +17,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fastrnn.lm.corpus import library_files
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fastrnn.bench.engines import ModuleEngine
 
 MAX_BYTES = 4 * 2**20
-_NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -58,22 +57,12 @@ def read_text(path: str | os.PathLike[str] | None) -> bytes:
     if path is not None:
         with open(path, "rb") as file:
             return file.read(MAX_BYTES)
-    root = Path(sysconfig.get_path("stdlib"))
     text = bytearray()
-    for file_path in sorted(_sources(root), key=lambda found: found.relative_to(root).parts):
+    for file_path in library_files():
         text += file_path.read_bytes()
         if len(text) >= MAX_BYTES:
             break
     return bytes(text[:MAX_BYTES])
-
-
-def _sources(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
-        # Files named _sysconfigdata… describe one machine's build and would make the text differ between machines.
-        yield from (
-            Path(folder, name) for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata")
-        )
 
 
 def describe_text(text: bytes) -> dict[str, Any]:

@@ -1,0 +1,208 @@
+"""Runs that were interrupted, and go on as if they had not been."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+from lm_runs import arguments, rows, start, tiny, wait_for_rows
+
+from fastrnn import lm
+
+
+def stop_after(steps):
+    """A wish to stop before a further step."""
+    asked = [0]
+
+    def stop():
+        asked[0] += 1
+        return asked[0] > steps
+
+    return stop
+
+
+def interrupted(tmp_path, places, **changes):
+    """The logs of a run, and of the same one stopped at these steps and resumed."""
+    options = tiny(tmp_path, **changes)
+    whole = lm.train(options)
+    parts = tiny(tmp_path, **(changes | {"out": str(tmp_path / "parts")}))
+    for before, place in zip([None, *places], places, strict=False):
+        stop = stop_after(place - (before or 0))
+        result = lm.train(parts, stop=stop) if before is None else lm.resume(parts.out, stop=stop)
+        assert (result.step, result.stopped) == (place, True)
+    last = lm.resume(parts.out)
+    assert (last.step, last.loss, last.best) == (whole.step, whole.loss, whole.best)
+    return rows(tmp_path / "run"), rows(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cell": "gru", "unit": "character", "layers": 3, "dropout": 0.4, "dropout_embedding": 0.2},
+        {"cell": "rnn_tanh", "embedding": 0, "dropout_output": 0.3, "optimizer": "sgd", "momentum": 0.9},
+        {"cell": "zoneout_lstm", "optimizer": "rmsprop", "schedule": "cosine", "warmup": 5},
+        {"engine": "torch", "dropout": 0.5, "optimizer": "adamw", "schedule": "linear"},
+        {"dtype": "bfloat16", "dropout": 0.2, "tied": True},
+        {"dtype": "float64", "truncation": 40, "validation": 0.2},
+        {"log_every": 4, "validate_every": 6, "sample_every": 3, "sample_length": 5},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "usual",
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, changes):
+    whole, parts = interrupted(tmp_path, [1, 7, 20], **({"steps": 30, "batch": 20, "truncation": 23} | changes))
+    assert whole == parts
+    assert len(whole) >= 8
+
+
+def test_epochs_are_crossed(tmp_path):
+    whole, _ = interrupted(tmp_path, [0, 7, 8], steps=12, batch=20, truncation=43)
+    assert float(whole[-1]["epoch"]) > 1
+
+
+def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(tmp_path):
+    chance = random.Random(time.time_ns())
+    out = tmp_path / "run"
+    options = tiny(tmp_path, steps=10**6)
+    first = start("train", *arguments(options))
+    wait_for_rows(out, chance.randint(5, 60), first)
+    first.kill()
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+    again = start("train", "--resume", "--out", str(out))
+    wait_for_rows(out, len(rows(out)) + chance.randint(1, 40), again)
+    again.kill()
+    again.communicate()
+
+    result = lm.resume(out, steps=len(rows(out)) + 20)
+    whole = tmp_path / "whole"
+    lm.train(tiny(tmp_path, steps=result.step, out=str(whole)))
+    found = rows(out)
+    assert found == rows(whole)
+    assert [int(row["step"]) for row in found] == list(range(1, result.step + 1))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_cleanly(tmp_path, number, status):
+    out = tmp_path / "run"
+    process = start("train", *arguments(tiny(tmp_path, steps=10**6, checkpoint_every=0)))
+    wait_for_rows(out, 3, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    step = int(rows(out)[-1]["step"])
+    (file,) = out.glob("step-*.pt")
+    assert file.name == f"step-{step:08d}.pt"
+    assert output.splitlines()[-1] == f"stopped after {step:,} steps; to go on: fastrnn train --resume {file}"
+    assert errors == "stopping after this step; Ctrl-C again stops at once\n"
+    assert lm.resume(out, steps=step + 2).step == step + 2
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    # A step of this takes many seconds.
+    options = tiny(tmp_path, hidden=700, batch=8, truncation=600, layers=4, checkpoint_every=0)
+    process = start("train", *arguments(options))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while not process.stdout.readline().startswith("run:"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("stopping after this step")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_reader_that_leaves_stops_the_run_with_a_checkpoint(tmp_path):
+    process = start("train", *arguments(tiny(tmp_path, steps=10**6, checkpoint_every=0)))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+    assert errors == ""
+    assert len(list((tmp_path / "run").glob("step-*.pt"))) == 1
+
+
+def test_what_may_change_and_what_may_not(tmp_path):
+    lm.train(tiny(tmp_path))
+    out = tmp_path / "run"
+    for name, value in (("hidden", 10), ("seed", 1), ("optimizer", "sgd"), ("batch", 8), ("unit", "character")):
+        with pytest.raises(ValueError, match=f"{name}: expected .* as in the run that is resumed, got {value!r}"):
+            lm.resume(out, **{name: value})
+    with pytest.raises(TypeError, match="stepps: no option"):
+        lm.resume(out, stepps=3)
+    assert lm.resume(out, steps=14, log_every=2, keep=1, hidden=9).step == 14
+    assert [path.name for path in sorted(out.glob("step-*"))] == ["step-00000014.pt"]
+    assert [int(row["step"]) for row in rows(out)] == [*range(1, 13), 14]
+
+
+def test_another_text_is_refused(tmp_path):
+    lm.train(tiny(tmp_path))
+    text = tmp_path / "text.txt"
+    content = text.read_bytes()
+    text.write_bytes(content.replace(b"cell", b"bell"))
+    with pytest.raises(ValueError, match="file: expected the text of the run that is resumed"):
+        lm.resume(tmp_path / "run", steps=14)
+    (tmp_path / "moved").write_bytes(content)
+    assert lm.resume(tmp_path / "run", steps=14, file=str(tmp_path / "moved")).step == 14
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    options = tiny(tmp_path)
+    lm.train(options)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match="out: expected a folder without checkpoints"):
+        lm.train(options)
+    early = tmp_path / "run" / "step-00000006.pt"
+    with pytest.raises(ValueError, match="out: expected a folder without other or later checkpoints"):
+        lm.resume(early)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    # Elsewhere it is the same run from there on, with a log of its own.
+    lm.resume(early, out=str(tmp_path / "other"))
+    assert rows(tmp_path / "other") == rows(tmp_path / "run")[6:]
+
+
+def test_a_log_that_is_gone_begins_anew_and_a_shorter_one_is_refused(tmp_path):
+    lm.train(tiny(tmp_path))
+    log = tmp_path / "run" / "log.csv"
+    log.write_bytes(log.read_bytes()[:-30])
+    with pytest.raises(lm.CheckpointError, match="log: expected at least"):
+        lm.resume(tmp_path / "run", steps=14)
+    log.unlink()
+    lm.resume(tmp_path / "run", steps=14)
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == [13, 14]
+
+
+def test_two_runs_do_not_share_a_log(tmp_path):
+    options = tiny(tmp_path)
+    lm.train(options)
+    errors = []
+
+    def second(event):
+        if isinstance(event, lm.Logged) and not errors:
+            with pytest.raises(lm.TrainingError) as error:
+                lm.resume(options.out, steps=20)
+            errors.append(str(error.value))
+
+    lm.resume(options.out, second, steps=15)
+    assert errors == [f"log: {options.out}/log.csv is in use by another run"]
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(1, 16))
+
+
+def test_the_library_prints_nothing_and_leaves_threads_and_signals_alone(tmp_path, capfd):
+    import torch
+
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    found = []
+    lm.train(tiny(tmp_path, sample_every=6), report=found.append)
+    assert capfd.readouterr() == ("", "")
+    assert torch.get_num_threads() == threads
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [type(event).__name__ for event in found][:3] == ["Started", "Logged", "Logged"]
+    assert {type(event) for event in found} == {lm.Started, lm.Logged, lm.Sampled, lm.Saved}

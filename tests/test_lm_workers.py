@@ -1,0 +1,55 @@
+"""Several processes that train one model."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch.distributed as dist
+from lm_runs import CLOCK, arguments, losses, rows, start, tiny, wait_for_rows
+
+from fastrnn import lm
+from fastrnn.lm.workers import Workers
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
+
+
+def test_two_processes_have_the_curve_of_one_also_across_a_stop(tmp_path):
+    changes = {"cell": "gru", "checkpoint_every": 0, "validation": 0.1}
+    options = tiny(tmp_path, steps=10**6, **changes)
+    out = tmp_path / "run"
+    first = start("train", *arguments(options), processes=2)
+    wait_for_rows(out, 7, first)
+    first.send_signal(signal.SIGTERM)  # to the launcher, which tells both
+    output, errors = first.communicate(timeout=60)
+    assert "stopped after" in output, errors
+    stopped_at = len(rows(out))
+    assert [path.name for path in out.glob("step-*")] == [f"step-{stopped_at:08d}.pt"]
+
+    steps = stopped_at + 15
+    second = start("train", "--resume", str(out), "--steps", str(steps), processes=2)
+    output, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    assert output.count(f"done after {steps:,} steps") == 1
+    assert "processes: 2" in output
+
+    alone = tmp_path / "alone"
+    lm.train(tiny(tmp_path, out=str(alone), steps=steps, **changes))
+    assert len(rows(out)) == steps
+    assert losses(out) == pytest.approx(losses(alone), rel=1e-5)
+    for ours, theirs in zip(rows(out), rows(alone), strict=True):
+        for name in set(ours) - {"loss", *CLOCK}:
+            assert (ours[name] == "") == (theirs[name] == "")
+            assert ours[name] == "" or float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4)
+    # What two have written, one can go on with.
+    assert lm.resume(out, steps=steps + 3).step == steps + 3
+
+
+def test_rows_are_shared_out_evenly(monkeypatch):
+    workers = Workers("cpu")
+    assert (workers.rank, workers.size, workers.first) == (0, 1, True)
+    assert workers.mine(5) == range(5)
+    workers.rank, workers.size = 2, 3
+    assert workers.mine(12) == range(8, 12)
+    with pytest.raises(ValueError, match="batch: expected a multiple of the 3 processes, got 10"):
+        workers.mine(10)
