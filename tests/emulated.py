@@ -11,6 +11,7 @@ import functools
 import hashlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,25 +47,27 @@ def tools():
         sys.path.remove(str(ROOT / "tools"))
 
 
-def generated(folder: Path, cells: tuple[str, ...]) -> list[Path]:
-    """One unit for each cell, and the list of them."""
-    texts = {}
-    for cell in cells:
+def generated(folder: Path, cells: tuple[str, ...], own: Mapping[str, str] | None = None) -> list[Path]:
+    """One unit for each cell, and the list of them. own: headers of further cells, generated from Python."""
+    texts, own = {}, own or {}
+    for cell in (*cells, *own):
         texts[f"table_{cell}.cpp"] = (
-            f'#include "launcher.h"\n#include "cells/{cell}.h"\nnamespace fastrnn::cuda {{\n'
+            f'#include "launcher.h"\n#include "{f"own_{cell}" if cell in own else f"cells/{cell}"}.h"\nnamespace fastrnn::cuda {{\n'
             f'CellKernels {cell}_table() {{ return cell_table<emulator::Launcher, {cell}>("{cell}"); }}\n}}\n'
         )
-    declared = "".join(f"CellKernels {cell}_table();\n" for cell in cells)
-    listed = ", ".join(f"{cell}_table()" for cell in cells)
+    declared = "".join(f"CellKernels {cell}_table();\n" for cell in (*cells, *own))
+    listed = ", ".join(f"{cell}_table()" for cell in (*cells, *own))
     texts["tables.cpp"] = (
         f'#include "tables.h"\nnamespace fastrnn::cuda {{\n{declared}const std::vector<CellKernels>& all_tables() {{\n'
         f"  static const std::vector<CellKernels> tables = {{{listed}}};\n  return tables;\n}}\n}}\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
+    units = [folder / name for name in texts]
+    texts |= {f"own_{cell}.h": header for cell, header in own.items()}
     for name, text in texts.items():
         if not (folder / name).is_file() or (folder / name).read_text() != text:
             (folder / name).write_text(text)
-    return [folder / name for name in texts]
+    return units
 
 
 @functools.cache
@@ -126,10 +129,16 @@ def ninja_file(command: list[str], sources: list[Path], extra: dict[Path, str]) 
 
 
 _POINTERS = ("offsets", "lengths", "reset")
-_WEIGHTS = ("w_hh", "w_hr", "b_hh", "initial0", "initial1")
-_FORWARD = ("gates", "extra", "cells", "unprojected", "y", "final0", "final1")
-_BACKWARD = ("grad_y", "grad_final0", "grad_final1", "da", "drh", "grad_initial0", "grad_initial1")
-_BACKWARD += ("restarts0", "restarts1", "dh")
+
+
+def _states(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}{s}" for s in range(4))
+
+
+_WEIGHTS = ("w_hh", "w_hr", "b_hh", "parameters", *_states("initial"))
+_FORWARD = ("gates", "extra", "cells", "unprojected", "y", *_states("final"))
+_BACKWARD = ("grad_y", *_states("grad_final"), "da", "drh", "dparameters", *_states("grad_initial"))
+_BACKWARD += (*_states("restarts"), "dh")
 
 
 class Call(ctypes.Structure):

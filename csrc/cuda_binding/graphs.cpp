@@ -37,7 +37,7 @@ struct Key {
   c10::DeviceIndex device;
   c10::StreamId stream;
   int64_t batch, hidden, projected;
-  const void *w_hh, *w_hr;
+  const void *first, *second;
   bool backward;
 
   bool operator==(const Key&) const = default;
@@ -57,8 +57,8 @@ Error graph_step(const Call& call, const Args& args, const Args* device, const P
 template <class Args>
 class StepGraph {
  public:
-  StepGraph(const Call& call, const Tensor& w_hh, const OptionalTensor& w_hr)
-      : workspace_(call, std::is_same_v<Args, BackwardArgs>, w_hh, w_hr),
+  StepGraph(const Call& call, const Tensor& first, const OptionalTensor& second)
+      : workspace_(call, std::is_same_v<Args, BackwardArgs>, first, second),
         device_args_(at::empty({static_cast<int64_t>(sizeof(Args))}, call.options.dtype(at::kByte))),
         counter_(at::zeros({1}, call.options.dtype(at::kLong))) {}
 
@@ -158,24 +158,24 @@ Error finish(const Call& call, const Args& args, int64_t done, Library& library,
 }
 
 bool possible(const Call& call, c10::cuda::CUDAStream stream) {
-  return enabled && call.layout.counts.empty() && call.layout.steps >= 2 * kGraphSteps &&
+  return enabled && call.cell->recurrent > 0 && call.layout.counts.empty() && call.layout.steps >= 2 * kGraphSteps &&
          !c10::cuda::isStreamCapturingMayInitCtx(stream.stream());
 }
 
 template <class Args>
-bool run_any(const Call& call, Args args, const Tensor& w_hh, const OptionalTensor& w_hr) {
+bool run_any(const Call& call, Args args, const Tensor& first, const OptionalTensor& second) {
   const auto stream = c10::cuda::getCurrentCUDAStream(call.device.index());
   if (!possible(call, stream)) return false;
   constexpr bool kBackward = std::is_same_v<Args, BackwardArgs>;
-  const Key key{call.kernels,   call.device.index(), stream.id(),   call.layout.batch, call.hidden,
-                call.projected, data_of(w_hh),       data_of(w_hr), kBackward};
+  const Key key{call.kernels,   call.device.index(), stream.id(),     call.layout.batch, call.hidden,
+                call.projected, data_of(first),      data_of(second), kBackward};
   // Until all is launched: what another thread launched on this stream in between would find this call's memory.
   const std::lock_guard lock(mutex);
   bool seen = false;
   Entry<Args>& entry = entry_of<Args>(key, &seen);
   if (!seen || entry.failed) return false;
   if (entry.graph == nullptr) {
-    auto graph = std::make_unique<StepGraph<Args>>(call, w_hh, w_hr);
+    auto graph = std::make_unique<StepGraph<Args>>(call, first, second);
     args.memory = graph->memory();
     try {
       graph->capture(call, args);
@@ -199,11 +199,11 @@ bool run_any(const Call& call, Args args, const Tensor& w_hh, const OptionalTens
 
 }  // namespace
 
-bool run_graphs(const Call& call, ForwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  return run_any(call, args, w_hh, w_hr);
+bool run_graphs(const Call& call, ForwardArgs args, const Tensor& first, const OptionalTensor& second) {
+  return run_any(call, args, first, second);
 }
-bool run_graphs(const Call& call, BackwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  return run_any(call, args, w_hh, w_hr);
+bool run_graphs(const Call& call, BackwardArgs args, const Tensor& first, const OptionalTensor& second) {
+  return run_any(call, args, first, second);
 }
 
 void set_graphs(bool on) { enabled = on; }
