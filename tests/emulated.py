@@ -51,8 +51,9 @@ def generated(folder: Path, cells: tuple[str, ...], own: Mapping[str, str] | Non
     """One unit for each cell, and the list of them. own: headers of further cells, generated from Python."""
     texts, own = {}, own or {}
     for cell in (*cells, *own):
+        header = f"own_{cell}.h" if cell in own else f"cells/{cell}.h"
         texts[f"table_{cell}.cpp"] = (
-            f'#include "launcher.h"\n#include "{f"own_{cell}" if cell in own else f"cells/{cell}"}.h"\nnamespace fastrnn::cuda {{\n'
+            f'#include "launcher.h"\n#include "{header}"\nnamespace fastrnn::cuda {{\n'
             f'CellKernels {cell}_table() {{ return cell_table<emulator::Launcher, {cell}>("{cell}"); }}\n}}\n'
         )
     declared = "".join(f"CellKernels {cell}_table();\n" for cell in (*cells, *own))
@@ -71,34 +72,35 @@ def generated(folder: Path, cells: tuple[str, ...], own: Mapping[str, str] | Non
 
 
 @functools.cache
-def library(checked: bool = False) -> Library:
+def library(checked: bool = False, own: tuple[tuple[str, str], ...] = ()) -> Library:
     """The library, built if need be; skips the test where nothing can be built.
 
     checked: every access of a kernel to memory is looked at; only two cells, which differ in all that matters for that.
+    own: instead of the built-in cells those of Python, (name, header) each.
     """
     if sys.platform != "linux":
         pytest.skip("the emulator has been written for Linux")
     try:
         if checked and not tools().version.startswith("gcc"):
             pytest.skip("clang calls memset without a word where gcc tells of each number")
-        path = build(("gru", "lstm") if checked else None, checked)
+        path = build(("gru", "lstm") if checked else None, checked, dict(own))
     except SystemExit as problem:
         pytest.skip(str(problem))
     return Library(path)
 
 
-def build(cells: tuple[str, ...] | None = None, checked: bool = False) -> Path:
+def build(cells: tuple[str, ...] | None = None, checked: bool = False, own: Mapping[str, str] | None = None) -> Path:
     """Path of the shared object. checked: every access of a kernel to memory is looked at."""
     compiler = tools()
-    cells = cells or tuple(sorted(path.stem for path in (ROOT / "csrc" / "cells").glob("*.h")))
+    cells = () if own else cells or tuple(sorted(path.stem for path in (ROOT / "csrc" / "cells").glob("*.h")))
     flags = [*FLAGS, *(["-DFASTRNN_MEMORY_CHECK=1"] if checked else [])]
     command = [*compiler.command, *flags]
-    name = hashlib.sha256(repr((command, compiler.version, cells, checked)).encode()).hexdigest()[:16]
+    name = hashlib.sha256(repr((command, compiler.version, cells, checked, own or {})).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "emulated" / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
-        units = generated(folder / "units", cells)
+        units = generated(folder / "units", cells, own)
         host = [*HOST, *sorted((ROOT / "tests" / "cuda").glob("*.cpp"))]
         # The compiler's own instrumentation, with functions of ours (memory_check.cpp) behind it.
         kernels = [*units, ROOT / "tests" / "cuda" / "mistakes.cpp"]
@@ -244,7 +246,7 @@ class Library:
         self.lib.emulated_release()
 
     def numbers(self, cell: str) -> tuple[int, ...]:
-        """G, S, K, the first gate of which the gradient is split."""
-        values = (ctypes.c_int64 * 4)()
+        """G, S, K, the first product of which the gradient is split, R, R2, Q."""
+        values = (ctypes.c_int64 * 7)()
         assert self.lib.emulated_cell(cell.encode(), values), cell
         return tuple(values)

@@ -350,7 +350,7 @@ FASTRNN_EXPORT int64_t emulated_driver(const char* name) {
   Driver driver;
   return driver_named(name, &driver) ? static_cast<int64_t>(driver) : -1;
 }
-// G, S, K, the first gate that is split; returns 0 if there is no such cell.
+// G, S, K, the first product that is split, R, R2, Q; returns 0 if there is no such cell.
 FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   const CellKernels* cell = find_cell(name);
   if (cell == nullptr) return 0;
@@ -358,6 +358,9 @@ FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   numbers[1] = cell->states;
   numbers[2] = cell->saved;
   numbers[3] = cell->split_from;
+  numbers[4] = cell->recurrent;
+  numbers[5] = cell->second;
+  numbers[6] = cell->parameters;
   return 1;
 }
 FASTRNN_EXPORT void emulated_forward(const Call* call, Outcome* outcome) { run<ForwardArgs>(*call, outcome); }
