@@ -131,9 +131,15 @@ def test_graphs_of_steps(name):
     with fastrnn.cuda.driver("stepwise"):
         net = network(CELLS[name], torch.float32)
         x = torch.randn(70, 6, 6, device="cuda")
+        launched = _gpu.module.graph_counts()[1]
         first = [net(x)[0].detach() for _ in range(3)]
         assert all(torch.equal(first[0], again) for again in first[1:])
+        assert (_gpu.module.graph_counts()[1] > launched) == bool(net.cell.recurrent)
         assert error(first[0], network(CELLS[name], torch.float32).double()(x.double(), backend="reference")[0]) < 1e-5
+        with torch.no_grad():  # a graph has not kept the weights of the call that it was made for
+            for p in net.parameters():
+                p.mul_(0.5)
+            assert error(net(x)[0], net(x, backend="reference")[0]) < 1e-5
 
 
 def test_built_ahead():
