@@ -84,7 +84,11 @@ struct Stepwise {
         if (!projection) put<T>(C(0), a.y, n * a.hidden + u);
         if (a.unprojected != nullptr) put<T>(C(0), a.unprojected, n * a.hidden + u);
       }
-      for (int s = projection ? 1 : 0; s < S; ++s) settle(a, s, k, b, u, states[s].v);
+      // From 0: an index that is not a constant would put the states into local memory.
+      FASTRNN_UNROLL
+      for (int s = 0; s < S; ++s) {
+        if (s > 0 || !projection) settle(a, s, k, b, u, states[s].v);
+      }
     }
   };
 
@@ -259,7 +263,10 @@ struct Stepwise {
         for (int s = 0; s < S; ++s) grads[s] = state(a, s, b, u);
         dm = static_cast<const C*>(a.memory.outer)[b * a.hidden + u];
       } else {
-        for (int s = a.projection ? 1 : 0; s < S; ++s) grads[s] = gathered(a, s, k, b, u);
+        FASTRNN_UNROLL
+        for (int s = 0; s < S; ++s) {
+          if (s > 0 || !a.projection) grads[s] = gathered(a, s, k, b, u);
+        }
         if (a.projection) {
           grads[0] = static_cast<const C*>(a.memory.outer)[b * a.hidden + u];
         } else {
@@ -271,7 +278,10 @@ struct Stepwise {
       } else {
         U::no_step(a, k, b, u);
       }
-      for (int s = a.projection ? 1 : 0; s < S; ++s) state(a, s, b, u) = grads[s].v;
+      FASTRNN_UNROLL
+      for (int s = 0; s < S; ++s) {
+        if (s > 0 || !a.projection) state(a, s, b, u) = grads[s].v;
+      }
       for (int g = 0; g < R1; ++g) put<T>(drh[g].v, a.memory.operand, (b * R1 + g) * a.hidden + u);
     }
   };

@@ -32,6 +32,7 @@ COMPILE: tuple[str, ...] = (
 LOWEST = (8, 0)  # the tensor cores' bfloat16 and tf32
 
 _lock = threading.Lock()
+_building: dict[str, threading.Lock] = {}  # cells are compiled side by side, each once
 _missing: dict[tuple[str, torch.dtype, tuple[int, int]], str] = {}
 _ready: set[tuple[str, torch.dtype, torch.device]] = set()  # kernels that are loaded stay so
 
@@ -56,6 +57,8 @@ def prepare(name: str, header: str, dtype: torch.dtype, device: torch.device) ->
         return f"no kernels on {device.type}, {str(error).splitlines()[0]}"
     asked, text = (name, dtype, capability), str(dtype).removeprefix("torch.")
     with _lock:
+        own = _building.setdefault(name, threading.Lock())
+    with own:
         if asked in _missing:
             return _missing[asked]
         try:
@@ -72,9 +75,8 @@ def prepare(name: str, header: str, dtype: torch.dtype, device: torch.device) ->
 
 def forget(name: str) -> None:
     """Lets kernels of a cell that could not be had be tried again."""
-    with _lock:
-        for asked in [a for a in _missing if a[0] == name]:
-            del _missing[asked]
+    for asked in [a for a in list(_missing) if a[0] == name]:
+        _missing.pop(asked, None)
 
 
 def library(name: str, header: str, capability: tuple[int, int], dtype: torch.dtype) -> Path:
