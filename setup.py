@@ -165,7 +165,7 @@ class BuildPython(build_py):
     """Puts the kernels' headers beside the package: cells of a user's own are compiled from them (fastrnn.cell)."""
 
     def headers(self):
-        paths = sources("csrc/cpu/*.h", "csrc/math/*.h")
+        paths = sources("csrc/cpu/*.h", "csrc/cuda/*.h", "csrc/math/*.h")
         return [(path, os.path.join(self.build_lib, "fastrnn", *path.split("/"))) for path in paths]
 
     def run(self):

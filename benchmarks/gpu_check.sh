@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # gpu_check.sh: all that a GPU is needed for, from a bare checkout and without network, in under nine minutes.
 #
-# Builds the extension in place for the GPU at hand, times barriers, runs the GPU's tests, compute-sanitizer on the hot
-# kernels and the benchmark against torch.nn. A step that fails or runs out of time does not keep the others from
+# Builds the extension in place for the GPU at hand, times barriers, runs the GPU's tests, those of cells written in
+# Python, compute-sanitizer on the hot kernels and the benchmark against torch.nn. A step that fails or runs out of time does not keep the others from
 # running; the exit status says whether all passed.
 #
 #   OUT                 where the log, the JSON and the summary go, default build/gpu-check
@@ -87,9 +87,17 @@ tests() {
     echo "the kernels cannot run here, see: $PYTHON -m fastrnn info"
     return 1
   }
-  files=$(grep -lE 'needs_gpu|needs a GPU' tests/test_cuda*.py)
+  files=$(grep -lE 'needs_gpu|needs a GPU' tests/test_cuda*.py | grep -v test_cuda_cells)
   # shellcheck disable=SC2086
   "$PYTHON" -m pytest -q -p no:cacheprovider --durations=5 $files
+}
+
+# Cells written in Python, which nvcc compiles now; without it they would be skipped, and pass.
+cells() {
+  local home
+  home=$("$PYTHON" tools/cuda_checks.py) || return 1
+  CUDA_HOME=$home FASTRNN_CACHE=$PWD/build/gpu-cells "$PYTHON" -m pytest -q -p no:cacheprovider --durations=3 \
+    tests/test_cuda_cells.py
 }
 
 sanitizer() {
@@ -128,7 +136,7 @@ table_float16() {
 table_standard() {
   table bench --shapes cuda --dtype bfloat16,float32
 }
-export -f build barriers tests sanitizer table table_float16 table_standard
+export -f build barriers tests cells sanitizer table table_float16 table_standard
 
 export TORCH_CUDA_ARCH_LIST
 TORCH_CUDA_ARCH_LIST=$(capability)
@@ -142,6 +150,7 @@ rm -f "$OUT"/bench.json "$OUT"/bench-float16.json "$OUT"/barriers.json "$OUT"/gp
 step build 240 TERM build
 step barriers 60 TERM barriers
 step tests 150 TERM tests
+step cells 90 TERM cells
 step sanitizer 120 TERM sanitizer
 step bench-float16 60 INT table_float16
 step bench 240 INT table_standard

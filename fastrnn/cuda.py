@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fastrnn import _gpu
+from fastrnn import _gpu, cells
 from fastrnn.cells import CELLS
 
 __all__ = ["Explanation", "driver", "explain", "get_driver", "is_available", "set_driver"]
@@ -127,7 +127,8 @@ def explain(
     """Which driver runs one layer in one direction, and why.
 
     Args:
-        cell: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
+        cell: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``; or of a cell made by :func:`fastrnn.cell`, its
+            ``kernels``, which are then compiled if need be.
         batch, hidden: B and H.
         steps: T.
         dtype: float32, float64, bfloat16 or float16.
@@ -138,9 +139,10 @@ def explain(
 
     Raises:
         ValueError: ``cell``, ``batch``, ``hidden``, ``steps``, ``dtype``, ``driver`` or ``device`` is none of these.
-        RuntimeError: there are no CUDA kernels, or no GPU that they can run on.
+        RuntimeError: there are no CUDA kernels, or no GPU that they can run on; those of the cell cannot be compiled.
     """
-    if cell not in CELLS:
+    spec = cells.find(cell)
+    if spec is None:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
     for name, value in (("batch", batch), ("hidden", hidden), ("steps", steps)):
         if not isinstance(value, int) or value < 1:
@@ -151,6 +153,9 @@ def explain(
         raise ValueError(f"driver: expected one of {', '.join(_gpu.DRIVERS)}, got {driver!r}")
     module = _module()
     index = _index(device)
+    problem = spec.prepare(dtype, torch.device("cuda", index)) if spec.prepare is not None else ""
+    if problem:
+        raise RuntimeError(f"fastrnn.cuda: {cell}: {problem}")
     found = module.explain(
         index, cell, steps, batch, hidden, _NAMES[dtype], projection, backward, driver or module.driver()
     )

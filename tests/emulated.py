@@ -11,6 +11,7 @@ import functools
 import hashlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,56 +47,60 @@ def tools():
         sys.path.remove(str(ROOT / "tools"))
 
 
-def generated(folder: Path, cells: tuple[str, ...]) -> list[Path]:
-    """One unit for each cell, and the list of them."""
-    texts = {}
-    for cell in cells:
+def generated(folder: Path, cells: tuple[str, ...], own: Mapping[str, str] | None = None) -> list[Path]:
+    """One unit for each cell, and the list of them. own: headers of further cells, generated from Python."""
+    texts, own = {}, own or {}
+    for cell in (*cells, *own):
+        header = f"own_{cell}.h" if cell in own else f"cells/{cell}.h"
         texts[f"table_{cell}.cpp"] = (
-            f'#include "launcher.h"\n#include "cells/{cell}.h"\nnamespace fastrnn::cuda {{\n'
+            f'#include "launcher.h"\n#include "{header}"\nnamespace fastrnn::cuda {{\n'
             f'CellKernels {cell}_table() {{ return cell_table<emulator::Launcher, {cell}>("{cell}"); }}\n}}\n'
         )
-    declared = "".join(f"CellKernels {cell}_table();\n" for cell in cells)
-    listed = ", ".join(f"{cell}_table()" for cell in cells)
+    declared = "".join(f"CellKernels {cell}_table();\n" for cell in (*cells, *own))
+    listed = ", ".join(f"{cell}_table()" for cell in (*cells, *own))
     texts["tables.cpp"] = (
         f'#include "tables.h"\nnamespace fastrnn::cuda {{\n{declared}const std::vector<CellKernels>& all_tables() {{\n'
         f"  static const std::vector<CellKernels> tables = {{{listed}}};\n  return tables;\n}}\n}}\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
+    units = [folder / name for name in texts]
+    texts |= {f"own_{cell}.h": header for cell, header in own.items()}
     for name, text in texts.items():
         if not (folder / name).is_file() or (folder / name).read_text() != text:
             (folder / name).write_text(text)
-    return [folder / name for name in texts]
+    return units
 
 
 @functools.cache
-def library(checked: bool = False) -> Library:
+def library(checked: bool = False, own: tuple[tuple[str, str], ...] = ()) -> Library:
     """The library, built if need be; skips the test where nothing can be built.
 
     checked: every access of a kernel to memory is looked at; only two cells, which differ in all that matters for that.
+    own: instead of the built-in cells those of Python, (name, header) each.
     """
     if sys.platform != "linux":
         pytest.skip("the emulator has been written for Linux")
     try:
         if checked and not tools().version.startswith("gcc"):
             pytest.skip("clang calls memset without a word where gcc tells of each number")
-        path = build(("gru", "lstm") if checked else None, checked)
+        path = build(("gru", "lstm") if checked else None, checked, dict(own))
     except SystemExit as problem:
         pytest.skip(str(problem))
     return Library(path)
 
 
-def build(cells: tuple[str, ...] | None = None, checked: bool = False) -> Path:
+def build(cells: tuple[str, ...] | None = None, checked: bool = False, own: Mapping[str, str] | None = None) -> Path:
     """Path of the shared object. checked: every access of a kernel to memory is looked at."""
     compiler = tools()
-    cells = cells or tuple(sorted(path.stem for path in (ROOT / "csrc" / "cells").glob("*.h")))
+    cells = () if own else cells or tuple(sorted(path.stem for path in (ROOT / "csrc" / "cells").glob("*.h")))
     flags = [*FLAGS, *(["-DFASTRNN_MEMORY_CHECK=1"] if checked else [])]
     command = [*compiler.command, *flags]
-    name = hashlib.sha256(repr((command, compiler.version, cells, checked)).encode()).hexdigest()[:16]
+    name = hashlib.sha256(repr((command, compiler.version, cells, checked, own or {})).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "emulated" / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
-        units = generated(folder / "units", cells)
+        units = generated(folder / "units", cells, own)
         host = [*HOST, *sorted((ROOT / "tests" / "cuda").glob("*.cpp"))]
         # The compiler's own instrumentation, with functions of ours (memory_check.cpp) behind it.
         kernels = [*units, ROOT / "tests" / "cuda" / "mistakes.cpp"]
@@ -126,10 +131,16 @@ def ninja_file(command: list[str], sources: list[Path], extra: dict[Path, str]) 
 
 
 _POINTERS = ("offsets", "lengths", "reset")
-_WEIGHTS = ("w_hh", "w_hr", "b_hh", "initial0", "initial1")
-_FORWARD = ("gates", "extra", "cells", "unprojected", "y", "final0", "final1")
-_BACKWARD = ("grad_y", "grad_final0", "grad_final1", "da", "drh", "grad_initial0", "grad_initial1")
-_BACKWARD += ("restarts0", "restarts1", "dh")
+
+
+def _states(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}{s}" for s in range(4))
+
+
+_WEIGHTS = ("w_hh", "w_hr", "b_hh", "parameters", *_states("initial"))
+_FORWARD = ("gates", "extra", "cells", "unprojected", "y", *_states("final"))
+_BACKWARD = ("grad_y", *_states("grad_final"), "da", "drh", "dparameters", *_states("grad_initial"))
+_BACKWARD += (*_states("restarts"), "dh")
 
 
 class Call(ctypes.Structure):
@@ -235,7 +246,7 @@ class Library:
         self.lib.emulated_release()
 
     def numbers(self, cell: str) -> tuple[int, ...]:
-        """G, S, K, the first gate of which the gradient is split."""
-        values = (ctypes.c_int64 * 4)()
+        """G, S, K, the first product of which the gradient is split, R, R2, Q."""
+        values = (ctypes.c_int64 * 7)()
         assert self.lib.emulated_cell(cell.encode(), values), cell
         return tuple(values)

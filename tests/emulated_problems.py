@@ -12,7 +12,8 @@ from emulated import DRIVERS, DTYPES, FORMATS, Call, Library, Machine, Outcome
 from torch import Tensor
 
 from fastrnn import reference
-from fastrnn.cells import CELLS
+from fastrnn._ops import SIZES
+from fastrnn.cells import find
 
 BIG = Machine()
 
@@ -64,8 +65,8 @@ class Problem:
     sizes: Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self):
-        spec, g = CELLS[self.cell], torch.Generator().manual_seed(self.seed)
-        T, B, H, G = self.T, self.B, self.H, CELLS[self.cell].gates
+        spec, g = find(self.cell), torch.Generator().manual_seed(self.seed)
+        T, B, H, G, R = self.T, self.B, self.H, spec.gates, SIZES[self.cell].recurrent
         P = self.P or H
         self.inputs = {}
         if self.layout == "packed":
@@ -87,9 +88,11 @@ class Problem:
             return values.to(DTYPES[self.fmt]).double()
 
         self.inputs["wx"] = draw(self.rows, G * H)
-        self.inputs["w_hh"] = draw(G * H, P, scale=2 * P**-0.5)
+        self.inputs["w_hh"] = draw(R * H, P, scale=2 * P**-0.5)
         if self.bias:
-            self.inputs["b_hh"] = draw(G * H)
+            self.inputs["b_hh"] = draw(R * H)
+        if spec.parameters:
+            self.inputs["parameters"] = draw(spec.parameters, H)
         if P != H:
             self.inputs["w_hr"] = draw(P, H, scale=2 * H**-0.5)
         widths = [P, *[H] * (len(spec.states) - 1)]
@@ -131,8 +134,8 @@ def saved_values(cell: str, wx: Tensor, rh: Tensor) -> list[Tensor]:
 
 def exact(p: Problem, numbers: tuple[int, ...]) -> dict[str, Tensor]:
     """All that the kernels compute, by name, in float64 by fastrnn.reference and autograd."""
-    spec, inputs = CELLS[p.cell], p.inputs
-    G, S, _, split = numbers
+    spec, inputs = find(p.cell), p.inputs
+    G, S, _, split, *_ = numbers
     P = p.P or p.H
     w_hr, records = inputs.get("w_hr"), []
 
@@ -187,17 +190,19 @@ def by_rows(p: Problem, records: list, G: int, split: int, P: int) -> dict[str, 
 
 def shapes(p: Problem, numbers: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Outputs of both kernels: shape, and whether it has the format that the kernel computes in."""
-    G, S, K, split = numbers
+    G, S, K, split, R, R2, Q = numbers
     P = p.P or p.H
     found = {"y": ((p.rows, P), False), "da": ((p.rows, G * p.H), False), "dh": ((p.rows, P), False)}
     if K > G:
         found["extra"] = ((p.rows, (K - G) * p.H), False)
     if S > 1:
         found["cells"] = ((p.rows, (S - 1) * p.H), True)
-    if P != p.H:
+    if P != p.H or R2 > 0:
         found["unprojected"] = ((p.rows, p.H), False)
-    if split < G:
-        found["drh"] = ((p.rows, (G - split) * p.H), False)
+    if split < R:
+        found["drh"] = ((p.rows, (R - split) * p.H), False)
+    if Q > 0:
+        found["dparameters"] = ((p.rows, Q * p.H), False)
     for s in range(S):
         width = p.H if s else P
         found[f"final{s}"] = ((p.B, width), False)

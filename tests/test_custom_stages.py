@@ -209,6 +209,11 @@ def test_matrices_that_are_of_no_use():
         fastrnn.cell(gates="a", matrices="a")(lambda x, r, s: torch.tanh(x.a + r.a))
 
 
+def test_on_a_gpu_there_are_no_kernels():
+    problem = chain._prepare(torch.float32, torch.device("cuda"))
+    assert "no kernels on cuda for several vectors" in problem
+
+
 def test_the_derivation_is_shown():
     text = chain.explain()
     for part in ("R_m·(s.k)", "R_nᵀ·(", "m2"):

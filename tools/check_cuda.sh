@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # check_cuda.sh VENV [PYTHON]: compiles the CUDA kernels for sm_80 and sm_90a against torch's CUDA build, links and loads
-# them, and fails if a hot kernel spills registers. Needs nvcc and no GPU; without nvcc it says so and passes.
+# them, and fails if a hot kernel spills registers; then the same, without the last, for cells written in Python. Needs
+# nvcc and no GPU; without nvcc it says so and passes.
 #
 # VENV is made and filled if need be: torch's CUDA build is several GB. TORCH names another one than the default.
 set -euo pipefail
@@ -38,6 +39,7 @@ grep '^fastrnn: ' "$log"
 
 # Loading needs no GPU; a symbol that is missing shows here. From the folder, so that it is this build and no other.
 py=$(realpath --no-symlinks "$py")
+root=$PWD
 cd "$out/lib"
 "$py" - <<'END'
 import torch
@@ -50,3 +52,7 @@ missing = [name for name in operators if not has(f"fastrnn::{name}", "CUDA")]
 assert not missing, f"no CUDA kernel is registered for {missing}"
 print(f"fastrnn {fastrnn.__version__} with CUDA kernels loads in torch {torch.__version__}")
 END
+
+# From the headers that the package brings along.
+unset NVCC_APPEND_FLAGS
+PYTHONPATH=$PWD "$py" "$root/tools/check_cuda_cells.py" "$root/tests"

@@ -1,7 +1,8 @@
 // What the host and the kernels say to each other. Raw device pointers and sizes: no header of torch, none of CUDA.
 //
-// T time steps, B rows of the batch, H hidden size, P size of h (H, or that of the projection), G gates, S states,
-// K saved values, N rows of all steps together. Offsets are 64 bits wide throughout.
+// T time steps, B rows of the batch, H hidden size, P size of h (H, or that of the projection), G gates, R recurrent
+// products (R1 of h, R2 of a vector that a step computes), Q numbers that each unit has of its own, S states, K saved
+// values, N rows of all steps together. Offsets are 64 bits wide throughout.
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +11,7 @@
 
 namespace fastrnn::cuda {
 
-constexpr int kMaxStates = 2;
+constexpr int kMaxStates = 4;
 
 // A persistent kernel's block, and the tiles of its product (cuda/product.h).
 constexpr int kThreads = 256, kWarps = kThreads / 32;
@@ -65,12 +66,13 @@ struct Exchange {
   uint32_t* counters;  // [row_slices]
 };
 
-// Memory of the step-wise driver, B rows each. C: the format that T is computed in.
+// Memory of the step-wise driver, B rows each. C: the format that T is computed in. A step's second product, if it has
+// one, is that of a projection, W2 = W_hr [P, H], or a cell's own, W2 [R2·H, H]; W is what W2 has rows.
 struct StepMemory {
-  void* product;             // C [B, G·H]: R·h; in backward C [B, P]: Rᵀ·∂L/∂rh
-  void* operand;             // T [B, P]: h; in backward T [B, G·H]: ∂L/∂rh
-  void* inner;               // projection: T [B, H], h before it; in backward T [B, P], the gradient after it
-  void* outer;               // projection: C [B, P], its product; in backward C [B, H]
+  void* product;             // C [B, R1·H]: R·h; in backward C [B, P]: Rᵀ·∂L/∂rh; null if R1 = 0
+  void* operand;             // T [B, P]: h; in backward T [B, R1·H]: ∂L/∂rh
+  void* inner;               // T [B, H], what W2 multiplies; in backward T [B, W], its product's gradient; null: no W2
+  void* outer;               // C [B, W], the product with W2; in backward C [B, H]
   void* states[kMaxStates];  // C [B, P or H]; in backward their gradients
 };
 
@@ -87,13 +89,14 @@ struct Position {
 struct ForwardArgs {
   Rows rows;
   int64_t hidden, projected;        // H, P
-  const void* w_hh;                 // T [G·H, P]
-  const void* b_hh;                 // T [G·H] or null
+  const void* w_hh;                 // T [R·H, P]
+  const void* b_hh;                 // T [R·H] or null
+  const void* parameters;           // T [Q, H]
   const void* initial[kMaxStates];  // T [B, P or H] or null
   void* gates;                      // T [N, G·H]: W·x + b_ih, then (training) the first G saved values
   void* extra;                      // T [N, (K-G)·H], training, or null
   void* cells;                      // C [N, (S-1)·H], training, or null
-  void* unprojected;                // T [N, H], training and projection, or null
+  void* unprojected;                // T [N, H], training and a second product: what it multiplies; or null
   void* y;                          // T [N, P]
   void* final_states[kMaxStates];   // T [B, P or H]
   bool training;
@@ -106,15 +109,18 @@ struct BackwardArgs {
   Rows rows;
   int64_t hidden, projected;
   const void* w_hh;
+  const void* parameters;
   const void* initial[kMaxStates];
   const void* gates;
   const void* extra;
   const void* cells;
+  const void* unprojected;  // of a cell with a second product
   const void* y;
   const void* grad_y;                  // T [N, P] or null
   const void* grad_final[kMaxStates];  // T [B, P or H] or null
   void* da;                            // T [N, G·H]
-  void* drh;                           // T [N, (G - split_from)·H], or null where nothing is split
+  void* drh;                           // T [N, (R - split_from)·H], or null where nothing is split
+  void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of initial states that reset brought; or null
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together

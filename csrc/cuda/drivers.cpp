@@ -21,7 +21,7 @@ bool wants_initial(const BackwardArgs& args) {
 
 Error forward_step(const FormatKernels& kernels, const ForwardArgs& args, const ForwardArgs* device,
                    const Position& position, int64_t rows, Library& library, Stream stream) {
-  library.recurrent(rows);
+  if (args.memory.product != nullptr) library.recurrent(rows);
   Error error = launch(kernels.step, args, device, position, stream);
   if (error != 0 || args.memory.inner == nullptr) return error;
   library.projection(rows);
@@ -31,18 +31,19 @@ Error forward_step(const FormatKernels& kernels, const ForwardArgs& args, const 
 Error backward_step(const FormatKernels& kernels, const BackwardArgs& args, const BackwardArgs* device,
                     const Position& position, int64_t rows, Library& library, Stream stream) {
   Error error = 0;
-  if (args.projection) {
+  if (args.memory.inner != nullptr) {
     error = launch(kernels.project_backward, args, device, position, stream);
     if (error != 0) return error;
     library.projection(rows);
   }
   error = launch(kernels.step_backward, args, device, position, stream);
-  if (error == 0) library.recurrent(rows);
+  if (error == 0 && args.memory.product != nullptr) library.recurrent(rows);
   return error;
 }
 
 Error stepwise_forward(const FormatKernels& kernels, const ForwardArgs& args, const Counts& counts, Library& library,
                        Stream stream) {
+  if (kernels.whole.launch != nullptr) return kernels.whole.launch(args, {}, stream);
   Error error = kernels.begin.launch(args, {}, stream);
   for (int64_t k = 0; k < args.rows.steps && error == 0; ++k) {
     error = forward_step(kernels, args, nullptr, {k, nullptr}, counts.at(args.rows.step(k)), library, stream);
@@ -52,6 +53,7 @@ Error stepwise_forward(const FormatKernels& kernels, const ForwardArgs& args, co
 
 Error stepwise_backward(const FormatKernels& kernels, const BackwardArgs& args, const Counts& counts, Library& library,
                         Stream stream) {
+  if (kernels.whole_backward.launch != nullptr) return kernels.whole_backward.launch(args, {}, stream);
   const int64_t steps = args.rows.steps;
   Error error = kernels.begin_backward.launch(args, {}, stream);
   for (int64_t undone = 0; undone < steps && error == 0; ++undone) {

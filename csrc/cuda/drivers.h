@@ -8,8 +8,8 @@ namespace fastrnn::cuda {
 // The products of the step-wise driver, of the first `rows` rows of StepMemory.
 struct Library {
   virtual ~Library() = default;
-  virtual void recurrent(int64_t rows) = 0;   // product = operand · w_hhᵀ; backward: product = operand · w_hh
-  virtual void projection(int64_t rows) = 0;  // outer = inner · w_hrᵀ; backward: outer = inner · w_hr
+  virtual void recurrent(int64_t rows) = 0;   // product = operand · Rᵀ, of the first product; backward: operand · R
+  virtual void projection(int64_t rows) = 0;  // outer = inner · W2ᵀ; backward: outer = inner · W2 (StepMemory)
 };
 
 // Rows that take the k-th step (packed input), or all.

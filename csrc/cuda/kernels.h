@@ -35,17 +35,26 @@ struct StepKernel {
 };
 
 struct FormatKernels {
-  PersistentKernel<ForwardArgs> forward[2];  // by Through; none for double
+  PersistentKernel<ForwardArgs>
+      forward[2];  // by Through; none for double, and for cells without one product of h alone
   PersistentKernel<BackwardArgs> backward[2];
-  StepKernel<ForwardArgs> begin, step, project;
-  StepKernel<BackwardArgs> begin_backward, project_backward, step_backward, initial;
+  // After the product of h; after that of W2, if there is one; and of a cell without products the whole sequence.
+  StepKernel<ForwardArgs> begin, step, project, whole;
+  StepKernel<BackwardArgs> begin_backward, project_backward, step_backward, initial, whole_backward;
 };
 
 struct CellKernels {
   const char* name;
-  int gates, states, saved, split_from;
+  int gates, recurrent, second, states, saved, split_from, parameters;  // G, R, R2, S, K, ·, Q
   bool reads_hidden;
-  const FormatKernels* formats[kFormats];
+  const FormatKernels* formats[kFormats];  // null: not compiled
 };
+
+// Changes with everything that kernels in another shared object (cuda/custom_unit.h) have in common with this one.
+constexpr int kInterfaceVersion = 1;
+constexpr int64_t kCellInterface =
+    kInterfaceVersion + 16 * static_cast<int64_t>(sizeof(ForwardArgs) +
+                                                  4096 * (sizeof(BackwardArgs) +
+                                                          4096 * (sizeof(FormatKernels) + 4096 * sizeof(CellKernels))));
 
 }  // namespace fastrnn::cuda

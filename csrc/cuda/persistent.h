@@ -70,7 +70,7 @@ struct PersistentForward {
   using U = Unit<Cell, T>;
   using V = typename U::V;
   using Mine = Share<Args, Format>;
-  static constexpr int G = Cell::kGates, S = Cell::kStates;
+  static constexpr int R = Cell::kRecurrent, S = Cell::kStates;
 
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::template shared_bytes<Through>(t, S); }
 
@@ -81,7 +81,7 @@ struct PersistentForward {
     Format::pack(block, mine.matrix, a.tiling.matrix_rows, static_cast<int>(depth / Format::kBlock),
                  [&](int row, int64_t column) {
                    const int gate = row / a.tiling.units, unit = row % a.tiling.units;
-                   if (gate >= G || unit >= mine.units || column >= H) return 0.0f;
+                   if (gate >= R || unit >= mine.units || column >= H) return 0.0f;
                    return widen(w[(gate * H + mine.first_unit + unit) * H + column]);
                  });
     Through through(block, a, mine.after_states(S), Mine::operand_bytes(a.tiling));
@@ -114,11 +114,11 @@ struct PersistentForward {
     for (int s = 0; s < S; ++s) states[s] = mine.state(s, row, unit);
     if (a.rows.active(t, b)) {
       const int64_t n = a.rows.row(t, b);
-      V wx[G], rh[G];
-      U::load_input(a, n, u, wx);
+      typename U::Inputs in;
+      U::load_input(a, n, u, in);
       FASTRNN_UNROLL
-      for (int g = 0; g < G; ++g) rh[g] = mine.partials.sum(g * a.tiling.units + unit, column);
-      U::forward(a, n, u, wx, rh, states);
+      for (int g = 0; g < R; ++g) in.rh[g] = mine.partials.sum(g * a.tiling.units + unit, column);
+      U::forward(a, n, u, in, states);
       put<T>(states[0].v, a.y, n * a.hidden + u);
     } else if (a.rows.exists(t, b)) {
       put<T>(0.0f, a.y, a.rows.row(t, b) * a.hidden + u);
@@ -137,7 +137,7 @@ struct PersistentBackward {
   using U = Unit<Cell, T>;
   using V = typename U::V;
   using Mine = Share<Args, Format>;
-  static constexpr int G = Cell::kGates, S = Cell::kStates;
+  static constexpr int R = Cell::kRecurrent, S = Cell::kStates;
 
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::template shared_bytes<Through>(t, S); }
 
@@ -148,7 +148,7 @@ struct PersistentBackward {
     const T* w = static_cast<const T*>(a.w_hh);
     Format::pack(block, mine.matrix, a.tiling.matrix_rows, static_cast<int>(depth / Format::kBlock),
                  [&](int row, int64_t column) {
-                   if (row >= mine.units || column >= G * H) return 0.0f;
+                   if (row >= mine.units || column >= R * H) return 0.0f;
                    return widen(w[column * H + mine.first_unit + row]);
                  });
     Through through(block, a, mine.after_states(S), Mine::operand_bytes(a.tiling));
@@ -204,20 +204,20 @@ struct PersistentBackward {
       return;
     }
     const int64_t t = a.rows.step(k);
-    V drh[G];
-    for (int g = 0; g < G; ++g) drh[g] = V::zero();
+    V drh[R];
+    for (int g = 0; g < R; ++g) drh[g] = V::zero();
     const bool active = a.rows.active(t, b);
     const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
     if (active) grads[0] = grads[0] + V(U::output_gradient(a, n, u));
     if (a.dh != nullptr && n >= 0) put<T>(active ? grads[0].v : 0.0f, a.dh, n * a.hidden + u);
     if (active) {
-      U::backward(a, k, b, u, grads, drh);
+      U::backward(a, k, b, u, 0.0f, grads, drh);
     } else {
       U::no_step(a, k, b, u);
     }
     for (int s = 0; s < S; ++s) mine.state(s, row, unit) = grads[s].v;
     if (undone + 1 < steps || wants_initial(a)) {
-      for (int g = 0; g < G; ++g) {
+      for (int g = 0; g < R; ++g) {
         through.template publish<Format>(block, undone + 1, row * a.tiling.depth + g * a.hidden + u, drh[g].v);
       }
     }

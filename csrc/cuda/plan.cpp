@@ -26,8 +26,8 @@ Tiling cut(const Problem& p, int units, int unit_slices, int row_slices, int dep
   t.unit_slices = unit_slices;
   t.rows = static_cast<int>((p.batch + row_slices - 1) / row_slices);
   t.row_slices = static_cast<int>((p.batch + t.rows - 1) / t.rows);
-  t.matrix_rows = static_cast<int>(up(p.backward ? units : static_cast<int64_t>(p.gates) * units, 8));
-  t.depth = up(p.backward ? p.gates * p.hidden : p.hidden, depth_block);
+  t.matrix_rows = static_cast<int>(up(p.backward ? units : static_cast<int64_t>(p.recurrent) * units, 8));
+  t.depth = up(p.backward ? p.recurrent * p.hidden : p.hidden, depth_block);
   const int tiles = (t.matrix_rows + kTileRows - 1) / kTileRows;
   t.warps_across = (tiles + kRowTiles - 1) / kRowTiles;
   t.warps_deep = std::max(1, kWarps / t.warps_across);
@@ -45,7 +45,7 @@ double step_time(const Tiling& t, int operand_bytes, bool plain) {
 }
 
 double stepwise_time(const Problem& p) {
-  const double product = static_cast<double>(p.batch) * static_cast<double>(p.hidden * p.hidden) * p.gates;
+  const double product = static_cast<double>(p.batch) * static_cast<double>(p.hidden * p.hidden) * p.recurrent;
   return kLaunches + product / (100 * kPlainRate);
 }
 
@@ -118,6 +118,10 @@ Choice persistent(const PersistentKernel<Args>& kernel, const Problem& p, const 
   const bool cluster = driver == Driver::kCluster;
   if (p.projection) {
     choice.reason = "a projection needs a second product in every step";
+  } else if (p.second > 0) {
+    choice.reason = "the cell has a second product in every step";
+  } else if (p.recurrent == 0) {
+    choice.reason = "the cell has no recurrent product";
   } else if (kernel.launch == nullptr) {
     choice.reason = "there is no persistent kernel for this number format";
   } else if (cluster && m.largest_cluster == 0) {
@@ -151,6 +155,11 @@ Choice choose(const PersistentKernel<Args> (&kernels)[2], const Problem& p, cons
   Choice best;
   best.microseconds = stepwise_time(p);
   best.reason = "a product of the library and an element-wise kernel in every step";
+  if (p.recurrent == 0) {
+    best.microseconds = kLaunches / static_cast<double>(p.steps);
+    best.reason = "the cell has no recurrent product: one kernel for all steps, a thread for each unit";
+    if (wanted == Driver::kAuto) return best;
+  }
   if (wanted == Driver::kStepwise) return best;
   for (Driver driver : {Driver::kGrid, Driver::kCluster}) {
     if (wanted != Driver::kAuto && wanted != driver) continue;

@@ -19,11 +19,14 @@ struct Machine {
   int64_t shared_bytes;  // that one block may have
   int major;             // compute capability
   int largest_cluster;   // 0: no clusters
+  int minor = 0;
+
+  int capability() const { return 10 * major + minor; }
 };
 
 struct Problem {
   int64_t steps, batch, hidden;
-  int gates, states;
+  int recurrent, second, states;  // of the cell: R, R2, S
   bool projection, backward;
 };
 

@@ -1,5 +1,6 @@
 // The element-wise kernels of the step-wise driver: a product of the vendor's library, then one of these, every step.
-// A thread takes one unit of one row. With a projection the library has two products a step, and there are two kernels.
+// A thread takes one unit of one row. With a projection, or in a cell that multiplies twice, the library has two
+// products a step, and there are two kernels; a cell that multiplies nothing goes through all its steps in one.
 #pragma once
 
 #include "cuda/unit.h"
@@ -24,7 +25,7 @@ struct Stepwise {
   using U = Unit<Cell, T>;
   using C = typename U::C;
   using V = typename U::V;
-  static constexpr int G = U::G, S = U::S;
+  static constexpr int S = U::S, R = U::R, R2 = U::R2, R1 = U::R1, kSecond = R2;
 
   template <class Args>
   static FASTRNN_FN C& state(const Args& a, int s, int64_t b, int64_t u) {
@@ -36,6 +37,11 @@ struct Stepwise {
     const C next = U::conclude(a, s, k, b, u, value);
     state(a, s, b, u) = next;
     if (s == 0) put<T>(next, a.memory.operand, b * a.projected + u);
+  }
+
+  static FASTRNN_FN void load_product(const ForwardArgs& a, int64_t b, int64_t u, typename U::Inputs& in) {
+    const C* product = static_cast<const C*>(a.memory.product);
+    for (int g = 0; g < R1; ++g) in.rh[g] = product[(b * R1 + g) * a.hidden + u];
   }
 
   // The initial states, of the widest width that there is.
@@ -67,11 +73,10 @@ struct Stepwise {
       V states[S];
       for (int s = 0; s < S; ++s) states[s] = s == 0 && projection ? C(0) : state(a, s, b, u);
       if (active) {
-        V wx[G], rh[G];
-        U::load_input(a, n, u, wx);
-        const C* product = static_cast<const C*>(a.memory.product);
-        for (int g = 0; g < G; ++g) rh[g] = product[(b * G + g) * a.hidden + u];
-        U::forward(a, n, u, wx, rh, states);
+        typename U::Inputs in;
+        U::load_input(a, n, u, in);
+        load_product(a, b, u, in);
+        U::forward(a, n, u, in, states);
         if (projection) put<T>(states[0].v, a.memory.inner, b * a.hidden + u);
         if (a.unprojected != nullptr) put<T>(states[0].v, a.unprojected, n * a.hidden + u);
         if (!projection) put<T>(states[0].v, a.y, n * a.hidden + u);
@@ -79,7 +84,11 @@ struct Stepwise {
         if (!projection) put<T>(C(0), a.y, n * a.hidden + u);
         if (a.unprojected != nullptr) put<T>(C(0), a.unprojected, n * a.hidden + u);
       }
-      for (int s = projection ? 1 : 0; s < S; ++s) settle(a, s, k, b, u, states[s].v);
+      // From 0: an index that is not a constant would put the states into local memory.
+      FASTRNN_UNROLL
+      for (int s = 0; s < S; ++s) {
+        if (s > 0 || !projection) settle(a, s, k, b, u, states[s].v);
+      }
     }
   };
 
@@ -102,6 +111,80 @@ struct Stepwise {
     }
   };
 
+  // After the first product of two: what the second one multiplies.
+  struct Inner {
+    using Args = ForwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
+      const int64_t k = position.get();
+      const Place at(block, a.rows.batch, a.hidden);
+      if (at.none || k >= a.rows.steps) return;
+      const int64_t t = a.rows.step(k), b = at.b, u = at.u;
+      const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
+      C vector(0);
+      if (a.rows.active(t, b)) {
+        V states[S];
+        for (int s = 0; s < S; ++s) states[s] = state(a, s, b, u);
+        typename U::Inputs in;
+        U::load_input(a, n, u, in);
+        load_product(a, b, u, in);
+        vector = U::inner(a, u, in, states).v;
+      }
+      put<T>(vector, a.memory.inner, b * a.hidden + u);
+      if (a.unprojected != nullptr && n >= 0) put<T>(vector, a.unprojected, n * a.hidden + u);
+    }
+  };
+
+  // After the second product.
+  struct Second {
+    using Args = ForwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
+      const int64_t k = position.get();
+      const Place at(block, a.rows.batch, a.hidden);
+      if (at.none || k >= a.rows.steps) return;
+      const int64_t t = a.rows.step(k), b = at.b, u = at.u;
+      V states[S];
+      for (int s = 0; s < S; ++s) states[s] = state(a, s, b, u);
+      if (a.rows.active(t, b)) {
+        const int64_t n = a.rows.row(t, b);
+        typename U::Inputs in;
+        U::load_input(a, n, u, in);
+        load_product(a, b, u, in);
+        const C* second = static_cast<const C*>(a.memory.outer);
+        for (int g = 0; g < R2; ++g) in.rm[g] = second[(b * R2 + g) * a.hidden + u];
+        U::forward(a, n, u, in, states);
+        put<T>(states[0].v, a.y, n * a.hidden + u);
+      } else if (a.rows.exists(t, b)) {
+        put<T>(C(0), a.y, a.rows.row(t, b) * a.hidden + u);
+      }
+      for (int s = 0; s < S; ++s) settle(a, s, k, b, u, states[s].v);
+    }
+  };
+
+  // All steps of a cell that multiplies nothing.
+  struct Whole {
+    using Args = ForwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+      const Place at(block, a.rows.batch, a.hidden);
+      if (at.none) return;
+      const int64_t b = at.b, u = at.u;
+      V states[S];
+      for (int s = 0; s < S; ++s) states[s] = U::initial(a, s, b, u);
+      for (int64_t k = 0; k < a.rows.steps; ++k) {
+        const int64_t t = a.rows.step(k);
+        if (a.rows.active(t, b)) {
+          const int64_t n = a.rows.row(t, b);
+          typename U::Inputs in;
+          U::load_input(a, n, u, in);
+          U::forward(a, n, u, in, states);
+          put<T>(states[0].v, a.y, n * a.hidden + u);
+        } else if (a.rows.exists(t, b)) {
+          put<T>(C(0), a.y, a.rows.row(t, b) * a.hidden + u);
+        }
+        for (int s = 0; s < S; ++s) states[s] = U::conclude(a, s, k, b, u, states[s].v);
+      }
+    }
+  };
+
   struct BeginBackward {
     using Args = BackwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
@@ -118,7 +201,7 @@ struct Stepwise {
   static FASTRNN_FN C gathered(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u) {
     C value = state(a, s, b, u);
     if (k + 1 == a.rows.steps) return value;
-    if (s == 0) value += static_cast<const C*>(a.memory.product)[b * a.projected + u];
+    if (R1 > 0 && s == 0) value += static_cast<const C*>(a.memory.product)[b * a.projected + u];
     return U::divert(a, s, k + 1, b, u, value);
   }
 
@@ -147,6 +230,25 @@ struct Stepwise {
     }
   };
 
+  // Two products, first half: the gradient of the second one's result, for the product with its matrix. The states'
+  // gradients are then those after the step.
+  struct SecondBackward {
+    using Args = BackwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
+      const int64_t k = a.rows.steps - 1 - position.get();
+      const Place at(block, a.rows.batch, a.hidden);
+      if (at.none || k < 0) return;
+      const int64_t b = at.b, u = at.u;
+      V grads[S], drm[or_one(R2)];
+      for (int g = 0; g < R2; ++g) drm[g] = V::zero();
+      for (int s = 0; s < S; ++s) grads[s] = gathered(a, s, k, b, u);
+      grads[0] = output_too(a, k, b, u, grads[0].v);
+      if (a.rows.active(a.rows.step(k), b)) U::inner_gradient(a, k, b, u, grads, drm);
+      for (int s = 0; s < S; ++s) state(a, s, b, u) = grads[s].v;
+      for (int g = 0; g < R2; ++g) put<T>(drm[g].v, a.memory.inner, (b * R2 + g) * a.hidden + u);
+    }
+  };
+
   struct Backward {
     using Args = BackwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
@@ -154,21 +256,57 @@ struct Stepwise {
       const Place at(block, a.rows.batch, a.hidden);
       if (at.none || k < 0) return;
       const int64_t b = at.b, u = at.u;
-      V grads[S], drh[G];
-      for (int g = 0; g < G; ++g) drh[g] = V::zero();
-      for (int s = a.projection ? 1 : 0; s < S; ++s) grads[s] = gathered(a, s, k, b, u);
-      if (a.projection) {
-        grads[0] = static_cast<const C*>(a.memory.outer)[b * a.hidden + u];
+      V grads[S], drh[or_one(R)];
+      for (int g = 0; g < R; ++g) drh[g] = V::zero();
+      C dm(0);
+      if constexpr (R2 > 0) {
+        for (int s = 0; s < S; ++s) grads[s] = state(a, s, b, u);
+        dm = static_cast<const C*>(a.memory.outer)[b * a.hidden + u];
       } else {
-        grads[0] = output_too(a, k, b, u, grads[0].v);
+        FASTRNN_UNROLL
+        for (int s = 0; s < S; ++s) {
+          if (s > 0 || !a.projection) grads[s] = gathered(a, s, k, b, u);
+        }
+        if (a.projection) {
+          grads[0] = static_cast<const C*>(a.memory.outer)[b * a.hidden + u];
+        } else {
+          grads[0] = output_too(a, k, b, u, grads[0].v);
+        }
       }
       if (a.rows.active(a.rows.step(k), b)) {
-        U::backward(a, k, b, u, grads, drh);
+        U::backward(a, k, b, u, dm, grads, drh);
       } else {
         U::no_step(a, k, b, u);
       }
-      for (int s = a.projection ? 1 : 0; s < S; ++s) state(a, s, b, u) = grads[s].v;
-      for (int g = 0; g < G; ++g) put<T>(drh[g].v, a.memory.operand, (b * G + g) * a.hidden + u);
+      FASTRNN_UNROLL
+      for (int s = 0; s < S; ++s) {
+        if (s > 0 || !a.projection) state(a, s, b, u) = grads[s].v;
+      }
+      for (int g = 0; g < R1; ++g) put<T>(drh[g].v, a.memory.operand, (b * R1 + g) * a.hidden + u);
+    }
+  };
+
+  // All steps of a cell that multiplies nothing.
+  struct WholeBackward {
+    using Args = BackwardArgs;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+      const Place at(block, a.rows.batch, a.hidden);
+      if (at.none) return;
+      const int64_t b = at.b, u = at.u;
+      V grads[S], drh[or_one(R)];
+      for (int s = 0; s < S; ++s) grads[s] = U::final_gradient(a, s, b, u);
+      for (int64_t k = a.rows.steps - 1; k >= 0; --k) {
+        if (k + 1 < a.rows.steps) {
+          for (int s = 0; s < S; ++s) grads[s] = U::divert(a, s, k + 1, b, u, grads[s].v);
+        }
+        grads[0] = output_too(a, k, b, u, grads[0].v);
+        if (a.rows.active(a.rows.step(k), b)) {
+          U::backward(a, k, b, u, C(0), grads, drh);
+        } else {
+          U::no_step(a, k, b, u);
+        }
+      }
+      for (int s = 0; s < S; ++s) U::put_initial(a, s, b, u, grads[s].v);
     }
   };
 
@@ -181,7 +319,7 @@ struct Stepwise {
       for (int s = 0; s < S; ++s) {
         if (at.u >= U::width(a, s)) continue;
         C value = state(a, s, at.b, at.u);
-        if (s == 0) value += static_cast<const C*>(a.memory.product)[at.b * a.projected + at.u];
+        if (R1 > 0 && s == 0) value += static_cast<const C*>(a.memory.product)[at.b * a.projected + at.u];
         U::put_initial(a, s, at.b, at.u, value);
       }
     }

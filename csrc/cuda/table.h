@@ -45,41 +45,67 @@ StepKernel<typename Kernel::Args> step_kernel() {
   return kernel;
 }
 
-// T: storage. Formats: those of the recurrent product, none or one.
-template <class Launcher, class Cell, class T, class... Formats>
-FormatKernels make_kernels() {
-  FormatKernels kernels;
-  using Steps = Stepwise<Cell, T>;
-  kernels.begin = step_kernel<Launcher, typename Steps::Begin, Width::kWidest>();
-  kernels.step = step_kernel<Launcher, typename Steps::Forward, Width::kHidden>();
-  kernels.project = step_kernel<Launcher, typename Steps::Project, Width::kProjected>();
-  kernels.begin_backward = step_kernel<Launcher, typename Steps::BeginBackward, Width::kWidest>();
-  kernels.project_backward = step_kernel<Launcher, typename Steps::ProjectBackward, Width::kProjected>();
-  kernels.step_backward = step_kernel<Launcher, typename Steps::Backward, Width::kHidden>();
-  kernels.initial = step_kernel<Launcher, typename Steps::Initial, Width::kWidest>();
+template <class Launcher, class Cell, class... Formats>
+void add_persistent(FormatKernels& kernels) {
   ((kernels.forward[0] = persistent_kernel<Launcher, PersistentForward<Cell, Formats, ThroughGrid>, Formats>(),
     kernels.forward[1] = persistent_kernel<Launcher, PersistentForward<Cell, Formats, ThroughCluster>, Formats>(),
     kernels.backward[0] = persistent_kernel<Launcher, PersistentBackward<Cell, Formats, ThroughGrid>, Formats>(),
     kernels.backward[1] = persistent_kernel<Launcher, PersistentBackward<Cell, Formats, ThroughCluster>, Formats>()),
    ...);
+}
+
+template <class Launcher, class Steps>
+void add_steps(FormatKernels& kernels) {
+  kernels.begin = step_kernel<Launcher, typename Steps::Begin, Width::kWidest>();
+  kernels.begin_backward = step_kernel<Launcher, typename Steps::BeginBackward, Width::kWidest>();
+  kernels.step_backward = step_kernel<Launcher, typename Steps::Backward, Width::kHidden>();
+  kernels.initial = step_kernel<Launcher, typename Steps::Initial, Width::kWidest>();
+  if constexpr (Steps::kSecond > 0) {
+    kernels.step = step_kernel<Launcher, typename Steps::Inner, Width::kHidden>();
+    kernels.project = step_kernel<Launcher, typename Steps::Second, Width::kHidden>();
+    kernels.project_backward = step_kernel<Launcher, typename Steps::SecondBackward, Width::kHidden>();
+  } else {
+    kernels.step = step_kernel<Launcher, typename Steps::Forward, Width::kHidden>();
+    kernels.project = step_kernel<Launcher, typename Steps::Project, Width::kProjected>();
+    kernels.project_backward = step_kernel<Launcher, typename Steps::ProjectBackward, Width::kProjected>();
+  }
+}
+
+// T: storage. Formats: those of the recurrent product, none or one.
+template <class Launcher, class Cell, class T, class... Formats>
+FormatKernels make_kernels() {
+  FormatKernels kernels;
+  using Steps = Stepwise<Cell, T>;
+  if constexpr (Cell::kRecurrent == 0) {
+    kernels.whole = step_kernel<Launcher, typename Steps::Whole, Width::kHidden>();
+    kernels.whole_backward = step_kernel<Launcher, typename Steps::WholeBackward, Width::kHidden>();
+  } else {
+    add_steps<Launcher, Steps>(kernels);
+  }
+  if constexpr (Cell::kRecurrent > 0 && Cell::kSecond == 0) add_persistent<Launcher, Cell, Formats...>(kernels);
   return kernels;
 }
 
-// The tf32 kernels differ from those of float32 in the persistent product alone.
-template <class Launcher, class Cell>
+template <class Launcher, class Cell, unsigned formats, Format format, class T, class... Formats>
+void add_format(CellKernels& cell) {
+  if constexpr ((formats >> static_cast<int>(format) & 1) != 0) {
+    static const FormatKernels kernels = make_kernels<Launcher, Cell, T, Formats...>();
+    cell.formats[static_cast<int>(format)] = &kernels;
+  }
+}
+
+// The tf32 kernels differ from those of float32 in the persistent product alone. `formats`: which to compile, a bit
+// each (Format): of the built-in cells all of them.
+template <class Launcher, class Cell, unsigned formats = (1u << kFormats) - 1>
 CellKernels cell_table(const char* name) {
-  static const FormatKernels single = make_kernels<Launcher, Cell, float, PlainFloat>();
-  static const FormatKernels twice = make_kernels<Launcher, Cell, double>();
-  static const FormatKernels brain = make_kernels<Launcher, Cell, BFloat16, TensorCores<BFloat16, MmaBFloat16>>();
-  static const FormatKernels half = make_kernels<Launcher, Cell, Float16, TensorCores<Float16, MmaFloat16>>();
-  static const FormatKernels tf32 = make_kernels<Launcher, Cell, float, TensorCores<float, MmaTf32>>();
-  return {name,
-          Cell::kGates,
-          Cell::kStates,
-          Cell::kSaved,
-          Cell::kSplitFrom,
-          Cell::kReadsHidden,
-          {&single, &twice, &brain, &half, &tf32}};
+  CellKernels cell{name,         Cell::kGates,     Cell::kRecurrent,  Cell::kSecond,      Cell::kStates,
+                   Cell::kSaved, Cell::kSplitFrom, Cell::kParameters, Cell::kReadsHidden, {}};
+  add_format<Launcher, Cell, formats, Format::kFloat32, float, PlainFloat>(cell);
+  add_format<Launcher, Cell, formats, Format::kFloat64, double>(cell);
+  add_format<Launcher, Cell, formats, Format::kBFloat16, BFloat16, TensorCores<BFloat16, MmaBFloat16>>(cell);
+  add_format<Launcher, Cell, formats, Format::kFloat16, Float16, TensorCores<Float16, MmaFloat16>>(cell);
+  add_format<Launcher, Cell, formats, Format::kTf32, float, TensorCores<float, MmaTf32>>(cell);
+  return cell;
 }
 
 }  // namespace fastrnn::cuda

@@ -17,12 +17,26 @@ FASTRNN_FN void put(Compute<T> x, void* p, int64_t k) {
   narrow(x, static_cast<T*>(p) + k);
 }
 
+// No array has no element.
+constexpr int or_one(int n) { return n > 0 ? n : 1; }
+
 template <class Cell, class T>
 struct Unit {
-  static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
-  static constexpr int kInGates = K < G ? K : G, kExtra = K > G ? K - G : 0;
+  static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, Q = Cell::kParameters;
+  static constexpr int R = Cell::kRecurrent, R2 = Cell::kSecond, R1 = R - R2;
+  static constexpr int kInGates = K < G ? K : G, kExtra = K > G ? K - G : 0, kSplit = R - Cell::kSplitFrom;
+  static constexpr bool kExtended = Q > 0 || R2 > 0;  // the cell's functions take all arrays
   using C = Compute<T>;
   using V = Vec<C>;
+
+  // What a step is computed from; an array that a cell has no use for has one element.
+  struct Inputs {
+    V wx[G], rh[or_one(R1)], rm[or_one(R2)], parameters[or_one(Q)];
+  };
+  // What its gradient is computed from: the states before and after it, `vector`: what the second product multiplied.
+  struct Known {
+    V saved[or_one(K)], before[S], after[S], vector[1], parameters[or_one(Q)];
+  };
 
   // h is as wide as the projection makes it, the other states have H units.
   template <class Args>
@@ -34,20 +48,42 @@ struct Unit {
     return a.initial[s] != nullptr ? get<T>(a.initial[s], b * width(a, s) + u) : C(0);
   }
 
-  FASTRNN_FN static void load_input(const ForwardArgs& a, int64_t row, int64_t u, V (&wx)[G]) {
+  template <class Args>
+  FASTRNN_FN static void load_parameters(const Args& a, int64_t u, V (&parameters)[or_one(Q)]) {
     FASTRNN_UNROLL
-    for (int g = 0; g < G; ++g) wx[g] = get<T>(a.gates, (row * G + g) * a.hidden + u);
+    for (int q = 0; q < Q; ++q) parameters[q] = get<T>(a.parameters, q * a.hidden + u);
+  }
+  // All but the products: rh and rm are for the caller to fill in, without their biases.
+  FASTRNN_FN static void load_input(const ForwardArgs& a, int64_t row, int64_t u, Inputs& in) {
+    FASTRNN_UNROLL
+    for (int g = 0; g < G; ++g) in.wx[g] = get<T>(a.gates, (row * G + g) * a.hidden + u);
+    load_parameters(a, u, in.parameters);
+  }
+  // Adds the biases to `count` products from the `first` one on.
+  FASTRNN_FN static void add_bias(const ForwardArgs& a, int64_t u, int first, int count, V* products) {
+    if (a.b_hh == nullptr) return;
+    FASTRNN_UNROLL
+    for (int g = 0; g < count; ++g) products[g] = products[g] + V(get<T>(a.b_hh, (first + g) * a.hidden + u));
   }
 
-  // `rh`: R·h without its bias. `states` become those after the step.
-  FASTRNN_FN static void forward(const ForwardArgs& a, int64_t row, int64_t u, const V (&wx)[G], V (&rh)[G],
-                                 V (&states)[S]) {
-    if (a.b_hh != nullptr) {
-      FASTRNN_UNROLL
-      for (int g = 0; g < G; ++g) rh[g] = rh[g] + V(get<T>(a.b_hh, g * a.hidden + u));
+  // What the second product multiplies; `in` without rm.
+  FASTRNN_FN static V inner(const ForwardArgs& a, int64_t u, Inputs& in, const V (&states)[S]) {
+    add_bias(a, u, 0, R1, in.rh);
+    V vector[1];
+    Cell::template inner<Exact>(in.wx, in.rh, states, in.parameters, vector);
+    return vector[0];
+  }
+
+  // `states` become those after the step.
+  FASTRNN_FN static void forward(const ForwardArgs& a, int64_t row, int64_t u, Inputs& in, V (&states)[S]) {
+    add_bias(a, u, 0, R1, in.rh);
+    add_bias(a, u, R1, R2, in.rm);
+    V next[S], saved[or_one(K)];
+    if constexpr (kExtended) {
+      Cell::template forward<Exact>(in.wx, in.rh, in.rm, states, in.parameters, next, saved);
+    } else {
+      Cell::template forward<Exact>(in.wx, in.rh, states, next, saved);
     }
-    V next[S], saved[K > 0 ? K : 1];
-    Cell::template forward<Exact>(wx, rh, states, next, saved);
     if (a.training) {
       FASTRNN_UNROLL
       for (int k = 0; k < kInGates; ++k) put<T>(saved[k].v, a.gates, (row * G + k) * a.hidden + u);
@@ -89,21 +125,47 @@ struct Unit {
     }
   }
 
+  FASTRNN_FN static void load_known(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u, Known& known) {
+    load_states(a, k, b, row, u, known.before, known.after);
+    FASTRNN_UNROLL
+    for (int i = 0; i < kInGates; ++i) known.saved[i] = get<T>(a.gates, (row * G + i) * a.hidden + u);
+    FASTRNN_UNROLL
+    for (int i = 0; i < kExtra; ++i) known.saved[G + i] = get<T>(a.extra, (row * kExtra + i) * a.hidden + u);
+    if constexpr (R2 > 0) known.vector[0] = get<T>(a.unprojected, row * a.hidden + u);
+    load_parameters(a, u, known.parameters);
+  }
+
+  // The gradient of the second product's result, from that of the states after the step.
+  FASTRNN_FN static void inner_gradient(const BackwardArgs& a, int64_t k, int64_t b, int64_t u, const V (&grads)[S],
+                                        V (&drm)[or_one(R2)]) {
+    Known known;
+    load_known(a, k, b, a.rows.row(a.rows.step(k), b), u, known);
+    Cell::template inner_gradient<Exact>(known.saved, known.before, known.after, known.vector, known.parameters, grads,
+                                         drm);
+  }
+
   // `grads`: of the states after the step; they become those of the states before it, less the path through rh, whose
-  // gradient comes back in `drh`.
-  FASTRNN_FN static void backward(const BackwardArgs& a, int64_t k, int64_t b, int64_t u, V (&grads)[S], V (&drh)[G]) {
+  // gradient comes back in `drh`. `dm`: of what the second product multiplied.
+  FASTRNN_FN static void backward(const BackwardArgs& a, int64_t k, int64_t b, int64_t u, C dm, V (&grads)[S],
+                                  V (&drh)[or_one(R)]) {
     const int64_t row = a.rows.row(a.rows.step(k), b);
-    V before[S], after[S], saved[K > 0 ? K : 1], da[G], ds[S];
-    load_states(a, k, b, row, u, before, after);
+    Known known;
+    V da[G], ds[S];
+    load_known(a, k, b, row, u, known);
+    if constexpr (kExtended) {
+      const V dvector[1] = {dm};
+      V dparameters[or_one(Q)];
+      Cell::template backward<Exact>(known.saved, known.before, known.after, known.vector, known.parameters, grads,
+                                     dvector, da, drh, ds, dparameters);
+      FASTRNN_UNROLL
+      for (int q = 0; q < Q; ++q) put<T>(dparameters[q].v, a.dparameters, (row * Q + q) * a.hidden + u);
+    } else {
+      Cell::template backward<Exact>(known.saved, known.before, known.after, grads, da, drh, ds);
+    }
     FASTRNN_UNROLL
-    for (int i = 0; i < kInGates; ++i) saved[i] = get<T>(a.gates, (row * G + i) * a.hidden + u);
+    for (int g = 0; g < G; ++g) put<T>(da[g].v, a.da, (row * G + g) * a.hidden + u);
     FASTRNN_UNROLL
-    for (int i = 0; i < kExtra; ++i) saved[G + i] = get<T>(a.extra, (row * kExtra + i) * a.hidden + u);
-    Cell::template backward<Exact>(saved, before, after, grads, da, drh, ds);
-    constexpr int kSplit = G - Cell::kSplitFrom;
-    FASTRNN_UNROLL
-    for (int g = 0; g < G; ++g) {
-      put<T>(da[g].v, a.da, (row * G + g) * a.hidden + u);
+    for (int g = 0; g < R; ++g) {
       if (g < Cell::kSplitFrom) {
         drh[g] = da[g];
       } else {
@@ -117,10 +179,10 @@ struct Unit {
   FASTRNN_FN static void no_step(const BackwardArgs& a, int64_t k, int64_t b, int64_t u) {
     const int64_t t = a.rows.step(k);
     if (!a.rows.exists(t, b)) return;
-    constexpr int kSplit = G - Cell::kSplitFrom;
     const int64_t row = a.rows.row(t, b);
     for (int g = 0; g < G; ++g) put<T>(C(0), a.da, (row * G + g) * a.hidden + u);
     for (int g = 0; g < kSplit; ++g) put<T>(C(0), a.drh, (row * kSplit + g) * a.hidden + u);
+    for (int q = 0; q < Q; ++q) put<T>(C(0), a.dparameters, (row * Q + q) * a.hidden + u);
   }
 
   // The gradient of state s after the k-th step, `value`, as the step before has to take it: what belongs to a restart

@@ -26,8 +26,8 @@ at::Device gpu_of(const Tensor& w_hh, const Tensor& rows_like) {
 
 }  // namespace
 
-const CellKernels* cell_named(const std::string& name) {
-  const CellKernels* cell = find_cell(name.c_str());
+const CellKernels* cell_named(const std::string& name, const at::Device& device) {
+  const CellKernels* cell = find_cell(name.c_str(), machine(device.index()).capability());
   if (cell != nullptr) return cell;
   std::string known;
   for (int k = 0; cell_name(k) != nullptr; ++k) known += std::string(k > 0 ? ", " : "") + cell_name(k);
@@ -55,25 +55,41 @@ const FormatKernels* kernels_of(const CellKernels* cell, Format format) {
 
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
-    : cell(cell_named(std::string(name))),
-      device(gpu_of(w_hh, rows_like)),
+    : device(gpu_of(w_hh, rows_like)),
+      cell(cell_named(std::string(name), device)),
       layout(rows_like, device, batch_sizes, lengths, reset),
       options(w_hh.options().requires_grad(false)) {
-  TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) % cell->gates == 0, "w_hh: expected shape [", cell->gates, "·H, P], got ",
-              w_hh.sizes());
-  hidden = w_hh.size(0) / cell->gates;
+  const std::string rows =
+      std::to_string(cell->recurrent) + "·H" + (cell->parameters > 0 ? " + " + std::to_string(cell->parameters) : "");
+  TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected shape [", rows, ", P], got ", w_hh.sizes());
   projected = w_hh.size(1);
   projection = w_hr.has_value();
-  kernels = kernels_of(cell, format_of(w_hh.scalar_type(), device));
+  // Where its rows do not say H, h has it: only cells that are one product, with rows for every gate, can be projected.
+  const bool one_product = cell->recurrent == cell->gates && cell->parameters == 0 && cell->second == 0;
+  hidden = one_product ? w_hh.size(0) / cell->recurrent : projected;
+  TORCH_CHECK(w_hh.size(0) == recurrent_width() + cell->parameters, "w_hh: expected shape [", rows, ", P], got ",
+              w_hh.sizes());
+  const Format format = format_of(w_hh.scalar_type(), device);
+  kernels = kernels_of(cell, format);
+  TORCH_CHECK(kernels != nullptr, "cell: the kernels of ", name, " are not compiled for ", w_hh.scalar_type());
   TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
-  check(w_hh, {gate_width(), projected}, "w_hh");
+  check(w_hh, {recurrent_width() + cell->parameters, projected}, "w_hh");
   if (w_hr) {
-    TORCH_CHECK_VALUE(!cell->reads_hidden, "w_hr: the cell ", name, " cannot be used with a projection");
+    TORCH_CHECK_VALUE(one_product && !cell->reads_hidden, "w_hr: the cell ", name, " cannot be used with a projection");
     check(*w_hr, {projected, hidden}, "w_hr");
   } else {
-    TORCH_CHECK(projected == hidden, "w_hh: expected shape ", at::IntArrayRef{gate_width(), hidden}, ", got ",
+    TORCH_CHECK(projected == hidden, "w_hh: expected shape ", at::IntArrayRef{w_hh.size(0), hidden}, ", got ",
                 w_hh.sizes());
   }
+}
+
+const void* Call::parameters_of(const Tensor& w_hh) const {
+  return static_cast<const char*>(data_of(w_hh)) +
+         recurrent_width() * projected * static_cast<int64_t>(w_hh.itemsize());
+}
+
+OptionalTensor Call::second_matrix(const Tensor& w_hh, const OptionalTensor& w_hr) const {
+  return cell->second > 0 ? OptionalTensor(second_product(w_hh)) : w_hr;
 }
 
 at::ScalarType Call::compute_type() const {

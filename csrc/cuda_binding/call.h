@@ -9,8 +9,8 @@
 namespace fastrnn::cuda {
 
 struct Call {
-  const CellKernels* cell;
   at::Device device;
+  const CellKernels* cell;
   Layout layout;
   int64_t hidden, projected;  // H, P
   bool projection;            // of h; P may be H then too
@@ -22,9 +22,18 @@ struct Call {
        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset);
 
   int64_t gate_width() const { return cell->gates * hidden; }
-  int64_t split_width() const {
-    return (cell->gates - cell->split_from) * hidden;
-  }  // of a gradient of rh that is apart
+  int64_t recurrent_width() const { return cell->recurrent * hidden; }
+  int64_t first_width() const { return (cell->recurrent - cell->second) * hidden; }      // of the products of h
+  int64_t split_width() const { return (cell->recurrent - cell->split_from) * hidden; }  // of drh that is not da
+  // Rows of w_hh: those that multiply h, those that multiply another vector, and behind them the cell's parameters.
+  Tensor first_product(const Tensor& w_hh) const { return w_hh.narrow(0, 0, first_width()); }
+  Tensor second_product(const Tensor& w_hh) const {
+    return w_hh.narrow(0, first_width(), recurrent_width() - first_width());
+  }
+  const void* parameters_of(const Tensor& w_hh) const;
+  // The matrix of a step's second product, if it has one: that of a projection, or the cell's own.
+  OptionalTensor second_matrix(const Tensor& w_hh, const OptionalTensor& w_hr) const;
+  bool two_products() const { return projection || cell->second > 0; }
   int64_t width(int s) const { return s == 0 ? projected : hidden; }
   at::ScalarType compute_type() const;
   // Raises unless `t` has these sizes, this call's dtype, and lies on its device.
@@ -37,7 +46,7 @@ struct Call {
 Format format_of(at::ScalarType type, const at::Device& device);
 // Null where there is no such cell, or no such format.
 const FormatKernels* kernels_of(const CellKernels* cell, Format format);
-// The cell of that name. Raises ValueError if there is none.
-const CellKernels* cell_named(const std::string& name);
+// The cell of that name on that GPU. Raises ValueError if there is none.
+const CellKernels* cell_named(const std::string& name, const at::Device& device);
 
 }  // namespace fastrnn::cuda

@@ -88,8 +88,9 @@ template <class Args>
 bool run_persistent(const Call& call, Args args, const PersistentKernel<Args> (&kernels)[2], bool backward) {
   const Driver wanted = wanted_driver();
   const Layout& layout = call.layout;
-  const Problem problem{layout.steps,      layout.batch,    call.hidden, call.cell->gates,
-                        call.cell->states, call.projection, backward};
+  const CellKernels& cell = *call.cell;
+  const Problem problem{layout.steps, layout.batch, call.hidden,     cell.recurrent,
+                        cell.second,  cell.states,  call.projection, backward};
   const Choice choice = choice_of(kernels, problem, call.device, wanted);
   if (!choice.possible) refuse(wanted, choice.reason);
   if (!choice.possible || choice.driver == Driver::kStepwise) return false;

@@ -37,7 +37,7 @@ struct Key {
   c10::DeviceIndex device;
   c10::StreamId stream;
   int64_t batch, hidden, projected;
-  const void *w_hh, *w_hr;
+  const void *first, *second;
   bool backward;
 
   bool operator==(const Key&) const = default;
@@ -53,12 +53,19 @@ Error graph_step(const Call& call, const Args& args, const Args* device, const P
   }
 }
 
+// Whether the matrices lie in another place at every call: where a cell has numbers of each unit, they are put together
+// with those before it. A graph then has a copy of its own; kept itself, the caller's would never be in the same place.
+bool matrices_move(const Call& call) { return call.cell->parameters > 0; }
+
 // One graph with its memory. All of it is used on one stream only, and under the mutex.
 template <class Args>
 class StepGraph {
  public:
-  StepGraph(const Call& call, const Tensor& w_hh, const OptionalTensor& w_hr)
-      : workspace_(call, std::is_same_v<Args, BackwardArgs>, w_hh, w_hr),
+  StepGraph(const Call& call, const Tensor& first, const OptionalTensor& second)
+      : copies_(matrices_move(call)),
+        first_(copies_ ? first.clone() : first),
+        second_(copies_ && second ? OptionalTensor(second->clone()) : second),
+        workspace_(call, std::is_same_v<Args, BackwardArgs>, first_, second_),
         device_args_(at::empty({static_cast<int64_t>(sizeof(Args))}, call.options.dtype(at::kByte))),
         counter_(at::zeros({1}, call.options.dtype(at::kLong))) {}
 
@@ -85,7 +92,11 @@ class StepGraph {
   }
 
   // Returns how many steps are done.
-  int64_t run(const Args& args, Stream stream) {
+  int64_t run(const Args& args, const Tensor& first, const OptionalTensor& second, Stream stream) {
+    if (copies_) {
+      first_.copy_(first);
+      if (second_) second_->copy_(*second);
+    }
     check(write_words(&args, sizeof(Args), device_args(), stream), "a graph of steps");
     counter_.zero_();
     const int64_t times = args.rows.steps / kGraphSteps;
@@ -108,6 +119,9 @@ class StepGraph {
     }
   }
 
+  const bool copies_;
+  Tensor first_;
+  OptionalTensor second_;
   Workspace workspace_;
   Tensor device_args_, counter_;
   at::cuda::CUDAGraph graph_;
@@ -158,24 +172,32 @@ Error finish(const Call& call, const Args& args, int64_t done, Library& library,
 }
 
 bool possible(const Call& call, c10::cuda::CUDAStream stream) {
-  return enabled && call.layout.counts.empty() && call.layout.steps >= 2 * kGraphSteps &&
+  return enabled && call.cell->recurrent > 0 && call.layout.counts.empty() && call.layout.steps >= 2 * kGraphSteps &&
          !c10::cuda::isStreamCapturingMayInitCtx(stream.stream());
 }
 
 template <class Args>
-bool run_any(const Call& call, Args args, const Tensor& w_hh, const OptionalTensor& w_hr) {
+bool run_any(const Call& call, Args args, const Tensor& first, const OptionalTensor& second) {
   const auto stream = c10::cuda::getCurrentCUDAStream(call.device.index());
   if (!possible(call, stream)) return false;
   constexpr bool kBackward = std::is_same_v<Args, BackwardArgs>;
-  const Key key{call.kernels,   call.device.index(), stream.id(),   call.layout.batch, call.hidden,
-                call.projected, data_of(w_hh),       data_of(w_hr), kBackward};
+  const bool moving = matrices_move(call);
+  const Key key{call.kernels,
+                call.device.index(),
+                stream.id(),
+                call.layout.batch,
+                call.hidden,
+                call.projected,
+                moving ? nullptr : data_of(first),
+                moving ? nullptr : data_of(second),
+                kBackward};
   // Until all is launched: what another thread launched on this stream in between would find this call's memory.
   const std::lock_guard lock(mutex);
   bool seen = false;
   Entry<Args>& entry = entry_of<Args>(key, &seen);
   if (!seen || entry.failed) return false;
   if (entry.graph == nullptr) {
-    auto graph = std::make_unique<StepGraph<Args>>(call, w_hh, w_hr);
+    auto graph = std::make_unique<StepGraph<Args>>(call, first, second);
     args.memory = graph->memory();
     try {
       graph->capture(call, args);
@@ -192,18 +214,18 @@ bool run_any(const Call& call, Args args, const Tensor& w_hh, const OptionalTens
   } else {
     check(call.kernels->begin.launch(args, {}, stream.stream()), "a graph of steps");
   }
-  const int64_t done = entry.graph->run(args, stream.stream());
+  const int64_t done = entry.graph->run(args, first, second, stream.stream());
   check(finish(call, args, done, entry.graph->library(), stream.stream()), "steps after a graph");
   return true;
 }
 
 }  // namespace
 
-bool run_graphs(const Call& call, ForwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  return run_any(call, args, w_hh, w_hr);
+bool run_graphs(const Call& call, ForwardArgs args, const Tensor& first, const OptionalTensor& second) {
+  return run_any(call, args, first, second);
 }
-bool run_graphs(const Call& call, BackwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  return run_any(call, args, w_hh, w_hr);
+bool run_graphs(const Call& call, BackwardArgs args, const Tensor& first, const OptionalTensor& second) {
+  return run_any(call, args, first, second);
 }
 
 void set_graphs(bool on) { enabled = on; }

@@ -14,9 +14,9 @@ constexpr int64_t kGraphSteps = 16;
 
 // Runs the sequence by graphs if it is long enough and one like it has been seen before on this stream (capturing costs
 // some launches' time); returns whether it did. Not while the stream is itself being captured: the single launches go
-// into the caller's graph then. `w_hh`, `w_hr`: the matrices of the products.
-bool run_graphs(const Call& call, ForwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr);
-bool run_graphs(const Call& call, BackwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr);
+// into the caller's graph then. `first`, `second`: the matrices of the products.
+bool run_graphs(const Call& call, ForwardArgs args, const Tensor& first, const OptionalTensor& second);
+bool run_graphs(const Call& call, BackwardArgs args, const Tensor& first, const OptionalTensor& second);
 
 // Graphs are used unless the environment variable FASTRNN_CUDA_GRAPHS is 0.
 void set_graphs(bool on);

@@ -40,6 +40,7 @@ Known ask(c10::DeviceIndex device) {
   out.machine.processors = found.multiProcessorCount;
   out.machine.shared_bytes = static_cast<int64_t>(found.sharedMemPerBlockOptin);
   out.machine.major = found.major;
+  out.machine.minor = found.minor;
   // Kernels compiled for an older architecture run here too, but know nothing of clusters.
   out.machine.largest_cluster = found.major >= 9 && architecture >= 90 ? kLargestCluster : 0;
   return out;

@@ -50,10 +50,12 @@ py::dict explain(int device, const std::string& cell_name, int64_t steps, int64_
                  const std::string& dtype, bool projection, bool backward, const std::string& driver) {
   const at::Device where(at::kCUDA, static_cast<c10::DeviceIndex>(device));
   const c10::cuda::CUDAGuard guard(where);
-  const CellKernels* cell = cell_named(cell_name);
+  const CellKernels* cell = cell_named(cell_name, where);
   const Format format = format_of(type_named(dtype), where);
-  const FormatKernels& kernels = *kernels_of(cell, format);
-  const Problem problem{steps, batch, hidden, cell->gates, cell->states, projection, backward};
+  const FormatKernels* found = kernels_of(cell, format);
+  if (found == nullptr) throw py::value_error("dtype: " + cell_name + " has no kernels for " + dtype);
+  const FormatKernels& kernels = *found;
+  const Problem problem{steps, batch, hidden, cell->recurrent, cell->second, cell->states, projection, backward};
   const Driver wanted = driver_or_raise(driver);
   const Choice choice = backward ? choice_of(kernels.backward, problem, where, wanted)
                                  : choice_of(kernels.forward, problem, where, wanted);
@@ -72,6 +74,18 @@ py::dict explain(int device, const std::string& cell_name, int64_t steps, int64_
   return out;
 }
 
+// Whether a cell has kernels of a format on a GPU.
+bool has_kernels(const std::string& name, const std::string& dtype, int device) {
+  const at::Device where(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+  const CellKernels* cell = find_cell(name.c_str(), machine(where.index()).capability());
+  return kernels_of(cell, format_of(type_named(dtype), where)) != nullptr;
+}
+
+void load_cell_from(const std::string& path, int capability) {
+  const std::string problem = load_cell(path.c_str(), capability);
+  if (!problem.empty()) throw py::import_error(path + ": " + problem);
+}
+
 std::map<std::string, int64_t> counted_runs() {
   const std::array<int64_t, 4> found = runs();
   std::map<std::string, int64_t> out;
@@ -86,6 +100,7 @@ std::map<std::string, int64_t> machine_of(int device) {
   return {{"processors", m.processors},
           {"shared_bytes", m.shared_bytes},
           {"major", m.major},
+          {"minor", m.minor},
           {"largest_cluster", m.largest_cluster}};
 }
 
@@ -124,6 +139,9 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("device"), "Why the kernels cannot run on a GPU, or an empty string.");
   m.def("explain", &explain, py::arg("device"), py::arg("cell"), py::arg("steps"), py::arg("batch"), py::arg("hidden"),
         py::arg("dtype"), py::arg("projection"), py::arg("backward"), py::arg("driver"));
+  m.def("has_kernels", &has_kernels, py::arg("cell"), py::arg("dtype"), py::arg("device"));
+  m.def("load_cell", &load_cell_from, py::arg("path"), py::arg("capability"),
+        "Adds the kernels of a user's cell, for GPUs of that capability (80, 90).");
   m.def("machine", &machine_of, py::arg("device"));
   m.def("limit_machine", &limit, py::arg("processors"), py::arg("shared_bytes"), py::arg("largest_cluster"),
         "Let every GPU seem this small, 0 for what it is (tests).");

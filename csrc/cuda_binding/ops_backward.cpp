@@ -47,7 +47,7 @@ struct Backward {
     const CellKernels& cell = *call.cell;
     const int64_t H = call.hidden;
     const std::array<int64_t, 4> widths{cell.saved > 0 ? cell.gates * H : 0, std::max(0, cell.saved - cell.gates) * H,
-                                        (cell.states - 1) * H, w_hr ? H : 0};
+                                        (cell.states - 1) * H, call.two_products() ? H : 0};
     const auto type = c10::typeMetaToScalarType(call.options.dtype());
     for (size_t k = 0; k < reserve.size(); ++k) {
       const auto expected = k == 2 ? call.compute_type() : type;
@@ -62,16 +62,18 @@ struct Backward {
 };
 
 struct Gradients {
-  Tensor da;        // (N, G·H)
-  Tensor drh;       // (N, (G - split_from)·H): where it differs from da
-  Tensors initial;  // (B, ·); empty if not wanted
-  Tensor dh;        // (N, P) or undefined
+  Tensor da;           // (N, G·H)
+  Tensor drh;          // (N, (R - split_from)·H): where it differs from da
+  Tensor dparameters;  // (N, Q·H)
+  Tensors initial;     // (B, ·); empty if not wanted
+  Tensor dh;           // (N, P) or undefined
 };
 
-// ∂L/∂rh, (N, G·H).
+// ∂L/∂rh, (N, R·H).
 Tensor whole_drh(const Call& call, const Gradients& g) {
-  const int64_t split = call.gate_width() - call.split_width();
-  return call.split_width() == 0 ? g.da : at::cat({g.da.narrow(1, 0, split), g.drh}, 1);
+  const int64_t rest = call.split_width(), split = call.recurrent_width() - rest;
+  if (rest == 0) return g.da.narrow(1, 0, split);
+  return split == 0 ? g.drh : at::cat({g.da.narrow(1, 0, split), g.drh}, 1);
 }
 
 // `grads`: of y, then of the final states, undefined where there is none.
@@ -84,6 +86,9 @@ Gradients run_backward(const Backward& b, const Tensors& grads, bool want_initia
   Gradients out;
   out.da = fresh({layout.rows, call.gate_width()}, call.options);
   if (call.split_width() > 0) out.drh = fresh({layout.rows, call.split_width()}, call.options);
+  if (call.cell->parameters > 0) {
+    out.dparameters = fresh({layout.rows, call.cell->parameters * call.hidden}, call.options);
+  }
   if (want_dh || call.projection) out.dh = fresh({layout.rows, call.projected}, call.options);
   Tensor gy;
   if (grads[0].defined()) {
@@ -97,13 +102,16 @@ Gradients run_backward(const Backward& b, const Tensors& grads, bool want_initia
   args.hidden = call.hidden;
   args.projected = call.projected;
   args.w_hh = data_of(b.w_hh);
+  args.parameters = call.parameters_of(b.w_hh);
   args.gates = data_of(b.reserve[0]);
   args.extra = data_of(b.reserve[1]);
   args.cells = data_of(b.reserve[2]);
+  args.unprojected = data_of(b.reserve[3]);
   args.y = data_of(b.y);
   args.grad_y = data_of(gy);
   args.da = writable(out.da);
   args.drh = writable(out.drh);
+  args.dparameters = writable(out.dparameters);
   args.dh = writable(out.dh);
   args.projection = call.projection;
   Tensors finals(S), restarts(S);
@@ -163,11 +171,21 @@ void recurrent_gradient_into(Tensor out, const Backward& b, const Tensor& drh, c
 }
 
 Tensor recurrent_gradient(const Backward& b, const Gradients& g) {
-  Tensor out = fresh(b.w_hh.sizes(), b.call.options);
-  const Tensor before = all_before(b);
-  const int64_t rest = b.call.split_width(), split = b.call.gate_width() - rest;
-  if (rest == 0) {
-    recurrent_gradient_into(out, b, g.da, before);
+  const Call& call = b.call;
+  Tensor out = fresh(b.w_hh.sizes(), call.options);
+  const int64_t first = call.first_width(), width = call.recurrent_width();
+  const int64_t rest = call.split_width(), split = width - rest;
+  if (const int64_t parameters = call.cell->parameters; parameters > 0) {
+    out.narrow(0, width, parameters).copy_(g.dparameters.unflatten(1, {parameters, call.hidden}).sum(0));
+  }
+  if (width == 0) return out;
+  const Tensor before = first > 0 ? all_before(b) : Tensor();
+  if (first < width) {
+    const Tensor drh = whole_drh(call, g), vector = b.reserve[3].view({-1, call.hidden});
+    products::of_weight_into(call.second_product(out), drh.narrow(1, first, width - first), vector);
+    if (first > 0) recurrent_gradient_into(call.first_product(out), b, drh.narrow(1, 0, first), before);
+  } else if (rest == 0 || split == 0) {
+    recurrent_gradient_into(call.first_product(out), b, whole_drh(call, g), before);
   } else {
     recurrent_gradient_into(out.narrow(0, 0, split), b, g.da.narrow(1, 0, split), before);
     recurrent_gradient_into(out.narrow(0, split, rest), b, g.drh, before);
@@ -177,7 +195,9 @@ Tensor recurrent_gradient(const Backward& b, const Gradients& g) {
 
 // ∂L/∂b_hh = Σ drh. `input`: ∂L/∂b_ih if it is known; never one tensor for two gradients.
 Tensor bias_gradient(const Call& call, const Gradients& g, const Tensor& input) {
-  const int64_t rest = call.split_width(), split = call.gate_width() - rest;
+  const int64_t rest = call.split_width(), split = call.recurrent_width() - rest;
+  if (split == 0) return rest > 0 ? g.drh.sum(0) : at::empty({0}, call.options);
+  if (split + rest != call.gate_width()) return whole_drh(call, g).sum(0);
   Tensor out = input.defined() ? input.clone() : g.da.sum(0);
   if (rest > 0) out.narrow(0, split, rest).copy_(g.drh.sum(0));
   return out;

@@ -36,7 +36,7 @@ struct Kept {
     const auto type = c10::typeMetaToScalarType(call.options.dtype());
     extra = memory(K > G, K - G, type);
     cells = memory(S > 1, S - 1, call.compute_type());
-    unprojected = memory(call.projection, 1, type);
+    unprojected = memory(call.two_products(), 1, type);
   }
 
   // As the operator returns it: what is not kept has shape (0, 0).
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
   x_sizes.push_back(w_ih ? w_ih->size(-1) : call.gate_width());
   if (w_ih) call.check(*w_ih, {call.gate_width(), w_ih->size(-1)}, "w_ih");
   if (b_ih) call.check(*b_ih, {call.gate_width()}, "b_ih");
-  if (given_b_hh) call.check(*given_b_hh, {call.gate_width()}, "b_hh");
+  if (given_b_hh) call.check(*given_b_hh, {call.recurrent_width()}, "b_hh");
   call.check(x, x_sizes, "x");
   call.check_states(initial, "states");
 
@@ -80,6 +80,7 @@ std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, con
   args.projected = call.projected;
   args.w_hh = data_of(w_hh);
   args.b_hh = data_of(b_hh);
+  args.parameters = call.parameters_of(w_hh);
   args.gates = writable(gates);
   args.extra = writable(kept.extra);
   args.cells = writable(kept.cells);

@@ -27,9 +27,9 @@ Error launch(const Call& call, const BackwardArgs& args, Library& library) {
 }
 
 template <class Args>
-void run(const Call& call, Args& args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  if (!run_graphs(call, args, w_hh, w_hr)) {
-    Workspace workspace(call, std::is_same_v<Args, BackwardArgs>, w_hh, w_hr);
+void run(const Call& call, Args& args, const Tensor& first, const OptionalTensor& second) {
+  if (!run_graphs(call, args, first, second)) {
+    Workspace workspace(call, std::is_same_v<Args, BackwardArgs>, first, second);
     args.memory = workspace.pointers();
     check(launch(call, args, workspace.library), driver_name(Driver::kStepwise));
   }
@@ -39,11 +39,12 @@ void run(const Call& call, Args& args, const Tensor& w_hh, const OptionalTensor&
 }  // namespace
 
 void run_stepwise(const Call& call, ForwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  run(call, args, w_hh.t(), w_hr ? OptionalTensor(w_hr->t()) : w_hr);
+  const OptionalTensor second = call.second_matrix(w_hh, w_hr);
+  run(call, args, call.first_product(w_hh).t(), second ? OptionalTensor(second->t()) : second);
 }
 
 void run_stepwise(const Call& call, BackwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  run(call, args, w_hh, w_hr);
+  run(call, args, call.first_product(w_hh), call.second_matrix(w_hh, w_hr));
 }
 
 }  // namespace fastrnn::cuda

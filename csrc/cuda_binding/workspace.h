@@ -11,8 +11,8 @@ struct Workspace {
   Tensors states;
   StepLibrary library;
 
-  // `w_hh`, `w_hr`: the matrices as the products take them, of one pass.
-  Workspace(const Call& call, bool backward, const Tensor& w_hh, const OptionalTensor& w_hr);
+  // `first`, `second`: the matrices as the products take them, of one pass.
+  Workspace(const Call& call, bool backward, const Tensor& first, const OptionalTensor& second);
   StepMemory pointers() const;
 };
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,9 +47,10 @@ def headers() -> Path:
 
 
 @functools.cache
-def _headers_digest() -> str:
+def headers_digest(part: str) -> str:
+    """Of the library's headers for a part: "cpu" or "cuda"."""
     digest, folder = hashlib.sha256(), headers()
-    for path in sorted(p for part in ("cpu", "math") for p in (folder / part).glob("*.h")):
+    for path in sorted(p for name in (part, "math") for p in (folder / name).glob("*.h")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -64,7 +66,7 @@ def compiler() -> tuple[str, ...]:
 
 
 @functools.cache
-def _compiler_version(command: tuple[str, ...]) -> str:
+def compiler_version(command: tuple[str, ...]) -> str:
     try:
         return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -115,8 +117,20 @@ def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Path
     """
     files = sources(name, header, capability, dtype)
     command = compiler()
-    parts = (*files.values(), _headers_digest(), _compiler_version(command), *command, *COMPILE, _openmp(command) or "")
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    parts = (headers_digest("cpu"), compiler_version(command), *command, *COMPILE, _openmp(command) or "")
+    return cached(name, files, parts, lambda folder: _compile(folder, list(files), command))
+
+
+def cached(name: str, files: dict[str, str], parts: Sequence[str], compile_in: Callable[[Path], None]) -> Path:
+    """A shared object out of the cache, or compiled now.
+
+    Args:
+        name: of the cell.
+        files: the sources by name.
+        parts: what the result depends on besides.
+        compile_in: makes ``cell.so`` in a folder that holds the sources; raises BuildError.
+    """
+    digest = hashlib.sha256("\0".join((*files.values(), *parts)).encode()).hexdigest()[:32]
     folder, prefix = cache_folder(), f"{name}_{digest}_"
     try:
         for found in sorted(folder.glob(f"{prefix}*.so")):
@@ -124,7 +138,7 @@ def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Path
                 return found
     except OSError:
         pass  # it cannot be read, and so cannot be loaded
-    return _build(folder, prefix, files, command)
+    return _build(folder, prefix, files, compile_in)
 
 
 def _digest_of(file: Path) -> str:
@@ -139,22 +153,14 @@ def _openmp(command: tuple[str, ...]) -> str | None:
     return "-fopenmp" if sys.platform != "darwin" else None
 
 
-def _build(place: Path, prefix: str, files: dict[str, str], command: tuple[str, ...]) -> Path:
+def _build(place: Path, prefix: str, files: dict[str, str], compile_in: Callable[[Path], None]) -> Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".build-", dir=place) as name:
             folder = Path(name)
             for file, text in files.items():
                 (folder / file).write_text(text, encoding="utf-8")
-            units = [file for file in files if file.endswith(".cpp")]
-            flags = (*COMPILE, "-I.", f"-I{headers()}", "-c")
-            with ThreadPoolExecutor(len(units)) as pool:
-                compiled = [pool.submit(_run, command, [*flags, unit], folder) for unit in units]
-            for one in compiled:
-                one.result()
-            objects = [f"{Path(u).stem}.o" for u in units]
-            extra = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-            _run(command, ["-shared", *objects, "-o", "cell.so", *extra], folder)
+            compile_in(folder)
             target = place / f"{prefix}{_digest_of(folder / 'cell.so')}.so"
             os.replace(folder / "cell.so", target)
             return target
@@ -162,13 +168,27 @@ def _build(place: Path, prefix: str, files: dict[str, str], command: tuple[str, 
         raise BuildError(f"no place for kernels in {place} (FASTRNN_CACHE): {error}") from None
 
 
-def _run(command: tuple[str, ...], arguments: list[str], folder: Path) -> None:
+def _compile(folder: Path, files: Sequence[str], command: tuple[str, ...]) -> None:
+    units = [file for file in files if file.endswith(".cpp")]
     openmp = _openmp(command)
-    full = [*command, *arguments, *([openmp] if openmp else [])]
+    threads = [openmp] if openmp else []
+    flags = (*COMPILE, "-I.", f"-I{headers()}", "-c")
+    with ThreadPoolExecutor(len(units)) as pool:
+        compiled = [pool.submit(run, [*command, *flags, unit, *threads], folder) for unit in units]
+    for one in compiled:
+        one.result()
+    objects = [f"{Path(u).stem}.o" for u in units]
+    extra = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    run([*command, "-shared", *objects, "-o", "cell.so", *extra, *threads], folder)
+
+
+def run(command: Sequence[str], folder: Path) -> None:
+    """Runs a compiler in a folder. Raises BuildError with its first error."""
     try:
-        done = subprocess.run(full, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
         raise BuildError(f"{command[0]} took more than {TIMEOUT} seconds") from None
     if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:500])
+        said = done.stderr + done.stdout  # nvcc's passes write to either
+        first = next((line for line in said.splitlines() if "error" in line), said.strip()[:500])
         raise BuildError(f"{command[0]} failed: {first}")

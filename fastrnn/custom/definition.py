@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastrnn import _C, _ops, cells
 from fastrnn.cells import CellSpec
-from fastrnn.custom import build
+from fastrnn.custom import build, build_cuda
 from fastrnn.custom.emit import Compiled, compiled, equations, header
 from fastrnn.custom.trace import CellError, Names, traced
 
@@ -146,7 +146,11 @@ class Cell:
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> str:
         """Sees to it that there are kernels; why there are none, or an empty string."""
         if device.type == "cuda":
-            return "kernels of cells of one's own are for the CPU so far"
+            if self._compiled.step.staged:
+                return "no kernels on cuda for several vectors that are multiplied, or sums over the units"
+            if len(self.states) > build_cuda.MAX_STATES:
+                return f"no kernels on cuda for more than {build_cuda.MAX_STATES} states"
+            return build_cuda.prepare(self.kernels, self._header, dtype, device)
         if dtype not in build.FORMATS:
             return f"no kernels for {dtype}"
         built = (_C.capability(), dtype)
@@ -163,14 +167,15 @@ class Cell:
                     return str(error)
         return ""
 
-    def build(self, dtype: torch.dtype = torch.float32) -> None:
-        """Compiles the kernels now, instead of at the first call.
+    def build(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+        """Compiles the kernels now, instead of at the first call: for the CPU, or with ``device="cuda"`` for a GPU.
 
         Raises:
             RuntimeError: they cannot be compiled; where a call would warn and take plain torch.
         """
         self._missing.clear()
-        problem = self._prepare(dtype, torch.device("cpu"))
+        build_cuda.forget(self.kernels)
+        problem = self._prepare(dtype, torch.device(device))
         if problem:
             raise RuntimeError(f"{self.name}: {problem}")
 
@@ -245,8 +250,8 @@ def cell(
     has stages between which threads wait for one another; it takes longer.
 
     The function is run once, at definition. Its gradient is derived from that; kernels are compiled at the first call
-    (some seconds) and kept in ``FASTRNN_CACHE`` (``~/.cache/fastrnn``). Without a compiler, and on a GPU, the function
-    itself runs on tensors, step by step, after one warning that says why.
+    (some seconds) and kept in ``FASTRNN_CACHE`` (``~/.cache/fastrnn``): by the C++ compiler, for tensors on a GPU by
+    nvcc. Without a compiler the function itself runs on tensors, step by step, after one warning that says why.
 
     Args:
         gates: G names; the weights have a block of H rows for each, in this order.

@@ -27,10 +27,10 @@ struct Call {
   const int64_t *offsets, *lengths;
   const bool* reset;
   int64_t reverse, training;
-  const void *w_hh, *w_hr, *b_hh, *initial[kMaxStates];
+  const void *w_hh, *w_hr, *b_hh, *parameters, *initial[kMaxStates];
   void *gates, *extra, *cells, *unprojected, *y, *final_states[kMaxStates];
   const void *grad_y, *grad_final[kMaxStates];
-  void *da, *drh, *grad_initial[kMaxStates], *restarts[kMaxStates], *dh;
+  void *da, *drh, *dparameters, *grad_initial[kMaxStates], *restarts[kMaxStates], *dh;
 };
 
 struct Outcome {
@@ -94,30 +94,30 @@ int64_t bytes_of(Format format) {
 
 struct LoopLibrary : Library {
   Multiply function;
-  const void *w_hh, *w_hr;
-  int64_t GH, H, P;
+  const void *first, *second;
+  int64_t RH, W, H, P;  // rows of the two matrices
   bool backward;
   StepMemory memory;
 
   void recurrent(int64_t rows) override {
-    function(memory.operand, w_hh, memory.product, rows, backward ? P : GH, backward ? GH : P, !backward);
+    function(memory.operand, first, memory.product, rows, backward ? P : RH, backward ? RH : P, !backward);
     written(memory.product);
   }
   void projection(int64_t rows) override {
-    function(memory.inner, w_hr, memory.outer, rows, backward ? H : P, backward ? P : H, !backward);
+    function(memory.inner, second, memory.outer, rows, backward ? H : W, backward ? W : H, !backward);
     written(memory.outer);
   }
   static void written(void* p) { emulator::memory().find(p)->written = true; }
 };
 
-StepMemory step_memory(const Call& c, const CellKernels& cell, Format format, bool backward) {
-  const int64_t T = bytes_of(format), C = T == 8 ? 8 : 4, GH = cell.gates * c.H;
+StepMemory step_memory(const Call& c, const CellKernels& cell, Format format, bool backward, int64_t W) {
+  const int64_t T = bytes_of(format), C = T == 8 ? 8 : 4, RH = (cell.recurrent - cell.second) * c.H;
   StepMemory m{};
-  m.product = scratch("product", c.B * (backward ? c.P : GH) * C, false);
-  m.operand = scratch("operand", c.B * (backward ? GH : c.P) * T, false);
-  if (c.w_hr != nullptr) {
-    m.inner = scratch("inner", c.B * (backward ? c.P : c.H) * T, false);
-    m.outer = scratch("outer", c.B * (backward ? c.H : c.P) * C, false);
+  if (RH > 0) m.product = scratch("product", c.B * (backward ? c.P : RH) * C, false);
+  m.operand = scratch("operand", c.B * (backward ? RH : c.P) * T, false);
+  if (W > 0) {
+    m.inner = scratch("inner", c.B * (backward ? W : c.H) * T, false);
+    m.outer = scratch("outer", c.B * (backward ? c.H : W) * C, false);
   }
   for (int s = 0; s < cell.states; ++s) m.states[s] = scratch("states", c.B * (s == 0 ? c.P : c.H) * C, false);
   return m;
@@ -130,6 +130,7 @@ Args common_args(const Call& c) {
   a.hidden = c.H;
   a.projected = c.P;
   a.w_hh = c.w_hh;
+  a.parameters = c.parameters;
   a.gates = c.gates;
   a.extra = c.extra;
   a.cells = c.cells;
@@ -146,8 +147,10 @@ void fill(const Call& c, ForwardArgs& a) {
 }
 void fill(const Call& c, BackwardArgs& a) {
   a.grad_y = c.grad_y;
+  a.unprojected = c.unprojected;
   a.da = c.da;
   a.drh = c.drh;
+  a.dparameters = c.dparameters;
   a.dh = c.dh;
   a.projection = c.w_hr != nullptr;
   for (int s = 0; s < kMaxStates; ++s) {
@@ -209,14 +212,16 @@ Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
   const FormatKernels& kernels = *cell.formats[static_cast<int>(format)];
   LoopLibrary library;
   library.function = multiply_of(format);
-  library.w_hh = c.w_hh;
-  library.w_hr = c.w_hr;
-  library.GH = cell.gates * c.H;
+  library.first = c.w_hh;
+  library.RH = (cell.recurrent - cell.second) * c.H;
+  library.second = c.w_hr;
+  library.W = c.w_hr != nullptr ? c.P : cell.second * c.H;
+  if (cell.second > 0) library.second = static_cast<const char*>(c.w_hh) + library.RH * c.P * bytes_of(format);
   library.H = c.H;
   library.P = c.P;
   library.backward = kBackward;
-  library.memory = a.memory = step_memory(c, cell, format, kBackward);
-  if (c.chunk > 0) return in_chunks(kernels, a, c.chunk, library);
+  library.memory = a.memory = step_memory(c, cell, format, kBackward, library.W);
+  if (c.chunk > 0 && cell.recurrent > 0) return in_chunks(kernels, a, c.chunk, library);
   Counts counts{nullptr, c.B};
   std::vector<int64_t> rows;
   if (c.offsets != nullptr) {
@@ -235,8 +240,8 @@ Tiling tiling_of(const Call& c, const CellKernels& cell, const PersistentKernel<
   t.unit_slices = static_cast<int>((c.H + t.units - 1) / t.units);
   t.rows = static_cast<int>((c.B + c.row_slices - 1) / c.row_slices);
   t.row_slices = static_cast<int>((c.B + t.rows - 1) / t.rows);
-  t.matrix_rows = static_cast<int>(up(backward ? t.units : cell.gates * t.units, 8));
-  t.depth = up(backward ? cell.gates * c.H : c.H, kernel.depth_block);
+  t.matrix_rows = static_cast<int>(up(backward ? t.units : cell.recurrent * t.units, 8));
+  t.depth = up(backward ? cell.recurrent * c.H : c.H, kernel.depth_block);
   t.warps_across = static_cast<int>(up(t.matrix_rows, kTileRows * kRowTiles) / (kTileRows * kRowTiles));
   t.warps_deep = kWarps / t.warps_across;
   if (c.warps_deep > 0 && c.warps_deep < t.warps_deep) t.warps_deep = static_cast<int>(c.warps_deep);
@@ -291,7 +296,8 @@ Choice decide(const Call& c, const CellKernels& cell, Outcome* outcome) {
   } else {
     const Machine machine{s.processors, s.shared_bytes, s.largest_cluster > 0 ? 9 : 8, s.largest_cluster};
     const bool backward = std::is_same_v<Args, BackwardArgs>;
-    const Problem problem{c.T, c.B, c.H, cell.gates, cell.states, c.P != c.H || c.w_hr != nullptr, backward};
+    const bool projection = c.P != c.H || c.w_hr != nullptr;
+    const Problem problem{c.T, c.B, c.H, cell.recurrent, cell.second, cell.states, projection, backward};
     choice = choose(kernels, problem, machine, wanted);
   }
   tell(choice.tiling, outcome);
@@ -344,7 +350,7 @@ FASTRNN_EXPORT int64_t emulated_driver(const char* name) {
   Driver driver;
   return driver_named(name, &driver) ? static_cast<int64_t>(driver) : -1;
 }
-// G, S, K, the first gate that is split; returns 0 if there is no such cell.
+// G, S, K, the first product that is split, R, R2, Q; returns 0 if there is no such cell.
 FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   const CellKernels* cell = find_cell(name);
   if (cell == nullptr) return 0;
@@ -352,6 +358,9 @@ FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   numbers[1] = cell->states;
   numbers[2] = cell->saved;
   numbers[3] = cell->split_from;
+  numbers[4] = cell->recurrent;
+  numbers[5] = cell->second;
+  numbers[6] = cell->parameters;
   return 1;
 }
 FASTRNN_EXPORT void emulated_forward(const Call* call, Outcome* outcome) { run<ForwardArgs>(*call, outcome); }

@@ -1,16 +1,13 @@
 // What the binding of csrc/cuda_binding has around it on a GPU, on the CPU: the runtime's errors, a machine, the small
-// kernels of cuda/layout.h, the cells' tables.
+// kernels of cuda/layout.h.
 #include <cuda_runtime_api.h>
-#include <string.h>
 
 #include <algorithm>
 
 #include "cuda/layout.h"
-#include "cuda/registry.h"
 #include "cuda_binding/graphs.h"
 #include "cuda_binding/machine.h"
 #include "launcher.h"
-#include "tables.h"
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorName(cudaError_t) { return "emulated"; }
@@ -64,16 +61,5 @@ void limit_machine(int processors, int64_t shared_bytes, int largest_cluster) {
 
 bool run_graphs(const Call&, ForwardArgs, const Tensor&, const OptionalTensor&) { return false; }
 bool run_graphs(const Call&, BackwardArgs, const Tensor&, const OptionalTensor&) { return false; }
-
-const CellKernels* find_cell(const char* name) {
-  for (const CellKernels& kernels : all_tables()) {
-    if (strcmp(kernels.name, name) == 0) return &kernels;
-  }
-  return nullptr;
-}
-
-const char* cell_name(int k) {
-  return k < static_cast<int>(all_tables().size()) ? all_tables()[static_cast<size_t>(k)].name : nullptr;
-}
 
 }  // namespace fastrnn::cuda

@@ -18,6 +18,17 @@ void limit(int64_t processors, int64_t shared_bytes, int64_t largest_cluster) {
 
 void refuse(bool on) { set_refusing(on); }
 void poison(bool on) { set_poison(on); }
+void load_own(c10::string_view path, int64_t capability) {
+  const std::string problem = load_cell(std::string(path).c_str(), static_cast<int>(capability));
+  TORCH_CHECK(problem.empty(), problem);
+}
+// The formats that a cell has kernels of, a bit each.
+int64_t formats(c10::string_view name, int64_t capability) {
+  const CellKernels* cell = find_cell(std::string(name).c_str(), static_cast<int>(capability));
+  int64_t found = 0;
+  for (int k = 0; cell != nullptr && k < kFormats; ++k) found |= static_cast<int64_t>(cell->formats[k] != nullptr) << k;
+  return found;
+}
 void seed(int64_t value) { emulator::settings().seed = static_cast<uint64_t>(value); }
 
 std::vector<int64_t> counted() {
@@ -42,6 +53,8 @@ TORCH_LIBRARY(fastrnn_emulated, m) {
   m.def("set_refusing", &fastrnn::cuda::refuse);
   m.def("set_poison", &fastrnn::cuda::poison);
   m.def("set_seed", &fastrnn::cuda::seed);
+  m.def("load_cell", &fastrnn::cuda::load_own);
+  m.def("formats", &fastrnn::cuda::formats);
   m.def("runs", &fastrnn::cuda::counted);
 }
 

@@ -1,0 +1,69 @@
+"""Compiles cells of Python with nvcc for sm_80 and sm_90a, links and loads them, and needs no GPU.
+
+    python check_cuda_cells.py TESTS        # the folder that holds custom_cells.py
+
+For `tools/check_cuda.sh`, run where a build with CUDA kernels is found first. LSTM in every format; LSTM, GRU and RNN
+written in Python, and cells that differ in what they have, in float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+CAPABILITIES = ((8, 0), (9, 0))
+#: Numbers of each unit, a product for some gates, a second product, none, four states, inputs without weights.
+GALLERY = ("peephole_lstm", "mut1", "multiplicative_lstm", "sru", "slstm", "zoneout_lstm")
+
+
+def cells(tests: str) -> list[Any]:
+    sys.path.insert(0, tests)
+    import custom_cells  # type: ignore[import-not-found]
+
+    from fastrnn import gallery
+
+    own = (custom_cells.lstm, custom_cells.gru, custom_cells.rnn_tanh)
+    return [*own, *(gallery.CELLS[name] for name in GALLERY)]
+
+
+def main(tests: str) -> int:
+    from fastrnn import _cuda
+    from fastrnn.custom import build_cuda
+    from fastrnn.custom.build import BuildError
+
+    def build(case: tuple[Any, torch.dtype, tuple[int, int]]) -> str:
+        cell, dtype, capability = case
+        name = f"{cell.name} in {dtype} for sm_{build_cuda.architecture(capability)}"
+        try:
+            file = build_cuda.library(cell.kernels, cell.source(), capability, dtype)
+            _cuda.load_cell(str(file), 10 * capability[0] + capability[1])
+        except (BuildError, ImportError) as error:
+            return f"{name}: {error}"
+        return ""
+
+    found = cells(tests)
+    cases = [(cell, torch.float32, capability) for cell, capability in itertools.product(found, CAPABILITIES)]
+    others = [dtype for dtype in build_cuda.FORMATS if dtype != torch.float32]
+    cases += [(found[0], dtype, capability) for dtype, capability in itertools.product(others, CAPABILITIES)]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["FASTRNN_CACHE"] = cache  # nothing of an earlier build
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            problems = [problem for problem in pool.map(build, cases) if problem]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        seconds = time.monotonic() - start
+        print(f"{len(found)} cells of Python compile, {len(cases)} shared objects in {seconds:.0f} s, and load")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
