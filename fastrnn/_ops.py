@@ -54,6 +54,11 @@ def _sizes() -> dict[str, Sizes]:
 SIZES: dict[str, Sizes] = _sizes()  # fastrnn.custom adds its own
 
 
+def sizes_of(cell: str) -> Sizes:
+    """Those of a cell, also of one with a bound for ∂L/∂h (`fastrnn.cells.with_bound`)."""
+    return SIZES[cell.partition("@")[0]]
+
+
 def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
     """H, of the shapes of the recurrent matrix, (R·H + Q, P), and the projection, (P, H)."""
     return w_hh.shape[1] if w_hr is None else w_hr.shape[1]
@@ -68,7 +73,7 @@ def _batch(x: Tensor, states: Sequence[Tensor], batch_sizes: Tensor | None):
 
 @torch.library.register_fake("fastrnn::sequence_forward")
 def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, training):
-    sizes = SIZES[cell]
+    sizes = sizes_of(cell)
     hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
     batch = _batch(x, states, batch_sizes)
     y = w_hh.new_empty((*x.shape[:-1], projected))
@@ -106,7 +111,7 @@ def _(
     want_initial,
     want_dh,
 ):
-    sizes = SIZES[cell]
+    sizes = sizes_of(cell)
     hidden = hidden_size(w_hh, w_hr)
     wide = (*y.shape[:-1], sizes.gates * hidden)
     initial = _fake_initial(sizes, w_hh, hidden, _batch(y, states, batch_sizes)) if want_initial else []
@@ -140,7 +145,7 @@ def _(
     reverse,
     needs,
 ):
-    sizes = SIZES[cell]
+    sizes = sizes_of(cell)
     hidden = hidden_size(w_hh, w_hr)
     shapes = (
         x.shape,

@@ -1,3 +1,6 @@
+#include <cmath>
+#include <locale>
+#include <sstream>
 #include <string>
 
 #include "binding/buffers.h"
@@ -10,6 +13,20 @@ namespace fastrnn {
 namespace {
 
 constexpr int kParts = static_cast<int>(Format::kFloat32Parts);
+
+std::string without_bound(c10::string_view name) { return std::string(name.substr(0, name.find('@'))); }
+
+double bound_of(c10::string_view name) {
+  const size_t at = name.find('@');
+  if (at == c10::string_view::npos) return 0;
+  std::istringstream text{std::string(name.substr(at + 1))};
+  text.imbue(std::locale::classic());
+  double bound = 0;
+  const bool read = static_cast<bool>(text >> bound) && text.eof();
+  TORCH_CHECK_VALUE(read && bound > 0 && std::isfinite(bound), "cell: expected a positive number behind @, got ",
+                    std::string(name));
+  return bound;
+}
 
 const CellKernels* cell_named(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());
@@ -29,7 +46,7 @@ Format format_for(const CellKernels& cell, at::ScalarType type) {
 
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
-    : cell(cell_named(std::string(name))), layout(rows_like, batch_sizes, lengths, reset) {
+    : cell(cell_named(without_bound(name))), clip(bound_of(name)), layout(rows_like, batch_sizes, lengths, reset) {
   TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected shape [", cell->recurrent, "·H, P], got ", w_hh.sizes());
   projected = w_hh.size(1);
   // Where its rows do not say H, h has it: only cells with as many recurrent products as gates can be projected.
