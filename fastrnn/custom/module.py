@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
-from fastrnn.modules import _checks
+from fastrnn.modules import _checks, _extra, _initial
 from fastrnn.modules._layers import run_layers
+
+if TYPE_CHECKING:
+    from fastrnn.training import GradientNormPenalty
 
 States = Tensor | tuple[Tensor, ...]
 
@@ -21,18 +24,25 @@ class Network(nn.Module):
     """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
 
     Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-    dropout=0.0, bidirectional=False, device=None, dtype=None)``.
+    dropout=0.0, bidirectional=False, device=None, dtype=None, learn_initial_state=False)``.
 
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (G·H, I; D·H
     from the second layer on) and ``bias_ih_l{k}`` (G·H), gates in the cell's order; ``weight_hh_l{k}`` (R·H, H) and
     ``bias_hh_l{k}`` (R·H), of the R gates that have a recurrent product (``cell.recurrent``); and for each parameter of
     the cell ``{name}_l{k}`` (H). Weights begin as torch.nn's do, uniform within
-    ±1/√H, parameters as the cell says.
+    ±1/√H, parameters as the cell says. With ``learn_initial_state`` the states that a call without ``hx`` starts from
+    are parameters too: ``initial_{state}_l{k}`` (H), zeros at first.
+
+    Attributes:
+        clip_state_gradient: taken where a call names none; None unless assigned. See `forward`.
 
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive.
         TypeError: a size is not an integer.
     """
+
+    clip_state_gradient: float | None = None
+    learn_initial_state: bool = False
 
     def __init__(
         self,
@@ -46,6 +56,7 @@ class Network(nn.Module):
         bidirectional: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        learn_initial_state: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
@@ -68,6 +79,10 @@ class Network(nn.Module):
                 shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
                 for name, shape in shapes.items():
                     self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        if _initial.check(learn_initial_state):
+            self.learn_initial_state = True
+            widths = dict.fromkeys(cell.states, hidden_size)
+            _initial.add(self, widths, _initial.suffixes(self), self.weight_ih_l0)  # type: ignore[arg-type]
         self.reset_parameters()
 
     @property
@@ -91,6 +106,8 @@ class Network(nn.Module):
                             initial(parameter)
                         else:
                             parameter.fill_(initial)
+                    for name in self.cell.states if self.learn_initial_state else ():
+                        getattr(self, _initial.PREFIX + name + suffix).zero_()
 
     def _weights(self, dtype: torch.dtype | None) -> list[LayerWeights]:
         def get(name: str) -> Tensor:
@@ -117,17 +134,23 @@ class Network(nn.Module):
         reset: Any = None,
         backend: str = "auto",
         recompute: bool | int = False,
+        initial: States | None = None,
+        clip_state_gradient: float | None = None,
+        penalty: GradientNormPenalty | None = None,
     ) -> tuple[Any, States]:
         """All layers over a whole sequence.
 
         Args:
             input: (T, B, I), (B, T, I) if ``batch_first``, (T, I), or a PackedSequence.
             hx: initial states, (L·D, B, H) each, or (L·D, H) for an input without batch: one tensor if the cell has one
-                state, else a tuple. None for zeros.
+                state, else a tuple. None for the learned ones, or zeros.
             lengths: (B) the steps of each row; what is behind them is not looked at, and gives zeros.
-            reset: (T, B) or as the input lies, bool: true at the first step of a new segment, which starts from hx.
+            reset: (T, B) or as the input lies, bool: true at the first step of a new segment, which starts from
+                ``initial``.
             backend: ``"auto"``, ``"fused"`` or ``"reference"``, see :func:`fastrnn.functional.sequence`.
             recompute: keep less for the backward pass, see there.
+            initial, clip_state_gradient, penalty: as in `fastrnn.LSTM`'s forward. Of several states only the first
+                one's gradient is cut.
 
         Returns:
             outputs, (T, B, D·H) or as the input lies, and the final states in the form of ``hx``.
@@ -142,6 +165,10 @@ class Network(nn.Module):
         options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
         if recompute:
             options["recompute"] = recompute
+        more = _extra.of_call(self, None, clip_state_gradient, penalty)
+        options.update(more)
+        if self.learn_initial_state or initial is not None:
+            hx, initial = self._start(input, hx, initial)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, options)
         if not isinstance(input, Tensor):
@@ -157,6 +184,8 @@ class Network(nn.Module):
             options["lengths"] = _checks.as_lengths(lengths, x.shape[0], x.shape[1], x.device)
         if reset is not None:
             options["reset"] = _checks.as_reset(reset, input.shape[:-1], self.batch_first, x.device)
+            if initial is not None:
+                options["initial"] = self._as_states(initial, x.shape[1], batched, "initial")
         y, last = self._run(x, states, options)
         if not batched:
             return y.squeeze(1), self._given_back(tuple(s.squeeze(1) for s in last))
@@ -194,6 +223,8 @@ class Network(nn.Module):
             return run_layers(*arguments, states, self._directions, dropout, options, layer)
         if states is not None:
             states = tuple(s.to(target) for s in states)
+        if "initial" in options:
+            options["initial"] = tuple(s.to(target) for s in options["initial"])
         with torch.autocast(x.device.type, enabled=False):
             return run_layers(*arguments, states, self._directions, dropout, options, layer)
 
@@ -220,7 +251,7 @@ class Network(nn.Module):
 
         Args:
             input: (B, I) or (I).
-            states: what the step before returned, or as ``hx`` of `forward`; None for zeros.
+            states: what the step before returned, or as ``hx`` of `forward`; None for the learned ones, or zeros.
 
         Returns:
             outputs (B, H) or (H), and the states.
@@ -235,26 +266,38 @@ class Network(nn.Module):
         batched = input.dim() == 2
         x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
         options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": "auto"}
+        options.update(_extra.of_call(self, None, None, None))
+        if states is None and self.learn_initial_state:
+            states = _initial.of_layers(self, self.cell.states, x.shape[1] if batched else None)
         y, last = self._run(x, self._as_states(states, x.shape[1], batched), options)
         if not batched:
             last = tuple(s.squeeze(1) for s in last)
         return y.squeeze(0) if batched else y.view(-1), self._given_back(last)
 
-    def _as_states(self, hx: States | None, batch: int, batched: bool) -> tuple[Tensor, ...] | None:
+    def _start(self, input: Any, hx: States | None, initial: States | None) -> tuple[States | None, States | None]:
+        """The states that a call starts from, and those that a new segment does; None: the same."""
+        if initial is None and _initial.is_readable(input, 3):
+            batch = _initial.batch_of(input, self.batch_first, 3)
+            initial = _initial.of_layers(self, self.cell.states, batch)
+        return (initial, None) if hx is None else (hx, initial)
+
+    def _as_states(
+        self, hx: States | None, batch: int, batched: bool, argument: str = "hx"
+    ) -> tuple[Tensor, ...] | None:
         if hx is None:
             return None
         names = self.cell.states
         if not isinstance(hx, (Tensor, tuple, list)):
-            raise TypeError(f"hx: expected a Tensor or a tuple of them, got {type(hx).__name__}")
+            raise TypeError(f"{argument}: expected a Tensor or a tuple of them, got {type(hx).__name__}")
         states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
-            raise TypeError(f"hx: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")
+            raise TypeError(f"{argument}: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")
         if not batched:
             states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
         expected = (self.num_layers * self._directions, batch, self.hidden_size)
         for name, state in zip(names, states, strict=True):
             if tuple(state.shape) != expected:
-                raise RuntimeError(f"hx: expected {name} of size {expected}, got {tuple(state.shape)}")
+                raise RuntimeError(f"{argument}: expected {name} of size {expected}, got {tuple(state.shape)}")
         return states
 
     def _given_back(self, states: tuple[Tensor, ...]) -> States:
@@ -265,4 +308,5 @@ class Network(nn.Module):
         for name, usual in (("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False)):
             if getattr(self, name) != usual:
                 text += f", {name}={getattr(self, name)}"
-        return text + (f", dropout={self.dropout}" if self.dropout else "")
+        text += f", dropout={self.dropout}" if self.dropout else ""
+        return text + (", learn_initial_state=True" if self.learn_initial_state else "")
