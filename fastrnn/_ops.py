@@ -167,4 +167,5 @@ def _(
 forward = torch.ops.fastrnn.sequence_forward.default
 backward = torch.ops.fastrnn.sequence_backward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
+layer_backward_flow = torch.ops.fastrnn.layer_backward_flow.default
 layer = _C.layer

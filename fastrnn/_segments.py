@@ -223,7 +223,11 @@ def from_initial(
     def layer(rows: Tensor, entered: States, lengths: Tensor | None, reset: Tensor | None) -> tuple[Tensor, States]:
         return sequence(cell, rows, weights, entered, lengths=lengths, reset=reset, **options)
 
-    return segment.through(layer, x, states, initial)
+    penalty = options.get("penalty")
+    if penalty is None:
+        return segment.through(layer, x, states, initial)
+    with penalty._of_rows(x.shape[1]):
+        return segment.through(layer, x, states, initial)
 
 
 def _has_values() -> bool:
