@@ -240,7 +240,7 @@ def _fusible(weights: LayerWeights, backend: str, spec: CellSpec) -> bool:
         if w.device.type in ("cpu", "meta"):
             return True
         if w.is_cuda:
-            problem = _gpu.problem(w.device) or ("clip_state_gradient has no kernels there" if spec.clip else "")
+            problem = _gpu.problem(w.device)
             if not problem:
                 return True
             reason = f"{reason}, {problem}"
@@ -281,7 +281,8 @@ def lstm(
     recompute: bool | int = False,
     **more: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``. Arguments as in :func:`sequence`.
+    """One LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``. Arguments as in :func:`sequence`,
+    ``more`` of them too.
 
     Gates in torch's order (i, f, g, o). Source: Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; with
     ``weights.w_hr`` the projection of Sak 2014.
@@ -316,7 +317,8 @@ def gru(
     recompute: bool | int = False,
     **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One GRU layer in one direction: ``y, h = gru(x, weights, h0)``. Arguments as in :func:`sequence`.
+    """One GRU layer in one direction: ``y, h = gru(x, weights, h0)``. Arguments as in :func:`sequence`, ``more`` of
+    them too.
 
     Gates in torch's order (r, z, n), reset after the product. Source: Cho 2014, v1.
     """
@@ -340,7 +342,8 @@ def rnn(
     recompute: bool | int = False,
     **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One Elman layer in one direction: ``y, h = rnn(x, weights, h0)``. Arguments as in :func:`sequence`.
+    """One Elman layer in one direction: ``y, h = rnn(x, weights, h0)``. Arguments as in :func:`sequence`, ``more`` of
+    them too.
 
     ``nonlinearity`` is ``"tanh"`` or ``"relu"``. Source: Elman 1990.
     """

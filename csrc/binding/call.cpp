@@ -1,9 +1,7 @@
-#include <cmath>
-#include <locale>
-#include <sstream>
 #include <string>
 
 #include "binding/buffers.h"
+#include "binding/cell_name.h"
 #include "binding/ops.h"
 #include "binding/products.h"
 #include "cpu/dispatch.h"
@@ -13,20 +11,6 @@ namespace fastrnn {
 namespace {
 
 constexpr int kParts = static_cast<int>(Format::kFloat32Parts);
-
-std::string without_bound(c10::string_view name) { return std::string(name.substr(0, name.find('@'))); }
-
-double bound_of(c10::string_view name) {
-  const size_t at = name.find('@');
-  if (at == c10::string_view::npos) return 0;
-  std::istringstream text{std::string(name.substr(at + 1))};
-  text.imbue(std::locale::classic());
-  double bound = 0;
-  const bool read = static_cast<bool>(text >> bound) && text.eof();
-  TORCH_CHECK_VALUE(read && bound > 0 && std::isfinite(bound), "cell: expected a positive number behind @, got ",
-                    std::string(name));
-  return bound;
-}
 
 const CellKernels* cell_named(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());

@@ -10,6 +10,7 @@ namespace fastrnn::cuda {
 
 struct Call {
   const CellKernels* cell;
+  double clip;  // BackwardArgs::clip
   at::Device device;
   Layout layout;
   int64_t hidden, projected;  // H, P

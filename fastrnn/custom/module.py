@@ -165,8 +165,8 @@ class Network(nn.Module):
         options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
         if recompute:
             options["recompute"] = recompute
-        more = _extra.of_call(self, None, clip_state_gradient, penalty)
-        options.update(more)
+        clip = self.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
+        options.update(_extra.of_call(None, clip, penalty))
         if self.learn_initial_state or initial is not None:
             hx, initial = self._start(input, hx, initial)
         if isinstance(input, PackedSequence):
@@ -266,7 +266,7 @@ class Network(nn.Module):
         batched = input.dim() == 2
         x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
         options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": "auto"}
-        options.update(_extra.of_call(self, None, None, None))
+        options.update(_extra.of_call(None, self.clip_state_gradient, None))
         if states is None and self.learn_initial_state:
             states = _initial.of_layers(self, self.cell.states, x.shape[1] if batched else None)
         y, last = self._run(x, self._as_states(states, x.shape[1], batched), options)

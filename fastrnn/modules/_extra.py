@@ -10,20 +10,17 @@ from torch import Tensor
 from ..cells import check_bound
 
 
-def of_call(module: Any, initial: Any, clip_state_gradient: float | None, penalty: Any) -> dict[str, Any]:
-    """Those that are there, empty for the usual call. Raises as `check_bound`."""
-    clip = module.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
-    if clip is None and initial is None and penalty is None:
-        return {}
-    more = {"initial": initial, "clip_state_gradient": clip, "penalty": penalty}
-    if clip is not None:
-        check_bound(clip)
+def of_call(initial: Any, clip_state_gradient: float | None, penalty: Any) -> dict[str, Any]:
+    """Those that are there. Raises as `check_bound`."""
+    if clip_state_gradient is not None:
+        check_bound(clip_state_gradient)
+    more = {"initial": initial, "clip_state_gradient": clip_state_gradient, "penalty": penalty}
     return {name: value for name, value in more.items() if value is not None}
 
 
 def check_backend(more: dict[str, Any], backend: str) -> None:
     """Raises ValueError where torch.nn's forward is asked for what only ours has."""
-    if more and backend == "torch":
+    if backend == "torch":
         raise ValueError(f"backend='torch': expected a call without {in_words(more)}, which torch.nn does not have")
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import _extra
+
 PREFIX = "initial_"
 
 
@@ -97,3 +99,50 @@ def supply(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     else:
         states = of_layers(module, names, batch_of(input, module.batch_first, 3))
     return (input,), {"hx": states if len(states) > 1 else states[0]}
+
+
+class LearnedStates:
+    """Mixin of the layers, before ``nn.RNNBase``: their learned states, and the states that segments start from."""
+
+    learn_initial_state: bool = False
+    _state_names: tuple[str, ...] = ("h",)
+
+    def _learn_initial_state(self: Any, wanted: bool) -> None:
+        if check(wanted):
+            self.learn_initial_state = True
+            widths = dict(zip(self._state_names, self._state_sizes(), strict=True))
+            add(self, widths, suffixes(self), self.weight_hh_l0)
+
+    def reset_parameters(self: Any) -> None:
+        """Weights as torch.nn's begin; learned initial states with zeros."""
+        reset_parameters(self)
+
+    def extra_repr(self) -> str:
+        own = ", learn_initial_state=True" if self.learn_initial_state else ""
+        return super().extra_repr() + own  # type: ignore[misc]
+
+    def _start(self, input: Any, hx: Any, reset: Any, ids: bool, batch_first: bool, more: dict[str, Any]) -> Any:
+        """The states that a call starts from; `more` keeps ``initial`` where a segment inside starts from others."""
+        rank = 2 if ids else 3
+        given = more.pop("initial", None)
+        if given is None and is_readable(input, rank):
+            states = of_layers(self, self._state_names, batch_of(input, batch_first, rank))
+            given = states if len(states) > 1 else states[0]
+        if hx is None:
+            return given
+        if reset is not None and given is not None:
+            more["initial"] = given
+        return hx
+
+    def _checked(self, more: dict[str, Any], states: tuple[Tensor, ...] | None, batched: bool) -> dict[str, Any]:
+        """`more` with ``initial`` as `sequence` has it, or a ValueError; ``states`` are those of the call."""
+        if "initial" not in more:
+            return more
+        module: Any = self
+        given = module._as_states(more["initial"])
+        if not batched:
+            given = tuple([s.unsqueeze(1) if isinstance(s, Tensor) else s for s in given])
+        wanted = [tuple(s.shape) for s in states or ()]
+        if not all(isinstance(s, Tensor) for s in given) or [tuple(s.shape) for s in given] != wanted:
+            raise ValueError(f"initial: expected states in the form of hx, got {_extra.shapes(more['initial'])}")
+        return {**more, "initial": given}

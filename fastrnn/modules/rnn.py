@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
-class RecurrentLayers(TorchIdentity, nn.RNNBase):
+class RecurrentLayers(TorchIdentity, _initial.LearnedStates, nn.RNNBase):
     """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors
     are torch's. A call computes with the attributes ``weight_ih_l0`` and so on; torch's private list of them,
     ``_flat_weights``, is not read, so that what is assigned to it has no effect.
@@ -36,20 +36,6 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
     backend: str = "auto"
     recompute: bool | int = False
     clip_state_gradient: float | None = None
-    learn_initial_state: bool = False
-
-    def _learn_initial_state(self, wanted: bool) -> None:
-        if _initial.check(wanted):
-            self.learn_initial_state = True
-            widths = dict(zip(self._state_names, self._state_sizes(), strict=True))
-            _initial.add(self, widths, _initial.suffixes(self), self.weight_hh_l0)  # type: ignore[arg-type]
-
-    def reset_parameters(self) -> None:
-        """Weights as torch.nn's begin; learned initial states with zeros."""
-        _initial.reset_parameters(self)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (", learn_initial_state=True" if self.learn_initial_state else "")
 
     def forward(
         self,
@@ -114,10 +100,14 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         recompute = self.recompute if recompute is None else recompute
         if recompute is not False:
             _recompute.check(recompute)
-        more = _extra.of_call(self, initial, clip_state_gradient, penalty)
+        clip = self.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
+        more: dict[str, Any] = {}
+        if clip is not None or initial is not None or penalty is not None:
+            more = _extra.of_call(initial, clip, penalty)
         if self.learn_initial_state or initial is not None:
             hx = self._start(input, hx, reset, embedding is not None, self.batch_first, more)
-        _extra.check_backend(more, backend)
+        if more:
+            _extra.check_backend(more, backend)
         if backend == "auto" and lengths is None and reset is None and embedding is None and recompute is False:
             found = None if more or torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
             if found is not None:
@@ -125,19 +115,6 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute, more)
         return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding, recompute, more)
-
-    def _start(self, input: Any, hx: Any, reset: Any, ids: bool, batch_first: bool, more: dict[str, Any]) -> Any:
-        """The states that a call starts from; `more` keeps ``initial`` where a segment inside starts from others."""
-        rank = 2 if ids else 3
-        given = more.pop("initial", None)
-        if given is None and _initial.is_readable(input, rank):
-            states = _initial.of_layers(self, self._state_names, _initial.batch_of(input, batch_first, rank))
-            given = states if len(states) > 1 else states[0]
-        if hx is None:
-            return given
-        if reset is not None and given is not None:
-            more["initial"] = given
-        return hx
 
     def step(
         self,
@@ -163,8 +140,10 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
         """
         backend = backend or self.backend
-        more = _extra.of_call(self, None, None, None)
-        _extra.check_backend(more, backend)
+        more: dict[str, Any] = {}
+        if self.clip_state_gradient is not None:
+            more = _extra.of_call(None, self.clip_state_gradient, None)
+            _extra.check_backend(more, backend)
         if state is None and self.learn_initial_state and isinstance(x, Tensor):
             # (B, I) lies as (B, T) does: rows first.
             state = self._start(x.unsqueeze(0), None, None, embedding is not None, False, more)
@@ -332,23 +311,9 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             y, last = y.to(target), (last[0].to(target), last[1])
         return y, last
 
-    def _checked(self, more: dict[str, Any], states: tuple[Tensor, ...] | None, batched: bool) -> dict[str, Any]:
-        """`more` with ``initial`` as `sequence` has it, or a ValueError; ``states`` are those of the call."""
-        if "initial" not in more:
-            return more
-        given = self._as_states(more["initial"])
-        if not batched:
-            given = tuple([s.unsqueeze(1) if isinstance(s, Tensor) else s for s in given])
-        wanted = [tuple(s.shape) for s in states or ()]
-        if not all(isinstance(s, Tensor) for s in given) or [tuple(s.shape) for s in given] != wanted:
-            raise ValueError(f"initial: expected states in the form of hx, got {_extra.shapes(more['initial'])}")
-        return {**more, "initial": given}
-
     def _as_states(self, hx: Any) -> tuple[Any, ...]:
         """``hx`` as a tuple of states; of nothing where it has not the form for that, which fits no network."""
         return (hx,)
-
-    _state_names: tuple[str, ...] = ("h",)
 
     def _state_sizes(self) -> tuple[int, ...]:
         return (self.hidden_size,)
