@@ -203,6 +203,19 @@ def test_learned_states_get_gradients_from_restarts():
         assert (grad is not None and bool(grad.any())) is expected
 
 
+def test_a_given_initial_state_gets_gradients():
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[9, 2] = True
+    for model in (fastrnn.GRU(I, H), nn.GRU(I, H)):
+        initial = torch.randn(1, B, H, requires_grad=True)
+        chunks = iter(truncated_bptt(model, torch.randn(T, B, I), steps=4, reset=reset, initial=initial))
+        for rows in ([0, 1, 2, 3], [], [2]):
+            initial.grad = None
+            next(chunks).output.sum().backward()
+            found = [] if initial.grad is None else initial.grad[0].any(-1).nonzero().flatten().tolist()
+            assert found == rows
+
+
 def test_mask_and_mean():
     model = fastrnn.GRU(I, H)
     reset = torch.zeros(T, B, dtype=torch.bool)

@@ -93,8 +93,8 @@ def truncated_bptt(
         burn_in: so many steps at the beginning are run without gradients, only for the state, and are in no chunk;
             after a restart of a row so many of its steps are not in the ``mask``.
         state: that to go on from, as an earlier run's ``state``; None: ``initial``.
-        initial: what rows start from, in the form of the model's states; None: what the model itself starts from
-            without a state, zeros or learned states.
+        initial: what rows start from, in the form of the model's states; gradients reach it. None: what the model
+            itself starts from without a state, zeros or learned states.
         reset: bool, (T, B), or (B, T) if ``batch_first``: true at the first step of a new segment of a row, whose state
             is then ``initial`` again. A model that has the keywords ``reset`` and ``initial`` gets them; any other is
             called for the steps between resets, and for rows that restart apart from those that go on.
@@ -141,7 +141,9 @@ class TruncatedBPTT:
         self._total, self._rows, self._device = self._measure()
         self._steps, self._window, self._burn_in = self._checked(*numbers)
         state, self._initial = states
-        self.state = detach(self._initial if state is None else state)
+        # Of what is not an earlier state gradients are wanted, if it is learned.
+        self._begin = self._initial if state is None else detach(state)
+        self.state = detach(self._begin)
         self._reset, self._mask = self._read_resets(reset)
         self._started = False
 
@@ -155,11 +157,12 @@ class TruncatedBPTT:
         return self._chunks()
 
     def _chunks(self) -> Iterator[Chunk]:
+        first, kept = 0, self._begin  # where the window begins, and the state there
         if self._burn_in:
             with torch.no_grad():
-                _, state = self._run(0, self._burn_in, self.state)
-            self.state = detach(state)
-        first, kept = self._burn_in, self.state  # where the window begins, and the state there
+                _, state = self._run(0, self._burn_in, kept)
+            first, kept = self._burn_in, detach(state)
+            self.state = kept
         for start in range(self._burn_in, self._total, self._steps):
             stop = min(start + self._steps, self._total)
             # The next window begins as far back as it may.
