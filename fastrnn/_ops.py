@@ -164,6 +164,33 @@ def _(
     return out
 
 
+@torch.library.register_fake("fastrnn::layer_backward_flow")
+def _(
+    cell,
+    grad_y,
+    grad_final,
+    x,
+    w_ih,
+    w_hh,
+    w_hr,
+    states,
+    y,
+    reserve,
+    batch_sizes,
+    lengths,
+    reset,
+    reverse,
+    needs,
+):
+    layout = (batch_sizes, lengths, reset, reverse)
+    out = layer_backward(cell, grad_y, grad_final, x, w_ih, w_hh, w_hr, states, y, reserve, *layout, needs)
+    sizes, hidden = sizes_of(cell), hidden_size(w_hh, w_hr)
+    compute = torch.float64 if w_hh.dtype == torch.float64 else torch.float32
+    widths = [hidden if s else w_hh.shape[1] for s in range(sizes.states)]
+    out.append(w_hh.new_empty((*x.shape[:-1], sizes.recurrent * hidden)))
+    return out + [w_hh.new_empty((*x.shape[:-1], width), dtype=compute) for width in widths]
+
+
 forward = torch.ops.fastrnn.sequence_forward.default
 backward = torch.ops.fastrnn.sequence_backward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
