@@ -2,7 +2,7 @@
 
 ``fastrnn.LSTM``, ``GRU``, ``RNN`` and their ``…Cell`` forms take the place of ``torch.nn``'s; :func:`convert` swaps
 those of a whole model. :mod:`fastrnn.functional` is the functional form. :func:`cell` makes kernels of a cell of one's
-own.
+own. :mod:`fastrnn.init` and :mod:`fastrnn.training` are what training through time needs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from fastrnn._version import __version__
 
 try:
-    from fastrnn import cuda, functional
+    from fastrnn import cuda, functional, init, training
     from fastrnn.custom import CellError, cell
     from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stream, convert
 except ImportError as _error:
@@ -41,4 +41,6 @@ __all__ = [
     "convert",
     "cuda",
     "functional",
+    "init",
+    "training",
 ]

@@ -56,6 +56,11 @@ def _sizes() -> dict[str, Sizes]:
 SIZES: dict[str, Sizes] = _sizes()  # fastrnn.custom adds its own
 
 
+def sizes_of(cell: str) -> Sizes:
+    """Those of a cell, also of one with a bound for ∂L/∂h (`fastrnn.cells.with_bound`)."""
+    return SIZES[cell.partition("@")[0]]
+
+
 def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
     """H, of the shapes of the recurrent matrix, (R·H + Q, P), and the projection, (P, H)."""
     return w_hh.shape[1] if w_hr is None else w_hr.shape[1]
@@ -70,7 +75,7 @@ def _batch(x: Tensor, states: Sequence[Tensor], batch_sizes: Tensor | None):
 
 @torch.library.register_fake("fastrnn::sequence_forward")
 def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, training):
-    sizes = SIZES[cell]
+    sizes = sizes_of(cell)
     hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
     batch = _batch(x, states, batch_sizes)
     y = w_hh.new_empty((*x.shape[:-1], projected))
@@ -108,7 +113,7 @@ def _(
     want_initial,
     want_dh,
 ):
-    sizes = SIZES[cell]
+    sizes = sizes_of(cell)
     hidden = hidden_size(w_hh, w_hr)
     wide = (*y.shape[:-1], sizes.gates * hidden)
     initial = _fake_initial(sizes, w_hh, hidden, _batch(y, states, batch_sizes)) if want_initial else []
@@ -142,7 +147,7 @@ def _(
     reverse,
     needs,
 ):
-    sizes = SIZES[cell]
+    sizes = sizes_of(cell)
     hidden = hidden_size(w_hh, w_hr)
     shapes = (
         x.shape,
@@ -161,7 +166,35 @@ def _(
     return out
 
 
+@torch.library.register_fake("fastrnn::layer_backward_flow")
+def _(
+    cell,
+    grad_y,
+    grad_final,
+    x,
+    w_ih,
+    w_hh,
+    w_hr,
+    states,
+    y,
+    reserve,
+    batch_sizes,
+    lengths,
+    reset,
+    reverse,
+    needs,
+):
+    layout = (batch_sizes, lengths, reset, reverse)
+    out = layer_backward(cell, grad_y, grad_final, x, w_ih, w_hh, w_hr, states, y, reserve, *layout, needs)
+    sizes, hidden = sizes_of(cell), hidden_size(w_hh, w_hr)
+    compute = torch.float64 if w_hh.dtype == torch.float64 else torch.float32
+    widths = [hidden if s else w_hh.shape[1] for s in range(sizes.states)]
+    out.append(w_hh.new_empty((*x.shape[:-1], sizes.recurrent * hidden)))
+    return out + [w_hh.new_empty((*x.shape[:-1], width), dtype=compute) for width in widths]
+
+
 forward = torch.ops.fastrnn.sequence_forward.default
 backward = torch.ops.fastrnn.sequence_backward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
+layer_backward_flow = torch.ops.fastrnn.layer_backward_flow.default
 layer = _C.layer

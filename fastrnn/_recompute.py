@@ -184,7 +184,7 @@ def _order(ctx: Any) -> list[int]:
 
 
 def _state_sizes(cell: str, batch: int, w_hh: Tensor) -> list[tuple[int, int]]:
-    sizes = _ops.SIZES[cell]
+    sizes = _ops.sizes_of(cell)
     # Only with one product there may be a projection, and h be narrower.
     hidden = w_hh.shape[0] // sizes.gates if sizes.one_product else w_hh.shape[1]
     return [(batch, hidden if s else w_hh.shape[1]) for s in range(sizes.states)]

@@ -8,6 +8,7 @@ first reset (in reverse: its last), and the rest, which starts from the initial 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class Segment:
         at = torch.arange(steps, device=reset.device).unsqueeze(-1)
         active = torch.full_like(row, steps) if self.lengths is None else self.lengths
         inside = reset & (at >= 1) & (at < active)
-        if reset.is_cpu and not inside.any():  # from a GPU the answer would have to be waited for
+        if reset.is_cpu and _has_values() and not inside.any():  # from a GPU the answer would have to be waited for
             return
         if self.reverse:
             cut = torch.where(inside, at, 0).amax(0)
@@ -107,6 +108,9 @@ class Segment:
         y, finals, _ = _ops.forward(
             self.cell, self._split(x[self.rows]), *weights, self._enter(carried, initial), *self._layout(), False
         )
+        return self._leave(y, finals, carried)
+
+    def _leave(self, y: Tensor, finals: Any, carried: States) -> tuple[Tensor, States]:
         if self.batch is not None:
             finals = [torch.cat((f, s[self.batch :])) for f, s in zip(finals, carried, strict=True)]
         if self.pieces is not None:
@@ -115,6 +119,14 @@ class Segment:
             after, other = (early, late) if self.reverse else (late, early)
             finals = [torch.where(self.pieces.ends, a, o) for a, o in zip(after, other, strict=True)]
         return self._join(y), tuple(finals)
+
+    def through(self, layer: Callable[..., Any], x: Tensor, carried: States, initial: States) -> tuple[Tensor, States]:
+        """The same by a differentiable layer, called with rows, states, and how they lie; for a segment that is all of
+        the call.
+        """
+        _, lengths, reset, _ = self._layout()
+        y, finals = layer(self._split(x), self._enter(carried, initial), lengths, reset)
+        return self._leave(y, finals, carried)
 
     def pull(
         self,
@@ -189,3 +201,35 @@ class Segment:
             initial = back if initial is None else [i + b for i, b in zip(initial, back, strict=True)]
             grads = [torch.where(self.restart, zero, g) for g in grads]
         return grads, initial
+
+
+def from_initial(
+    sequence: Callable[..., tuple[Tensor, States]],
+    cell: str,
+    x: Tensor,
+    weights: Any,
+    states: States,
+    initial: States,
+    lengths: Tensor | None,
+    reset: Tensor,
+    options: dict[str, Any],
+) -> tuple[Tensor, States]:
+    """`fastrnn.functional.sequence` where rows begin with `states`, but after a reset with `initial`."""
+    if options.get("batch_sizes") is not None or x.dim() < 2 or reset.shape != x.shape[:2]:
+        raise RuntimeError(f"reset: expected shape {tuple(x.shape[:2])}, got {tuple(reset.shape)}")
+    reset = reset.to(x.device)
+    segment = Segment(cell, options["reverse"], (None, lengths, reset), 0, x.shape[0])
+
+    def layer(rows: Tensor, entered: States, lengths: Tensor | None, reset: Tensor | None) -> tuple[Tensor, States]:
+        return sequence(cell, rows, weights, entered, lengths=lengths, reset=reset, **options)
+
+    penalty = options.get("penalty")
+    if penalty is None:
+        return segment.through(layer, x, states, initial)
+    with penalty._of_rows(x.shape[1]):
+        return segment.through(layer, x, states, initial)
+
+
+def _has_values() -> bool:
+    """Whether a decision may rest on values: not while the compiler traces, nor under `torch.func`."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()

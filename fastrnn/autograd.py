@@ -239,7 +239,7 @@ class LayerBackward(torch.autograd.Function):
         needs, n_inputs, n_grads = args[5:8]
         weight_grads = any(needs[1:N_FIXED])
         if needs_each(args, in_dims[9 : 8 + N_FIXED]) or (
-            weight_grads and not (can_expand(args) and _ops.SIZES[args[0]].one_product)
+            weight_grads and not (can_expand(args) and _ops.sizes_of(args[0]).one_product)
         ):
             return each(LayerBackward, info.batch_size, in_dims, args)
         rows = Rows(info.batch_size, args[8], in_dims[8])

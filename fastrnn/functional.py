@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastrnn import _gpu, _ops, _recompute, _tokens, cells, reference
+from fastrnn import _gpu, _ops, _recompute, _segments, _tokens, cells, reference
 from fastrnn.autograd import N_RESERVE, Layer
 from fastrnn.cells import CELLS, CellSpec
+
+if TYPE_CHECKING:
+    from fastrnn.training import GradientNormPenalty
 
 _FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _BACKENDS = ("auto", "fused", "reference")
@@ -54,6 +57,9 @@ def sequence(
     backend: str = "auto",
     embedding: Tensor | None = None,
     recompute: bool | int = False,
+    initial: Sequence[Tensor] | None = None,
+    clip_state_gradient: float | None = None,
+    penalty: GradientNormPenalty | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction over a whole sequence.
 
@@ -66,14 +72,14 @@ def sequence(
         x: (T, B, I) with any strides; (N, I) with ``batch_sizes``. If ``weights.w_ih`` is None, the input product
             (…, G·H) itself.
         weights: the layer's weights, all of x's dtype.
-        states: initial states, each (B, P or H), ``h`` first; None for zeros.
+        states: initial states, each (B, P or H), ``h`` first; None for ``initial``, or zeros.
         batch_sizes: (T) int64 on the CPU (also for x on a GPU), rows of each step of a packed input, never growing. The
             rows of states are then in the order of the packed rows.
         lengths: (B) integers from 0 to T in any order, the steps of each row. Outputs after a row's end are zero, its
             final state is that of its own last step, padding may hold anything. On a GPU they are not read back, and so
             not checked: more than T counts as T, less than 0 as 0.
-        reset: (T, B) bool, true at the first step of a new segment: the state before it is the initial state again.
-            With ``reverse`` the segments are the same, each run from its last step to its first.
+        reset: (T, B) bool, true at the first step of a new segment: the state before it is the initial state again, or
+            ``initial``. With ``reverse`` the segments are the same, each run from its last step to its first.
         reverse: from the last step to the first.
         backend: ``"fused"`` kernels or raise; the plain-torch ``"reference"``; or ``"auto"``: fused where there are
             kernels, else the reference with one warning that says why.
@@ -86,6 +92,12 @@ def sequence(
             a segment, at least 2. Results are the same, but in 16-bit formats the states are rounded at the borders.
             Without effect where the kernels keep nothing or do not run: no gradient, the reference, compiled
             functions, ``torch.func``. Higher derivatives keep everything.
+        initial: what new segments start from where ``states`` are those that an earlier call returned: states in their
+            form. A true ``reset`` at the very first step then counts too. None: ``states``.
+        clip_state_gradient: a bound c. In the backward pass every element of ∂L/∂h_t, all paths together, is cut to ±c
+            before it goes through step t. States other than h are not cut. (Not where derivatives are taken in forward
+            mode.)
+        penalty: what adds the gradient of its Ω to that of ``w_hh``: `fastrnn.training.GradientNormPenalty`.
 
     Returns:
         outputs (T, B, P) or (N, P), and the tuple of final states, each (B, P or H).
@@ -103,11 +115,26 @@ def sequence(
         raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
     if recompute is not False:
         _recompute.check(recompute)
+    if initial is not None and states is None:
+        states = initial
+    elif initial is not None and states is not None and reset is not None:
+        options = {"reverse": reverse, "backend": backend, "embedding": embedding, "recompute": recompute}
+        options.update(clip_state_gradient=clip_state_gradient, penalty=penalty)
+        return _segments.from_initial(
+            sequence, cell, x, weights, tuple(states), tuple(initial), lengths, reset, options
+        )
+    if clip_state_gradient is not None:
+        cell = cells.with_bound(cell, clip_state_gradient)
+        if weights.w_hh.is_complex():
+            raise ValueError(f"clip_state_gradient: expected real numbers, got weights of {weights.w_hh.dtype}")
+        spec = spec.clipped(clip_state_gradient)
     if embedding is not None:
         # To be kept, embedded ids (…, I) are smaller than products (…, G·H).
         x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
         weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
     states = () if states is None else tuple(states)
+    if penalty is not None:
+        return penalty._layer(cell, spec, x, weights, states, (batch_sizes, lengths, reset, reverse), backend)
     compiling = torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
     functionalized = transformed and not compiling and _is_functionalized()
@@ -252,8 +279,10 @@ def lstm(
     backend: str = "auto",
     embedding: Tensor | None = None,
     recompute: bool | int = False,
+    **more: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``. Arguments as in :func:`sequence`.
+    """One LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``. Arguments as in :func:`sequence`,
+    ``more`` of them too.
 
     Gates in torch's order (i, f, g, o). Source: Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; with
     ``weights.w_hr`` the projection of Sak 2014.
@@ -270,6 +299,7 @@ def lstm(
         backend=backend,
         embedding=embedding,
         recompute=recompute,
+        **more,
     )
 
 
@@ -285,13 +315,15 @@ def gru(
     backend: str = "auto",
     embedding: Tensor | None = None,
     recompute: bool | int = False,
+    **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One GRU layer in one direction: ``y, h = gru(x, weights, h0)``. Arguments as in :func:`sequence`.
+    """One GRU layer in one direction: ``y, h = gru(x, weights, h0)``. Arguments as in :func:`sequence`, ``more`` of
+    them too.
 
     Gates in torch's order (r, z, n), reset after the product. Source: Cho 2014, v1.
     """
     layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "reverse": reverse}
-    options = {"backend": backend, "embedding": embedding, "recompute": recompute}
+    options = {"backend": backend, "embedding": embedding, "recompute": recompute, **more}
     return _single("gru", x, weights, state, layout, options)
 
 
@@ -308,15 +340,17 @@ def rnn(
     backend: str = "auto",
     embedding: Tensor | None = None,
     recompute: bool | int = False,
+    **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One Elman layer in one direction: ``y, h = rnn(x, weights, h0)``. Arguments as in :func:`sequence`.
+    """One Elman layer in one direction: ``y, h = rnn(x, weights, h0)``. Arguments as in :func:`sequence`, ``more`` of
+    them too.
 
     ``nonlinearity`` is ``"tanh"`` or ``"relu"``. Source: Elman 1990.
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity: expected tanh or relu, got {nonlinearity!r}")
     layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "reverse": reverse}
-    options = {"backend": backend, "embedding": embedding, "recompute": recompute}
+    options = {"backend": backend, "embedding": embedding, "recompute": recompute, **more}
     return _single(f"rnn_{nonlinearity}", x, weights, state, layout, options)
 
 

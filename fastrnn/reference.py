@@ -19,6 +19,33 @@ States = tuple[Tensor, ...]
 Step = Callable[[Tensor, States], States]
 
 
+class _ClipGradient(torch.autograd.Function):
+    """``apply(h, bound)``: h, whose gradient is cut to ±bound."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, bound: float) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.clamp(-ctx.bound, ctx.bound), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        return tangent.clone()
+
+
+def clip_gradient(h: Tensor, bound: float) -> Tensor:
+    """h itself; of its gradient, every element is cut to ±bound. In forward mode nothing is cut."""
+    return _ClipGradient.apply(h, bound)
+
+
 def zero_states(spec: CellSpec, like: Tensor, batch: int, hidden: int, projected: int) -> States:
     """Initial states of zeros: `h` (B, P), the others (B, H), in the dtype and on the device of `like`."""
     return tuple(like.new_zeros(batch, hidden if k else projected) for k in range(len(spec.states)))
@@ -70,7 +97,8 @@ def sequence(
 
     def step(wx: Tensor, now: States) -> States:
         h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *more)
-        return (h if w_hr is None else F.linear(h, w_hr), *rest)
+        h = h if w_hr is None else F.linear(h, w_hr)
+        return (clip_gradient(h, spec.clip) if spec.clip else h, *rest)
 
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
         lengths = lengths.to(x.device)

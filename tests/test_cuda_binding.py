@@ -294,3 +294,21 @@ def test_what_is_kept_is_a_function_of_the_inputs(ops):
         kept.append(_ops.forward("gru", p.x, *p.weights, list(p.states), None, lengths, None, False, True))
     for a, b in zip(kept[0][2], kept[1][2], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+def test_a_bound_for_the_gradient_of_the_state(ops, driver, kind):
+    dtype = torch.float64 if driver == "stepwise" else torch.float32
+    for options in ({}, {"proj_size": 3}) if kind == "lstm" and driver == "stepwise" else ({},):
+        net = layer_pair(kind, 3, 8, **options)[1].to(dtype)
+        x, reset = torch.randn(5, 4, 3, dtype=dtype), torch.rand(5, 4) < 0.2
+        for layout in ({}, {"reset": reset, "lengths": [5, 0, 3, 4]}):
+            ops.set_driver(driver)
+            before = cuda_ops.runs()[driver]
+            found = gradients(net, net(x, clip_state_gradient=0.05, backend="fused", **layout))
+            assert cuda_ops.runs()[driver] > before
+            expected = gradients(net, net(x, clip_state_gradient=0.05, backend="reference", **layout))
+            same(found, expected, rtol=1e-4, atol=1e-5)
+            plain = gradients(net, net(x, backend="reference", **layout))
+            assert not torch.allclose(plain["weight_hh_l0"], expected["weight_hh_l0"], rtol=1e-2)

@@ -255,3 +255,32 @@ def test_heads_are_a_block_diagonal_matrix(cell):
 def test_heads_have_to_divide_the_units():
     with pytest.raises(ValueError, match="heads: expected a divisor of hidden_size, 8, got 3"):
         headed(2, 8, heads=3)
+
+
+def test_bounded_state_gradients():
+    """∂L/∂h_t is cut before it goes through a step, as a hook on h does it."""
+    network = chain(3, 8).double()
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    lengths = torch.tensor([6, 4])
+    y, _ = network(x, lengths=lengths, clip_state_gradient=0.05, backend="fused")
+    right, _ = network(x, lengths=lengths, clip_state_gradient=0.05, backend="reference")
+    free, _ = network(x, lengths=lengths)
+    parameters = list(network.parameters())
+    ours, theirs = gradients((y,), parameters), gradients((right,), parameters)
+    assert_same(ours, theirs, 1e-11)
+    assert not torch.allclose(ours[1], gradients((free,), parameters)[1])
+
+
+def test_heads_and_learned_initial_states():
+    network = headed(3, 12, heads=3, learn_initial_state=True).double()
+    for name in ("initial_h_l0", "initial_c_l0"):
+        torch.nn.init.normal_(getattr(network, name))
+    x, reset = torch.randn(5, 2, 3, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.bool)
+    reset[2, 1] = True
+    y, last = network(x, reset=reset)
+    tail, _ = network(x[2:, 1:])
+    torch.testing.assert_close(y[2:, 1:], tail)
+    carried, _ = network(x, last, reset=reset)
+    torch.testing.assert_close(carried[2:, 1:], tail)
+    with pytest.raises(ValueError, match="penalty: expected a network with one head"):
+        network(x, penalty=fastrnn.training.GradientNormPenalty(0.1))

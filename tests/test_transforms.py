@@ -117,7 +117,10 @@ def test_opcheck(cell, projected, layout):
     y, finals, reserve = _ops.forward(*forward)
     grads = (torch.randn_like(y), [torch.randn_like(f) for f in finals])
     opcheck(_ops.backward, (cell, *grads, w[1], w[4], states, y, reserve, *rows, False, True, True))
-    opcheck(_ops.layer_backward, (cell, *grads, x, w[0], w[1], w[4], states, y, reserve, *rows, False, [True] * 7))
+    backward = (cell, *grads, x, w[0], w[1], w[4], states, y, reserve, *rows, False, [True] * 7)
+    for given in (backward, (f"{cell}@0.5", *backward[1:])):
+        opcheck(_ops.layer_backward, given)
+        opcheck(_ops.layer_backward_flow, given)
 
 
 @pytest.mark.parametrize("layout", ["plain", "packed", "lengths+reset"])

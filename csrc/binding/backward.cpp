@@ -67,6 +67,7 @@ struct Gradients {
   Tensors initial;     // (B, ·), in the caller's order; empty if not wanted
   Tensor dh;           // (N, P) or undefined
   Tensor dparameters;  // (N, Q·H)
+  Tensors arrived;     // of each state (N, ·), what came from later steps; empty if not wanted
 };
 
 // ∂L/∂rh, (N, G·H).
@@ -87,7 +88,8 @@ Tensor whole_drh(const Call& call, const Gradients& g) {
 }
 
 // `grads`: of y, then of the final states, undefined where there is none.
-Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bool want_initial, bool want_dh) {
+Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bool want_initial, bool want_dh,
+                       bool want_arrived = false) {
   const Call& call = b.call;
   const Layout& layout = call.layout;
   const int S = call.cell->states;
@@ -121,6 +123,7 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   args.da = out.da.data_ptr();
   args.drh = out.drh.data_ptr();
   args.dh = out.dh.defined() ? out.dh.data_ptr() : nullptr;
+  args.clip = call.clip;
   args.initial_product = layout.steps > 1 || call.cell->second > 0 || call.cell->recurrent == 0 || call.cell->staged;
   Tensors finals(S);
   for (int s = 0; s < S; ++s) {
@@ -129,6 +132,11 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
       call.check(grads[s + 1], {layout.batch, call.width(s)}, "grad_final");
       finals[s] = layout.sort(grads[s + 1]);
       args.grad_final[s] = finals[s].const_data_ptr();
+    }
+    if (want_arrived) {
+      const auto type = compute_type(c10::typeMetaToScalarType(call.options.dtype()));
+      out.arrived.push_back(buffers.empty({layout.rows, call.width(s)}, call.options.dtype(type)));
+      args.arrived[s] = out.arrived[s].data_ptr();
     }
     if (want_initial) {
       out.initial.push_back(buffers.empty({layout.batch, call.width(s)}, call.options));
@@ -228,6 +236,12 @@ Tensor recurrent_gradient(const Backward& b, const Gradients& g, bool reverse) {
   return out;
 }
 
+void fill_gradients(Tensors& gradients, const Tensor& w_hh) {
+  for (Tensor& t : gradients) {
+    if (!t.defined()) t = at::empty({0}, w_hh.options().requires_grad(false));
+  }
+}
+
 // Σ over rows; a single row needs no reduction.
 Tensor sum_rows(const Tensor& t) { return t.size(0) == 1 ? copy_of(t, t.sizes().slice(1)) : t.sum(0); }
 
@@ -247,15 +261,19 @@ Tensor bias_gradient(const Call& call, const Gradients& g, const Tensor& input) 
 Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor& x, const OptionalTensor& w_ih,
                        const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
                        at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
+                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs, Tensors* flow) {
   const Inside inside;
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
   const int64_t width = w_ih ? w_ih->size(-1) : 0;
   if (w_ih && (needs[0] || needs[1])) b.call.check(*w_ih, {b.call.gate_width(), width}, "w_ih");
   if (w_ih && needs[1]) b.check_rows(x, width, "x");
   const Modest modest({b.call.layout.rows, b.call.gate_width(), width + b.call.projected, 2});
-  Gradients g = run_backward(b, grads, reverse, needs[6], false);
+  Gradients g = run_backward(b, grads, reverse, needs[6], false, flow != nullptr);
   const Layout& layout = b.call.layout;
+  if (flow != nullptr) {
+    flow->push_back(layout.scatter(whole_drh(b.call, g).clone()));  // no tensor twice among an operator's outputs
+    for (const Tensor& t : g.arrived) flow->push_back(layout.scatter(t));
+  }
   Tensors out(6);
   if (needs[0]) out[0] = layout.scatter(w_ih ? products::of_input(g.da, present(*w_ih)) : g.da);
   if (needs[1] && w_ih) out[1] = products::of_weight(g.da, layout.gather(x));
@@ -294,9 +312,23 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
   const Tensors grads = joined(grad_y, grad_final);
   Tensors out = backward_layer(cell, grads, x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset,
                                reverse, needs);
-  for (Tensor& t : out) {
-    if (!t.defined()) t = at::empty({0}, w_hh.options().requires_grad(false));
-  }
+  fill_gradients(out, w_hh);
+  return out;
+}
+
+// layer_backward_flow: what layer_backward returns; then ∂L/∂rh (N, R·H), in the caller's shape; then of each state, in
+// the format that is computed in, the gradient that came to it from later steps, (N, P or H): without that of the
+// output of its own step, and for rows' last steps that of the final state.
+Tensors layer_backward_flow(c10::string_view cell, const OptionalTensor& grad_y,
+                            const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
+                            const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                            at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                            const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
+  Tensors flow;
+  Tensors out = backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes,
+                               lengths, reset, reverse, needs, &flow);
+  fill_gradients(out, w_hh);
+  out.insert(out.end(), flow.begin(), flow.end());
   return out;
 }
 

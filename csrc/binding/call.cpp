@@ -1,6 +1,7 @@
 #include <string>
 
 #include "binding/buffers.h"
+#include "binding/cell_name.h"
 #include "binding/ops.h"
 #include "binding/products.h"
 #include "cpu/dispatch.h"
@@ -29,7 +30,7 @@ Format format_for(const CellKernels& cell, at::ScalarType type) {
 
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
-    : cell(cell_named(std::string(name))), layout(rows_like, batch_sizes, lengths, reset) {
+    : cell(cell_named(without_bound(name))), clip(bound_of(name)), layout(rows_like, batch_sizes, lengths, reset) {
   TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected shape [", cell->recurrent, "·H, P], got ", w_hh.sizes());
   projected = w_hh.size(1);
   // Where its rows do not say H, h has it: only cells with as many recurrent products as gates can be projected.

@@ -162,10 +162,15 @@ TORCH_LIBRARY(fastrnn, m) {
       "layer_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor x, Tensor? w_ih, Tensor w_hh, "
       "Tensor? w_hr, Tensor[] states, Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, "
       "bool reverse, bool[7] needs) -> Tensor[]");
+  m.def(
+      "layer_backward_flow(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor x, Tensor? w_ih, Tensor w_hh, "
+      "Tensor? w_hr, Tensor[] states, Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, "
+      "bool reverse, bool[7] needs) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("sequence_forward", &fastrnn::sequence_forward);
   m.impl("sequence_backward", &fastrnn::sequence_backward);
   m.impl("layer_backward", &fastrnn::layer_backward);
+  m.impl("layer_backward_flow", &fastrnn::layer_backward_flow);
 }

@@ -21,9 +21,11 @@ struct Weights {
 // The kernels' number format for tensors of a type: float32 by parts where the cell has that and torch allows it.
 Format format_for(const CellKernels& cell, at::ScalarType type);
 
-// A checked call: the cell's kernels, its sizes and how its rows lie.
+// A checked call: the cell's kernels, its sizes and how its rows lie. Behind the name of a cell there may be a bound
+// for the gradient of its h: "lstm@0.5" (BackwardArgs::clip).
 struct Call {
   const CellKernels* cell;
+  double clip;  // 0: none
   Layout layout;
   int64_t hidden, projected;
   Format format;
@@ -70,7 +72,7 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
 Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor& x, const OptionalTensor& w_ih,
                        const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
                        at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs);
+                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs, Tensors* flow = nullptr);
 // Empty tensors where forward_layer left undefined ones.
 void fill_reserve(Tensors& reserve, const Tensor& w_hh);
 
@@ -93,5 +95,11 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
                        at::TensorList initial, const Tensor& y, at::TensorList reserve,
                        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
                        bool reverse, std::array<bool, 7> needs);
+
+Tensors layer_backward_flow(c10::string_view cell, const OptionalTensor& grad_y,
+                            const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
+                            const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                            at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                            const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs);
 
 }  // namespace fastrnn

@@ -71,7 +71,9 @@ struct BackwardArgs {
   void* drh;                           // T [N, (R - split_from)·H], ∂L/∂rh of the gates where it differs from da
   void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
-  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together
+  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
+  void* arrived[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
+  double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
   bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
 };
 

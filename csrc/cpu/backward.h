@@ -242,12 +242,24 @@ struct Backward {
     for (int s = 1; s < S; ++s) arriving(s, n, i, unit, V::zero());
   }
 
+  // What comes to state s of row i from later steps, for who asked for it.
+  template <bool Full>
+  FASTRNN_FN void keep_arrived(int s, int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V gradient) const {
+    if (args.arrived[s] == nullptr) return;
+    lanes.store(gradient, static_cast<C*>(args.arrived[s]) + (steps.offset(n) + i) * width(s) + unit);
+  }
+
   // Adds the gradient of the step's output.
   template <bool Full>
   FASTRNN_FN void with_output(int64_t n, int64_t i, int64_t unit, int lanes_left, V dh) const {
     const Lanes<Full> lanes{lanes_left};
     const int64_t at = (steps.offset(n) + i) * P + unit;
+    keep_arrived(0, n, i, unit, lanes, dh);
     if (args.grad_y != nullptr) dh = dh + lanes.load(static_cast<const T*>(args.grad_y) + at);
+    if (args.clip > 0) {  // a NaN stays one
+      const V bound(static_cast<C>(args.clip));
+      dh = max(-bound, min(bound, dh));
+    }
     if (args.dh != nullptr) lanes.store(dh, static_cast<T*>(args.dh) + at);
     if (projecting) {
       total.store(dh, i, unit, lanes);
@@ -266,7 +278,10 @@ struct Backward {
     load(n, i, unit, lanes, v);
     v.ds_new[0] = dh;
     FASTRNN_UNROLL
-    for (int s = 1; s < S; ++s) v.ds_new[s] = arriving(s, n, i, unit, V::zero());
+    for (int s = 1; s < S; ++s) {
+      v.ds_new[s] = arriving(s, n, i, unit, V::zero());
+      keep_arrived(s, n, i, unit, lanes, v.ds_new[s]);
+    }
     FASTRNN_UNROLL
     for (int s = 0; s < S; ++s) v.ds_new[s].store(incoming[s] + i * stride[s] + unit);
     V drm[R2];
@@ -344,6 +359,7 @@ struct Backward {
         v.ds_new[s] = V::load(incoming[s] + i * stride[s] + unit);
       } else {
         v.ds_new[s] = s == 0 ? gradient : arriving(s, n, i, unit, V::zero());
+        if (s > 0) keep_arrived(s, n, i, unit, lanes, v.ds_new[s]);
       }
     }
     if constexpr (Q > 0 || R2 > 0) {

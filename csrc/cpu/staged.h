@@ -458,7 +458,9 @@ struct StagedBackward {
         if (ends) hand_over(part, n, s, i);
         if (i < here && i >= before) stages.set_state(part, n & 1, s, i, final_gradient(s, i));
       }
-      if (i < here) add_output(part, n, i);
+      if (i >= here) continue;
+      for (int s = 0; s < S; ++s) keep_arrived(part, n, s, i);
+      add_output(part, n, i);
     }
   }
 
@@ -476,6 +478,15 @@ struct StagedBackward {
     }
   }
 
+  // What comes to state s of row i from later steps, for who asked for it.
+  void keep_arrived(const Part& part, int64_t n, int s, int64_t i) const {
+    if (args.arrived[s] == nullptr) return;
+    const Range units = stages.units_of(part);
+    C* to = static_cast<C*>(args.arrived[s]) + (stages.steps.offset(n) + i) * stages.H;
+    const C* from = stages.state[n & 1][s] + i * stages.stride;
+    for (int64_t u = units.begin; u < smaller(units.end, stages.H); ++u) to[u] = from[u];
+  }
+
   void add_output(const Part& part, int64_t n, int64_t i) const {
     const Range units = stages.units_of(part);
     const int64_t end = smaller(units.end, stages.H), at = (stages.steps.offset(n) + i) * stages.H;
@@ -483,6 +494,10 @@ struct StagedBackward {
     const T* gradient = static_cast<const T*>(args.grad_y);
     for (int64_t u = units.begin; u < end; ++u) {
       if (gradient != nullptr) dh[u] = dh[u] + widen(gradient[at + u]);
+      if (args.clip > 0) {  // a NaN stays one
+        const C bound = static_cast<C>(args.clip);
+        dh[u] = dh[u] > bound ? bound : dh[u] < -bound ? -bound : dh[u];
+      }
       if (args.dh != nullptr) narrow(dh[u], static_cast<T*>(args.dh) + at + u);
     }
   }

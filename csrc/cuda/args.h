@@ -123,7 +123,8 @@ struct BackwardArgs {
   void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of initial states that reset brought; or null
-  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together
+  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
+  double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
   bool projection;
   Tiling tiling;
   Exchange exchange;

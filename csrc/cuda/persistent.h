@@ -208,7 +208,7 @@ struct PersistentBackward {
     for (int g = 0; g < R; ++g) drh[g] = V::zero();
     const bool active = a.rows.active(t, b);
     const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
-    if (active) grads[0] = grads[0] + V(U::output_gradient(a, n, u));
+    if (active) grads[0] = V(U::with_output(a, n, u, grads[0].v));
     if (a.dh != nullptr && n >= 0) put<T>(active ? grads[0].v : 0.0f, a.dh, n * a.hidden + u);
     if (active) {
       U::backward(a, k, b, u, 0.0f, grads, drh);

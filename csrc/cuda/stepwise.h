@@ -211,7 +211,7 @@ struct Stepwise {
     if (!a.rows.exists(t, b)) return value;
     const bool active = a.rows.active(t, b);
     const int64_t n = a.rows.row(t, b);
-    if (active) value += U::output_gradient(a, n, u);
+    if (active) value = U::with_output(a, n, u, value);
     if (a.dh != nullptr) put<T>(active ? value : C(0), a.dh, n * a.projected + u);
     return value;
   }

@@ -195,8 +195,12 @@ struct Unit {
   FASTRNN_FN static C final_gradient(const BackwardArgs& a, int s, int64_t b, int64_t u) {
     return a.grad_final[s] != nullptr ? get<T>(a.grad_final[s], b * width(a, s) + u) : C(0);
   }
-  FASTRNN_FN static C output_gradient(const BackwardArgs& a, int64_t row, int64_t u) {
-    return a.grad_y != nullptr ? get<T>(a.grad_y, row * a.projected + u) : C(0);
+  // ∂L/∂h of a step, out of what later steps gave (`value`) and the gradient of its output; cut, if there is a bound.
+  FASTRNN_FN static C with_output(const BackwardArgs& a, int64_t row, int64_t u, C value) {
+    if (a.grad_y != nullptr) value += get<T>(a.grad_y, row * a.projected + u);
+    const C bound = static_cast<C>(a.clip);
+    if (bound > 0 && value > bound) return bound;
+    return bound > 0 && value < -bound ? -bound : value;  // a NaN stays one
   }
   FASTRNN_FN static void put_initial(const BackwardArgs& a, int s, int64_t b, int64_t u, C value) {
     if (a.grad_initial[s] == nullptr) return;

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 
+#include "binding/cell_name.h"
 #include "cuda_binding/machine.h"
 
 namespace fastrnn::cuda {
@@ -56,7 +57,8 @@ const FormatKernels* kernels_of(const CellKernels* cell, Format format) {
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
     : device(gpu_of(w_hh, rows_like)),
-      cell(cell_named(std::string(name), device)),
+      cell(cell_named(without_bound(name), device)),
+      clip(bound_of(name)),
       layout(rows_like, device, batch_sizes, lengths, reset),
       options(w_hh.options().requires_grad(false)) {
   const std::string rows =

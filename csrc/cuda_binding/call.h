@@ -11,6 +11,7 @@ namespace fastrnn::cuda {
 struct Call {
   at::Device device;
   const CellKernels* cell;
+  double clip;  // BackwardArgs::clip
   Layout layout;
   int64_t hidden, projected;  // H, P
   bool projection;            // of h; P may be H then too

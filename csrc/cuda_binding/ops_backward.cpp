@@ -113,6 +113,7 @@ Gradients run_backward(const Backward& b, const Tensors& grads, bool want_initia
   args.drh = writable(out.drh);
   args.dparameters = writable(out.dparameters);
   args.dh = writable(out.dh);
+  args.clip = call.clip;
   args.projection = call.projection;
   Tensors finals(S), restarts(S);
   for (int s = 0; s < S; ++s) {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ class CellSpec:
         parameters: Q, how many numbers each hidden unit has of its own; they are rows of ``w_hh`` behind the gates'.
         prepare: of a cell whose kernels are compiled when they are needed: does so, and says why it cannot.
         source: the paper, and which of its variants this is.
+        clip: a bound for the elements of ∂L/∂h behind every step; 0 for none.
     """
 
     name: str
@@ -38,3 +41,35 @@ class CellSpec:
     parameters: int = 0
     second: int = 0
     prepare: Callable[[torch.dtype, torch.device], str] | None = None
+    clip: float = 0.0
+
+    def clipped(self, bound: float) -> CellSpec:
+        """The same cell with that bound for ∂L/∂h."""
+        return replace(self, clip=bound)
+
+
+def check_bound(bound: Any) -> None:
+    """Raises TypeError or ValueError unless ``clip_state_gradient`` is a positive number."""
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+        raise TypeError(f"clip_state_gradient: expected a number, got {type(bound).__name__}")
+    if not (bound > 0 and math.isfinite(bound)):
+        raise ValueError(f"clip_state_gradient: expected a positive number, got {bound}")
+
+
+def with_bound(name: str, bound: float) -> str:
+    """The name under which operators and `find` know a cell with a bound for ∂L/∂h: "lstm@0.5".
+
+    Being a cell of its own to all but the kernels, it needs no argument of its own in the operators' schemas, in the
+    nodes of autograd, in vmap, recomputation and the compiler. Raises as `check_bound`.
+    """
+    check_bound(bound)
+    return f"{name}@{float(bound)!r}"
+
+
+def split_bound(name: str) -> tuple[str, float]:
+    """Name and bound (0 for none) out of what `with_bound` made; the whole as a name if it is nothing of that kind."""
+    base, _, bound = name.partition("@")
+    try:
+        return base, float(bound)
+    except ValueError:
+        return name, 0.0

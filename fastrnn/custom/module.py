@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
-from fastrnn.modules import _checks
+from fastrnn.modules import _checks, _extra, _initial
 from fastrnn.modules._layers import run_layers
+
+if TYPE_CHECKING:
+    from fastrnn.training import GradientNormPenalty
 
 States = Tensor | tuple[Tensor, ...]
 
@@ -22,19 +25,26 @@ class Network(nn.Module):
     """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
 
     Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-    dropout=0.0, bidirectional=False, heads=1, device=None, dtype=None)``.
+    dropout=0.0, bidirectional=False, heads=1, device=None, dtype=None, learn_initial_state=False)``.
 
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (G·H, I; D·H
     from the second layer on) and ``bias_ih_l{k}`` (G·H), gates in the cell's order; ``weight_hh_l{k}`` (R·H, H) and
     ``bias_hh_l{k}`` (R·H), of the R gates that have a recurrent product (``cell.recurrent``); and for each parameter of
     the cell ``{name}_l{k}`` (H). With ``heads`` units see only those of their head: each recurrent matrix is
     block-diagonal, and ``weight_hh_l{k}`` (R·H, H/heads) has the blocks below one another. Weights begin as torch.nn's
-    do, uniform within ±1/√H, parameters as the cell says.
+    do, uniform within ±1/√H, parameters as the cell says. With ``learn_initial_state`` the states that a call without
+    ``hx`` starts from are parameters too: ``initial_{state}_l{k}`` (H), zeros at first.
+
+    Attributes:
+        clip_state_gradient: taken where a call names none; None unless assigned. See `forward`.
 
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
         TypeError: a size is not an integer.
     """
+
+    clip_state_gradient: float | None = None
+    learn_initial_state: bool = False
 
     def __init__(
         self,
@@ -49,6 +59,7 @@ class Network(nn.Module):
         heads: int = 1,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        learn_initial_state: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (
@@ -80,6 +91,10 @@ class Network(nn.Module):
                 shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
                 for name, shape in shapes.items():
                     self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        if _initial.check(learn_initial_state):
+            self.learn_initial_state = True
+            widths = dict.fromkeys(cell.states, hidden_size)
+            _initial.add(self, widths, _initial.suffixes(self), self.weight_ih_l0)  # type: ignore[arg-type]
         self.reset_parameters()
 
     @property
@@ -103,6 +118,8 @@ class Network(nn.Module):
                             initial(parameter)
                         else:
                             parameter.fill_(initial)
+                    for name in self.cell.states if self.learn_initial_state else ():
+                        getattr(self, _initial.PREFIX + name + suffix).zero_()
 
     def _weights(self, dtype: torch.dtype | None) -> list[LayerWeights]:
         def get(name: str) -> Tensor:
@@ -129,17 +146,23 @@ class Network(nn.Module):
         reset: Any = None,
         backend: str = "auto",
         recompute: bool | int = False,
+        initial: States | None = None,
+        clip_state_gradient: float | None = None,
+        penalty: GradientNormPenalty | None = None,
     ) -> tuple[Any, States]:
         """All layers over a whole sequence.
 
         Args:
             input: (T, B, I), (B, T, I) if ``batch_first``, (T, I), or a PackedSequence.
             hx: initial states, (L·D, B, H) each, or (L·D, H) for an input without batch: one tensor if the cell has one
-                state, else a tuple. None for zeros.
+                state, else a tuple. None for the learned ones, or zeros.
             lengths: (B) the steps of each row; what is behind them is not looked at, and gives zeros.
-            reset: (T, B) or as the input lies, bool: true at the first step of a new segment, which starts from hx.
+            reset: (T, B) or as the input lies, bool: true at the first step of a new segment, which starts from
+                ``initial``.
             backend: ``"auto"``, ``"fused"`` or ``"reference"``, see :func:`fastrnn.functional.sequence`.
             recompute: keep less for the backward pass, see there.
+            initial, clip_state_gradient, penalty: as in `fastrnn.LSTM`'s forward. Of several states only the first
+                one's gradient is cut.
 
         Returns:
             outputs, (T, B, D·H) or as the input lies, and the final states in the form of ``hx``.
@@ -154,6 +177,10 @@ class Network(nn.Module):
         options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
         if recompute:
             options["recompute"] = recompute
+        clip = self.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
+        options.update(_extra.of_call(None, clip, penalty))
+        if self.learn_initial_state or initial is not None:
+            hx, initial = self._start(input, hx, initial)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, options)
         if not isinstance(input, Tensor):
@@ -169,6 +196,8 @@ class Network(nn.Module):
             options["lengths"] = _checks.as_lengths(lengths, x.shape[0], x.shape[1], x.device)
         if reset is not None:
             options["reset"] = _checks.as_reset(reset, input.shape[:-1], self.batch_first, x.device)
+            if initial is not None:
+                options["initial"] = self._as_states(initial, x.shape[1], batched, "initial")
         y, last = self._run(x, states, options)
         if not batched:
             return y.squeeze(1), self._given_back(tuple(s.squeeze(1) for s in last))
@@ -206,6 +235,8 @@ class Network(nn.Module):
             return run_layers(*arguments, states, self._directions, dropout, options, layer)
         if states is not None:
             states = tuple(s.to(target) for s in states)
+        if "initial" in options:
+            options["initial"] = tuple(s.to(target) for s in options["initial"])
         with torch.autocast(x.device.type, enabled=False):
             return run_layers(*arguments, states, self._directions, dropout, options, layer)
 
@@ -229,7 +260,9 @@ class Network(nn.Module):
         self, cell: str, x: Tensor, weights: LayerWeights, states: Any, **options: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One layer whose heads do not see each other: each is a layer of its own units."""
-        heads = self.heads
+        heads, initial = self.heads, options.pop("initial", None)
+        if options.get("penalty") is not None:
+            raise ValueError("penalty: expected a network with one head")
 
         def of_heads(rows: Tensor) -> Tensor:
             """(K·H, ·), a block of H rows for each of K names, as (heads, K·H/heads, ·)."""
@@ -248,6 +281,8 @@ class Network(nn.Module):
         for k in range(heads):
             w_ih, b_ih, b_hh = (None if part is None else part[k] for part in parts)
             mine = None if states is None else tuple(s.chunk(heads, -1)[k] for s in states)
+            if initial is not None:
+                options["initial"] = tuple(s.chunk(heads, -1)[k] for s in initial)
             found.append(sequence(cell, inputs[k], LayerWeights(w_ih, w_hh[k], b_ih, b_hh), mine, **options))
         ends = zip(*(last for _, last in found), strict=True)
         return torch.cat([y for y, _ in found], -1), tuple(torch.cat(states, -1) for states in ends)
@@ -263,7 +298,7 @@ class Network(nn.Module):
 
         Args:
             input: (B, I) or (I).
-            states: what the step before returned, or as ``hx`` of `forward`; None for zeros.
+            states: what the step before returned, or as ``hx`` of `forward`; None for the learned ones, or zeros.
 
         Returns:
             outputs (B, H) or (H), and the states.
@@ -278,26 +313,38 @@ class Network(nn.Module):
         batched = input.dim() == 2
         x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
         options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": "auto"}
+        options.update(_extra.of_call(None, self.clip_state_gradient, None))
+        if states is None and self.learn_initial_state:
+            states = _initial.of_layers(self, self.cell.states, x.shape[1] if batched else None)
         y, last = self._run(x, self._as_states(states, x.shape[1], batched), options)
         if not batched:
             last = tuple(s.squeeze(1) for s in last)
         return y.squeeze(0) if batched else y.view(-1), self._given_back(last)
 
-    def _as_states(self, hx: States | None, batch: int, batched: bool) -> tuple[Tensor, ...] | None:
+    def _start(self, input: Any, hx: States | None, initial: States | None) -> tuple[States | None, States | None]:
+        """The states that a call starts from, and those that a new segment does; None: the same."""
+        if initial is None and _initial.is_readable(input, 3):
+            batch = _initial.batch_of(input, self.batch_first, 3)
+            initial = _initial.of_layers(self, self.cell.states, batch)
+        return (initial, None) if hx is None else (hx, initial)
+
+    def _as_states(
+        self, hx: States | None, batch: int, batched: bool, argument: str = "hx"
+    ) -> tuple[Tensor, ...] | None:
         if hx is None:
             return None
         names = self.cell.states
         if not isinstance(hx, (Tensor, tuple, list)):
-            raise TypeError(f"hx: expected a Tensor or a tuple of them, got {type(hx).__name__}")
+            raise TypeError(f"{argument}: expected a Tensor or a tuple of them, got {type(hx).__name__}")
         states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
-            raise TypeError(f"hx: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")
+            raise TypeError(f"{argument}: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")
         if not batched:
             states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
         expected = (self.num_layers * self._directions, batch, self.hidden_size)
         for name, state in zip(names, states, strict=True):
             if tuple(state.shape) != expected:
-                raise RuntimeError(f"hx: expected {name} of size {expected}, got {tuple(state.shape)}")
+                raise RuntimeError(f"{argument}: expected {name} of size {expected}, got {tuple(state.shape)}")
         return states
 
     def _given_back(self, states: tuple[Tensor, ...]) -> States:
@@ -314,4 +361,5 @@ class Network(nn.Module):
         ):
             if getattr(self, name) != usual:
                 text += f", {name}={getattr(self, name)}"
-        return text + (f", dropout={self.dropout}" if self.dropout else "")
+        text += f", dropout={self.dropout}" if self.dropout else ""
+        return text + (", learn_initial_state=True" if self.learn_initial_state else "")

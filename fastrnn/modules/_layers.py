@@ -55,29 +55,35 @@ def run_layers(
         x = x.squeeze(-1)
     if len(weights) == 1:  # the usual case, free of stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
+        if "initial" in options:
+            options = {**options, "initial": tuple([state.squeeze(0) for state in options["initial"]])}
         y, last = layer(cell, x, weights[0], initial, **options)
         return y, tuple([state.unsqueeze(0) for state in last])
 
-    initials = (
-        [None] * len(weights) if states is None else list(zip(*[state.unbind(0) for state in states], strict=True))
-    )
+    initials = _by_layer(states, len(weights))
     options = options.copy()
+    given = options.pop("initial", None)
+    again = [{} if s is None else {"initial": s} for s in _by_layer(given, len(weights))]
     finals: list[tuple[Tensor, ...]] = []
     for first in range(0, len(weights), directions):
         if first and dropout:
             # torch's own call, on the whole output of the layer: the same seed drops the same elements.
             x = torch.dropout(x, dropout, True)
         if directions == 1:
-            x, last = layer(cell, x, weights[first], initials[first], **options)
+            x, last = layer(cell, x, weights[first], initials[first], **options, **again[first])
             finals.append(last)
         else:
-            ahead, back = _both_directions(
-                cell, x, weights[first : first + 2], initials[first : first + 2], options, layer
-            )
+            both = slice(first, first + 2)
+            ahead, back = _both_directions(cell, x, weights[both], initials[both], again[both], options, layer)
             finals += [ahead[1], back[1]]
             x = torch.cat((ahead[0], back[0]), -1)
         options.pop("embedding", None)
     return x, tuple([torch.stack(column) for column in zip(*finals, strict=True)])
+
+
+def _by_layer(states: tuple[Tensor, ...] | None, count: int) -> list[Any]:
+    """The states of each layer and direction; None for each if there are none."""
+    return [None] * count if states is None else list(zip(*[state.unbind(0) for state in states], strict=True))
 
 
 def _both_directions(
@@ -85,17 +91,18 @@ def _both_directions(
     x: Tensor,
     weights: list[LayerWeights],
     initials: list[Any],
+    again: list[Any],
     options: dict[str, Any],
     layer: Callable[..., Found],
 ) -> tuple[Found, Found]:
     def ahead() -> Found:
-        return layer(cell, x, weights[0], initials[0], **options)
+        return layer(cell, x, weights[0], initials[0], **options, **again[0])
 
     def back() -> Found:
-        return layer(cell, x, weights[1], initials[1], reverse=True, **options)
+        return layer(cell, x, weights[1], initials[1], reverse=True, **options, **again[1])
 
     if not _streams.apply(x):
         return ahead(), back()
     layout = (options.get("lengths"), options.get("reset"), options.get("embedding"))
-    inputs = (x, *weights[1], *(initials[1] or ()), *layout)
+    inputs = (x, *weights[1], *(initials[1] or ()), *again[1].get("initial", ()), *layout)
     return _streams.both(ahead, back, inputs, lambda found: (found[0], *found[1]), x.device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _C
 from ..functional import LayerWeights, sequence
-from . import _checks, _tokens
+from . import _checks, _extra, _initial, _tokens
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -19,12 +19,36 @@ class RecurrentCell(nn.RNNCellBase):
 
     Attributes:
         backend: ``"auto"`` unless assigned; ``"fused"``, ``"reference"`` or ``"torch"``, as for the layers.
+        learn_initial_state: a keyword of the constructor: whether the state of a call that names none is a parameter,
+            ``initial_h`` (H), and of an LSTM ``initial_c`` (H); zeros otherwise.
 
     A call's keyword ``embedding``, a `torch.nn.Embedding` or its weight (V, I), makes ``input`` token ids, (B) or ().
     """
 
     backend: str = "auto"
+    learn_initial_state: bool = False
+    clip_state_gradient: None = None  # of layers alone: between calls of a cell a hook of the state can do it
     _torch_class: type[nn.RNNCellBase]
+    _state_names: tuple[str, ...] = ("h",)
+
+    def _learn_initial_state(self, wanted: bool) -> None:
+        if _initial.check(wanted):
+            self.learn_initial_state = True
+            _initial.add(self, dict.fromkeys(self._state_names, self.hidden_size), [""], self.weight_hh)
+
+    def reset_parameters(self) -> None:
+        """Weights as torch.nn's begin; learned initial states with zeros."""
+        _initial.reset_parameters(self)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", learn_initial_state=True" if self.learn_initial_state else "")
+
+    def _begin(self, input: Any) -> Any:
+        """The learned state for a call that names none, in the form of its ``hx``."""
+        if not _initial.is_readable(input, 2):
+            return None
+        states = _initial.of_cell(self, self._state_names, input)
+        return states if len(states) > 1 else states[0]
 
     def _step(self, cell: str, input: Any, states: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
         """The new states, (B, H) or (H) as the input (B, I) or (I); None where torch is to compute them or to raise."""
@@ -77,6 +101,7 @@ class RecurrentCell(nn.RNNCellBase):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For `torch.jit.script`: a torch.nn module with the same parameters."""
+        _extra.check_scriptable(self)
         twin = self._torch_class.__new__(self._torch_class)
         twin.__dict__ = self.__dict__.copy()
         return twin
@@ -94,12 +119,28 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
     """
 
     _torch_class = nn.LSTMCell
+    _state_names = ("h", "c")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        learn_initial_state: bool = False,
+    ) -> None:
+        nn.LSTMCell.__init__(self, input_size, hidden_size, bias, device, dtype)
+        self._learn_initial_state(learn_initial_state)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, embedding: nn.Module | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if embedding is not None:
             input = _tokens.embed_step(input, embedding)
+        if hx is None and self.learn_initial_state:
+            hx = self._begin(input)
         if hx is None or (isinstance(hx, (tuple, list)) and len(hx) == 2):
             new = self._step("lstm", input, hx if hx is None else tuple(hx))
             if new is not None:
@@ -120,11 +161,26 @@ class GRUCell(RecurrentCell, nn.GRUCell):
 
     _torch_class = nn.GRUCell
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        learn_initial_state: bool = False,
+    ) -> None:
+        nn.GRUCell.__init__(self, input_size, hidden_size, bias, device, dtype)
+        self._learn_initial_state(learn_initial_state)
+
     def forward(
         self, input: Tensor, hx: Tensor | None = None, *, embedding: nn.Module | Tensor | None = None
     ) -> Tensor:
         if embedding is not None:
             input = _tokens.embed_step(input, embedding)
+        if hx is None and self.learn_initial_state:
+            hx = self._begin(input)
         new = self._step("gru", input, None if hx is None else (hx,))
         if new is not None:
             return new[0]
@@ -144,11 +200,27 @@ class RNNCell(RecurrentCell, nn.RNNCell):
 
     _torch_class = nn.RNNCell
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        learn_initial_state: bool = False,
+    ) -> None:
+        nn.RNNCell.__init__(self, input_size, hidden_size, bias, nonlinearity, device, dtype)
+        self._learn_initial_state(learn_initial_state)
+
     def forward(
         self, input: Tensor, hx: Tensor | None = None, *, embedding: nn.Module | Tensor | None = None
     ) -> Tensor:
         if embedding is not None:
             input = _tokens.embed_step(input, embedding)
+        if hx is None and self.learn_initial_state:
+            hx = self._begin(input)
         if self.nonlinearity in ("tanh", "relu"):
             new = self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))
             if new is not None:

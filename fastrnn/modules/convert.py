@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from . import _initial
 from ._identity import FACE
 from .cells import GRUCell, LSTMCell, RNNCell
 from .rnn import GRU, LSTM, RNN
@@ -28,6 +29,9 @@ def convert(model: Model, to: str = "fastrnn") -> Model:
     inside: derive it from ``fastrnn.LSTM`` instead. The classes that `torch.nn.utils.parametrize` puts on top are seen
     through.
 
+    On the way back learned initial states remain what a call without states starts from: torch's module gets a forward
+    pre-hook that supplies them, which goes when it is turned into fastrnn's again.
+
     Args:
         model: any module; may itself be recurrent.
         to: ``"fastrnn"``, or ``"torch"`` for the way back (before ``quantize_dynamic``, say, which matches exact
@@ -48,8 +52,21 @@ def convert(model: Model, to: str = "fastrnn") -> Model:
     for module in list(model.modules()):
         _swap(module, classes)
         if to == "torch" and type(module) in _TO_FASTRNN:
-            module.__dict__.pop("backend", None)
+            for name in ("backend", "recompute"):
+                module.__dict__.pop(name, None)
+        _supply_initial_states(module)
     return model
+
+
+def _supply_initial_states(module: nn.Module) -> None:
+    """A module of torch's takes its learned states from a hook, one of ours by itself."""
+    present = [key for key, hook in module._forward_pre_hooks.items() if hook is _initial.supply]
+    if isinstance(module, tuple(_TO_TORCH)):
+        for key in present:
+            module._forward_pre_hooks.pop(key)
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    elif not present and getattr(module, "learn_initial_state", False) and type(module) in _TO_FASTRNN:
+        module.register_forward_pre_hook(_initial.supply, with_kwargs=True)
 
 
 def _swap(module: nn.Module, classes: dict[type, type]) -> None:

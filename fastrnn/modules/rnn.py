@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +11,31 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _C, _recompute
-from . import _checks, _tokens
+from . import _checks, _extra, _initial, _tokens
 from ._identity import TorchIdentity
 from ._layers import as_layers, run_layers
+
+if TYPE_CHECKING:
+    from ..training import GradientNormPenalty
 
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
-class RecurrentLayers(TorchIdentity, nn.RNNBase):
+class RecurrentLayers(TorchIdentity, _initial.LearnedStates, nn.RNNBase):
     """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors
     are torch's. A call computes with the attributes ``weight_ih_l0`` and so on; torch's private list of them,
     ``_flat_weights``, is not read, so that what is assigned to it has no effect.
 
     Attributes:
-        backend, recompute: taken where a call names none; ``"auto"`` and False unless assigned. See `forward`.
+        backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
+            assigned. See `forward`.
+        learn_initial_state: whether the states that a sequence starts from are parameters; a keyword of the
+            constructor.
     """
 
     backend: str = "auto"
     recompute: bool | int = False
+    clip_state_gradient: float | None = None
 
     def forward(
         self,
@@ -40,6 +47,9 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         backend: str | None = None,
         embedding: nn.Module | Tensor | None = None,
         recompute: bool | int | None = None,
+        initial: Any = None,
+        clip_state_gradient: float | None = None,
+        penalty: GradientNormPenalty | None = None,
     ) -> tuple[Any, Any]:
         """torch's forward, and keywords of our own.
 
@@ -48,14 +58,14 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
 
         Args:
             input: (T, B, I); (B, T, I) if ``batch_first``; (T, I) unbatched; or a `PackedSequence`.
-            hx: initial states, zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c`` (L·D, B, H); without B
-                if unbatched.
+            hx: initial states, the learned ones or zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c``
+                (L·D, B, H); without B if unbatched.
             lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs
                 after a row's end are zero, its final state is that of its last step (``hx``, if it has none), and the
                 reverse direction starts there. On a GPU they are not read back, and so not checked: more than T counts
                 as T, less than 0 as 0.
             reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of
-                a new segment, which then starts from ``hx`` again, in every layer and direction.
+                a new segment, which then starts from ``initial``, in every layer and direction.
             backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations;
                 ``"torch"``, the forward of torch.nn. None: the attribute ``backend``.
             embedding: a `torch.nn.Embedding` (or a module like one) or its weight (V, I). ``input`` is then token ids,
@@ -68,12 +78,20 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
                 formats the states are rounded at the borders. Without effect where the kernels do not run, in compiled
                 functions, and under `torch.func`; no table of ``embedding`` is made.
 
+            initial: states in the form of ``hx`` that a new segment starts from, where ``hx`` is what an earlier call
+                returned. None: the learned ones, or, if there are none, ``hx`` itself.
+            clip_state_gradient: a bound c: in the backward pass every element of ∂L/∂h_t is cut to ±c at every step of
+                every layer, before it goes through the step to h_{t-1}, c_{t-1}, x_t and the weights. What goes from
+                step to step in the cell state is not cut. None: the attribute ``clip_state_gradient``.
+            penalty: a `fastrnn.training.GradientNormPenalty`.
+
         Returns:
             ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
 
         Raises:
             ValueError, RuntimeError: as torch.nn does, in its words.
-            TypeError, ValueError: for ``lengths``, ``reset`` and ``backend``, saying what was expected and what came.
+            TypeError, ValueError: for ``lengths``, ``reset``, ``backend`` and the other keywords, saying what was
+                expected and what came.
             TypeError, ValueError, RuntimeError, IndexError: for ``embedding`` and ids, likewise.
         """
         backend = backend or self.backend
@@ -82,13 +100,21 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         recompute = self.recompute if recompute is None else recompute
         if recompute is not False:
             _recompute.check(recompute)
+        clip = self.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
+        more: dict[str, Any] = {}
+        if clip is not None or initial is not None or penalty is not None:
+            more = _extra.of_call(initial, clip, penalty)
+        if self.learn_initial_state or initial is not None:
+            hx = self._start(input, hx, reset, embedding is not None, self.batch_first, more)
+        if more:
+            _extra.check_backend(more, backend)
         if backend == "auto" and lengths is None and reset is None and embedding is None and recompute is False:
-            found = None if torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
+            found = None if more or torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
             if found is not None:
                 return found
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute)
-        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding, recompute)
+            return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute, more)
+        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding, recompute, more)
 
     def step(
         self,
@@ -102,7 +128,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
 
         Args:
             x: (B, I), or (I) unbatched, whatever ``batch_first`` says.
-            state: what the last call returned (shaped like ``hx`` of `forward`); None at the start of a stream.
+            state: what the last call returned (shaped like ``hx`` of `forward`); None at the start of a stream: the
+                learned initial states, or zeros.
             backend: as in `forward`.
             embedding: as in `forward`; ``x`` is then ids, (B) or a single one, ().
 
@@ -113,7 +140,15 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
         """
         backend = backend or self.backend
-        if backend == "auto" and embedding is None and not self.bidirectional and not torch.compiler.is_compiling():
+        more: dict[str, Any] = {}
+        if self.clip_state_gradient is not None:
+            more = _extra.of_call(None, self.clip_state_gradient, None)
+            _extra.check_backend(more, backend)
+        if state is None and self.learn_initial_state and isinstance(x, Tensor):
+            # (B, I) lies as (B, T) does: rows first.
+            state = self._start(x.unsqueeze(0), None, None, embedding is not None, False, more)
+        usual = backend == "auto" and embedding is None and not more
+        if usual and not self.bidirectional and not torch.compiler.is_compiling():
             found = _C.short_layers(self, x, state, True)
             if found is not None:
                 return found
@@ -128,7 +163,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
         if backend != "auto":
             _checks.check_backend(backend, None, None)
-        y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False)
+        y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False, more=more)
         return y.squeeze(0), state
 
     def _forward_padded(
@@ -141,6 +176,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         batch_first: bool,
         embedding: Any = None,
         recompute: bool | int = False,
+        more: dict[str, Any] | None = None,
     ) -> tuple[Any, Any]:
         weights = _checks.read_weights(self, self._flat_weights_names)
         states = None if hx is None else self._as_states(hx)
@@ -154,14 +190,13 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             or not self._fits(input, states, batch_first)
         ):
             found = self._forward_torch(input, hx, lengths, reset, batch_first)
-            if lengths is None and reset is None and backend != "fused":
+            if lengths is None and reset is None and not more and backend != "fused":
                 return found
             if isinstance(found, Proxy):
                 return found  # type: ignore[return-value]
             if backend == "fused" or not self._fits(input, states, batch_first):
-                raise ValueError(
-                    self._refusal(input, states, "backend='fused'" if backend == "fused" else "lengths= and reset=")
-                )
+                what = "backend='fused'" if backend == "fused" else _extra.in_words(more)
+                raise ValueError(self._refusal(input, states, what))
             backend = "reference"
 
         batched = input.dim() == 3
@@ -179,6 +214,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         options: dict[str, Any] = {"batch_sizes": None, "lengths": lengths, "reset": reset, "backend": backend}
         if embedding is not None or recompute:
             options.update(embedding=embedding, recompute=recompute)
+        if more:
+            options.update(self._checked(more, states, batched))
         y, last = self._run(x, states, weights, options)
         if not batched:
             y = y.squeeze(1)
@@ -196,6 +233,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         backend: str,
         embedding: Any,
         recompute: bool | int,
+        more: dict[str, Any],
     ) -> tuple[Any, Any]:
         if lengths is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own")
@@ -218,13 +256,15 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
             or not self._fits_packed(x, batch_sizes, states)
         ):
             found = self._torch_class.forward(self, input, hx)
-            if backend == "fused":
-                raise ValueError(self._refusal(x, states, "backend='fused'"))
+            if backend == "fused" or more:
+                what = "backend='fused'" if backend == "fused" else _extra.in_words(more)
+                raise ValueError(self._refusal(x, states, what))
             return found
 
         options: dict[str, Any] = {"batch_sizes": batch_sizes, "lengths": None, "reset": None, "backend": backend}
         if embedding is not None or recompute:
             options.update(embedding=embedding, recompute=recompute)
+        options.update(more)
         y, last = self._run(x, states, weights, options)
         hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
@@ -263,6 +303,8 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
         layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
         if states is not None:
             states = tuple([state.to(dtype) for state in states])
+        if "initial" in options:
+            options["initial"] = tuple([state.to(dtype) for state in options["initial"]])
         with torch.autocast(x.device.type, enabled=False):
             y, last = run_layers(cell, x.to(dtype), layers, states, directions, dropout, options)
         if self.proj_size:  # the projection, a product, comes last
@@ -311,6 +353,7 @@ class RecurrentLayers(TorchIdentity, nn.RNNBase):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For `torch.jit.script`: a torch.nn module with the same parameters."""
+        _extra.check_scriptable(self)
         twin = self._torch_class.__new__(self._torch_class)
         twin.__dict__ = self.__dict__.copy()
         return twin
@@ -328,8 +371,9 @@ class LSTM(RecurrentLayers):
     ``weight_hr_l{k}`` (P, H) with projection. Their names, their order and, from the same seed, their values are
     torch's; a ``state_dict`` goes either way.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
-    `forward`. Streaming: `step`.
+    Of our own: ``learn_initial_state=True`` makes the states that a sequence starts from parameters: see `_initial`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``, ``embedding=``,
+    ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.LSTM refuses, in its words.
@@ -340,8 +384,13 @@ class LSTM(RecurrentLayers):
 
     _torch_class = nn.LSTM
 
+    _state_names = ("h", "c")
+
+    def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
+        nn.LSTM.__init__(self, *args, **kwargs)  # type: ignore[call-overload]
+        self._learn_initial_state(learn_initial_state)
+
     # torch's own; they belong to what code written for nn.LSTM calls and overrides.
-    __init__ = nn.LSTM.__init__
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
@@ -361,8 +410,9 @@ class GRU(RecurrentLayers):
     weights in the order r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}``
     (3·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
-    `forward`. Streaming: `step`.
+    Of our own: ``learn_initial_state=True`` makes the states that a sequence starts from parameters: see `_initial`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``, ``embedding=``,
+    ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.GRU refuses, in its words.
@@ -371,7 +421,10 @@ class GRU(RecurrentLayers):
     """
 
     _torch_class = nn.GRU
-    __init__ = nn.GRU.__init__
+
+    def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
+        nn.GRU.__init__(self, *args, **kwargs)  # type: ignore[call-overload]
+        self._learn_initial_state(learn_initial_state)
 
 
 class RNN(RecurrentLayers):
@@ -382,8 +435,9 @@ class RNN(RecurrentLayers):
     the second layer on), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix
     ``_reverse`` for the second direction.
 
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``backend=``, ``embedding=``, ``recompute=``: see
-    `forward`. Streaming: `step`.
+    Of our own: ``learn_initial_state=True`` makes the states that a sequence starts from parameters: see `_initial`.
+    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``, ``embedding=``,
+    ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
         TypeError, ValueError: for arguments that torch.nn.RNN refuses, in its words.
@@ -392,4 +446,7 @@ class RNN(RecurrentLayers):
     """
 
     _torch_class = nn.RNN
-    __init__ = nn.RNN.__init__
+
+    def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
+        nn.RNN.__init__(self, *args, **kwargs)  # type: ignore[call-overload]
+        self._learn_initial_state(learn_initial_state)

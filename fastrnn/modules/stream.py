@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from . import _checks
+from . import _checks, _initial
 from .rnn import _CELLS, RecurrentLayers
 
 
@@ -28,12 +28,14 @@ class Stream:
         module: a `fastrnn.LSTM`, `GRU` or `RNN` in one direction, on the CPU.
         batch: B; None: that of the first ``x``, or of ``state``.
         state: the state to begin with and to `reset` to, shaped like ``hx`` of the module: ``h`` (L, B, P), for LSTM
-            ``(h, c)`` with ``c`` (L, B, H); None for zeros.
+            ``(h, c)`` with ``c`` (L, B, H); None for the module's learned initial states, or zeros.
 
     Raises:
         TypeError: ``module`` is none of these classes, or its weights are not dense CPU tensors of one format.
         ValueError: the network is bidirectional, or ``batch`` is not positive, or as for `state`.
     """
+
+    _learned = False
 
     def __init__(self, module: RecurrentLayers, batch: int | None = None, state: Any = None) -> None:
         if not isinstance(module, RecurrentLayers):
@@ -50,10 +52,13 @@ class Stream:
         self._initial: tuple[Tensor, ...] = ()  # zeros
         if batch is not None:
             self._begin(batch)
+        self._learned = state is None and module.learn_initial_state
         if state is not None:
             self.state = state
             kernel: Any = self._kernel
             self._initial = tuple(kernel.states())
+        elif batch is not None:
+            self._begin_learned()
 
     def step(self, x: Tensor) -> Tensor:
         """The next time step.
@@ -78,7 +83,7 @@ class Stream:
     def state(self) -> Any:
         """The state now, shaped like ``hx`` of the module: ``h`` (L, B, P), for LSTM ``(h, c)`` with ``c`` (L, B, H). A
         copy; None before the first step of a stream that does not know its batch size. What is assigned is copied, None
-        means zeros.
+        means the initial state.
 
         Raises:
             TypeError: not tensors in the number of the cell's states, or of another dtype.
@@ -93,7 +98,7 @@ class Stream:
     def state(self, value: Any) -> None:
         if value is None:
             if self._kernel is not None:
-                self._kernel.reset(None, ())
+                self._kernel.reset(None, self._initial if self._learned else ())
             return
         module, layers = self._module, self._module.num_layers
         given, sizes = module._as_states(value), module._state_sizes()
@@ -144,6 +149,8 @@ class Stream:
         self._weights = weights
         if self._kernel is not None:
             self._kernel.set_weights(weights)
+            if self._learned:
+                self._initial = self._take_initial()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name not in ("_kernel", "_handle")}
@@ -160,6 +167,16 @@ class Stream:
         self._kernel = _C.Stream(_CELLS[self._module.mode], self._weights, batch)
         self._batch = batch
         self._handle = self._kernel.handle()
+
+    def _begin_learned(self) -> None:
+        if self._learned:
+            self._initial = self._take_initial()
+            self._kernel.set_states(self._initial)
+
+    def _take_initial(self) -> tuple[Tensor, ...]:
+        """A copy of the module's learned states."""
+        found = _initial.of_layers(self._module, self._module._state_names, self._batch)
+        return tuple(s.detach().clone() for s in found)
 
     def _take_weights(self) -> list[list[Tensor | None]]:
         """Of each layer w_ih, w_hh, b_ih, b_hh, w_hr: copies."""
@@ -193,6 +210,7 @@ class Stream:
             raise TypeError("x: expected an ordinary tensor, got one that torch.func or a mode of torch has wrapped")
         if self._kernel is None:
             self._begin(rows)
+            self._begin_learned()
         y = _C.stream_step(self._handle, plain)
         assert y is not None
         return y

@@ -1,0 +1,21 @@
+"""Initialisation of recurrent networks, as `torch.nn.init` does it: in place, outside of autograd, and what was given
+is returned.
+
+.. code-block:: python
+
+    fastrnn.init.orthogonal_(lstm)  # every layer, direction and gate of a module, or of all in a model
+    fastrnn.init.forget_bias_(lstm, 1.0)
+    fastrnn.init.identity_(rnn.weight_hh_l0)  # a tensor
+
+Modules are torch.nn's and fastrnn's LSTM, GRU, RNN and their cells, and networks of `fastrnn.cell`, whose gates are
+known by name. Weights under `torch.nn.utils.parametrize` are set through their parametrization.
+
+torch's networks have two biases that are added, b_ih and b_hh: where a bias is set here, their *sum* is, b_hh to zero.
+"""
+
+from __future__ import annotations
+
+from fastrnn.init.biases import chrono_, forget_bias_
+from fastrnn.init.recurrent import identity_, np_rnn_, orthogonal_
+
+__all__ = ["chrono_", "forget_bias_", "identity_", "np_rnn_", "orthogonal_"]

@@ -1,0 +1,90 @@
+"""The blocks of rows of a weight, one for each gate, filled in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fastrnn._networks import Part, parts
+
+Target = TypeVar("Target", Tensor, nn.Module)
+Fill = Callable[[Tensor], object]
+Gates = int | str | Sequence[str] | None
+
+
+def set_weight(module: nn.Module, name: str, fill: Fill) -> None:
+    """Fills a weight in place, one that is parametrized through its parametrization."""
+    if parametrize.is_parametrized(module, name):
+        value = getattr(module, name).detach().clone()
+        fill(value)
+        setattr(module, name, value)
+    else:
+        fill(getattr(module, name))
+
+
+def fill_recurrent(target: Target, gates: Gates, fill: Fill, zero_bias: bool) -> Target:
+    """Fills the recurrent blocks (H, P) of a weight (G·H, P), or of the ``weight_hh`` of all parts of a module.
+
+    Args:
+        gates: of a tensor, its number of blocks (None: 1); of a module, the names of the gates (None: all).
+        zero_bias: of a module, whether the biases of these gates become zero.
+    """
+    with torch.no_grad():
+        if isinstance(target, Tensor):
+            for block in _split(target, gates):
+                fill(block)
+            return target
+        for part in parts(target):
+            weights = [("weight_hh", part.recurrent, fill)]
+            if zero_bias and part.bias:
+                weights += [("bias_ih", part.gates, Tensor.zero_), ("bias_hh", part.recurrent, Tensor.zero_)]
+            for name, names, what in weights:
+                set_weight(part.module, name + part.suffix, partial(_each, names, _chosen(part, gates), what))
+    return target
+
+
+def set_bias(part: Part, gate: str, value: Tensor | float) -> None:
+    """Makes the sum of the two biases of a gate `value`, a number or (H)."""
+
+    def fill(block: Tensor) -> None:
+        block.copy_(value) if isinstance(value, Tensor) else block.fill_(value)
+
+    set_weight(part.module, "bias_ih" + part.suffix, partial(_each, part.gates, (gate,), fill))
+    if gate in part.recurrent:
+        set_weight(part.module, "bias_hh" + part.suffix, partial(_each, part.recurrent, (gate,), Tensor.zero_))
+
+
+def _each(names: tuple[str, ...], chosen: Sequence[str], fill: Fill, weight: Tensor) -> None:
+    """Fills the blocks of a weight that belong to the chosen ones of its gates."""
+    if not names:
+        return
+    for name, block in zip(names, weight.chunk(len(names)), strict=True):
+        if name in chosen:
+            fill(block)
+
+
+def _split(weight: Tensor, gates: Gates) -> Sequence[Tensor]:
+    if gates is not None and (not isinstance(gates, int) or isinstance(gates, bool) or gates < 1):
+        raise TypeError(f"gates: expected the number of blocks of a tensor, got {gates!r}")
+    count = 1 if gates is None else gates
+    if weight.dim() != 2 or weight.shape[0] % count or weight.numel() == 0:
+        raise ValueError(f"tensor: expected shape ({count}·H, P), got {tuple(weight.shape)}")
+    return weight.chunk(count)
+
+
+def _chosen(part: Part, gates: Gates) -> Sequence[str]:
+    if gates is None:
+        return part.recurrent
+    if isinstance(gates, int):
+        raise TypeError(f"gates: expected names of gates for a module, got {gates!r}")
+    names = gates.replace(",", " ").split() if isinstance(gates, str) else tuple(gates)
+    for name in names:
+        if name not in part.recurrent:
+            known = ", ".join(part.recurrent) or "none"
+            raise ValueError(f"gates: expected gates of {part.kind} with recurrent weights ({known}), got {name!r}")
+    return names

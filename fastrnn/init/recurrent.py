@@ -1,0 +1,102 @@
+"""Recurrent matrices R: identity, np-RNN, orthogonal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn.init._blocks import Gates, Target, fill_recurrent
+
+
+def identity_(target: Target, scale: float = 1.0, *, gates: Gates = None) -> Target:
+    """R = scale·I and no bias: what a rectified network begins with as a network that copies its state.
+
+    Source: Le, Jaitly and Hinton, A simple way to initialize recurrent networks of rectified linear units, 2015
+    (arXiv:1504.00941), "IRNN"; with scale 0.01, say, for tasks that need no long memory.
+
+    Args:
+        target: a tensor (G·H, H), or a module (or model): there ``weight_hh`` of all layers and directions; their
+            biases become zero. Input weights stay (the paper draws them from a Gaussian of standard deviation 0.001).
+        scale: the number on the diagonal.
+        gates: of a tensor G, 1 if None; of a module the names of the gates to initialise, all if None.
+
+    Raises:
+        TypeError: ``gates`` is a name for a tensor, or a number for a module; ``target`` is neither.
+        ValueError: R is not square (as with a projection), there is no such gate, or nothing recurrent in the model.
+    """
+
+    def fill(block: Tensor) -> None:
+        _check_square(block)
+        block.zero_().diagonal().fill_(scale)
+
+    return fill_recurrent(target, gates, fill, zero_bias=True)
+
+
+def np_rnn_(target: Target, *, gates: Gates = None, generator: torch.Generator | None = None) -> Target:
+    """R positive definite, all eigenvalues but the largest, which is one, below it; no bias.
+
+    ``A = QᵀQ / H`` of a matrix Q of standard normal numbers (H, H), and ``R = (A + I) / λ_max(A + I)``.
+
+    Source: Talathi and Vartak, Improving performance of recurrent neural network with relu nonlinearity, 2015
+    (arXiv:1511.03771), "np-RNN".
+
+    Args:
+        target, gates: as for `identity_`.
+        generator: where random numbers come from; None: torch's default.
+
+    Raises:
+        TypeError, ValueError: as `identity_`.
+    """
+
+    def fill(block: Tensor) -> None:
+        _check_square(block)
+        q = _normal(block, generator)
+        size = q.shape[0]
+        a = q.T @ q / size + torch.eye(size, dtype=q.dtype, device=q.device)
+        block.copy_(a / torch.linalg.eigvalsh(a)[-1])
+
+    return fill_recurrent(target, gates, fill, zero_bias=True)
+
+
+def orthogonal_(
+    target: Target, gain: float = 1.0, *, gates: Gates = None, generator: torch.Generator | None = None
+) -> Target:
+    """R of every gate orthogonal by itself (with a projection, rows or columns are), times ``gain``.
+
+    `torch.nn.init.orthogonal_` of the whole ``weight_hh`` would make the gates' matrices together orthogonal: those of
+    an LSTM then shrink h to half its norm.
+
+    Source: Saxe, McClelland and Ganguli, Exact solutions to the nonlinear dynamics of learning in deep linear neural
+    networks, 2014 (arXiv:1312.6120).
+
+    Args:
+        target: a tensor (G·H, P), or a module (or model): there ``weight_hh`` of all layers and directions. Biases
+            stay.
+        gain: the factor.
+        gates, generator: as for `np_rnn_`.
+
+    Raises:
+        TypeError, ValueError: as `identity_`, but R need not be square.
+    """
+
+    def fill(block: Tensor) -> None:
+        whole = torch.empty_like(block, dtype=_compute_dtype(block), memory_format=torch.contiguous_format)
+        block.copy_(nn.init.orthogonal_(whole, gain, generator=generator))
+
+    return fill_recurrent(target, gates, fill, zero_bias=False)
+
+
+def _compute_dtype(t: Tensor) -> torch.dtype:
+    return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty(like.shape, dtype=_compute_dtype(like), device=like.device).normal_(generator=generator)
+
+
+def _check_square(block: Tensor) -> None:
+    if block.shape[0] != block.shape[1]:
+        raise ValueError(
+            f"R: expected a square matrix for each gate, got {tuple(block.shape)}"
+            " (a projection, or another number of gates)"
+        )

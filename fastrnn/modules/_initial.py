@@ -1,0 +1,148 @@
+"""Learned initial states: parameters that a module starts from where a call names no state.
+
+Of each state of each layer and direction there is one vector, ``initial_h_l0``, ``initial_c_l0``,
+``initial_h_l0_reverse`` and so on (of a cell ``initial_h``, ``initial_c``), zeros at first, as the states of a module
+without them always are. They are no part of what torch.nn calls a module's weights (``all_weights``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _extra
+
+PREFIX = "initial_"
+
+
+def add(module: nn.Module, widths: dict[str, int], suffixes: Sequence[str], like: Tensor) -> None:
+    """Registers the parameters: of each state, by name, vectors of its width, of the format and device of ``like``."""
+    for suffix in suffixes:
+        for state, width in widths.items():
+            name = PREFIX + state + suffix
+            if hasattr(module, name):
+                raise ValueError(f"learn_initial_state: expected no other parameter called {name}")
+            zeros = torch.zeros(width, device=like.device, dtype=like.dtype)
+            module.register_parameter(name, nn.Parameter(zeros))
+
+
+def check(learn_initial_state: Any) -> bool:
+    """Raises TypeError unless it is a bool, which it returns."""
+    if not isinstance(learn_initial_state, bool):
+        raise TypeError(f"learn_initial_state should be of type bool, got: {type(learn_initial_state).__name__}")
+    return learn_initial_state
+
+
+def suffixes(module: Any) -> list[str]:
+    """Of the layers and directions of a network, in the order of the rows of its states."""
+    directions = ("", "_reverse") if module.bidirectional else ("",)
+    return [f"_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
+
+
+def of_layers(module: Any, states: Sequence[str], batch: Any) -> tuple[Tensor, ...]:
+    """The states of a network, each (L·D, B, P or H), or (L·D, P or H) if ``batch`` is None."""
+    found = []
+    for state in states:
+        rows = torch.stack([getattr(module, PREFIX + state + suffix) for suffix in suffixes(module)])
+        found.append(rows if batch is None else rows.unsqueeze(1).expand(-1, batch, -1))
+    return tuple(found)
+
+
+def of_cell(module: nn.Module, states: Sequence[str], input: Tensor) -> tuple[Tensor, ...]:
+    """The states of a cell, each (B, H), or (H) for an input without batch."""
+    found = [getattr(module, PREFIX + state) for state in states]
+    return tuple(s.expand(input.shape[0], -1) if input.dim() == 2 else s for s in found)
+
+
+def batch_of(input: Any, batch_first: bool, rank: int) -> Any:
+    """The rows of a batch: None without one. ``rank``: the dimensions of an input with a batch."""
+    if isinstance(input, PackedSequence):
+        return int(input.batch_sizes[0])
+    if input.dim() != rank:
+        return None
+    return input.shape[0] if batch_first else input.shape[1]
+
+
+def is_readable(input: Any, rank: int) -> bool:
+    """Whether ``input`` says how many rows there are. What is no input at all is for the call itself to refuse."""
+    if isinstance(input, PackedSequence):
+        return True
+    return isinstance(input, Tensor) and input.dim() in (rank - 1, rank)
+
+
+def reset_parameters(module: Any) -> None:
+    """torch.nn's initialisation of the weights, in its order; initial states become zero again."""
+    bound = 1.0 / math.sqrt(module.hidden_size) if module.hidden_size > 0 else 0
+    for name, parameter in module.named_parameters():
+        if PREFIX in name:
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.uniform_(parameter, -bound, bound)
+
+
+def supply(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A forward pre-hook that gives a torch.nn module with these parameters its states, as `convert` leaves it."""
+    if (len(args) > 1 and args[1] is not None) or kwargs.get("hx") is not None:
+        return None
+    input: Any = args[0] if args else kwargs.get("input")
+    cell = isinstance(module, nn.RNNCellBase)
+    if not is_readable(input, 2 if cell else 3):
+        return None
+    names = ("h", "c") if isinstance(module, (nn.LSTM, nn.LSTMCell)) else ("h",)
+    if cell:
+        states = of_cell(module, names, input)
+    else:
+        states = of_layers(module, names, batch_of(input, module.batch_first, 3))
+    return (input,), {"hx": states if len(states) > 1 else states[0]}
+
+
+class LearnedStates:
+    """Mixin of the layers, before ``nn.RNNBase``: their learned states, and the states that segments start from."""
+
+    learn_initial_state: bool = False
+    _state_names: tuple[str, ...] = ("h",)
+
+    def _learn_initial_state(self: Any, wanted: bool) -> None:
+        if check(wanted):
+            self.learn_initial_state = True
+            widths = dict(zip(self._state_names, self._state_sizes(), strict=True))
+            add(self, widths, suffixes(self), self.weight_hh_l0)
+
+    def reset_parameters(self: Any) -> None:
+        """Weights as torch.nn's begin; learned initial states with zeros."""
+        reset_parameters(self)
+
+    def extra_repr(self) -> str:
+        own = ", learn_initial_state=True" if self.learn_initial_state else ""
+        return super().extra_repr() + own  # type: ignore[misc]
+
+    def _start(self, input: Any, hx: Any, reset: Any, ids: bool, batch_first: bool, more: dict[str, Any]) -> Any:
+        """The states that a call starts from; `more` keeps ``initial`` where a segment inside starts from others."""
+        rank = 2 if ids else 3
+        given = more.pop("initial", None)
+        if given is None and is_readable(input, rank):
+            states = of_layers(self, self._state_names, batch_of(input, batch_first, rank))
+            given = states if len(states) > 1 else states[0]
+        if hx is None:
+            return given
+        if reset is not None and given is not None:
+            more["initial"] = given
+        return hx
+
+    def _checked(self, more: dict[str, Any], states: tuple[Tensor, ...] | None, batched: bool) -> dict[str, Any]:
+        """`more` with ``initial`` as `sequence` has it, or a ValueError; ``states`` are those of the call."""
+        if "initial" not in more:
+            return more
+        module: Any = self
+        given = module._as_states(more["initial"])
+        if not batched:
+            given = tuple([s.unsqueeze(1) if isinstance(s, Tensor) else s for s in given])
+        wanted = [tuple(s.shape) for s in states or ()]
+        if not all(isinstance(s, Tensor) for s in given) or [tuple(s.shape) for s in given] != wanted:
+            raise ValueError(f"initial: expected states in the form of hx, got {_extra.shapes(more['initial'])}")
+        return {**more, "initial": given}

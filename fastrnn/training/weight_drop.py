@@ -1,0 +1,99 @@
+"""DropConnect on recurrent weights: one mask for a whole sequence."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastrnn._networks import parts
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_KEPT = "_flat_weights_undropped"
+
+
+class WeightDrop:
+    """Hooks of a module around its forward: in training the dropped weight stands in the parameter's place.
+
+    The parameter stays where it is, under its name, so that states, optimizers and copies see nothing of it.
+    """
+
+    def __init__(self, p: float, names: list[str]) -> None:
+        self.p, self.names = p, names
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        if not module.training or self.p == 0:
+            return
+        own = module.__dict__
+        dropped = {name: F.dropout(getattr(module, name), self.p, True) for name in self.names}
+        own.update(dropped)  # found before the parameter of that name
+        if isinstance(module, nn.RNNBase):  # torch's forward reads this list
+            own[_KEPT] = own["_flat_weights"]
+            pairs = zip(module._flat_weights_names, own["_flat_weights"], strict=True)
+            own["_flat_weights"] = [dropped.get(name, weight) for name, weight in pairs]
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        own = module.__dict__
+        for name in self.names:
+            own.pop(name, None)
+        if _KEPT in own:
+            own["_flat_weights"] = own.pop(_KEPT)
+
+
+def weight_drop(model: Model, p: float = 0.5) -> Model:
+    """In training, drops each element of the recurrent weights with probability ``p`` and scales the others by 1/(1-p).
+
+    A mask is drawn once for each call and used at all its steps, so that the kernels see an ordinary weight. Each
+    layer, direction and gate has its own. In evaluation mode nothing is dropped. ``step`` runs no hooks and drops
+    nothing.
+
+    Sources: Wan et al., Regularization of neural networks using DropConnect, 2013; on the hidden-to-hidden weights of
+        an
+    LSTM: Merity, Keskar and Socher, Regularizing and optimizing LSTM language models, 2018 (arXiv:1708.02182).
+
+    Args:
+        model: an LSTM, GRU or RNN of torch.nn or fastrnn, a network of `fastrnn.cell`, or a model with some. Its
+            parameters and their names stay as they are. Called again, it changes ``p``.
+        p: the probability, from 0 to 1.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: ``p`` is no probability, there is no such network in the model (cells, whose calls are single steps,
+            are none), or a recurrent weight is parametrized, which would hide the mask.
+    """
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+        raise ValueError(f"p: expected a probability from 0 to 1, got {p!r}")
+    names: dict[nn.Module, list[str]] = {}
+    for part in parts(model, cells=False):
+        name = "weight_hh" + part.suffix
+        if parametrize.is_parametrized(part.module, name):
+            raise ValueError(
+                f"model: expected recurrent weights that are not parametrized, got {part.kind} with {name}"
+            )
+        names.setdefault(part.module, []).append(name)
+    remove_weight_drop(model)
+    for module, found in names.items():
+        drop = WeightDrop(float(p), found)
+        module.register_forward_pre_hook(drop.before)
+        module.register_forward_hook(drop.after, always_call=True)
+    return model
+
+
+def remove_weight_drop(model: Model) -> Model:
+    """Takes back `weight_drop`; without effect where there is none.
+
+    Returns:
+        ``model``.
+    """
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), WeightDrop)]:
+                hooks.pop(key)
+                module._forward_hooks_always_called.pop(key, None)
+    return model
