@@ -1,8 +1,11 @@
-"""Every test runs with scratch and output memory of the kernels poisoned with NaN and fenced by sentinels."""
+"""Every test runs with scratch and output memory of the kernels poisoned with NaN and fenced by sentinels, and with a
+compiler that knows nothing of the tests before it: it refuses a function that it has compiled in too many ways.
+"""
 
 from __future__ import annotations
 
 import importlib
+import sys
 
 import pytest
 import torch
@@ -20,6 +23,8 @@ def _poisoned_and_restored():
     _C.set_capability(capability)
     _C.set_split("auto")
     torch.set_num_threads(threads)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture

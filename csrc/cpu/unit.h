@@ -32,7 +32,8 @@
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/small.h"
-#include "cpu/staged.h"
+#include "cpu/staged_backward.h"
+#include "cpu/staged_forward.h"
 #endif
 
 // Which number formats to compile, a bit each: the built-in cells all of them, a user's cell those it is called with.

@@ -1,9 +1,10 @@
 """Modules: torch.nn's recurrent classes, under their own names."""
 
 from .. import _C
+from ._recurrent import _CELLS
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert
-from .rnn import _CELLS, GRU, LSTM, RNN
+from .rnn import GRU, LSTM, RNN
 from .stream import Stream
 
 _C.use_short((LSTM, GRU, RNN), (LSTMCell, GRUCell, RNNCell), _CELLS)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _C
 from . import _checks, _initial
-from .rnn import _CELLS, RecurrentLayers
+from ._recurrent import _CELLS, RecurrentLayers
 
 
 class Stream:
