@@ -1,4 +1,4 @@
-"""The command line: ``fastrnn info``, ``bench``, ``train`` and ``sample``."""
+"""The command line: ``fastrnn info``, ``bench``, ``train``, ``sample``, ``inspect`` and ``gradflow``."""
 
 from __future__ import annotations
 
@@ -54,6 +54,16 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
 
         add_train_arguments(train)
         add_sample_arguments(sample)
+
+    inspect = commands.add_parser("inspect", help="look inside such a model: a page with a text as it sees it")
+    inspect.set_defaults(command=_inspect)
+    gradflow = commands.add_parser("gradflow", help="draw how gradients flow back through time")
+    gradflow.set_defaults(command=_gradflow)
+    if wanted in ("inspect", "gradflow"):
+        from fastrnn.inspect.arguments import add_gradflow_arguments, add_inspect_arguments
+
+        add_inspect_arguments(inspect)
+        add_gradflow_arguments(gradflow)
     return parser
 
 
@@ -73,6 +83,18 @@ def _sample(args: argparse.Namespace) -> int:
     from fastrnn.lm.cli import run_sample
 
     return run_sample(args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from fastrnn.inspect.cli import run_inspect
+
+    return run_inspect(args)
+
+
+def _gradflow(args: argparse.Namespace) -> int:
+    from fastrnn.inspect.cli import run_gradflow
+
+    return run_gradflow(args)
 
 
 def _info(args: argparse.Namespace) -> int:

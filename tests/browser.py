@@ -114,14 +114,16 @@ class Browser:
         self.resize(width, height, dark)
         self.command("Page.navigate", url=file.as_uri())
         end = time.monotonic() + 60
-        while self.run("document.documentElement.dataset.ready") != "yes":
+        while self.run("document.documentElement?.dataset.ready") != "yes":
             if self.errors or time.monotonic() > end:
                 raise AssertionError(f"the page does not become ready: {self.errors}")
             time.sleep(0.05)
 
     def resize(self, width: int, height: int, dark: bool) -> None:
         """Another window, another scheme of colours."""
-        self.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
 

@@ -47,7 +47,7 @@ _CLOSING = {"“": "”", "«": "»"}
 _COMMENTS = {"python": {"#": "\n"}, "c": {"//": "\n", "/*": "*/"}, "text": {}}
 
 
-def features(text: str, syntax: str = "auto") -> dict[str, np.ndarray]:
+def features_of(text: str, syntax: str = "auto") -> dict[str, np.ndarray]:
     """The features of each character: N numbers by name, bool for yes or no, else float32.
 
     Args:

@@ -162,5 +162,3 @@ def _of_cell_state(layer: Layer, wx: Tensor, initial: States, dh: Tensor, last: 
         found.append(carried)
         carried = carried * gates["f"][t]
     return torch.stack(found[::-1])
-
-

@@ -52,6 +52,11 @@ class Layer:
         return f"layer {self.index + 1}" + (", reverse" if self.reverse else "")
 
     @property
+    def title(self) -> str:
+        """The cell's name."""
+        return self.spec.name if self.cell is None else self.cell.name
+
+    @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks of H rows in ``w_hh``, in order; a cell of one's own may have none."""
         return BLOCKS[self.spec.name] if self.cell is None else self.cell.recurrent
@@ -130,7 +135,7 @@ def layers_of(module: nn.Module) -> list[Layer]:
 
 def _weights(module: nn.Module, suffix: str) -> LayerWeights:
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    found = [getattr(module, name + suffix, None) for name in names]
+    found: list[Any] = [getattr(module, name + suffix, None) for name in names]
     if found[0] is None or found[1] is None:
         raise TypeError(f"module: expected weights weight_ih{suffix} and weight_hh{suffix}, found none")
     return LayerWeights(*found)

@@ -25,7 +25,7 @@ _AROUND = 120
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def page(
+def as_html(
     reading: Reading,
     about: str = "",
     *,
@@ -130,9 +130,7 @@ def _base64(values: np.ndarray) -> str:
 
 def _joined(content: dict[str, Any], about: str) -> str:
     files = resources.files("fastrnn.inspect") / "page_files"
-    body, style, script = (
-        (files / name).read_text(encoding="utf-8") for name in ("body.html", "page.css", "page.js")
-    )
+    body, style, script = ((files / name).read_text(encoding="utf-8") for name in ("body.html", "page.css", "page.js"))
     # Nothing in the text may end the element that it is in: without "<" there is neither "</script" nor "<!--".
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.encode("utf-8", "replace").decode()

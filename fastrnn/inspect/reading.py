@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastrnn.inspect.features import FEATURES, features
+from fastrnn.inspect.features import FEATURES, features_of
 from fastrnn.inspect.ranking import quantised, scores, strength
 from fastrnn.inspect.states import follow
 from fastrnn.lm.model import LanguageModel
@@ -116,7 +116,7 @@ def read(
         model: of `fastrnn.lm.load`, or a checkpoint for it.
         text: one unit at least; bytes are decoded as UTF-8 where the model's units are characters.
         top: how many of the likeliest next units to keep.
-        syntax: of `fastrnn.inspect.features.features`.
+        syntax: of `features_of`.
 
     Raises:
         ValueError: the text is empty or has characters that the vocabulary has not; ``top`` or ``syntax``.
@@ -126,7 +126,7 @@ def read(
         model = load(model)
     if top < 1:
         raise ValueError(f"top: expected at least 1, got {top}")
-    ids = _ids(model, text)
+    ids = ids_of(model, text)
     model.eval()
     shown, ends = _shown(model, ids)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def read(
     return reading
 
 
-def _ids(model: LanguageModel, text: str | bytes) -> np.ndarray:
+def ids_of(model: LanguageModel, text: str | bytes) -> np.ndarray:
     if not text:
         raise ValueError("text: expected one character at least, got none")
     if isinstance(text, str):
@@ -164,7 +164,9 @@ def _ids(model: LanguageModel, text: str | bytes) -> np.ndarray:
     try:
         return model.vocabulary.encode(text.decode(), "text")
     except UnicodeDecodeError as error:
-        raise ValueError(f"text: expected UTF-8, got {text[error.start : error.start + 1]!r} at byte {error.start}") from None
+        raise ValueError(
+            f"text: expected UTF-8, got {text[error.start : error.start + 1]!r} at byte {error.start}"
+        ) from None
 
 
 def _shown(model: LanguageModel, ids: np.ndarray) -> tuple[str, np.ndarray]:
@@ -179,7 +181,7 @@ def _shown(model: LanguageModel, ids: np.ndarray) -> tuple[str, np.ndarray]:
 
 def _of_units(shown: str, ends: np.ndarray, steps: int, syntax: str) -> dict[str, np.ndarray]:
     """Features of the characters, as those of the units: a unit inside a character has those of the one before it."""
-    found = features(shown, syntax)
+    found = features_of(shown, syntax)
     place = np.searchsorted(ends, np.arange(steps), side="right") - 1
     return {name: np.where(place < 0, found[name].dtype.type(0), _taken(found[name], place)) for name in FEATURES}
 

@@ -199,7 +199,7 @@
     const chips = make("div", { className: "chips" });
     for (const [l, q, u, score] of feature.rows) {
       const key = `${l}:${q}:${u}`;
-      const chip = make("button", { type: "button", disabled: !tracks.has(key) }, `${l + 1} ${q} ${u + 1} `, make("b", { textContent: number(score, 2) }));
+      const chip = make("button", { type: "button", disabled: !tracks.has(key) }, `${l + 1}:${q}:${u + 1} `, make("b", { textContent: number(score, 2) }));
       chip.dataset.key = key;
       chip.title = `${data.layers[l].name}, ${q}, unit ${u + 1}` + (tracks.has(key) ? "" : ": not in this page, which has no room for it");
       chip.addEventListener("click", () => choose(tracks.get(key)));
@@ -211,7 +211,7 @@
   }
 
   // ---- saturation ------------------------------------------------------------------------------------------------
-  const SIZE = 150, LEFT = 30, TOP = 8;
+  const SIZE = 138, LEFT = 42, TOP = 8;
   const plots = new Map();
   const dotsOf = (entry) => [bytes(entry.left), bytes(entry.right)];
   for (const entry of data.saturation) {
