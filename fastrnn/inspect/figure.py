@@ -75,7 +75,7 @@ def _draw_norms(panel: Any, runs: Sequence[Run]) -> None:
     panel.legend(handles=list(handles.values()), loc="outside right upper", frameon=False)
 
 
-def _positive(values: Sequence[float]) -> np.ndarray:
+def _positive(values: Sequence[Any]) -> np.ndarray:
     """Zeros and what overflowed as gaps, for a logarithmic axis."""
     found = np.array(values, np.float64)
     found[~(found > 0) | ~np.isfinite(found)] = np.nan
@@ -92,7 +92,7 @@ def _draw_run(panel: Any, run: Run) -> None:
 
 
 def _draw_heat(panel: Any, axis: Any, run: Run) -> None:
-    values = np.log10(np.vectorize(lambda v: v if 0 < v < np.inf else np.nan)(np.array(run.heat, np.float64).T))
+    values = np.log10(_positive(run.heat).T)
     known = values[np.isfinite(values)]
     high = float(known.max()) if known.size else 0.0
     low = max(float(known.min()), high - 12) if known.size else -1.0
