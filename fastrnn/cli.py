@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fastrnn._missing import KernelsMissingError
 from fastrnn._version import __version__
 
 
@@ -17,12 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # The options of a command are made by its own module, which no other command should wait for.
     wanted = next((arg for arg in argv if not arg.startswith("-")), None)
-    args = _parser(wanted).parse_args(argv)
     try:
+        args = _parser(wanted).parse_args(argv)
         status: int = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `fastrnn info | head`: the reader has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KernelsMissingError as error:
+        print(f"fastrnn: error: {error}", file=sys.stderr)
         return 1
     return status
 

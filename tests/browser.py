@@ -34,7 +34,9 @@ def path() -> str | None:
 
 
 class Browser:
-    """One page of a browser. `errors` and `requests` gather what the page throws, logs as an error, and loads."""
+    """One page of a browser. `errors` and `requests` gather what the page throws, logs as an error, and loads;
+    `opened` has the pages themselves.
+    """
 
     def __init__(self, folder: Path) -> None:
         found = path()
@@ -57,6 +59,7 @@ class Browser:
         self._buffer, self._number, self._session = b"", 0, None
         self.errors: list[str] = []
         self.requests: list[str] = []
+        self.opened: list[str] = []
         target = self.command("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Page", "Network", "Log"):
@@ -112,6 +115,7 @@ class Browser:
     def open(self, file: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         """Loads a file and waits until it says that it is ready."""
         self.resize(width, height, dark)
+        self.opened.append(file.as_uri())
         self.command("Page.navigate", url=file.as_uri())
         end = time.monotonic() + 60
         while self.run("document.documentElement?.dataset.ready") != "yes":

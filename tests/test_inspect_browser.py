@@ -36,10 +36,10 @@ def window(tmp_path_factory, page):
 
 
 @pytest.fixture(autouse=True)
-def _no_errors_and_no_requests(window, page):
+def _no_errors_and_no_requests(window):
     yield
     assert window.errors == []
-    assert window.requests == [page[0].as_uri()]
+    assert window.requests == window.opened
 
 
 def colours(window):
@@ -169,6 +169,27 @@ def test_it_fits_and_is_readable(window, width, dark):
         share = float(strongest)
         mixed = [share * c + (1 - share) * g for c, g in zip(map(float, colour.split()), ground, strict=True)]
         assert contrast(mixed, ink) >= 4.5
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [("rnn_tanh", "x"), ("min_gru", "\n\n"), ("slstm", b"\xff\xc3"), ("lstm", b"\xc3")]
+)
+def test_other_cells_and_odd_texts(window, tmp_path, cell, text):
+    lm.train(tiny(tmp_path, cell=cell, layers=1, steps=2))
+    reading = inspect.read(tmp_path / "run", text)
+    file = tmp_path / "page.html"
+    file.write_text(inspect.as_html(reading, cell), encoding="utf-8")
+    window.open(file)
+    assert window.run("document.getElementById('text').textContent") == reading.text
+    options = window.run("[...document.getElementById('quantity').options].map(o => o.textContent)")
+    gates = reading.gates[0]
+    assert options == [f"{'gate' if name in gates else 'state'} {name}" for name in reading.quantities[0]]
+    assert window.run("document.querySelectorAll('#saturation svg').length") == len(gates)
+    said = "The cells of this model have no gates." in window.run("document.body.innerText")
+    assert said == (not gates)
+    window.run("document.getElementById('text').focus()")
+    for key in ("ArrowRight", "ArrowDown", "End", "n"):
+        window.press(key)
 
 
 def contrast(one, other):

@@ -95,7 +95,7 @@
 
   function choose(track) {
     current = track;
-    fill(layer, unique(data.tracks.map((t) => t.layer)).sort().map((l) => [l, data.layers[l].name]), track.layer);
+    fill(layer, unique(data.tracks.map((t) => t.layer)).sort((a, b) => a - b).map((l) => [l, data.layers[l].name]), track.layer);
     const gates = data.layers[track.layer].gates;
     fill(quantity, quantitiesOf(track.layer).map((q) => [q, `${gates.includes(q) ? "gate" : "state"} ${q}`]), track.quantity);
     fill(unit, unitsOf(track.layer, track.quantity).map((u) => [u, u + 1]), track.unit);
