@@ -90,7 +90,7 @@ def test_the_readout_has_the_number_and_what_was_expected(window, page):
         f"document.querySelectorAll('#text span')[{k}].dispatchEvent(new Event('pointerover', {{bubbles: true}}))"
     )
     step, scale = int(reading.ends[k]), reading.scales[1, "c"]
-    value = scale.centre + (int(reading.levels[1, "c"][2, step]) - 127) / 127 * scale.half
+    value = scale.centre + (int(reading.levels[1, "c"][2, step]) - 127) / 127 * scale.half[2]
     text = readout(window)
     assert text.startswith(f"é line 1, column {k + 1}\nlayer 2, state c, unit 3: ")
     assert f"{abs(value):.3f}" in text

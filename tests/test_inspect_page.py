@@ -58,8 +58,10 @@ def test_a_reading_is_what_the_model_computes(run):
     for number, layer in enumerate(inspect.follow(model.recurrent, x)):
         for name, values in {**layer.states, **layer.gates}.items():
             scale = reading.scales[number, name]
-            shown = scale.centre + (reading.levels[number, name].astype(float) - 127) / 127 * scale.half
-            assert np.abs(shown.T - values.squeeze(1).numpy()).max() <= scale.half / 254 * (1 + 1e-5)
+            shown = scale.centre + (reading.levels[number, name].T.astype(float) - 127) / 127 * scale.half
+            assert (np.abs(shown - values.squeeze(1).numpy()) <= scale.half / 254 * (1 + 1e-5)).all()
+            if name in layer.states:
+                assert (np.abs(reading.levels[number, name].astype(int) - 127).max(1) == 127).all()
         for name, values in layer.gates.items():
             low, high = reading.saturation[number, name]
             np.testing.assert_allclose(low, (values < 0.1).float().mean((0, 1)).numpy(), atol=1e-6)

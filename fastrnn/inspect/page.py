@@ -115,7 +115,7 @@ def _as_json(reading: Reading, track: Track) -> dict[str, Any]:
         "quantity": track.quantity,
         "unit": track.unit,
         "centre": scale.centre,
-        "half": float(f"{scale.half:.6g}"),
+        "half": float(f"{scale.half[track.unit]:.6g}"),
         "data": _base64(reading.levels[track.layer, track.quantity][track.unit]),
     }
 

@@ -13,7 +13,7 @@ import numpy as np
 LEVELS = 255  # 0 to 254; the one in the middle is the centre of a scale
 
 
-def quantised(values: np.ndarray, centre: float, half: float) -> np.ndarray:
+def quantised(values: np.ndarray, centre: float, half: float | np.ndarray) -> np.ndarray:
     """Values as uint8 from 0, for centre − half, to 254, for centre + half; wrong by half / 254 at most."""
     scaled = (values - centre) * ((LEVELS // 2) / half)
     return (np.rint(scaled) + LEVELS // 2).clip(0, LEVELS - 1).astype(np.uint8)

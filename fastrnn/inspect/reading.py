@@ -34,10 +34,15 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """How the levels 0 to 254 of one quantity of one layer are to be read: centre − half to centre + half."""
+    """How the levels 0 to 254 of one quantity of one layer are to be read: as centre − half to centre + half.
+
+    Attributes:
+        centre: 0 for states, 0.5 for gates.
+        half: (H), for each unit: of a state the largest modulus that it has in the text, of a gate 0.5.
+    """
 
     centre: float
-    half: float
+    half: np.ndarray
 
 
 @dataclass(eq=False)
@@ -213,12 +218,13 @@ def _expectations(
 
 def _add(reading: Reading, layer: int, name: str, values: np.ndarray, is_gate: bool) -> None:
     """Takes in one quantity (T, H): levels, scale, saturation."""
-    largest = float(np.abs(values).max())
-    if not np.isfinite(largest):
+    largest = np.abs(values).max(0)
+    if not np.isfinite(largest).all():
         raise ValueError("model: expected finite states, got some that are not; its training has diverged")
-    scale = Scale(0.5, 0.5) if is_gate else Scale(0.0, largest or 1.0)
+    largest[largest == 0] = 1
+    scale = Scale(0.5, np.full(len(largest), 0.5, np.float32)) if is_gate else Scale(0.0, largest)
     reading.scales[layer, name] = scale
-    reading.levels[layer, name] = quantised(np.ascontiguousarray(values.T), scale.centre, scale.half)
+    reading.levels[layer, name] = quantised(np.ascontiguousarray(values.T), scale.centre, scale.half[:, None])
     if is_gate:
         reading.saturation[layer, name] = np.stack([(values < LEFT).mean(0), (values > RIGHT).mean(0)])
 

@@ -172,6 +172,7 @@
   }
 
   function lookAndShow(k) {
+    if (!spans.length) return;
     look(k);
     spans[at].scrollIntoView({ block: "nearest" });
   }
