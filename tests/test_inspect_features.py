@@ -97,13 +97,38 @@ def test_scores_against_their_definitions():
 
     for track, score in zip(tracks, found, strict=True):
         assert score == pytest.approx(np.corrcoef(by_sorting(track), by_sorting(numbers))[0, 1], abs=1e-5)
-        assert np.array_equal(ranks(track), by_sorting(track))
+        np.testing.assert_allclose(ranks(track, np.zeros(300, int), 255), by_sorting(track) / 300 - 301 / 600)
     assert found[1] == max(found) > 0.9
+
+
+def test_a_unit_that_only_drifts_tracks_nothing():
+    random = np.random.default_rng(2)
+    place = np.arange(5000)
+    held = random.random(5000) < np.where(place < 2500, 0.8, 0.1)  # far more of it at first
+    drifts, follows = (254 * place / 5000).astype(np.uint8), (100 + 50 * held + place // 100).astype(np.uint8)
+    noise = random.integers(0, 255, 5000).astype(np.uint8)
+    drifting, following, nothing = scores(np.stack([drifts, follows, noise]), held)
+    assert abs(drifting - 0.5) < 0.06
+    assert following == 1
+    assert abs(nothing - 0.5) < 0.03
+    # Within blocks of 1,000 alone: the definition, for noise and for numbers that rise with the text.
+    numbers = (place // 500 * 100 + random.integers(0, 60, 5000)).astype(np.float32)
+    wins = pairs = 0.0
+    for begin in range(0, 5000, 1000):
+        values, yes = noise[begin : begin + 1000].astype(float), held[begin : begin + 1000]
+        signs = np.sign(values[yes][:, None] - values[~yes][None, :])
+        wins, pairs = wins + ((1 + signs) / 2).sum(), pairs + signs.size
+    assert nothing == pytest.approx(wins / pairs, abs=1e-6)
+    own = (numbers % 100 + 20).astype(np.uint8)
+    assert scores(own[None], (numbers % 100).astype(np.float32))[0] == pytest.approx(1)
+    assert abs(scores(noise[None], numbers)[0]) < 0.05
 
 
 def test_what_is_the_same_everywhere_has_no_score():
     tracks = np.zeros((2, 5), np.uint8)
     assert scores(tracks, np.ones(5, bool)) is None
+    assert scores(tracks, np.ones(5, np.float32)) is None
+    assert scores(np.zeros((2, 2000), np.uint8), np.arange(2000) < 1000) is None  # the same in each block
     assert scores(tracks, np.arange(5, dtype=np.float32)).tolist() == [0, 0]
     assert scores(tracks, np.arange(5) > 2).tolist() == [0.5, 0.5]
     assert strength(np.array([0.0, 0.5, 1.0]), np.ones(1, bool)).tolist() == [1, 0, 1]

@@ -206,7 +206,7 @@
       chip.addEventListener("click", () => choose(tracks.get(key)));
       chips.append(chip);
     }
-    if (!feature.rows.length) chips.append(make("span", { className: "note", textContent: "the same everywhere in this text" }));
+    if (!feature.rows.length) chips.append(make("span", { className: "note", textContent: "does not change in this text" }));
     byId("ranking").tBodies[0].append(make("tr", {}, make("td", {},
       make("div", { className: "name" }, feature.name, make("small", { textContent: feature.rows.length ? feature.measure : "" })), chips)));
   }
