@@ -104,7 +104,7 @@ def test_scores_against_their_definitions():
 def test_a_unit_that_only_drifts_tracks_nothing():
     random = np.random.default_rng(2)
     place = np.arange(5000)
-    held = random.random(5000) < np.where(place < 2500, 0.8, 0.1)  # far more of it at first
+    held = random.random(5000) < np.where(place < 2000, 0.8, 0.1)  # far more of it at first
     drifts, follows = (254 * place / 5000).astype(np.uint8), (100 + 50 * held + place // 100).astype(np.uint8)
     noise = random.integers(0, 255, 5000).astype(np.uint8)
     drifting, following, nothing = scores(np.stack([drifts, follows, noise]), held)
