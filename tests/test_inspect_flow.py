@@ -158,6 +158,31 @@ def test_jacobian_against_autograd(make):
     torch.testing.assert_close(alone, found[0])
 
 
+def test_jacobian_of_every_cell_of_the_gallery():
+    """By finite differences of the network's own step, central ones: their error is about 1e-10."""
+    from fastrnn import gallery
+
+    for name, cell in gallery.CELLS.items():
+        network = cell(I, H, dtype=torch.float64).eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        x, states = _double(1, I), [_double(1, H).abs() + 0.5 for _ in cell.states]
+        given = tuple(states) if len(states) > 1 else states[0]
+        found = inspect.jacobian(network, x, given)[0]
+        columns, size = [], 1e-5
+        for k in range(len(states) * H):
+            ends = []
+            for sign in (1, -1):
+                moved = [state.clone() for state in states]
+                moved[k // H][0, k % H] += sign * size
+                hx = [m.unsqueeze(0) for m in moved]
+                last = network(x.unsqueeze(0), tuple(hx) if len(hx) > 1 else hx[0], backend="reference")[1]
+                ends.append(torch.cat(last if isinstance(last, tuple) else (last,), -1).flatten())
+            columns.append((ends[0] - ends[1]) / (2 * size))
+        expected = torch.stack(columns, 1).detach()
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_jacobian_of_a_layer_and_direction():
     module = fastrnn.GRU(I, H, 2, bidirectional=True, dtype=torch.float64)
     single = fastrnn.GRU(2 * H, H, dtype=torch.float64)

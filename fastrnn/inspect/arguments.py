@@ -52,7 +52,7 @@ def add_gradflow_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint, or a folder, for the newest in it"
     )
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="a file for the checkpoint to read")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="a file for it to read (10 MB at most)")
     parser.add_argument(
         "--cell", metavar="NAMES", help="lstm, gru, rnn_tanh, rnn_relu, cells of the gallery; without checkpoint: lstm"
     )

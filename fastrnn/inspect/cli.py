@@ -116,6 +116,10 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _gradflow(args: argparse.Namespace) -> int:
     from fastrnn.inspect.figure import save
     from fastrnn.inspect.gradflow import compare, of_checkpoint
@@ -134,7 +138,7 @@ def _gradflow(args: argparse.Namespace) -> int:
     cells = args.cell or ("" if runs else "lstm")
     if cells:
         more = {"hidden": args.hidden, "inputs": args.inputs, "clip": 1.0 if args.clip is None else args.clip}
-        runs += compare(cells.split(","), args.init.split(","), seed=args.seed, **sizes, **more)
+        runs += compare(_names(cells), _names(args.init), seed=args.seed, **sizes, **more)
     out = Path(args.out)
     numbers = out.with_name(out.name + ".json")
     numbers.write_text(json.dumps([run.as_dict() for run in runs]) + "\n", encoding="utf-8")

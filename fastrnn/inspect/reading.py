@@ -47,13 +47,15 @@ class Scale:
 
 @dataclass(eq=False)
 class Reading:
-    """All that a model did on a text of T units (bytes or characters), U characters of it as people see them.
+    """All that a model did on a text of T units (bytes or characters).
 
     Attributes:
         text: as people see it; what is no text (UTF-8) is U+FFFD.
         ends: (characters) at which unit each character is complete.
+        names: of the layers.
         quantities: the names of each layer's states, then gates, by layer.
-        gates: which of these names are gates.
+        gates: which of these are gates, by layer.
+        hidden: H, the units of a layer.
         levels: (H, T) uint8 by layer and quantity, with its `Scale`.
         saturation: by layer and gate, (2, H): the share of places at which it is left- and right-saturated.
         expected: (T, K) ids, the likeliest units to come next, and their probabilities (T, K).
