@@ -1,4 +1,4 @@
-"""The command line: ``fastrnn info``, ``bench``, ``train`` and ``sample``."""
+"""The command line: ``fastrnn info``, ``bench``, ``train``, ``sample``, ``inspect`` and ``gradflow``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fastrnn._missing import KernelsMissingError
 from fastrnn._version import __version__
 
 
@@ -17,12 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # The options of a command are made by its own module, which no other command should wait for.
     wanted = next((arg for arg in argv if not arg.startswith("-")), None)
-    args = _parser(wanted).parse_args(argv)
     try:
+        args = _parser(wanted).parse_args(argv)
         status: int = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `fastrnn info | head`: the reader has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KernelsMissingError as error:
+        print(f"fastrnn: error: {error}", file=sys.stderr)
         return 1
     return status
 
@@ -54,6 +58,16 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
 
         add_train_arguments(train)
         add_sample_arguments(sample)
+
+    inspect = commands.add_parser("inspect", help="look inside such a model: a page with a text as it sees it")
+    inspect.set_defaults(command=_inspect)
+    gradflow = commands.add_parser("gradflow", help="draw how gradients flow back through time")
+    gradflow.set_defaults(command=_gradflow)
+    if wanted in ("inspect", "gradflow"):
+        from fastrnn.inspect.arguments import add_gradflow_arguments, add_inspect_arguments
+
+        add_inspect_arguments(inspect)
+        add_gradflow_arguments(gradflow)
     return parser
 
 
@@ -73,6 +87,18 @@ def _sample(args: argparse.Namespace) -> int:
     from fastrnn.lm.cli import run_sample
 
     return run_sample(args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from fastrnn.inspect.cli import run_inspect
+
+    return run_inspect(args)
+
+
+def _gradflow(args: argparse.Namespace) -> int:
+    from fastrnn.inspect.cli import run_gradflow
+
+    return run_gradflow(args)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -140,8 +140,7 @@ class Cell:
         if isinstance(found, dict):
             found = tuple(found[name] for name in self.states)
         found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-        # A state that is a constant or a parameter has to be a state of every row.
-        return tuple(torch.as_tensor(f, dtype=s.dtype).expand_as(s) for f, s in zip(found, states, strict=True))
+        return tuple(_of_every_row(f, s) for f, s in zip(found, states, strict=True))
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> str:
         """Sees to it that there are kernels; why there are none, or an empty string."""
@@ -202,6 +201,15 @@ class Cell:
         return self
 
     __copy__ = lambda self: self  # noqa: E731
+
+
+def _of_every_row(found: Any, like: Tensor) -> Tensor:
+    """A new state as it is: what the step goes on to compute from it is differentiable at it. A constant or a parameter
+    has to become a state of every row.
+    """
+    if isinstance(found, Tensor) and found.shape == like.shape and found.dtype == like.dtype:
+        return found
+    return torch.as_tensor(found, dtype=like.dtype).expand_as(like)
 
 
 def _of_vector(multiply: Callable, begin: int, count: int) -> list[Callable[[Tensor], Tensor]]:

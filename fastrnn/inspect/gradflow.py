@@ -1,0 +1,256 @@
+"""The numbers of `fastrnn gradflow`: of several networks side by side, or of a checkpoint.
+
+Everything is a number, a string or a list in the end, so that it can be written as JSON: see `Run`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastrnn
+from fastrnn.inspect.flow import gradient_flow
+from fastrnn.inspect.initial import initialise, parsed
+from fastrnn.inspect.layers import as_input, layers_of
+from fastrnn.inspect.states import follow
+from fastrnn.inspect.step import eigenvalues, spectrum, step_jacobian
+from fastrnn.lm.options import CELLS
+
+
+@dataclass
+class Run:
+    """One network's gradient flow, of its last layer (the forward direction).
+
+    Attributes:
+        cell, init: what it is; ``init`` is a checkpoint's name where it comes from one.
+        loss: what was differentiated, in words, and its value.
+        norms: by state, ‖∂L/∂state‖ by lag, mean over rows: T+1 numbers, the first after the last step.
+        heat: (T+1, H) mean over the rows of abs(∂L/∂h), first the initial state.
+        recurrent: by gate, the eigenvalues of R's block as [real, imaginary] pairs.
+        step: the eigenvalues of the Jacobian of the step in the middle of the sequence, first row.
+        before, after: of the gradient of all parameters, the norm for each of several batches before and after it was
+            clipped to ``clip``.
+    """
+
+    cell: str
+    init: str
+    loss: str
+    value: float
+    norms: dict[str, list[float]]
+    heat: list[list[float]]
+    recurrent: dict[str, list[list[float]]]
+    step: list[list[float]]
+    before: list[float]
+    after: list[float]
+    clip: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.cell}, {self.init}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what is not finite (a gradient that overflowed) becomes a null."""
+        return _finite(asdict(self))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list) else value
+
+
+def compare(
+    cells: Sequence[str],
+    inits: Sequence[str] = ("default",),
+    *,
+    steps: int = 100,
+    hidden: int = 64,
+    batch: int = 16,
+    inputs: int = 16,
+    batches: int = 20,
+    clip: float = 1.0,
+    seed: int = 0,
+) -> list[Run]:
+    """Gradient flow of fresh networks of one layer, every cell with every initialisation, in float64 on normal input.
+
+    The loss is the sum of the last h over its units, mean over the rows.
+
+    Args:
+        cells: lstm, gru, rnn_tanh, rnn_relu, or names of `fastrnn.gallery`.
+        inits: of `fastrnn.inspect.initial`.
+        steps, batch, inputs, hidden: T, B, I and H.
+        batches: how many norms of the parameters' gradient to take, of other inputs each.
+        clip: the norm to clip them to.
+        seed: of weights and input; all networks see the same input.
+
+    Raises:
+        ValueError: there is no such cell or initialisation, or a number is out of its range.
+    """
+    sizes = {"steps": steps, "hidden": hidden, "batch": batch, "inputs": inputs, "batches": batches}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+    _check_clip(clip)
+    for init in inits:
+        parsed(init)
+    made = {cell: _maker(cell) for cell in cells}
+    found = []
+    with torch.random.fork_rng([]):
+        for cell in cells:
+            for init in inits:
+                torch.manual_seed(seed)
+                draws = [torch.randn(steps, batch, inputs, dtype=torch.float64) for _ in range(batches)]
+                module = made[cell](inputs, hidden)
+                initialise(module, init)
+                found.append(_fresh(cell, init, module, draws, clip))
+    return found
+
+
+def _check_clip(clip: float) -> None:
+    if not clip > 0:
+        raise ValueError(f"clip: expected more than 0, got {clip}")
+
+
+def _maker(cell: str) -> Callable[[int, int], nn.Module]:
+    if cell in CELLS:
+        options: dict[str, Any] = {"dtype": torch.float64}
+        if cell.startswith("rnn_"):
+            return lambda inputs, hidden: fastrnn.RNN(inputs, hidden, nonlinearity=cell[4:], **options)
+        return lambda inputs, hidden: {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU}[cell](inputs, hidden, **options)
+    from fastrnn.gallery import CELLS as GALLERY
+
+    if cell not in GALLERY:
+        raise ValueError(f"cell: expected one of {', '.join((*CELLS, *GALLERY))}, got {cell!r}")
+    return lambda inputs, hidden: GALLERY[cell](inputs, hidden, dtype=torch.float64)
+
+
+def _fresh(cell: str, init: str, module: nn.Module, draws: list[Tensor], clip: float) -> Run:
+    def last(y: Tensor) -> Tensor:
+        return y[-1].sum(-1).mean()
+
+    before, after = [], []
+    for x in draws:
+        module.zero_grad()
+        last(module(x)[0]).backward()
+        both = _clipped(module, clip)
+        before.append(both[0])
+        after.append(both[1])
+    return run_of(module, draws[0], last, cell, init, "sum of the last h, mean over rows", before, after, clip)
+
+
+def _clipped(module: nn.Module, clip: float) -> tuple[float, float]:
+    """The norm of the gradient of all parameters before and after clipping, which is done."""
+    before = float(nn.utils.clip_grad_norm_(module.parameters(), clip))
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return before, float(nn.utils.get_total_norm(gradients))
+
+
+def run_of(
+    module: nn.Module,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    cell: str,
+    init: str,
+    words: str,
+    before: list[float],
+    after: list[float],
+    clip: float,
+) -> Run:
+    """A `Run` of a module, one direction, on x (T, B, I), with the norms that were taken already."""
+    flow = gradient_flow(module, x, loss=loss)
+    gradients = flow.layers[-1]
+    layer = layers_of(module)[-1]
+    with torch.no_grad():
+        followed = follow(module, x)
+        below = as_input(module, x) if len(followed) == 1 else followed[-2].states["h"]
+        middle = x.shape[0] // 2
+        wx = layer.columns(below[middle, :1].unsqueeze(0)).squeeze(0)
+        start = layer.initial(x, x.shape[1])
+        states = tuple(
+            layer.before(s0, s)[middle, :1] for s0, s in zip(start, followed[-1].states.values(), strict=True)
+        )
+    jacobian = step_jacobian(layer, wx, states)[0]
+    return Run(
+        cell=cell,
+        init=init,
+        loss=words,
+        value=flow.loss,
+        norms={state: gradients.norms(state).tolist() for state in gradients.gradients},
+        heat=gradients.gradients["h"].abs().mean(1).tolist(),
+        recurrent={s.gate: pairs(s.eigenvalues) for s in spectrum(module) if s.layer == layer.name},
+        step=pairs(eigenvalues(jacobian)) if bool(torch.isfinite(jacobian).all()) else [],
+        before=before,
+        after=after,
+        clip=clip,
+    )
+
+
+def pairs(values: Tensor) -> list[list[float]]:
+    """Complex numbers as [real, imaginary]."""
+    return torch.view_as_real(values.resolve_conj()).tolist()
+
+
+def of_checkpoint(
+    path: str | os.PathLike[str],
+    text: str | bytes,
+    *,
+    steps: int = 100,
+    batch: int = 16,
+    batches: int = 20,
+    clip: float | None = None,
+    name: str = "",
+) -> Run:
+    """Gradient flow in a language model of ``fastrnn train``, of its last layer.
+
+    L is the cross entropy of what comes after the last of T units, mean over B places of the text, for the flow; for
+    the norms of the parameters' gradient it is that of all T units, as in training.
+
+    Args:
+        path: as of `fastrnn.lm.load`.
+        text: at least T + 1 units.
+        steps, batch: T and B.
+        batches: how many norms to take.
+        clip: to clip them to; None: as in training.
+        name: what to call it.
+
+    Raises:
+        CheckpointError: see `fastrnn.lm.load`.
+        ValueError: the text is too short or has characters that the vocabulary has not, or a number is out of range.
+    """
+    from fastrnn.inspect.reading import ids_of
+    from fastrnn.lm.sampling import load
+
+    for what, size in {"steps": steps, "batch": batch, "batches": batches}.items():
+        if size < 1:
+            raise ValueError(f"{what}: expected at least 1, got {size}")
+    model = load(path)
+    clip = (model.options.clip_norm or math.inf) if clip is None else clip
+    _check_clip(clip)
+    ids = torch.from_numpy(ids_of(model, text))
+    if len(ids) <= steps:
+        raise ValueError(f"text: expected more than {steps} units, which are the steps, got {len(ids)}")
+    starts = torch.linspace(0, len(ids) - steps - 1, batch * batches).long().view(batches, batch)
+    windows = ids[starts.unsqueeze(-1) + torch.arange(steps + 1)].transpose(1, 2)  # (batches, T+1, B)
+    before, after = [], []
+    for window in windows:
+        model.zero_grad()
+        model.loss(model(window[:-1])[0], window[1:]).backward()
+        both = _clipped(model, clip)
+        before.append(both[0])
+        after.append(both[1])
+
+    def last(y: Tensor) -> Tensor:
+        return F.cross_entropy(model.logits(y[-1]).float(), windows[0, -1])
+
+    x = F.embedding(windows[0, :-1], model.rows()).detach()
+    words = "cross entropy of the last character, mean over places"
+    return run_of(model.recurrent, x, last, model.options.cell, name or str(path), words, before, after, clip)

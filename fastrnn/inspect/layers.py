@@ -1,0 +1,201 @@
+"""The layers of a recurrent module as the analyses see them: one in one direction each, with its weights.
+
+Letters: T steps, B rows, I input size, H hidden size, P projection size (else H), G gates, S states, L layers, D
+directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastrnn import _ops, cells, functional, reference
+from fastrnn.cells import CellSpec
+from fastrnn.custom import Cell
+from fastrnn.custom.module import Network
+from fastrnn.functional import LayerWeights
+
+States = tuple[Tensor, ...]
+
+_MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+#: The blocks of H rows in the weights of the built-in cells.
+BLOCKS = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn_tanh": ("h",), "rnn_relu": ("h",)}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer in one direction.
+
+    Attributes:
+        spec: the cell, as the rest of the library knows it.
+        weights: the module's own parameters, not copies.
+        index: the layer's number, from 0.
+        reverse: whether it runs from the last step to the first.
+        cell: of a network made by `fastrnn.cell`, its cell; else None.
+        network: the network that a cell with further inputs asks for them; else None.
+    """
+
+    spec: CellSpec
+    weights: LayerWeights
+    index: int = 0
+    reverse: bool = False
+    cell: Cell | None = None
+    network: Network | None = None
+
+    @property
+    def name(self) -> str:
+        return f"layer {self.index + 1}" + (", reverse" if self.reverse else "")
+
+    @property
+    def title(self) -> str:
+        """The cell's name."""
+        return self.spec.name if self.cell is None else self.cell.name
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks of H rows in ``w_hh``, in order; a cell of one's own may have none."""
+        return BLOCKS[self.spec.name] if self.cell is None else self.cell.recurrent
+
+    @property
+    def hidden(self) -> int:
+        return _ops.hidden_size(self.weights.w_hh, self.weights.w_hr)
+
+    @property
+    def after_input(self) -> LayerWeights:
+        """The weights without those that `columns` has multiplied with."""
+        return self.weights._replace(w_ih=None, b_ih=None)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """W·x + b (T, B, G·H) for x (T, B, I), and behind it what the cell has of further inputs."""
+        assert self.weights.w_ih is not None
+        wx = F.linear(x, self.weights.w_ih, self.weights.b_ih)
+        if self.network is None or self.cell is None or not self.cell.inputs:
+            return wx
+        like = wx[..., : self.hidden]
+        return torch.cat([wx, *(self.network._input(name, like) for name in self.cell.inputs)], -1)
+
+    def initial(self, like: Tensor, batch: int) -> States:
+        """Zeros: h (B, P), the others (B, H)."""
+        return reference.zero_states(self.spec, like, batch, self.hidden, self.weights.w_hh.shape[1])
+
+    def has_kernels(self) -> bool:
+        """Whether compiled kernels run it here; a warning says it where they do not."""
+        return functional._fusible(self.weights, "auto", self.spec)
+
+    def step(self, wx: Tensor, states: States) -> States:
+        """One step in plain torch: `columns` (B, ·) and states to the new states."""
+        return reference.sequence(self.spec, wx.unsqueeze(0), self.after_input, states)[1]
+
+    def order(self, steps: int) -> range:
+        """The places of a sequence in the order in which the layer takes them."""
+        return range(steps - 1, -1, -1) if self.reverse else range(steps)
+
+    def before(self, initial: Tensor, states: Tensor) -> Tensor:
+        """What each step began with, (T, B, ·), out of a state (B, ·) at first and those after each step (T, B, ·)."""
+        first = initial.unsqueeze(0)
+        return torch.cat((states[1:], first)) if self.reverse else torch.cat((first, states[:-1]))
+
+
+def layers_of(module: nn.Module) -> list[Layer]:
+    """The layers of a recurrent module, directions of a layer side by side.
+
+    Args:
+        module: an LSTM, GRU or RNN, or one of their cells, of torch.nn or of fastrnn; or a network made by
+            `fastrnn.cell`.
+
+    Raises:
+        TypeError: it is none of them.
+        ValueError: it is a network with more than one head, whose matrices are block-diagonal.
+    """
+    if isinstance(module, Network):
+        return _of_network(module)
+    if isinstance(module, nn.RNNBase) and module.mode in _MODES:
+        spec = cells.CELLS[_MODES[module.mode]]
+        suffixes = ("", "_reverse")[: 2 if module.bidirectional else 1]
+        return [
+            Layer(spec, _weights(module, f"_l{index}{suffix}"), index, bool(suffix))
+            for index in range(module.num_layers)
+            for suffix in suffixes
+        ]
+    if isinstance(module, nn.RNNCellBase):
+        name = "lstm" if isinstance(module, nn.LSTMCell) else "gru" if isinstance(module, nn.GRUCell) else None
+        if name is None:
+            name = f"rnn_{module.nonlinearity}"
+        return [Layer(cells.CELLS[str(name)], _weights(module, ""))]
+    raise TypeError(
+        f"module: expected an LSTM, GRU or RNN (or a cell) of torch.nn or fastrnn, or a network made by fastrnn.cell, "
+        f"got {type(module).__name__}"
+    )
+
+
+def _weights(module: nn.Module, suffix: str) -> LayerWeights:
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    found: list[Any] = [getattr(module, name + suffix, None) for name in names]
+    if found[0] is None or found[1] is None:
+        raise TypeError(f"module: expected weights weight_ih{suffix} and weight_hh{suffix}, found none")
+    return LayerWeights(*found)
+
+
+def _of_network(module: Network) -> list[Layer]:
+    if module.heads != 1:
+        raise ValueError(f"module: expected a network with one head, got {module.heads}")
+    spec = cells.find(module.cell.kernels)
+    assert spec is not None
+    directions = 2 if module.bidirectional else 1
+    return [
+        Layer(spec, weights, number // directions, bool(number % directions), module.cell, module)
+        for number, weights in enumerate(module._weights(None))
+    ]
+
+
+def as_input(module: nn.Module, x: Tensor) -> Tensor:
+    """x as (T, B, I), whatever the module's layout.
+
+    Raises:
+        TypeError, ValueError: it is no tensor of two or three dimensions with a step at least.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
+    if x.dim() not in (2, 3) or not x.numel():
+        raise ValueError(f"x: expected (T, B, I), or (T, I), with one step at least, got shape {tuple(x.shape)}")
+    if x.dim() == 2:
+        return x.unsqueeze(1)
+    return x.transpose(0, 1) if getattr(module, "batch_first", False) else x
+
+
+def as_states(layers: Sequence[Layer], hx: Any, x: Tensor) -> list[States]:
+    """The initial states of each layer, out of ``hx`` as modules take it: (L·D, B, ·) for each state, None for zeros.
+
+    Raises:
+        ValueError: they are not as many as the cell has states, or of other sizes.
+    """
+    if hx is None:
+        return [layer.initial(x, x.shape[1]) for layer in layers]
+    given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    wanted = [(len(layers), *s.shape) for s in layers[0].initial(x, x.shape[1])]
+    found = [tuple(s.shape) for s in given]
+    # Without a batch, and for cells, dimensions of one are left out.
+    if [tuple(n for n in shape if n != 1) for shape in found] != [tuple(n for n in s if n != 1) for s in wanted]:
+        raise ValueError(f"hx: expected states of shapes {wanted}, got {found}")
+    whole = [s.reshape(shape) for s, shape in zip(given, wanted, strict=True)]
+    return [tuple(s[k] for s in whole) for k in range(len(layers))]
+
+
+def run_stack(layers: Sequence[Layer], x: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Runs ``run(number, x)`` for each layer and direction on what the layers below gave, and returns the output
+    (T, B, D·P). No dropout.
+    """
+    number = 0
+    while number < len(layers):
+        outputs = []
+        index = layers[number].index
+        while number < len(layers) and layers[number].index == index:
+            outputs.append(run(number, x))
+            number += 1
+        x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+    return x

@@ -1,0 +1,105 @@
+"""Every state and every gate of a recurrent module over a whole sequence.
+
+States come out of one call of the fused kernels for each layer: h is the output, the others are what the kernels keep
+for a backward pass. Gates are then recomputed for all steps at once, out of W·x_t + b and R·h_{t-1} + b_r, with no
+recurrence left: three products of large matrices instead of T small ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastrnn import _ops
+from fastrnn.inspect.graph import gate_values
+from fastrnn.inspect.layers import Layer, States, as_input, as_states, layers_of, run_stack
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """What one layer in one direction did.
+
+    Attributes:
+        name: ``"layer 1"``, ``"layer 1, reverse"``, …
+        states: by name, after each step: (T, B, H), h (T, B, P).
+        gates: by name, in each step: (T, B, H), between 0 and 1.
+    """
+
+    name: str
+    states: dict[str, Tensor]
+    gates: dict[str, Tensor]
+
+
+def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
+    """Runs a module over a sequence and returns all states and gates, layer by layer. Not differentiable.
+
+    Gates of an LSTM are i, f, o; of a GRU r, z; of a cell made by `fastrnn.cell` all values of a logistic function,
+    called by the gate of W·x that is nearest to them. An Elman network has none. No dropout is applied.
+
+    Args:
+        module: as of `layers_of`.
+        x: (T, B, I), (B, T, I) if the module is ``batch_first``, or (T, I).
+        hx: initial states as the module takes them, None for zeros.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it must be.
+    """
+    layers = layers_of(module)
+    x = as_input(module, x)
+    found: list[LayerStates] = []
+    with torch.no_grad():
+        initial = as_states(layers, hx, x)
+
+        def run(number: int, x: Tensor) -> Tensor:
+            layer = layers[number]
+            wx = layer.columns(x)
+            states = all_states(layer, wx, initial[number])
+            names = dict(zip(layer.spec.states, states, strict=True))
+            found.append(LayerStates(layer.name, names, gates_of(layer, wx, initial[number], states)))
+            return states[0]
+
+        run_stack(layers, x, run)
+    return found
+
+
+def all_states(layer: Layer, wx: Tensor, initial: States) -> States:
+    """Each state after each step, (T, B, ·), for `Layer.columns` (T, B, ·). Not differentiable."""
+    if not layer.has_kernels():
+        return stepwise(layer, wx, initial)
+    arguments = (layer.spec.name, wx, *layer.after_input, list(initial), None, None, None, layer.reverse, True)
+    y, _, reserve = _ops.forward(*arguments)
+    if len(initial) == 1:
+        return (y,)
+    kept = reserve[2][..., : (len(initial) - 1) * layer.hidden].to(y.dtype)  # behind them are sums over the units
+    return (y, *kept.chunk(len(initial) - 1, -1))
+
+
+def stepwise(layer: Layer, wx: Tensor, initial: States) -> States:
+    """The same as a loop in plain torch, and differentiable."""
+    found: list[States] = []
+    states = initial
+    for t in layer.order(len(wx)):
+        states = layer.step(wx[t], states)
+        found.append(states)
+    if layer.reverse:
+        found.reverse()
+    return tuple(torch.stack(column) for column in zip(*found, strict=True))
+
+
+def gates_of(layer: Layer, wx: Tensor, initial: States, states: States) -> dict[str, Tensor]:
+    """The gates of every step, (T, B, H) by name, out of `Layer.columns` and the states after each step."""
+    before = tuple(layer.before(s0, s) for s0, s in zip(initial, states, strict=True))
+    if layer.cell is not None:
+        return gate_values(layer, wx, before)
+    names = {"lstm": {"i": 0, "f": 1, "o": 3}, "gru": {"r": 0, "z": 1}}.get(layer.spec.name, {})
+    w_hh, b_hh, H = layer.weights.w_hh, layer.weights.b_hh, layer.hidden
+    found = {}
+    for name, block in names.items():
+        rows = slice(block * H, (block + 1) * H)
+        rh = F.linear(before[0], w_hh[rows], None if b_hh is None else b_hh[rows])
+        found[name] = torch.sigmoid(wx[..., rows] + rh)
+    return found
