@@ -62,12 +62,15 @@ def test_initialisations():
 
     own = peephole_lstm(3, 4)
     initialise(own, "forget:1")
-    assert own.bias_ih_l0.unflatten(0, (4, 4))[2].tolist() == [1, 1, 1, 1]  # gates z i f o
+    total = own.bias_ih_l0 + own.bias_hh_l0
+    assert total.unflatten(0, (4, 4))[2].tolist() == [1, 1, 1, 1]  # gates z i f o
+    for text in ("np_rnn", "chrono", "chrono:20", "forget"):
+        initialise(fastrnn.GRU(3, 4), text)
     for text in ("xavier", "orthogonal:x", "default:1", "identity:inf"):
-        with pytest.raises(ValueError, match="init: expected one of default, orthogonal, identity, forget"):
+        with pytest.raises(ValueError, match="init: expected one of default, orthogonal, identity, np_rnn"):
             parsed(text)
-    with pytest.raises(ValueError, match="init: expected a cell with a forget gate for forget, got gru"):
-        initialise(fastrnn.GRU(3, 4), "forget")
+    with pytest.raises(ValueError, match=r"init: forget: .*expected a cell with a forget gate, got RNN"):
+        initialise(fastrnn.RNN(3, 4), "forget")
 
 
 def test_what_overflows_becomes_null(tmp_path):
@@ -129,8 +132,8 @@ def test_a_checkpoint(tmp_path, capsys, monkeypatch):
     ("args", "status", "message"),
     [
         (["--cell", "lstn"], 2, "argument --cell: expected one of lstm, gru, rnn_tanh, rnn_relu, nas,"),
-        (["--init", "he"], 2, "argument --init: expected one of default, orthogonal, identity, forget"),
-        (["--cell", "gru", "--init", "forget"], 2, "argument --init: expected a cell with a forget gate"),
+        (["--init", "he"], 2, "argument --init: expected one of default, orthogonal, identity, np_rnn"),
+        (["--cell", "rnn_tanh", "--init", "forget"], 2, "argument --init: forget: module: expected a cell with"),
         (["--steps", "0"], 2, "argument --steps: expected at least 1, got 0"),
         (["--clip", "0"], 2, "argument --clip: expected more than 0, got 0"),
         (["nix.pt"], 2, "argument TEXT: expected a file for the checkpoint to read, got none"),

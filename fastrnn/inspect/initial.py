@@ -1,19 +1,30 @@
-"""Initialisations of recurrent matrices by name, for `fastrnn gradflow --init`."""
+"""Initialisations by name, for `fastrnn gradflow --init`: those of `fastrnn.init`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-import torch
 from torch import nn
 
-from fastrnn.inspect.layers import Layer, layers_of
+from fastrnn import init
 
-NAMES = ("default", "orthogonal", "identity", "forget")
+#: By name: what it does with a module and a number, and the number if none is given.
+_FILL: dict[str, tuple[Callable[[nn.Module, float], object], float]] = {
+    "default": (lambda module, number: module, 1.0),
+    "orthogonal": (init.orthogonal_, 1.0),
+    "identity": (init.identity_, 1.0),
+    "np_rnn": (lambda module, number: init.np_rnn_(module), 1.0),
+    "forget": (init.forget_bias_, 1.0),
+    "chrono": (init.chrono_, 100.0),
+}
+NAMES = tuple(_FILL)
+_WITHOUT_NUMBER = ("default", "np_rnn")
 DESCRIPTION = (
     "default: the module's own; orthogonal:X: every recurrent matrix X times a random orthogonal one (default X: 1), "
-    "whose eigenvalues all have modulus X; identity:X: X times the identity, biases 0 (Le et al. 2015); forget:X: the "
-    "module's own with the bias of forget gates at X (default: 1)"
+    "whose eigenvalues all have modulus X; identity:X: X times the identity, biases 0 (Le et al. 2015); np_rnn "
+    "(Talathi and Vartak 2015); forget:X: the module's own with the bias of forget gates at X (default: 1); chrono:X: "
+    "gates for memories of up to X steps (default: 100; Tallec and Ollivier 2018)"
 )
 
 
@@ -25,44 +36,24 @@ def parsed(text: str) -> tuple[str, float]:
     """
     name, colon, rest = text.partition(":")
     try:
-        number = float(rest) if colon else 1.0
+        number = float(rest) if colon else _FILL.get(name, (None, math.nan))[1]
     except ValueError:
         number = math.nan
-    if name not in NAMES or not math.isfinite(number) or (name == "default" and colon):
+    if not math.isfinite(number) or name not in NAMES or (colon and name in _WITHOUT_NUMBER):
         raise ValueError(f"init: expected one of {', '.join(NAMES)}, with a number as in orthogonal:0.9, got {text!r}")
     return name, number
 
 
-def initialise(module: nn.Module, init: str) -> None:
+def initialise(module: nn.Module, text: str) -> None:
     """Gives a recurrent module new weights, drawn from torch's generator.
 
     Raises:
-        ValueError: ``init`` is unknown, or ``forget`` is for a cell without a gate f.
+        ValueError: ``text`` is unknown, or not for this kind of module.
         TypeError: the module is of another kind.
     """
-    name, number = parsed(init)
+    name, number = parsed(text)
     module.reset_parameters()  # type: ignore[operator]
-    with torch.no_grad():
-        for layer in layers_of(module):
-            suffix = f"_l{layer.index}" + ("_reverse" if layer.reverse else "")
-            _fill(module, layer, suffix, name, number)
-
-
-def _fill(module: nn.Module, layer: Layer, suffix: str, name: str, number: float) -> None:
-    H, w_hh = layer.hidden, getattr(module, "weight_hh" + suffix)
-    biases = [getattr(module, kind + suffix, None) for kind in ("bias_ih", "bias_hh")]
-    if name in ("orthogonal", "identity"):
-        fill = nn.init.orthogonal_ if name == "orthogonal" else nn.init.eye_
-        for k in range(len(layer.blocks)):
-            w_hh[k * H : (k + 1) * H] = number * fill(torch.empty_like(w_hh[:H]))
-    if name == "identity":
-        for bias in biases:
-            if bias is not None:
-                bias.zero_()
-    if name == "forget":
-        given = layer.blocks if layer.cell is None else layer.cell.gates
-        if "f" not in given or biases[0] is None:
-            raise ValueError(f"init: expected a cell with a forget gate for forget, got {layer.title}")
-        for bias, blocks, value in zip(biases, (given, layer.blocks), (number, 0.0), strict=True):
-            if bias is not None and "f" in blocks:
-                bias[blocks.index("f") * H : (blocks.index("f") + 1) * H] = value
+    try:
+        _FILL[name][0](module, number)
+    except ValueError as error:
+        raise ValueError(f"init: {name}: {error}") from None
