@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--quick", action="store_true", help="fewer steps, within seconds")
     args = parser.parse_args(argv)
     if args.quick:
-        args.steps = 500
+        args.steps, args.lr = 300, 4e-3
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(args.seed)
     pairs = list(rng.permutation(PAIRS))

@@ -18,7 +18,6 @@ import argparse
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastrnn
@@ -109,6 +108,7 @@ def advantages(rollout: Rollout, discount: float = 0.98, decay: float = 0.95) ->
 def train(memory: bool, args: argparse.Namespace) -> float:
     """Trains a policy; for how many of 500 steps it then keeps the pole up."""
     torch.manual_seed(args.seed)
+    print(f"{'with' if memory else 'without'} memory:")
     policy = Policy(32, memory)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.lr)
     for update in range(1, args.updates + 1):
@@ -120,14 +120,12 @@ def train(memory: bool, args: argparse.Namespace) -> float:
             out = policy(rollout.x, rollout.reset)  # all T steps and all their resets in one call
             ratio = (out[..., :2].log_softmax(-1).gather(-1, rollout.action) - rollout.log_prob).exp()
             gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
-            loss = F.mse_loss(out[..., 2], wanted) - gain
+            loss = nn.functional.mse_loss(out[..., 2], wanted) - gain
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         if update % 5 == 0:
-            print(
-                f"{'with' if memory else 'without'} memory, update {update}: up for {survival(rollout):.0f} of 200 steps, {rollout.fallen.sum()} falls"
-            )
+            print(f"  update {update}: up for {survival(rollout):.0f} of 200 steps, {rollout.fallen.sum()} falls")
     return survival(collect(policy, 500, 200, greedy=True))
 
 
