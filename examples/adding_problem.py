@@ -67,14 +67,14 @@ def tanh(hidden: int, length: int) -> nn.Module:
 def indrnn(hidden: int, length: int) -> nn.Module:
     """Two layers of units that see only themselves: one chooses, one adds up (Li et al. 2018)."""
     network = gallery.indrnn(2, hidden, num_layers=2)
-    nn.init.ones_(network.u_l1)
+    nn.init.ones_(network.get_parameter("u_l1"))
     return network
 
 
 def min_gru(hidden: int, length: int) -> nn.Module:
     """A gate z that sees the input only, with a bias as for the GRU; here 1 - z is what is kept (Feng et al. 2024)."""
     network = gallery.min_gru(2, hidden)
-    network.bias_ih_l0.data[:hidden] = -keep_for(length, hidden)  # z, h
+    network.get_parameter("bias_ih_l0").data[:hidden] = -keep_for(length, hidden)  # z, h
     return network
 
 
