@@ -9,7 +9,7 @@ T = 150, and a tanh network does not. Arjovsky, Shah & Bengio, Unitary evolution
 (arXiv:1511.06464), go up to T = 750.
 
     python examples/adding_problem.py --cells lstm irnn tanh
-    python examples/adding_problem.py --cells lstm --length 750
+    python examples/adding_problem.py --cells gru --length 750
 """
 
 from __future__ import annotations
