@@ -50,10 +50,7 @@ def irnn(hidden: int, length: int) -> nn.Module:
     """Rectified units whose recurrent matrix begins as the identity, with zero bias (Le et al. 2015)."""
     network = fastrnn.RNN(2, hidden, nonlinearity="relu")
     nn.init.normal_(network.weight_ih_l0, std=0.03)
-    nn.init.eye_(network.weight_hh_l0)
-    nn.init.zeros_(network.bias_ih_l0)
-    nn.init.zeros_(network.bias_hh_l0)
-    return network
+    return fastrnn.init.identity_(network)
 
 
 def tanh(hidden: int, length: int) -> nn.Module:
