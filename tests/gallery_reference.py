@@ -156,6 +156,7 @@ def _rate(activation: Callable[[Tensor], Tensor]) -> Step:
 
 reference("rate_tanh", "v")(_rate(torch.tanh))
 reference("rate_relu", "v")(_rate(torch.relu))
+reference("rate_noisy", "v")(_rate(torch.relu))  # in evaluation, where the noise is zero
 
 
 def _reset_before(w: Weights, x: Tensor, states: States) -> States:

@@ -49,7 +49,9 @@ def _problem(cell, steps, batch, inputs, hidden, dtype=torch.float64):
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             spread = 0.8 / hidden**0.5 if parameter.dim() == 2 else 0.3  # not chaotic
-            parameter.copy_(draw(*parameter.shape) * spread + (0.5 if name.startswith("alpha") else 0))
+            parameter.copy_(draw(*parameter.shape) * spread)
+            if name.startswith("alpha"):  # a share
+                parameter.abs_().add_(0.1)
     states = [draw(1, batch, hidden) for _ in cell.states]
     if "n" in cell.states:  # a normaliser is a sum of positive gates
         states[cell.states.index("n")].abs_().add_(0.5)
@@ -197,6 +199,26 @@ def test_docstrings_have_equations(CELLS):
 def test_is_not_loaded_with_the_library():
     program = "import sys, fastrnn; sys.exit('fastrnn.gallery' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@needs_compiler
+def test_noise_of_the_rate_network(CELLS):
+    network = CELLS["rate_noisy"](3, 8, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    torch.manual_seed(1)
+    y, _ = network(x)
+    torch.manual_seed(1)
+    noise = torch.randn(5, 2, 8, dtype=torch.float64)
+    h = v = torch.zeros(2, 8, dtype=torch.float64)
+    alpha, sigma = network.alpha_l0, network.sigma_l0
+    for t in range(5):
+        net = x[t] @ network.weight_ih_l0.T + network.bias_ih_l0 + h @ network.weight_hh_l0.T + network.bias_hh_l0
+        v = (1 - alpha) * v + alpha * net + (2 * alpha).sqrt() * sigma * noise[t]
+        h = v.relu()
+        torch.testing.assert_close(y[t], h)
+    assert not torch.equal(network(x)[0], y)
+    network.eval()
+    assert torch.equal(network(x)[0], network(x)[0])
 
 
 def test_masks_of_the_regularised():

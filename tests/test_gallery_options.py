@@ -26,7 +26,7 @@ def network_of(cell, **options):
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.randn(parameter.shape) * (0.8 / H**0.5 if parameter.dim() == 2 else 0.3))
             if name.startswith("alpha"):
-                parameter.add_(0.5)
+                parameter.abs_().add_(0.1)
     return network
 
 

@@ -1,10 +1,11 @@
-"""Rate networks of neuroscience: leaky currents, rates that are a function of them; Euler's method, without noise."""
+"""Rate networks of neuroscience: leaky currents, rates that are a function of them; Euler's method."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import fastrnn
 
@@ -36,9 +37,29 @@ def rate_relu(x: Any, r: Any, s: Any, p: Any) -> Any:
         h' = relu(v')
 
     Song, Yang & Wang, Training excitatory-inhibitory recurrent neural networks for cognitive tasks, 2016, without the
-    noise and without the constraint of each unit's sign (project R after each update for that); α = Δt/τ.
+    noise (`rate_noisy` has it) and the constraint of each unit's sign (project R after each update for that); α = Δt/τ.
     Shapes: W, R (H, I), (H, H); α (H). Initialisation: W, R, b within ±1/√H, α 0.2; to keep a leak as it is,
     ``network.alpha_l0.requires_grad_(False)``.
     """
     v = s.v + p.alpha * (x.v + r.v - s.v)
+    return torch.relu(v), v
+
+
+def gaussian(like: Tensor, training: bool) -> Tensor:
+    """Noise of deviation 1 for every row, step and unit in training, else none."""
+    return torch.randn_like(like) if training else torch.zeros_like(like)
+
+
+@fastrnn.cell(gates="v", states="h v", parameters={"alpha": LEAK, "sigma": 0.15}, inputs={"noise": gaussian})
+def rate_noisy(x: Any, r: Any, s: Any, p: Any) -> Any:
+    """Rate network whose currents are noisy: ξ is normal with deviation 1, drawn for every row, step and unit.
+
+        v' = (1 − α)*v + α*(W·x + b + R·h + b_r) + √(2*α)*σ*ξ
+        h' = relu(v')
+
+    Song, Yang & Wang 2016, see `rate_relu`. The noise is there in training (``network.train()``) and not in evaluation.
+    Shapes: W, R (H, I), (H, H); α, σ (H). Initialisation: W, R, b within ±1/√H, α 0.2 and σ 0.15 as in the paper; they
+    are learned unless ``network.alpha_l0.requires_grad_(False)`` and so on. α has to stay positive.
+    """
+    v = s.v + p.alpha * (x.v + r.v - s.v) + torch.sqrt(2 * p.alpha) * p.sigma * x.noise
     return torch.relu(v), v
