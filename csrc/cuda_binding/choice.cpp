@@ -25,10 +25,6 @@ constexpr size_t kMost = 4096;
 std::mutex choices_mutex;
 std::map<Key, Choice> choices;
 
-// A kernel's attributes (the most shared memory of a block) belong to the process: between setting them and the launch
-// no other thread may set them.
-std::mutex attributes_mutex;
-
 // The memory through which the blocks of a grid exchange: counters, and behind them the buffers. Of this call alone, so
 // that calls on two streams know nothing of each other.
 template <class Args>
@@ -47,7 +43,6 @@ Tensor exchange(Args& args, const PersistentKernel<Args>& kernel, const at::Tens
 template <class Args>
 Error launch(const PersistentKernel<Args>& kernel, const Args& args, c10::DeviceIndex device) {
   if (refusing) return a_refusal();
-  const std::lock_guard lock(attributes_mutex);
   return kernel.launch(args, c10::cuda::getCurrentCUDAStream(device).stream());
 }
 
@@ -75,7 +70,6 @@ Choice choice_of(const PersistentKernel<Args> (&kernels)[2], const Problem& prob
     const auto found = choices.find(key);
     if (found != choices.end()) return found->second;
   }
-  const std::lock_guard attributes(attributes_mutex);
   Choice choice = choose(kernels, problem, machine(device.index()), wanted);
   forget_error();  // of a question that the GPU answered with one
   const std::lock_guard lock(choices_mutex);
