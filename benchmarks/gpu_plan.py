@@ -121,7 +121,7 @@ NAMES += ("kOperandRate", "kUnitRate")
 def shared_bytes(t: Tiling, cell: Cell, fmt: Format) -> int:
     """persistent.h: Share::shared_bytes: the matrix, partial sums, states, and a cluster's two operands."""
     matrix = t.matrix_rows * t.depth * fmt.bytes
-    partials = t.warps_deep * PASS_COLUMNS * (t.matrix_rows + 4) * 4
+    partials = t.warps_deep * min(PASS_COLUMNS, up(t.rows, TILE_COLUMNS)) * (t.matrix_rows + 4) * 4
     states = up(cell.states * t.rows * t.units * 4, 16)
     return matrix + partials + states + (2 * operand_bytes(t, fmt) if t.cluster else 0)
 

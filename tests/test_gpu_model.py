@@ -90,7 +90,7 @@ def test_counts_by_hand():
     p = gpu_plan.Problem("lstm", "bfloat16", 16, 1024, False)
     t = gpu_plan.cut(p, 128, 1, cluster=False)
     assert (t.units, t.unit_slices, t.matrix_rows, t.depth, t.warps_across, t.warps_deep) == (8, 128, 32, 1024, 1, 8)
-    assert t.shared_bytes == 64 * KB + 8 * 32 * 36 * 4 + 2 * 16 * 8 * 4
+    assert t.shared_bytes == 64 * KB + 8 * 16 * 36 * 4 + 2 * 16 * 8 * 4
     counts = gpu_model.step_counts(p, t)
     assert counts["loaded_bytes"] == 128 * 16 * 1024 * 2
     assert counts["stored_bytes"] == 16 * 1024 * 2

@@ -30,8 +30,7 @@ struct Share {
   }
   template <class Through>
   FASTRNN_FN static int64_t shared_bytes(const Tiling& t, int states) {
-    return matrix_bytes(t) + Partials::bytes(t.matrix_rows, t.warps_deep) + states_bytes(t, states) +
-           Through::shared_bytes(t, operand_bytes(t));
+    return matrix_bytes(t) + Partials::bytes(t) + states_bytes(t, states) + Through::shared_bytes(t, operand_bytes(t));
   }
 
   FASTRNN_DEVICE Share(Block& block, const Args& a)
@@ -39,12 +38,12 @@ struct Share {
         first_unit(block.x() * a.tiling.units),
         first_row(block.y() * a.tiling.rows),
         matrix(block.shared()),
-        partials{reinterpret_cast<float*>(matrix + matrix_bytes(a.tiling)), a.tiling.matrix_rows, a.tiling.warps_deep} {
+        partials{reinterpret_cast<float*>(matrix + matrix_bytes(a.tiling)), a.tiling.matrix_rows, a.tiling.warps_deep,
+                 Partials::columns_of(a.tiling.rows)} {
     const int64_t left = a.hidden - first_unit, below = a.rows.batch - first_row;
     units = static_cast<int>(left < a.tiling.units ? left : a.tiling.units);
     rows = static_cast<int>(below < a.tiling.rows ? below : a.tiling.rows);
-    states = reinterpret_cast<float*>(reinterpret_cast<char*>(partials.memory) +
-                                      Partials::bytes(partials.rows, partials.deep));
+    states = reinterpret_cast<float*>(reinterpret_cast<char*>(partials.memory) + Partials::bytes(a.tiling));
   }
   FASTRNN_DEVICE char* after_states(int count) const {
     return reinterpret_cast<char*>(states) + states_bytes(a.tiling, count);

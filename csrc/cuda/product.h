@@ -174,16 +174,21 @@ struct PlainFloat {
 };
 
 // What a pass leaves in shared memory: [warps deep][columns][matrix rows + 4]; the four keep a warp's stores on
-// different banks.
+// different banks. As many columns as the widest pass of a group has.
 struct Partials {
   float* memory;
-  int rows, deep;
+  int rows, deep, columns;
 
   FASTRNN_FN int64_t stride() const { return rows + 4; }
-  FASTRNN_FN static int64_t bytes(int rows, int deep) {
-    return static_cast<int64_t>(deep) * kPassColumns * (rows + 4) * static_cast<int64_t>(sizeof(float));
+  FASTRNN_FN static int columns_of(int group_rows) {
+    const int rounded = (group_rows + kTileColumns - 1) / kTileColumns * kTileColumns;
+    return rounded < kPassColumns ? rounded : kPassColumns;
   }
-  FASTRNN_DEVICE float* at(int part, int column) const { return memory + (part * kPassColumns + column) * stride(); }
+  FASTRNN_FN static int64_t bytes(const Tiling& t) {
+    return static_cast<int64_t>(t.warps_deep) * columns_of(t.rows) * (t.matrix_rows + 4) *
+           static_cast<int64_t>(sizeof(float));
+  }
+  FASTRNN_DEVICE float* at(int part, int column) const { return memory + (part * columns + column) * stride(); }
   FASTRNN_DEVICE float sum(int row, int column) const {
     float total = at(0, column)[row];
     for (int part = 1; part < deep; ++part) total += at(part, column)[row];
