@@ -156,6 +156,8 @@ class Call(ctypes.Structure):
     )
 
 
+COUNTED = ("block_barriers", "cluster_barriers", "announcements", "products")
+COUNTED += ("fresh_bytes", "pushed_bytes", "exchanged_bytes")
 TILING = ("units", "unit_slices", "rows", "row_slices", "matrix_rows", "depth", "warps_across", "warps_deep")
 TILING += ("shared_bytes", "cluster")
 
@@ -241,6 +243,12 @@ class Library:
         tensor = torch.frombuffer((ctypes.c_char * (count * size)).from_address(address), dtype=dtype)
         tensor = tensor[: torch.Size(shape).numel()].view(shape)
         return tensor if values is None else tensor.copy_(values)
+
+    def counted(self) -> dict[str, int]:
+        """What launches did since the last call, all blocks together: emulator::Counted in tests/cuda/launcher.h."""
+        values = (ctypes.c_int64 * len(COUNTED))()
+        self.lib.emulated_counted(values)
+        return dict(zip(COUNTED, values, strict=True))
 
     def release(self) -> None:
         self.lib.emulated_release()

@@ -221,6 +221,28 @@ def test_a_driver_that_cannot_be_had(ops, driver):
         ops.set_driver("fast")
 
 
+def test_slices_that_are_asked_for(ops):
+    """The same numbers however a call is cut; a way to cut that memory has no room for raises."""
+    p, exact = (Problem("lstm", 4, 9, 5, 40, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    try:
+        for driver, slices in (("grid", (5, 1)), ("grid", (1, 3)), ("cluster", (4, 2))):
+            ops.set_driver(driver)
+            ops.set_slices(*slices)
+            compare(p, exact, ROUNDING[torch.float32])
+        ops.limit_machine(0, 24 * 1024, 0)
+        ops.set_driver("grid")
+        ops.set_slices(5, 1)
+        compare(p, exact, ROUNDING[torch.float32])
+        ops.set_slices(1, 1)
+        with pytest.raises(RuntimeError, match="do not fit into shared memory"):
+            p.run("fused")
+        with pytest.raises(ValueError, match="slices: expected no negative number, got -1 and 1"):
+            ops.set_slices(-1, 1)
+    finally:
+        ops.set_slices(0, 0)
+        ops.limit_machine(0, 0, 0)
+
+
 def test_a_refused_launch_is_left_to_the_stepwise_driver(ops):
     p = Problem("gru", 5, 3, 4, 16, layout="lengths", dtype=torch.float32)
     exact = Problem("gru", 5, 3, 4, 16, layout="lengths")

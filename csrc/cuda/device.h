@@ -76,18 +76,19 @@ FASTRNN_DEVICE Bits128 load_fresh(const void* p) {
   return {v.x, v.y, v.z, v.w};
 }
 
-// One thread of a block, after a sync: adds one, and whoever sees it sees what the block wrote before.
+// One thread of a block, after a sync: adds one, and whoever sees it sees what the block wrote before. In PTX's memory
+// model the sync puts the other threads' writes before this fence, so one fence for the block is enough.
 FASTRNN_DEVICE void announce(uint32_t* counter) {
-  __threadfence();
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
-// One thread of a block: returns when the counter has reached `target`; a sync then lets the block read.
+// One thread of a block: returns when the counter has reached `target`; a sync then lets the block read, past the
+// first-level cache (load_fresh).
 FASTRNN_DEVICE void await_count(const uint32_t* counter, uint32_t target) {
   uint32_t value;
   do {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   } while (static_cast<int32_t>(value - target) < 0);
-  __threadfence();
 }
 
 // sum (16×8) += a (16×16, of tf32 16×8) · b (16×8, of tf32 8×8), by the 32 threads of a warp together. With

@@ -18,6 +18,7 @@ struct ThroughGrid {
   uint32_t members, target;
 
   struct Load {
+    static constexpr int kInFlight = 8;  // a thread's loads of 16 bytes before the first is used: 32 registers
     FASTRNN_DEVICE Bits128 operator()(const char* p) const { return load_fresh(p); }
   };
 
@@ -55,6 +56,7 @@ struct ThroughCluster {
   int members;
 
   struct Load {
+    static constexpr int kInFlight = 4;  // shared memory is near
     FASTRNN_DEVICE Bits128 operator()(const char* p) const { return *reinterpret_cast<const Bits128*>(p); }
   };
 

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include <mutex>
+#include <atomic>
 
 #include "cuda/table.h"
 
@@ -54,14 +54,23 @@ struct GpuLauncher {
     Configured& operator=(const Configured&) = delete;
   };
 
+  // Lets a kernel have all that the current device allows, once: a launch then costs no further call, and threads that
+  // launch at the same time cannot take each other's setting away. What a block gets is what its launch asks for.
   template <class Kernel>
-  static cudaError_t prepare(const Tiling& t, int64_t shared) {
+  static cudaError_t prepare(bool cluster) {
+    static std::atomic<uint64_t> prepared{0};  // a bit for each device
+    int device = 0, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error != cudaSuccess) return error;
+    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;  // those beyond are asked every time
+    if ((prepared.load() & bit) != 0) return cudaSuccess;
     const auto entry = reinterpret_cast<const void*>(&persistent_entry<Kernel>);
-    cudaError_t error =
-        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error == cudaSuccess && t.cluster && t.unit_slices > 8) {
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error == cudaSuccess && cluster) {
       error = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     }
+    if (error == cudaSuccess) prepared.fetch_or(bit);
     return error;
   }
 
@@ -69,7 +78,7 @@ struct GpuLauncher {
   static int capacity(const Tiling& t, int* count) {
     const int64_t shared = Kernel::shared_bytes(t);
     *count = 0;
-    cudaError_t error = prepare<Kernel>(t, shared);
+    cudaError_t error = prepare<Kernel>(t.cluster);
     if (error != cudaSuccess) return error;
     if (t.cluster) {
       Configured launch(t, shared, nullptr);
@@ -87,7 +96,7 @@ struct GpuLauncher {
   template <class Kernel>
   static Error persistent(const typename Kernel::Args& a, Stream stream) {
     const int64_t shared = Kernel::shared_bytes(a.tiling);
-    const cudaError_t error = prepare<Kernel>(a.tiling, shared);
+    const cudaError_t error = prepare<Kernel>(a.tiling.cluster);
     if (error != cudaSuccess) return error;
     Configured launch(a.tiling, shared, static_cast<cudaStream_t>(stream));
     return cudaLaunchKernelEx(&launch.config, &persistent_entry<Kernel>, a);

@@ -4,6 +4,7 @@
 
 #include "cuda/exchange.h"
 #include "cuda/product.h"
+#include "cuda/stages.h"
 #include "cuda/unit.h"
 
 namespace fastrnn::cuda {
@@ -29,8 +30,7 @@ struct Share {
   }
   template <class Through>
   FASTRNN_FN static int64_t shared_bytes(const Tiling& t, int states) {
-    return matrix_bytes(t) + Partials::bytes(t.matrix_rows, t.warps_deep) + states_bytes(t, states) +
-           Through::shared_bytes(t, operand_bytes(t));
+    return matrix_bytes(t) + Partials::bytes(t) + states_bytes(t, states) + Through::shared_bytes(t, operand_bytes(t));
   }
 
   FASTRNN_DEVICE Share(Block& block, const Args& a)
@@ -38,12 +38,12 @@ struct Share {
         first_unit(block.x() * a.tiling.units),
         first_row(block.y() * a.tiling.rows),
         matrix(block.shared()),
-        partials{reinterpret_cast<float*>(matrix + matrix_bytes(a.tiling)), a.tiling.matrix_rows, a.tiling.warps_deep} {
+        partials{reinterpret_cast<float*>(matrix + matrix_bytes(a.tiling)), a.tiling.matrix_rows, a.tiling.warps_deep,
+                 Partials::columns_of(a.tiling.rows)} {
     const int64_t left = a.hidden - first_unit, below = a.rows.batch - first_row;
     units = static_cast<int>(left < a.tiling.units ? left : a.tiling.units);
     rows = static_cast<int>(below < a.tiling.rows ? below : a.tiling.rows);
-    states = reinterpret_cast<float*>(reinterpret_cast<char*>(partials.memory) +
-                                      Partials::bytes(partials.rows, partials.deep));
+    states = reinterpret_cast<float*>(reinterpret_cast<char*>(partials.memory) + Partials::bytes(a.tiling));
   }
   FASTRNN_DEVICE char* after_states(int count) const {
     return reinterpret_cast<char*>(states) + states_bytes(a.tiling, count);
@@ -60,6 +60,13 @@ struct Share {
       each(from + n / units, n % units, n / units);
     }
   }
+  // Whether each_unit gives this thread something in the first pass, and what it gives it first.
+  FASTRNN_DEVICE bool first_unit_of(Block& block, int* row, int* unit) const {
+    if (units <= 0 || block.thread() >= pass_columns(0) * units) return false;
+    *row = block.thread() / units;
+    *unit = block.thread() % units;
+    return true;
+  }
   FASTRNN_DEVICE int pass_columns(int from) const { return rows - from < kPassColumns ? rows - from : kPassColumns; }
 };
 
@@ -70,6 +77,7 @@ struct PersistentForward {
   using U = Unit<Cell, T>;
   using V = typename U::V;
   using Mine = Share<Args, Format>;
+  using Step = Stages<Cell, Through>;
   static constexpr int R = Cell::kRecurrent, S = Cell::kStates;
 
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::template shared_bytes<Through>(t, S); }
@@ -88,44 +96,63 @@ struct PersistentForward {
     mine.each_unit(block, 0, mine.rows, [&](int row, int unit, int) {
       const int64_t b = mine.first_row + row, u = mine.first_unit + unit;
       for (int s = 0; s < S; ++s) mine.state(s, row, unit) = U::initial(a, s, b, u);
-      through.template publish<Format>(block, 0, row * depth + u, mine.state(0, row, unit));
+      Step::template publish<Format>(through, block, 0, row * depth + u, mine.state(0, row, unit));
     });
-    through.arrive(block);
+    Step::arrive(through, block);
     for (int64_t k = 0; k < a.rows.steps; ++k) {
-      through.wait(block);
+      typename U::Waiting waiting;
+      fetch(block, a, mine, k, waiting);
+      Step::wait(through, block);
       for (int from = 0; from < mine.rows; from += kPassColumns) {
         const int columns = mine.pass_columns(from);
         const int64_t stride = depth * static_cast<int64_t>(sizeof(T));
         if (from > 0) block.sync();  // the partial sums have been read
-        multiply<Format>(block, a.tiling, mine.matrix, through.buffer(k) + from * stride, stride, columns,
-                         mine.partials, typename Through::Load());
+        if constexpr (Step::has(kProductStage)) {
+          multiply<Format>(block, a.tiling, mine.matrix, through.buffer(k) + from * stride, stride, columns,
+                           mine.partials, typename Step::Load());
+        }
         block.sync();
-        mine.each_unit(block, from, columns,
-                       [&](int row, int unit, int column) { step(block, a, mine, through, k, row, unit, column); });
+        mine.each_unit(block, from, columns, [&](int row, int unit, int column) {
+          const bool waited = row * mine.units + unit == block.thread();
+          step(block, a, mine, through, k, row, unit, column, waiting, waited);
+        });
       }
-      if (k + 1 < a.rows.steps) through.arrive(block);
+      if (k + 1 < a.rows.steps) Step::arrive(through, block);
     }
+    Step::end(through, block);
   }
 
+  // What this thread's first unit needs of memory, asked for while the group's other blocks are waited for: it comes
+  // from far away.
+  static FASTRNN_DEVICE void fetch(Block& block, const Args& a, const Mine& mine, int64_t k,
+                                   typename U::Waiting& waiting) {
+    int row, unit;
+    if (!mine.first_unit_of(block, &row, &unit)) return;
+    const int64_t b = mine.first_row + row, t = a.rows.step(k);
+    if (a.rows.active(t, b)) U::fetch(a, a.rows.row(t, b), mine.first_unit + unit, waiting);
+  }
+
+  // `waiting`: what has been fetched for it, if it was.
   static FASTRNN_DEVICE void step(Block& block, const Args& a, const Mine& mine, Through& through, int64_t k, int row,
-                                  int unit, int column) {
+                                  int unit, int column, typename U::Waiting waiting, bool waited) {
     const int64_t b = mine.first_row + row, u = mine.first_unit + unit, t = a.rows.step(k);
     V states[S];
     for (int s = 0; s < S; ++s) states[s] = mine.state(s, row, unit);
-    if (a.rows.active(t, b)) {
+    if (Step::has(kUnitStage) && a.rows.active(t, b)) {
       const int64_t n = a.rows.row(t, b);
       typename U::Inputs in;
-      U::load_input(a, n, u, in);
+      if (!waited) U::fetch(a, n, u, waiting);
+      U::load_input(a, u, waiting, in);
       FASTRNN_UNROLL
       for (int g = 0; g < R; ++g) in.rh[g] = mine.partials.sum(g * a.tiling.units + unit, column);
       U::forward(a, n, u, in, states);
       put<T>(states[0].v, a.y, n * a.hidden + u);
-    } else if (a.rows.exists(t, b)) {
+    } else if (Step::has(kUnitStage) && a.rows.exists(t, b)) {
       put<T>(0.0f, a.y, a.rows.row(t, b) * a.hidden + u);
     }
     for (int s = 0; s < S; ++s) mine.state(s, row, unit) = U::conclude(a, s, k, b, u, states[s].v);
     if (k + 1 < a.rows.steps) {
-      through.template publish<Format>(block, k + 1, row * a.tiling.depth + u, mine.state(0, row, unit));
+      Step::template publish<Format>(through, block, k + 1, row * a.tiling.depth + u, mine.state(0, row, unit));
     }
   }
 };
@@ -137,6 +164,7 @@ struct PersistentBackward {
   using U = Unit<Cell, T>;
   using V = typename U::V;
   using Mine = Share<Args, Format>;
+  using Step = Stages<Cell, Through>;
   static constexpr int R = Cell::kRecurrent, S = Cell::kStates;
 
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::template shared_bytes<Through>(t, S); }
@@ -161,22 +189,28 @@ struct PersistentBackward {
     for (int64_t undone = 0; undone <= steps; ++undone) {
       const bool product = undone > 0;
       if (undone == steps && !wants_initial(a)) break;
-      if (product) through.wait(block);
+      typename U::WaitingKnown waiting;
+      if (undone < steps) fetch(block, a, mine, steps - 1 - undone, waiting);
+      if (product) Step::wait(through, block);
       for (int from = 0; from < mine.rows; from += kPassColumns) {
         const int columns = mine.pass_columns(from);
         const int64_t stride = depth * static_cast<int64_t>(sizeof(T));
         if (product) {
           if (from > 0) block.sync();
-          multiply<Format>(block, a.tiling, mine.matrix, through.buffer(undone) + from * stride, stride, columns,
-                           mine.partials, typename Through::Load());
+          if constexpr (Step::has(kProductStage)) {
+            multiply<Format>(block, a.tiling, mine.matrix, through.buffer(undone) + from * stride, stride, columns,
+                             mine.partials, typename Step::Load());
+          }
           block.sync();
         }
         mine.each_unit(block, from, columns, [&](int row, int unit, int column) {
-          step(block, a, mine, through, undone, row, unit, column);
+          const bool waited = row * mine.units + unit == block.thread();
+          step(block, a, mine, through, undone, row, unit, column, waiting, waited);
         });
       }
-      if (undone + 1 < steps || (undone + 1 == steps && wants_initial(a))) through.arrive(block);
+      if (undone + 1 < steps || (undone + 1 == steps && wants_initial(a))) Step::arrive(through, block);
     }
+    Step::end(through, block);
   }
 
   static FASTRNN_DEVICE bool wants_initial(const Args& a) {
@@ -186,9 +220,21 @@ struct PersistentBackward {
     return false;
   }
 
+  // As that of the forward pass.
+  static FASTRNN_DEVICE void fetch(Block& block, const Args& a, const Mine& mine, int64_t k,
+                                   typename U::WaitingKnown& waiting) {
+    int row, unit;
+    if (!mine.first_unit_of(block, &row, &unit)) return;
+    const int64_t b = mine.first_row + row, u = mine.first_unit + unit, t = a.rows.step(k);
+    if (!a.rows.active(t, b)) return;
+    U::fetch(a, k, b, a.rows.row(t, b), u, waiting);
+    U::fetch_output(a, a.rows.row(t, b), u, waiting);
+  }
+
   // Undoes the step before the last `undone` ones; when all are undone, the gradients are those of the initial states.
+  // `waiting`: what has been fetched for it, if it was.
   static FASTRNN_DEVICE void step(Block& block, const Args& a, const Mine& mine, Through& through, int64_t undone,
-                                  int row, int unit, int column) {
+                                  int row, int unit, int column, typename U::WaitingKnown waiting, bool waited) {
     const int64_t b = mine.first_row + row, u = mine.first_unit + unit, steps = a.rows.steps, k = steps - 1 - undone;
     V grads[S];
     for (int s = 0; s < S; ++s) {
@@ -206,19 +252,27 @@ struct PersistentBackward {
     const int64_t t = a.rows.step(k);
     V drh[R];
     for (int g = 0; g < R; ++g) drh[g] = V::zero();
-    const bool active = a.rows.active(t, b);
+    const bool active = Step::has(kUnitStage) && a.rows.active(t, b);
     const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
-    if (active) grads[0] = V(U::with_output(a, n, u, grads[0].v));
+    typename U::Known known;
+    if (active) {
+      if (!waited) {
+        U::fetch(a, k, b, n, u, waiting);
+        U::fetch_output(a, n, u, waiting);
+      }
+      U::load_known(a, u, waiting, known);
+      grads[0] = V(U::bounded(a, grads[0].v + widen(waiting.grad_y)));
+    }
     if (a.dh != nullptr && n >= 0) put<T>(active ? grads[0].v : 0.0f, a.dh, n * a.hidden + u);
     if (active) {
-      U::backward(a, k, b, u, 0.0f, grads, drh);
-    } else {
+      U::backward(a, n, u, known, 0.0f, grads, drh);
+    } else if (Step::has(kUnitStage)) {
       U::no_step(a, k, b, u);
     }
     for (int s = 0; s < S; ++s) mine.state(s, row, unit) = grads[s].v;
     if (undone + 1 < steps || wants_initial(a)) {
       for (int g = 0; g < R; ++g) {
-        through.template publish<Format>(block, undone + 1, row * a.tiling.depth + g * a.hidden + u, drh[g].v);
+        Step::template publish<Format>(through, block, undone + 1, row * a.tiling.depth + g * a.hidden + u, drh[g].v);
       }
     }
   }

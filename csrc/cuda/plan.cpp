@@ -8,13 +8,15 @@ namespace fastrnn::cuda {
 namespace {
 
 // The model: microseconds of one step. What is not a product, by driver (a barrier and the way of the operand through
-// it, or two launches), and the rate of a block's product and of its reading the operand. Estimates from published
-// figures for an H100, to be replaced by measured ones; only the order of the drivers depends on them.
+// it, or two launches), and the rates of a block's product and of its reading the operand. Estimates from published
+// figures for an H100, to be replaced by measured ones (benchmarks/gpu_tune.py fits them and prints these lines); only
+// the order of the drivers depends on them. benchmarks/gpu_model.py reads them here.
 constexpr double kGridBarrier = 1.3, kClusterBarrier = 0.5, kLaunches = 5.0;
 constexpr double kAlone = 0.15;        // a cluster of one block has nobody to wait for
 constexpr double kTensorRate = 1.0e6;  // multiply-adds a microsecond, of a block
 constexpr double kPlainRate = 1.5e5;
-constexpr double kOperandRate = 2.0e4;  // bytes a microsecond that a block reads
+constexpr double kSharedRate = 2.0e5;   // bytes a microsecond that a block reads of its matrix, once for each pass
+constexpr double kOperandRate = 4.0e4;  // bytes a microsecond that a block reads of the operand, through L2
 constexpr double kUnitRate = 2.0e3;     // units a microsecond, element-wise
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -38,9 +40,13 @@ double step_time(const Tiling& t, int operand_bytes, bool plain) {
   const double columns = static_cast<double>(up(t.rows, kTileColumns));
   const double depth = static_cast<double>(t.depth);
   const double product = static_cast<double>(up(t.matrix_rows, kTileRows)) * depth * columns;
-  const double operand = depth * columns * operand_bytes;
+  const double passes = static_cast<double>(up(t.rows, kTileColumns * kColumnTiles) / (kTileColumns * kColumnTiles));
+  const double matrix = static_cast<double>(t.matrix_rows) * depth * operand_bytes * passes;
+  // Warps side by side along the matrix's rows need the same numbers, and each reads them for itself.
+  const double operand = depth * columns * operand_bytes * t.warps_across;
   const double exchange = !t.cluster ? kGridBarrier : t.unit_slices > 1 ? kClusterBarrier : kAlone;
-  return exchange + product / (plain ? kPlainRate : kTensorRate) + (t.cluster ? 0.0 : operand / kOperandRate) +
+  const double multiplied = std::max(product / (plain ? kPlainRate : kTensorRate), matrix / kSharedRate);
+  return exchange + multiplied + (t.cluster ? 0.0 : operand / kOperandRate) +
          static_cast<double>(t.units) * t.rows / kUnitRate;
 }
 
@@ -68,7 +74,9 @@ std::vector<Cut> cuts(const PersistentKernel<Args>& kernel, const Problem& p, co
     if (t.shared_bytes > m.shared_bytes) return;
     found.push_back({t, step_time(t, kernel.operand_bytes, !kernel.tensor_cores)});
   };
-  if (cluster) {
+  if (p.unit_slices > 0) {
+    consider(p.unit_slices, std::max(p.row_slices, 1));
+  } else if (cluster) {
     for (int size = 1; size <= m.largest_cluster; size *= 2) {
       for (int rows = 1; rows * size <= m.processors; rows *= 2) consider(size, rows);
     }

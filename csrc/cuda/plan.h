@@ -28,6 +28,7 @@ struct Problem {
   int64_t steps, batch, hidden;
   int recurrent, second, states;  // of the cell: R, R2, S
   bool projection, backward;
+  int unit_slices = 0, row_slices = 0;  // of a persistent driver, asked for (cut() rounds them); 0: what is fastest
 };
 
 struct Choice {

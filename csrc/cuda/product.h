@@ -13,7 +13,9 @@ namespace fastrnn::cuda {
 
 constexpr int kPassColumns = kTileColumns * kColumnTiles;
 
-using Sums = float[kRowTiles][kColumnTiles][4];
+// Of a warp; n: column tiles.
+template <int n>
+using Sums = float[kRowTiles][n][4];
 
 // Tensor cores. The order of the depth inside a block of 64 bytes is free as long as both factors agree: a thread takes
 // 16 bytes in a row of the operand, which are two instructions' worth.
@@ -52,17 +54,28 @@ struct TensorCores {
     }
   }
 
-  // One block of the depth. `a`: as packed; `b`: the operand, rows `stride` bytes apart, read by `load`.
-  template <class Load>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums& sums, const char* a, int rows, int first_tile,
-                                        const char* b, int64_t stride, int64_t k, int column_tiles, const Load& load) {
+  // A thread's part of the operand, one block of the depth of n column tiles.
+  static constexpr int kLoads = 1;  // for each column tile
+  template <int n>
+  using Operand = Bits128[n];
+
+  // `b`: the operand, rows `stride` bytes apart, read by `load`.
+  template <int tiles, class Load>
+  static FASTRNN_DEVICE void fetch(Block& block, Operand<tiles>& right, const char* b, int64_t stride, int64_t k,
+                                   const Load& load) {
+    const int lane = block.thread() % 32;
+    FASTRNN_UNROLL
+    for (int n = 0; n < tiles; ++n) {
+      right[n] = load(b + (n * kTileColumns + lane / 4) * stride + k * 64 + lane % 4 * 16);
+    }
+  }
+
+  // One block of the depth. `a`: as packed.
+  template <int tiles>
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile,
+                                        int64_t k, const Operand<tiles>& right) {
     const int lane = block.thread() % 32;
     const int64_t row_bytes = kBlock / 2 * static_cast<int64_t>(sizeof(T));
-    Bits128 right[kColumnTiles];
-    FASTRNN_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n) {
-      if (n < column_tiles) right[n] = load(b + (n * kTileColumns + lane / 4) * stride + k * 64 + lane % 4 * 16);
-    }
     FASTRNN_UNROLL
     for (int half = 0; half < 2; ++half) {
       FASTRNN_UNROLL
@@ -78,8 +91,7 @@ struct TensorCores {
           left = {two[0], 0, two[1], 0};
         }
         FASTRNN_UNROLL
-        for (int n = 0; n < kColumnTiles; ++n) {
-          if (n >= column_tiles) continue;
+        for (int n = 0; n < tiles; ++n) {
           multiply_add(block, Kind(), sums[m][n], left, half == 0 ? right[n].x : right[n].z,
                        half == 0 ? right[n].y : right[n].w);
         }
@@ -114,9 +126,24 @@ struct PlainFloat {
     x[3] = bit_cast<float>(bits.w);
   }
 
-  template <class Load>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums& sums, const char* a, int rows, int first_tile,
-                                        const char* b, int64_t stride, int64_t k, int column_tiles, const Load& load) {
+  static constexpr int kLoads = 2;
+  template <int n>
+  using Operand = Bits128[n][2];
+
+  template <int tiles, class Load>
+  static FASTRNN_DEVICE void fetch(Block& block, Operand<tiles>& right, const char* b, int64_t stride, int64_t k,
+                                   const Load& load) {
+    FASTRNN_UNROLL
+    for (int n = 0; n < tiles; ++n) {
+      const char* column = b + (n * kTileColumns + block.thread() % 4 * 2) * stride + k * 16;
+      right[n][0] = load(column);
+      right[n][1] = load(column + stride);
+    }
+  }
+
+  template <int tiles>
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile,
+                                        int64_t k, const Operand<tiles>& operand) {
     const int lane = block.thread() % 32;
     const Bits128* packed = reinterpret_cast<const Bits128*>(a) + k * rows;
     float left[kRowTiles][2][4];
@@ -128,12 +155,10 @@ struct PlainFloat {
       floats(packed[row + 8 < rows ? row + 8 : lane / 4], left[m][1]);
     }
     FASTRNN_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n) {
-      if (n >= column_tiles) continue;
+    for (int n = 0; n < tiles; ++n) {
       float right[2][4];
-      const char* column = b + (n * kTileColumns + lane % 4 * 2) * stride + k * 16;
-      floats(load(column), right[0]);
-      floats(load(column + stride), right[1]);
+      floats(operand[n][0], right[0]);
+      floats(operand[n][1], right[1]);
       FASTRNN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         FASTRNN_UNROLL
@@ -149,16 +174,21 @@ struct PlainFloat {
 };
 
 // What a pass leaves in shared memory: [warps deep][columns][matrix rows + 4]; the four keep a warp's stores on
-// different banks.
+// different banks. As many columns as the widest pass of a group has.
 struct Partials {
   float* memory;
-  int rows, deep;
+  int rows, deep, columns;
 
   FASTRNN_FN int64_t stride() const { return rows + 4; }
-  FASTRNN_FN static int64_t bytes(int rows, int deep) {
-    return static_cast<int64_t>(deep) * kPassColumns * (rows + 4) * static_cast<int64_t>(sizeof(float));
+  FASTRNN_FN static int columns_of(int group_rows) {
+    const int rounded = (group_rows + kTileColumns - 1) / kTileColumns * kTileColumns;
+    return rounded < kPassColumns ? rounded : kPassColumns;
   }
-  FASTRNN_DEVICE float* at(int part, int column) const { return memory + (part * kPassColumns + column) * stride(); }
+  FASTRNN_FN static int64_t bytes(const Tiling& t) {
+    return static_cast<int64_t>(t.warps_deep) * columns_of(t.rows) * (t.matrix_rows + 4) *
+           static_cast<int64_t>(sizeof(float));
+  }
+  FASTRNN_DEVICE float* at(int part, int column) const { return memory + (part * columns + column) * stride(); }
   FASTRNN_DEVICE float sum(int row, int column) const {
     float total = at(0, column)[row];
     for (int part = 1; part < deep; ++part) total += at(part, column)[row];
@@ -166,29 +196,34 @@ struct Partials {
   }
 };
 
-// The product of one pass of columns into `partials`; to be followed by a sync.
-template <class Format, class Load>
-FASTRNN_DEVICE void multiply(Block& block, const Tiling& tiling, const char* a, const char* b, int64_t stride,
-                             int columns, const Partials& partials, const Load& load) {
-  const int warp = block.thread() / 32, across = warp % tiling.warps_across, deep = warp / tiling.warps_across;
-  if (deep >= tiling.warps_deep) return;
+// Of a pass that is `tiles` column tiles wide: a warp asks for several blocks' operand before it uses the first, or
+// it would wait for memory once for each.
+template <class Format, int tiles, class Load>
+FASTRNN_DEVICE void multiply_tiles(Block& block, const Tiling& tiling, int across, int deep, const char* a,
+                                   const char* b, int64_t stride, const Partials& partials, const Load& load) {
+  constexpr int kAhead = Load::kInFlight > tiles * Format::kLoads ? Load::kInFlight / (tiles * Format::kLoads) : 1;
   const int rows = tiling.matrix_rows, first_tile = across * kRowTiles;
-  const int column_tiles = (columns + kTileColumns - 1) / kTileColumns;
-  const int64_t blocks = tiling.depth / Format::kBlock;
-  Sums sums = {};
-  const int64_t end = blocks * (deep + 1) / tiling.warps_deep;
+  const int64_t blocks = tiling.depth / Format::kBlock, end = blocks * (deep + 1) / tiling.warps_deep;
+  Sums<tiles> sums = {};
 #if defined(__CUDACC__)
-#pragma unroll 2
+#pragma unroll 1
 #endif
-  for (int64_t k = blocks * deep / tiling.warps_deep; k < end; ++k) {
-    Format::accumulate(block, sums, a, rows, first_tile, b, stride, k, column_tiles, load);
+  for (int64_t k = blocks * deep / tiling.warps_deep; k < end; k += kAhead) {
+    typename Format::template Operand<tiles> right[kAhead];
+    FASTRNN_UNROLL
+    for (int j = 0; j < kAhead; ++j) {
+      if (k + j < end) Format::template fetch<tiles>(block, right[j], b, stride, k + j, load);
+    }
+    FASTRNN_UNROLL
+    for (int j = 0; j < kAhead; ++j) {
+      if (k + j < end) Format::template accumulate<tiles>(block, sums, a, rows, first_tile, k + j, right[j]);
+    }
   }
   const int lane = block.thread() % 32, g = lane / 4, q = lane % 4;
   FASTRNN_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
     FASTRNN_UNROLL
-    for (int n = 0; n < kColumnTiles; ++n) {
-      if (n >= column_tiles) continue;
+    for (int n = 0; n < tiles; ++n) {
       const int row = (first_tile + m) * kTileRows + g, column = n * kTileColumns + q * 2;
       if (row < rows) {
         partials.at(deep, column)[row] = sums[m][n][0];
@@ -199,6 +234,25 @@ FASTRNN_DEVICE void multiply(Block& block, const Tiling& tiling, const char* a, 
         partials.at(deep, column + 1)[row + 8] = sums[m][n][3];
       }
     }
+  }
+}
+
+// The product of one pass of columns into `partials`; to be followed by a sync.
+template <class Format, class Load>
+FASTRNN_DEVICE void multiply(Block& block, const Tiling& tiling, const char* a, const char* b, int64_t stride,
+                             int columns, const Partials& partials, const Load& load) {
+  const int warp = block.thread() / 32, across = warp % tiling.warps_across, deep = warp / tiling.warps_across;
+  if (deep >= tiling.warps_deep) return;
+  static_assert(kColumnTiles == 4);
+  switch ((columns + kTileColumns - 1) / kTileColumns) {
+    case 1:
+      return multiply_tiles<Format, 1>(block, tiling, across, deep, a, b, stride, partials, load);
+    case 2:
+      return multiply_tiles<Format, 2>(block, tiling, across, deep, a, b, stride, partials, load);
+    case 3:
+      return multiply_tiles<Format, 3>(block, tiling, across, deep, a, b, stride, partials, load);
+    default:
+      return multiply_tiles<Format, 4>(block, tiling, across, deep, a, b, stride, partials, load);
   }
 }
 

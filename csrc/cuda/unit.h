@@ -33,9 +33,18 @@ struct Unit {
   struct Inputs {
     V wx[G], rh[or_one(R1)], rm[or_one(R2)], parameters[or_one(Q)];
   };
+  // The same in memory's format, of what no other unit has a part in: can be read long before it is used.
+  struct Waiting {
+    T wx[G];
+  };
   // What its gradient is computed from: the states before and after it, `vector`: what the second product multiplied.
   struct Known {
     V saved[or_one(K)], before[S], after[S], vector[1], parameters[or_one(Q)];
+  };
+  // The same in memory's format; with ∂L/∂y.
+  struct WaitingKnown {
+    T saved[or_one(K)], h_before, h_after, vector, grad_y;
+    C before[S], after[S];  // but h
   };
 
   // h is as wide as the projection makes it, the other states have H units.
@@ -53,11 +62,20 @@ struct Unit {
     FASTRNN_UNROLL
     for (int q = 0; q < Q; ++q) parameters[q] = get<T>(a.parameters, q * a.hidden + u);
   }
-  // All but the products: rh and rm are for the caller to fill in, without their biases.
-  FASTRNN_FN static void load_input(const ForwardArgs& a, int64_t row, int64_t u, Inputs& in) {
+  FASTRNN_FN static void fetch(const ForwardArgs& a, int64_t row, int64_t u, Waiting& out) {
     FASTRNN_UNROLL
-    for (int g = 0; g < G; ++g) in.wx[g] = get<T>(a.gates, (row * G + g) * a.hidden + u);
+    for (int g = 0; g < G; ++g) out.wx[g] = static_cast<const T*>(a.gates)[(row * G + g) * a.hidden + u];
+  }
+  // All but the products: rh and rm are for the caller to fill in, without their biases.
+  FASTRNN_FN static void load_input(const ForwardArgs& a, int64_t u, const Waiting& from, Inputs& in) {
+    FASTRNN_UNROLL
+    for (int g = 0; g < G; ++g) in.wx[g] = widen(from.wx[g]);
     load_parameters(a, u, in.parameters);
+  }
+  FASTRNN_FN static void load_input(const ForwardArgs& a, int64_t row, int64_t u, Inputs& in) {
+    Waiting waiting;
+    fetch(a, row, u, waiting);
+    load_input(a, u, waiting, in);
   }
   // Adds the biases to `count` products from the `first` one on.
   FASTRNN_FN static void add_bias(const ForwardArgs& a, int64_t u, int first, int count, V* products) {
@@ -106,33 +124,57 @@ struct Unit {
     return a.rows.anew(k + 1, b) ? initial(a, s, b, u) : value;
   }
 
-  // The states before and after the k-th step of row b, as the cell's backward wants them.
-  FASTRNN_FN static void load_states(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u,
-                                     V (&before)[S], V (&after)[S]) {
+  template <class Args>
+  FASTRNN_FN static T raw_initial(const Args& a, int s, int64_t b, int64_t u) {
+    return a.initial[s] != nullptr ? static_cast<const T*>(a.initial[s])[b * width(a, s) + u] : T{};
+  }
+  // What the k-th step of row b left, at `row` of memory.
+  FASTRNN_FN static void fetch(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u, WaitingKnown& out) {
     const bool continues = a.rows.continues(k, b);
     const int64_t previous = continues ? a.rows.row(a.rows.step(k - 1), b) : 0;
+    const T *y = static_cast<const T*>(a.y), *gates = static_cast<const T*>(a.gates);
     // With a projection y holds what comes after it, and the cell reads no h.
-    before[0] = after[0] = V::zero();
+    out.h_before = out.h_after = T{};
     if (!a.projection) {
-      before[0] = continues ? get<T>(a.y, previous * a.hidden + u) : initial(a, 0, b, u);
-      after[0] = get<T>(a.y, row * a.hidden + u);
+      out.h_before = continues ? y[previous * a.hidden + u] : raw_initial(a, 0, b, u);
+      out.h_after = y[row * a.hidden + u];
     }
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) {
       const C* cells = static_cast<const C*>(a.cells);
-      before[s] = continues ? cells[(previous * (S - 1) + s - 1) * a.hidden + u] : initial(a, s, b, u);
-      after[s] = cells[(row * (S - 1) + s - 1) * a.hidden + u];
+      out.before[s] = continues ? cells[(previous * (S - 1) + s - 1) * a.hidden + u] : initial(a, s, b, u);
+      out.after[s] = cells[(row * (S - 1) + s - 1) * a.hidden + u];
     }
+    FASTRNN_UNROLL
+    for (int i = 0; i < kInGates; ++i) out.saved[i] = gates[(row * G + i) * a.hidden + u];
+    FASTRNN_UNROLL
+    for (int i = 0; i < kExtra; ++i) {
+      out.saved[G + i] = static_cast<const T*>(a.extra)[(row * kExtra + i) * a.hidden + u];
+    }
+    if constexpr (R2 > 0) out.vector = static_cast<const T*>(a.unprojected)[row * a.hidden + u];
+  }
+  // ∂L/∂y; only the drivers that add it in the same kernel need it here.
+  FASTRNN_FN static void fetch_output(const BackwardArgs& a, int64_t row, int64_t u, WaitingKnown& out) {
+    out.grad_y = a.grad_y != nullptr ? static_cast<const T*>(a.grad_y)[row * a.projected + u] : T{};
   }
 
-  FASTRNN_FN static void load_known(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u, Known& known) {
-    load_states(a, k, b, row, u, known.before, known.after);
+  FASTRNN_FN static void load_known(const BackwardArgs& a, int64_t u, const WaitingKnown& from, Known& known) {
+    known.before[0] = widen(from.h_before);
+    known.after[0] = widen(from.h_after);
     FASTRNN_UNROLL
-    for (int i = 0; i < kInGates; ++i) known.saved[i] = get<T>(a.gates, (row * G + i) * a.hidden + u);
+    for (int s = 1; s < S; ++s) {
+      known.before[s] = from.before[s];
+      known.after[s] = from.after[s];
+    }
     FASTRNN_UNROLL
-    for (int i = 0; i < kExtra; ++i) known.saved[G + i] = get<T>(a.extra, (row * kExtra + i) * a.hidden + u);
-    if constexpr (R2 > 0) known.vector[0] = get<T>(a.unprojected, row * a.hidden + u);
+    for (int i = 0; i < K; ++i) known.saved[i] = widen(from.saved[i]);
+    if constexpr (R2 > 0) known.vector[0] = widen(from.vector);
     load_parameters(a, u, known.parameters);
+  }
+  FASTRNN_FN static void load_known(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u, Known& known) {
+    WaitingKnown waiting;
+    fetch(a, k, b, row, u, waiting);
+    load_known(a, u, waiting, known);
   }
 
   // The gradient of the second product's result, from that of the states after the step.
@@ -150,8 +192,12 @@ struct Unit {
                                   V (&drh)[or_one(R)]) {
     const int64_t row = a.rows.row(a.rows.step(k), b);
     Known known;
-    V da[G], ds[S];
     load_known(a, k, b, row, u, known);
+    backward(a, row, u, known, dm, grads, drh);
+  }
+  FASTRNN_FN static void backward(const BackwardArgs& a, int64_t row, int64_t u, const Known& known, C dm,
+                                  V (&grads)[S], V (&drh)[or_one(R)]) {
+    V da[G], ds[S];
     if constexpr (kExtended) {
       const V dvector[1] = {dm};
       V dparameters[or_one(Q)];
@@ -198,6 +244,9 @@ struct Unit {
   // ∂L/∂h of a step, out of what later steps gave (`value`) and the gradient of its output; cut, if there is a bound.
   FASTRNN_FN static C with_output(const BackwardArgs& a, int64_t row, int64_t u, C value) {
     if (a.grad_y != nullptr) value += get<T>(a.grad_y, row * a.projected + u);
+    return bounded(a, value);
+  }
+  FASTRNN_FN static C bounded(const BackwardArgs& a, C value) {
     const C bound = static_cast<C>(a.clip);
     if (bound > 0 && value > bound) return bound;
     return bound > 0 && value < -bound ? -bound : value;  // a NaN stays one

@@ -17,17 +17,17 @@ namespace {
 std::atomic<Driver> override{Driver::kAuto};
 std::atomic<bool> refusing{false};
 std::array<std::atomic<int64_t>, 4> ran{};
+struct Slices {
+  int units, rows;
+};
+std::atomic<Slices> asked_slices{Slices{0, 0}};
 
-// The kernels, device, T, B, H, projection, driver asked for. Asking the GPU how many blocks it holds takes longer than
-// a launch, so answers are kept; a program of more shapes than kMost begins again.
-using Key = std::tuple<const void*, c10::DeviceIndex, int64_t, int64_t, int64_t, bool, Driver>;
+// The kernels, device, T, B, H, projection, driver and slices asked for. Asking the GPU how many blocks it holds takes
+// longer than a launch, so answers are kept; a program of more shapes than kMost begins again.
+using Key = std::tuple<const void*, c10::DeviceIndex, int64_t, int64_t, int64_t, bool, Driver, int, int>;
 constexpr size_t kMost = 4096;
 std::mutex choices_mutex;
 std::map<Key, Choice> choices;
-
-// A kernel's attributes (the most shared memory of a block) belong to the process: between setting them and the launch
-// no other thread may set them.
-std::mutex attributes_mutex;
 
 // The memory through which the blocks of a grid exchange: counters, and behind them the buffers. Of this call alone, so
 // that calls on two streams know nothing of each other.
@@ -47,7 +47,6 @@ Tensor exchange(Args& args, const PersistentKernel<Args>& kernel, const at::Tens
 template <class Args>
 Error launch(const PersistentKernel<Args>& kernel, const Args& args, c10::DeviceIndex device) {
   if (refusing) return a_refusal();
-  const std::lock_guard lock(attributes_mutex);
   return kernel.launch(args, c10::cuda::getCurrentCUDAStream(device).stream());
 }
 
@@ -64,19 +63,28 @@ void set_driver(const std::string& name) {
   override = driver;
 }
 
+void set_slices(int units, int rows) {
+  TORCH_CHECK_VALUE(units >= 0 && rows >= 0, "slices: expected no negative number, got ", units, " and ", rows);
+  asked_slices = Slices{units, rows};
+}
+
 Driver wanted_driver() { return override; }
 
 template <class Args>
 Choice choice_of(const PersistentKernel<Args> (&kernels)[2], const Problem& problem, const at::Device& device,
                  Driver wanted) {
-  const Key key{kernels, device.index(), problem.steps, problem.batch, problem.hidden, problem.projection, wanted};
+  const Slices slices = asked_slices;
+  const Key key{kernels, device.index(), problem.steps, problem.batch, problem.hidden, problem.projection,
+                wanted,  slices.units,   slices.rows};
   {
     const std::lock_guard lock(choices_mutex);
     const auto found = choices.find(key);
     if (found != choices.end()) return found->second;
   }
-  const std::lock_guard attributes(attributes_mutex);
-  Choice choice = choose(kernels, problem, machine(device.index()), wanted);
+  Problem asked = problem;
+  asked.unit_slices = slices.units;
+  asked.row_slices = slices.rows;
+  Choice choice = choose(kernels, asked, machine(device.index()), wanted);
   forget_error();  // of a question that the GPU answered with one
   const std::lock_guard lock(choices_mutex);
   if (choices.size() >= kMost) choices.clear();

@@ -12,6 +12,9 @@ namespace fastrnn::cuda {
 // Overrules the choice for all threads: auto, stepwise, grid or cluster. Raises ValueError for another name.
 void set_driver(const std::string& name);
 Driver wanted_driver();
+// Into how many slices persistent drivers cut the units and the rows of the batch, for all threads; 0: what the model
+// finds fastest (benchmarks/gpu_tune.py).
+void set_slices(int units, int rows);
 
 template <class Args>
 Choice choice_of(const PersistentKernel<Args> (&kernels)[2], const Problem& problem, const at::Device& device,

@@ -133,6 +133,8 @@ PYBIND11_MODULE(_cuda, m) {
   using namespace fastrnn::cuda;
   m.doc() = "fastrnn's kernels for GPUs. Importing it registers torch.ops.fastrnn for CUDA.";
   m.def("set_driver", &choose_driver, py::arg("name"), "auto, stepwise, grid or cluster, for all threads.");
+  m.def("set_slices", &set_slices, py::arg("units"), py::arg("rows"),
+        "Into how many slices persistent drivers cut units and rows, 0 for what the model finds fastest (tuning).");
   m.def("driver", [] { return std::string(driver_name(wanted_driver())); });
   m.def(
       "device_problem", [](int device) { return device_problem(static_cast<c10::DeviceIndex>(device)); },

@@ -67,6 +67,7 @@ void pause() {
 
 void before_load(const void* p) {
   if (reinterpret_cast<uintptr_t>(p) % 16 != 0) current()->fail("reads 16 bytes at once from no multiple of 16");
+  counted().fresh_bytes += 16;
   pause();
 }
 
@@ -94,6 +95,7 @@ void sync(Place at) {
     return;
   }
   block.syncing = 0;
+  ++counted().block_barriers;
   note_sync(block);
   for (Thread& other : block.threads) {
     if (&other != &thread) launch.wake(other);
@@ -119,6 +121,7 @@ void cluster_arrive(Place at) {
   if (++cluster.arrived == cluster.threads) {
     cluster.arrived = 0;
     ++cluster.barrier;
+    ++counted().cluster_barriers;
     note_cluster_barrier(cluster);
     for (BlockState* block : cluster.blocks) {
       for (Thread& other : block->threads) {
@@ -139,8 +142,9 @@ void cluster_wait(Place at) {
   note_wait(thread);
 }
 
-void* peer(void* mine, int rank, Place at) {
+void* peer(void* mine, int64_t bytes, int rank, Place at) {
   Launch& launch = *current();
+  counted().pushed_bytes += bytes;
   pause();
   Thread& thread = launch.running();
   thread.at = at;
@@ -162,6 +166,7 @@ void announce(uint32_t* counter) {
   Launch& launch = *current();
   pause();
   note_announcement(launch.running(), counter);
+  ++counted().announcements;
   ++*counter;
   std::erase_if(launch.counting, [&](Thread* thread) {
     const bool reached = thread->counter == counter && static_cast<int32_t>(*counter - thread->target) >= 0;
@@ -210,6 +215,7 @@ void multiply(Kind kind, float* sum, const uint32_t* a, const uint32_t* b, Place
     return;
   }
   warp.lanes = 0;
+  ++counted().products;
   multiply_warp(kind, lanes);
   for (Thread* lane = lanes; lane != lanes + 32; ++lane) {
     if (lane != &thread) launch.wake(*lane);

@@ -31,7 +31,7 @@ enum class Kind { kBFloat16, kFloat16, kTf32 };
 void sync(Place at);
 void cluster_arrive(Place at);
 void cluster_wait(Place at);
-void* peer(void* mine, int rank, Place at);
+void* peer(void* mine, int64_t bytes, int rank, Place at);
 void announce(uint32_t* counter);
 void await_count(const uint32_t* counter, uint32_t target, Place at);
 // sum (4) of this lane += its part of the warp's product; a: 4 registers, b: 2.
@@ -57,7 +57,7 @@ struct Block {
   int rank() const { return view.rank; }
   template <class T>
   T* of_rank(T* mine, int rank, const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
-    return static_cast<T*>(emulator::peer(mine, rank, {file, line}));
+    return static_cast<T*>(emulator::peer(mine, sizeof(T), rank, {file, line}));
   }
   void cluster_arrive(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
     emulator::cluster_arrive({file, line});

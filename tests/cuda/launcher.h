@@ -36,6 +36,16 @@ int launch(const Grid& grid, Entry entry, const void* arguments);
 const std::string& failure();
 void forget_failure();
 
+// What the launches since the last reset did, all blocks together.
+struct Counted {
+  int64_t block_barriers, cluster_barriers, announcements;
+  int64_t products;         // of a warp
+  int64_t fresh_bytes;      // read of what other blocks wrote into global memory
+  int64_t pushed_bytes;     // written into blocks' shared memory by their ranks
+  int64_t exchanged_bytes;  // written into the memory that a grid's blocks exchange through (FASTRNN_MEMORY_CHECK)
+};
+Counted& counted();
+
 // Blocks of a persistent kernel that are on the machine at once, or clusters of `cluster` blocks.
 int capacity(int64_t shared_bytes, int cluster);
 

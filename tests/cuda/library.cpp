@@ -363,6 +363,12 @@ FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   numbers[6] = cell->parameters;
   return 1;
 }
+// What was counted since the last call, in the order of emulator::Counted.
+FASTRNN_EXPORT void emulated_counted(int64_t* numbers) {
+  emulator::Counted& counted = emulator::counted();
+  memcpy(numbers, &counted, sizeof(counted));
+  counted = {};
+}
 FASTRNN_EXPORT void emulated_forward(const Call* call, Outcome* outcome) { run<ForwardArgs>(*call, outcome); }
 FASTRNN_EXPORT void emulated_backward(const Call* call, Outcome* outcome) { run<BackwardArgs>(*call, outcome); }
 // Only the choice. `call` needs sizes, format, driver and, if there is a projection, w_hr.

@@ -131,6 +131,7 @@ void look(const void* p, int64_t bytes, bool write, int64_t alignment = 1) {
     launch->fail(std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes outside of every buffer" +
                  (buffer != nullptr ? ", at the end of " + buffer->name : ""));
   }
+  if (write && buffer->name == "exchange") counted().exchanged_bytes += bytes;
   Look here(*launch, *buffer, at, write);
   if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(alignment) != 0) {
     here.fail(std::to_string(alignment) + " bytes at once, at an address that is not a multiple of that");

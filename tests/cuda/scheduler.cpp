@@ -49,6 +49,10 @@ Settings& settings() {
   static Settings instance;
   return instance;
 }
+Counted& counted() {
+  static Counted instance{};
+  return instance;
+}
 const std::string& failure() { return the_failure; }
 void forget_failure() { the_failure.clear(); }
 Launch* current() { return the_launch; }

@@ -16,6 +16,7 @@ void limit(int64_t processors, int64_t shared_bytes, int64_t largest_cluster) {
   forget_choices();
 }
 
+void slice(int64_t units, int64_t rows) { set_slices(static_cast<int>(units), static_cast<int>(rows)); }
 void refuse(bool on) { set_refusing(on); }
 void poison(bool on) { set_poison(on); }
 void load_own(c10::string_view path, int64_t capability) {
@@ -49,6 +50,7 @@ TORCH_LIBRARY(fastrnn_emulated, m) {
   m.def("sequence_backward", &fastrnn::cuda::sequence_backward);
   m.def("layer_backward", &fastrnn::cuda::layer_backward);
   m.def("set_driver", &fastrnn::cuda::name_driver);
+  m.def("set_slices", &fastrnn::cuda::slice);
   m.def("limit_machine", &fastrnn::cuda::limit);
   m.def("set_refusing", &fastrnn::cuda::refuse);
   m.def("set_poison", &fastrnn::cuda::poison);
