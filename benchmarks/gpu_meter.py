@@ -62,8 +62,9 @@ class Gpu:
         self.capability = torch.cuda.get_device_capability(0)
 
     def __call__(self, point: Point) -> float:
-        precision = "tf32" if point.fmt == "tf32" else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = precision
+        matmul, rnn = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
+        before = matmul.fp32_precision, rnn.fp32_precision
+        matmul.fp32_precision = rnn.fp32_precision = "tf32" if point.fmt == "tf32" else "ieee"
         try:
             if point.driver == LIBRARY:
                 return median_step(self.library(point))
@@ -75,6 +76,7 @@ class Gpu:
         except torch.OutOfMemoryError as problem:
             raise CannotMeasureError(str(problem).splitlines()[0]) from None
         finally:
+            matmul.fp32_precision, rnn.fp32_precision = before
             self.module.set_driver("auto")
             self.module.set_slices(0, 0)
 
