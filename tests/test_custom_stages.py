@@ -6,7 +6,15 @@ import pickle
 
 import pytest
 import torch
-from test_custom_products import assert_same, fused, gradients, leaves, plain
+from test_custom_products import (
+    assert_same,
+    check_double_backward,
+    check_forms_of_a_call,
+    fused,
+    gradients,
+    leaves,
+    plain,
+)
 from test_parity import rms
 from torch.nn.functional import layer_norm, linear
 
@@ -143,27 +151,12 @@ def test_on_every_instruction_set(capability):
 
 @cells
 def test_double_backward(cell):
-    network = cell(2, 3).double()
-    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: network(x)[0], (x,))
-    assert torch.autograd.gradgradcheck(lambda x: network(x)[0], (x,))
+    check_double_backward(cell)
 
 
 @cells
 def test_recomputed_compiled_and_step_by_step(cell):
-    network = cell(3, 8)
-    x = torch.randn(9, 4, 3)
-    y, last = network(x)
-    same = gradients((network(x, recompute=3)[0],), list(network.parameters()))
-    assert_same(same, gradients((y,), list(network.parameters())), 1e-5)
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(x)[0]
-    assert_same(gradients((compiled,), list(network.parameters())), same, 1e-5)
-    states, outputs = None, []
-    for x_t in x:
-        y_t, states = network.step(x_t, states)
-        outputs.append(y_t)
-    torch.testing.assert_close(torch.stack(outputs), y, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(states, last, rtol=1e-4, atol=1e-5)
+    check_forms_of_a_call(cell, rtol=1e-4, atol=1e-5)  # a norm of few units divides by a small deviation
 
 
 def test_layers_directions_and_packed_input():
