@@ -27,23 +27,19 @@ from fastrnn import gallery
 BASELINE, SOLVED = 1 / 6, 0.01  # the variance of a sum of two uniform numbers; the error that counts as solved
 
 
-def keep_for(length: int, hidden: int) -> Tensor:
-    """Biases (H) of gates that keep for 1 to T steps: chrono initialisation (Tallec & Ollivier 2018)."""
-    return torch.log(torch.empty(hidden).uniform_(1, length - 1))
-
-
 def lstm(hidden: int, length: int) -> nn.Module:
-    """With large biases of the forget gate and small ones of the input gate, a cell begins by keeping what it has."""
-    network, keep = fastrnn.LSTM(2, hidden), keep_for(length, hidden)
-    network.bias_ih_l0.data[: 2 * hidden] = torch.cat([-keep, keep])  # rows in torch's order: i, f, g, o
-    return network
+    """Units that begin by keeping what they have for 1 to T steps (Tallec & Ollivier 2018, arXiv:1804.11188)."""
+    return fastrnn.init.chrono_(fastrnn.LSTM(2, hidden), length)
+
+
+def lstm_bias_1(hidden: int, length: int) -> nn.Module:
+    """The usual first weights, and the forget gate's bias 1 (Jozefowicz et al. 2015)."""
+    return fastrnn.init.forget_bias_(fastrnn.LSTM(2, hidden), 1.0)
 
 
 def gru(hidden: int, length: int) -> nn.Module:
-    """The same for the gate z, which keeps the old state."""
-    network = fastrnn.GRU(2, hidden)
-    network.bias_ih_l0.data[hidden : 2 * hidden] = keep_for(length, hidden)  # r, z, n
-    return network
+    """As `lstm`, for the gate z, which keeps the old state."""
+    return fastrnn.init.chrono_(fastrnn.GRU(2, hidden), length)
 
 
 def irnn(hidden: int, length: int) -> nn.Module:
@@ -51,6 +47,13 @@ def irnn(hidden: int, length: int) -> nn.Module:
     network = fastrnn.RNN(2, hidden, nonlinearity="relu")
     nn.init.normal_(network.weight_ih_l0, std=0.03)
     return fastrnn.init.identity_(network)
+
+
+def np_rnn(hidden: int, length: int) -> nn.Module:
+    """Rectified units; all eigenvalues of the recurrent matrix but one, 1, are below 1 (Talathi & Vartak 2015)."""
+    network = fastrnn.RNN(2, hidden, nonlinearity="relu")
+    nn.init.normal_(network.weight_ih_l0)
+    return fastrnn.init.np_rnn_(network)
 
 
 def tanh(hidden: int, length: int) -> nn.Module:
@@ -70,12 +73,10 @@ def indrnn(hidden: int, length: int) -> nn.Module:
 
 def min_gru(hidden: int, length: int) -> nn.Module:
     """A gate z that sees the input only, with a bias as for the GRU; here 1 - z is what is kept (Feng et al. 2024)."""
-    network = gallery.min_gru(2, hidden)
-    network.get_parameter("bias_ih_l0").data[:hidden] = -keep_for(length, hidden)  # z, h
-    return network
+    return fastrnn.init.chrono_(gallery.min_gru(2, hidden), length, input="z")
 
 
-NETWORKS = {make.__name__: make for make in (lstm, gru, irnn, tanh, indrnn, min_gru)}
+NETWORKS = {make.__name__: make for make in (lstm, lstm_bias_1, gru, irnn, np_rnn, tanh, indrnn, min_gru)}
 
 
 class Adder(nn.Module):
@@ -101,7 +102,7 @@ def train(name: str, args: argparse.Namespace) -> float:
     """Trains until the error on sequences never trained on is below SOLVED, and returns that error."""
     torch.manual_seed(args.seed)
     model = Adder(NETWORKS[name](args.hidden, args.length), args.hidden)
-    suits = {"irnn": 0.045 / args.length, "tanh": 1e-3}  # the longer the sequence, the sooner an IRNN explodes
+    suits = {"irnn": 0.045 / args.length, "np_rnn": 1e-3, "tanh": 1e-3}  # the longer the sequence, the sooner an IRNN explodes
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr or suits.get(name, 5e-3))
     x_test, y_test = draw(args.length, 1000)
     start, error = time.perf_counter(), float("nan")
