@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
 import pytest
 from lm_runs import tiny
+from pages import ROOT, options, run_code
 
 from fastrnn import inspect, lm
 from fastrnn.inspect.arguments import add_gradflow_arguments, add_inspect_arguments
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "looking-inside.md"
+PAGE = ROOT / "docs" / "looking-inside.md"
 
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="not in a checkout")
 
@@ -20,11 +20,7 @@ pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="not in a checkout")
 def test_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lm.train(tiny(tmp_path, out=str(tmp_path / "book")))
-    namespace = {"__name__": "page"}
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), namespace)
-    assert len(blocks) == 2
+    assert run_code(PAGE) == 2
     assert len(capsys.readouterr().out.splitlines()) == 1 + 8 + 3 + 1
 
 
@@ -33,11 +29,7 @@ def test_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
 )
 def test_every_option_and_its_default_is_there(section, add):
     text = PAGE.read_text(encoding="utf-8").split(f"## `fastrnn {section}")[1].split("\n## ")[0]
-    found = {}
-    for row in text.splitlines():
-        if row.startswith("| `--"):
-            names, defaults = row.split("|")[1:3]
-            found |= zip(re.findall("`(.*?)`", names), defaults.strip().split(", "), strict=True)
+    found = options(text)
     parser = argparse.ArgumentParser(add_help=False)
     add(parser)
     expected = {

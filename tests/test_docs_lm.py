@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from pathlib import Path
 
 import pytest
 from lm_runs import write_text
+from pages import ROOT, options, run_code
 
 from fastrnn import lm
 from fastrnn.lm.arguments import flag
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "language-model.md"
+PAGE = ROOT / "docs" / "language-model.md"
 
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="not in a checkout")
 
@@ -20,17 +19,12 @@ pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="not in a checkout")
 def test_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "book.txt", 12000)
-    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    exec(compile(block, str(PAGE), "exec"), {"__name__": "page"})
+    assert run_code(PAGE) == 1
     assert capsys.readouterr().out.startswith("200 book/step-00000200.pt\n")
 
 
 def test_every_option_and_its_default_is_there():
-    found = {}
-    for row in PAGE.read_text(encoding="utf-8").splitlines():
-        if row.startswith("| `--"):
-            names, defaults = row.split("|")[1:3]
-            found |= zip(re.findall("`(.*?)`", names), defaults.strip().split(", "), strict=True)
+    found = options(PAGE.read_text(encoding="utf-8"))
     fields = {flag(field.name): field.default for field in dataclasses.fields(lm.Options) if field.name != "file"}
     assert set(found) == set(fields)
     for name, default in fields.items():

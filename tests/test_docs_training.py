@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from pathlib import Path
 
 import pytest
+from pages import ROOT, run_code
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "training.md"
+PAGE = ROOT / "docs" / "training.md"
 
 
 @pytest.mark.skipif(not PAGE.is_file(), reason="not in a checkout")
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_code_of_the_page_runs():
-    text = PAGE.read_text(encoding="utf-8")
-    names: dict = {"__name__": "page"}
-    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    for found in blocks:
-        line = text[: found.start(1)].count("\n")
-        exec(compile("\n" * line + found.group(1), str(PAGE), "exec"), names)  # messages show the page's line
-    assert len(blocks) > 10
-    assert text.count("```") == 2 * len(blocks)
+    count = run_code(PAGE)
+    assert count > 10
+    assert PAGE.read_text(encoding="utf-8").count("```") == 2 * count
 
 
 @pytest.mark.skipif(not PAGE.is_file(), reason="not in a checkout")
