@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fastrnn._command import guarded
 from fastrnn.inspect.reading import Track, read
 from fastrnn.lm.errors import CheckpointError
 from fastrnn.lm.model import LanguageModel
@@ -31,21 +31,8 @@ def run_gradflow(args: argparse.Namespace) -> int:
 
 
 def _guarded(command: str, run: Callable[[], int]) -> int:
-    try:
-        return run()
-    except BrokenPipeError:
-        raise  # fastrnn.cli knows what to do
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, TypeError) as error:
-        name, colon, rest = str(error).partition(":")
-        known = {**{name: "--" + name.replace("_", "-") for name in _NAMED}, "text": "TEXT"}
-        message = f"argument {known[name]}:{rest}" if colon and name in known else str(error)
-        print(f"fastrnn {command}: error: {message}", file=sys.stderr)
-        return 2
-    except (CheckpointError, ImportError, OSError) as error:
-        print(f"fastrnn {command}: error: {error}", file=sys.stderr)
-        return 1
+    options = {name: "--" + name.replace("_", "-") for name in _NAMED} | {"text": "TEXT"}
+    return guarded(command, run, options, (CheckpointError, ImportError, OSError))
 
 
 def _threads(count: int) -> None:

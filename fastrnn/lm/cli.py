@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from fastrnn._command import guarded
 from fastrnn._missing import KernelsMissingError
 from fastrnn.lm import events
 from fastrnn.lm.arguments import add_sample_arguments, add_train_arguments, flag, given
@@ -29,25 +30,9 @@ def run_sample(args: argparse.Namespace) -> int:
 
 
 def _guarded(command: str, run: Callable[[], int]) -> int:
-    try:
-        return run()
-    except BrokenPipeError:
-        raise  # fastrnn.cli knows what to do
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, TypeError) as error:
-        print(f"fastrnn {command}: error: {_named(str(error))}", file=sys.stderr)
-        return 2
-    except (TrainingError, CheckpointError, KernelsMissingError, OSError) as error:
-        print(f"fastrnn {command}: error: {error}", file=sys.stderr)
-        return 1
-
-
-def _named(message: str) -> str:
-    """The message with the argument's name as the command line has it."""
-    name, colon, rest = message.partition(":")
-    known = {*Options.__dataclass_fields__, "prime", "temperature", "length", "top_k", "seed"}
-    return f"argument {flag(name)}:{rest}" if colon and name in known else message
+    names = (*Options.__dataclass_fields__, "prime", "temperature", "length", "top_k", "seed")
+    failures = (TrainingError, CheckpointError, KernelsMissingError, OSError)
+    return guarded(command, run, {name: flag(name) for name in names}, failures)
 
 
 def _train(args: argparse.Namespace) -> int:
