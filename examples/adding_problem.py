@@ -45,7 +45,7 @@ def gru(hidden: int, length: int) -> nn.Module:
 def irnn(hidden: int, length: int) -> nn.Module:
     """Rectified units whose recurrent matrix begins as the identity, with zero bias (Le et al. 2015)."""
     network = fastrnn.RNN(2, hidden, nonlinearity="relu")
-    nn.init.normal_(network.weight_ih_l0, std=0.03)
+    nn.init.normal_(network.weight_ih_l0, std=4.5 / length)
     return fastrnn.init.identity_(network)
 
 

@@ -51,8 +51,7 @@ def weight_drop(model: Model, p: float = 0.5) -> Model:
     nothing.
 
     Sources: Wan et al., Regularization of neural networks using DropConnect, 2013; on the hidden-to-hidden weights of
-        an
-    LSTM: Merity, Keskar and Socher, Regularizing and optimizing LSTM language models, 2018 (arXiv:1708.02182).
+    an LSTM: Merity, Keskar and Socher, Regularizing and optimizing LSTM language models, 2018 (arXiv:1708.02182).
 
     Args:
         model: an LSTM, GRU or RNN of torch.nn or fastrnn, a network of `fastrnn.cell`, or a model with some. Its
