@@ -103,7 +103,7 @@ def train(name: str, args: argparse.Namespace) -> float:
     torch.manual_seed(args.seed)
     model = Adder(NETWORKS[name](args.hidden, args.length), args.hidden)
     # The longer the sequence, the sooner rectified units explode.
-    suits = {"irnn": 0.045 / args.length, "np_rnn": min(1e-3, 0.08 / args.length), "tanh": 1e-3}
+    suits = {"irnn": min(1.5e-3, 6.4 / args.length**2), "np_rnn": min(1e-3, 0.08 / args.length), "tanh": 1e-3}
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr or suits.get(name, 5e-3))
     x_test, y_test = draw(args.length, 1000)
     start, error = time.perf_counter(), float("nan")
