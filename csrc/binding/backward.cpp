@@ -66,7 +66,7 @@ struct Gradients {
   Tensor drh;          // (N, (R - split_from)·H): where it differs from da
   Tensors initial;     // (B, ·), in the caller's order; empty if not wanted
   Tensor dh;           // (N, P) or undefined
-  Tensor dparameters;  // (N, Q·H)
+  Tensor dparameters;  // (B, Q·H), summed over each row's steps
   Tensors arrived;     // of each state (N, ·), what came from later steps; empty if not wanted
 };
 
@@ -99,7 +99,9 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   Gradients out;
   const std::vector<int64_t> wide{layout.rows, call.gate_width()};
   out.da = buffers.empty(wide, call.options);
-  out.dparameters = buffers.empty({layout.rows, call.cell->parameters * call.hidden}, call.options);
+  const at::TensorOptions summed = call.options.dtype(compute_type(b.y.scalar_type()));
+  out.dparameters = buffers.empty({layout.batch, call.cell->parameters * call.hidden}, summed);
+  if (out.dparameters.numel() > 0) memset(out.dparameters.mutable_data_ptr(), 0, out.dparameters.nbytes());
   out.drh = buffers.empty({layout.rows, (call.cell->recurrent - call.cell->split_from) * call.hidden}, call.options);
   if (want_dh || b.w_hr) out.dh = buffers.empty({layout.rows, call.projected}, call.options);
   Tensor gy;

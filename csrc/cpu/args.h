@@ -69,7 +69,7 @@ struct BackwardArgs {
   const void* grad_final[kMaxStates];  // T [B, P or H] or null
   void* da;                            // T [N, G·H]
   void* drh;                           // T [N, (R - split_from)·H], ∂L/∂rh of the gates where it differs from da
-  void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
+  void* dparameters;                   // C [B, Q·H], zeros: ∂L/∂parameters of a row's steps is added to it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
   void* arrived[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps

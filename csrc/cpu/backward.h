@@ -367,9 +367,9 @@ struct Backward {
       const V dvector[1] = {gradient};
       Cell::template backward<Math>(v.saved, v.before, v.after, v.vector, v.parameters, v.ds_new, dvector, da, drh, ds,
                                     dparameters);
-      T* to = static_cast<T*>(args.dparameters) + row * Q * H + unit;
+      C* to = static_cast<C*>(args.dparameters) + i * Q * H + unit;
       FASTRNN_UNROLL
-      for (int q = 0; q < Q; ++q) lanes.store(dparameters[q], to + q * H);
+      for (int q = 0; q < Q; ++q) lanes.store(lanes.load(to + q * H) + dparameters[q], to + q * H);
     } else {
       Cell::template backward<Math>(v.saved, v.before, v.after, v.ds_new, da, drh, ds);
     }

@@ -2,9 +2,10 @@
 // numbers that all units of a row have in common (a mean over H). Only cells made by fastrnn.custom have them.
 //
 // Such a cell describes its step as `Ahead` and the step's gradient as `Back`. Each has
-//   kStages, kTemps, kTotals, kOperands, kGroups (counts)
+//   kStages, kTemps, kTotals, kOperands, kGroups, kValues (counts)
 //   kGroup[kGroups]       the products (StagedGroup)
 //   kTotalStage[kTotals]  the stage before which a sum over the units is there
+//   of_row<stage, Math>(row, values)  what has one value for all units of a row: roots and reciprocals of sums, say
 //   run<stage, Math>(row) the element-wise work of a stage on one vector of units, which reads and writes through `row`
 // A stage begins with its products and sums; behind it the threads meet. What a stage computed and a later one reads is
 // kept in `temps`, for the thread's own units; operands of products and the parts of sums are for all of them.
@@ -170,14 +171,16 @@ struct Stages {
       sum_up(kStage, rows, member.rank);
       for (int64_t i = rows.begin; i < rows.end; ++i) {
         if (kStage + 1 == Program::kStages && part.groups.begin == 0) driver.complete(n, i, member.rank);
+        alignas(64) C values[(Program::kValues + 1) * kLanes];
+        Program::template of_row<kStage, Exact>(driver.row(n, i, 0, Lanes<true>{kLanes}, member.rank, nullptr), values);
         for (int64_t g = part.groups.begin; g < part.groups.end; ++g) {
           if ((g + 1) * kLanes <= H) {
             const Lanes<true> lanes{kLanes};
-            auto row = driver.row(n, i, g, lanes, member.rank);
+            auto row = driver.row(n, i, g, lanes, member.rank, values);
             Program::template run<kStage, Exact>(row);
           } else {
             const Lanes<false> lanes{static_cast<int>(H - g * kLanes)};
-            auto row = driver.row(n, i, g, lanes, member.rank);
+            auto row = driver.row(n, i, g, lanes, member.rank, values);
             Program::template run<kStage, Exact>(row);
           }
         }
@@ -214,18 +217,21 @@ struct StagedRow {
   const int64_t n, i, group;  // visit, row of the batch, which vector
   const Lanes<Full> lanes;
   const int rank;
+  const C* const values;    // what has one value for all units of the row, on all lanes
   const int64_t unit, row;  // the first unit; the row of what has one for each step
 
-  StagedRow(const D& driver, int64_t visit, int64_t r, int64_t g, Lanes<Full> l, int thread)
+  StagedRow(const D& driver, int64_t visit, int64_t r, int64_t g, Lanes<Full> l, int thread, const C* of_row)
       : d(driver),
         n(visit),
         i(r),
         group(g),
         lanes(l),
         rank(thread),
+        values(of_row),
         unit(g * kLanes),
         row(driver.stages.steps.offset(visit) + r) {}
 
+  FASTRNN_FN V value(int k) const { return V::load(values + k * kLanes); }
   FASTRNN_FN V product(int k, int block) const { return V::load(d.stages.at(k, i, group, block)); }
   FASTRNN_FN V total(int k) const { return V(d.stages.totals[(rank * d.stages.B + i) * Program::kTotals + k]); }
   FASTRNN_FN V mean(int k) const { return mean_of(d.stages.totals[(rank * d.stages.B + i) * Program::kTotals + k]); }

@@ -184,12 +184,13 @@ struct StagedBackward {
       lanes.store(x, static_cast<T*>(d.args.drh) + (row * R + k) * d.stages.H + unit);
     }
     FASTRNN_FN void set_dparameter(int q, V x) const {
-      lanes.store(x, static_cast<T*>(d.args.dparameters) + (row * Q + q) * d.stages.H + unit);
+      C* to = static_cast<C*>(d.args.dparameters) + (i * Q + q) * d.stages.H + unit;
+      lanes.store(lanes.load(to) + x, to);
     }
   };
   template <bool Full>
-  FASTRNN_FN Row<Full> row(int64_t n, int64_t i, int64_t group, Lanes<Full> lanes, int rank) const {
-    return Row<Full>(*this, n, i, group, lanes, rank);
+  FASTRNN_FN Row<Full> row(int64_t n, int64_t i, int64_t group, Lanes<Full> lanes, int rank, const C* values) const {
+    return Row<Full>(*this, n, i, group, lanes, rank, values);
   }
 };
 

@@ -136,8 +136,8 @@ struct StagedForward {
     }
   };
   template <bool Full>
-  FASTRNN_FN Row<Full> row(int64_t n, int64_t i, int64_t group, Lanes<Full> lanes, int rank) const {
-    return Row<Full>(*this, n, i, group, lanes, rank);
+  FASTRNN_FN Row<Full> row(int64_t n, int64_t i, int64_t group, Lanes<Full> lanes, int rank, const C* values) const {
+    return Row<Full>(*this, n, i, group, lanes, rank, values);
   }
 };
 

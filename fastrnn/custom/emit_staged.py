@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fastrnn.custom.graph import Leaf, Node, reached
-from fastrnn.custom.stages import Effect, Plan, Product, Stages
+from fastrnn.custom.graph import Leaf, Node, reached, substituted
+from fastrnn.custom.stages import Effect, Plan, Product, Stages, of_rows
 from fastrnn.custom.writer import Writer
 
 if TYPE_CHECKING:
@@ -74,34 +74,77 @@ def _array(kind: str, name: str, values: Sequence[str]) -> str:
     return f"    static constexpr {kind} {name}[] = {{{', '.join([*values, kind + '{}'])}}};"
 
 
+def _reciprocals(roots: Sequence[Node]) -> tuple[Node, ...]:
+    """Quotients by what a row has one value of as products with its reciprocal, which is computed once for the row."""
+    nodes = reached(roots)
+    rows = of_rows(nodes)
+    done: dict[int, Node] = {}
+    for node in nodes:
+        args = tuple(done[a.index] for a in node.args)
+        if not args:
+            done[node.index] = node
+        elif node.op == "div" and node.index not in rows and args[1].index in rows and not args[1].is_constant:
+            done[node.index] = args[0] * (1.0 / args[1])
+        else:
+            done[node.index] = node.graph.again(node, args)
+    return tuple(done[root.index] for root in roots)
+
+
+def _divided(roots: Sequence[Node]) -> tuple[tuple[Node, ...], list[Node]]:
+    """`roots` with leaves ("row", k) where something has one value for all units of a row, and these values."""
+    roots = _reciprocals(roots)
+    nodes = reached(roots)
+    rows = of_rows(nodes)
+    used = [a for n in nodes if n.index not in rows for a in n.args] + list(roots)
+    values = list(dict.fromkeys(n for n in used if n.index in rows and not n.is_constant))
+    return substituted(roots, {n.index: n.graph.leaf("row", k) for k, n in enumerate(values)}), values
+
+
+def _statements(roots: Sequence[Node], names: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What computes `roots`, and what they are called. All is read before anything is written: what is kept lies where
+    the gates were.
+    """
+    writer = Writer(roots, lambda leaf: f"{leaf[0]}{leaf[1]}")
+    reads = dict.fromkeys(n.leaf for n in reached(roots) if n.op == "leaf")
+    lines = [f"        const V {leaf[0]}{leaf[1]} = {_read(leaf, names)};" for leaf in reads]
+    return [*lines, *(f"    {line}" for line in writer.lines())], [writer.name(root) for root in roots]
+
+
+def _function(name: str, arguments: str, stages: Sequence[Sequence[str]]) -> list[str]:
+    lines = [
+        "",
+        "    template <int kStage, class M, class Row>",
+        f"    FASTRNN_FN static void {name}([[maybe_unused]] const Row& row{arguments}) {{",
+        "      using V [[maybe_unused]] = typename Row::V;",
+        "      using C [[maybe_unused]] = typename Row::C;",
+    ]
+    for stage, statements in enumerate(stages):
+        lines += [f"      if constexpr (kStage == {stage}) {{", *statements, "      }"]
+    return [*lines, "    }"]
+
+
 def _struct(name: str, stages: Stages, names: Mapping[str, str]) -> list[str]:
     products = [f"{{{p.stage}, {p.blocks}, {p.first}, {p.operand}}}" for p in stages.products]
-    lines = [
+    of_row, of_units, most = [], [], 0
+    for effects in stages.effects:
+        roots, values = _divided([e.node for e in effects])
+        most = max(most, len(values))
+        lines, found = _statements(values, names)
+        of_row.append([*lines, *(f"        {v}.store(values + {k} * V::kLanes);" for k, v in enumerate(found))])
+        lines, found = _statements(roots, {**names, "row": "value"})
+        of_units.append([*lines, *(f"        {e.text.format(v)}" for e, v in zip(effects, found, strict=True))])
+    return [
         "",
         f"  struct {name} {{",
         f"    static constexpr int kStages = {len(stages.effects)}, kTemps = {stages.temps};",
         f"    static constexpr int kTotals = {len(stages.totals)}, kOperands = {stages.operands};",
-        f"    static constexpr int kGroups = {len(products)};",
+        f"    static constexpr int kGroups = {len(products)}, kValues = {most};",
         _array("StagedGroup", "kGroup", products),
         _array("int", "kTotalStage", [str(stage) for stage in stages.totals]),
-        "",
-        "    template <int kStage, class M, class Row>",
-        "    FASTRNN_FN static void run([[maybe_unused]] const Row& row) {",
-        "      using V [[maybe_unused]] = typename Row::V;",
-        "      using C [[maybe_unused]] = typename Row::C;",
+        *_function("of_row", ", [[maybe_unused]] typename Row::C* values", of_row),
+        *_function("run", "", of_units),
+        "  };",
     ]
-    for stage, effects in enumerate(stages.effects):
-        writer = Writer([e.node for e in effects], lambda leaf: f"{leaf[0]}{leaf[1]}")
-        # All is read before anything is written: what is kept lies where the gates were.
-        reads = dict.fromkeys(n.leaf for n in reached(e.node for e in effects) if n.op == "leaf")
-        lines += [
-            f"      if constexpr (kStage == {stage}) {{",
-            *(f"        const V {leaf[0]}{leaf[1]} = {_read(leaf, names)};" for leaf in reads),
-            *(f"    {line}" for line in writer.lines()),
-            *(f"        {effect.text.format(writer.name(effect.node))}" for effect in effects),
-            "      }",
-        ]
-    return [*lines, "    }", "  };"]
 
 
 def body(cell: Compiled) -> list[str]:

@@ -12,6 +12,22 @@ from fastrnn.custom.operations import OPERATIONS, REDUCTIONS
 
 #: What later stages compute again instead of reading it from memory: multiply-adds.
 _AGAIN = 1.0
+_PRODUCTS = ("product", "transposed")
+#: Leaves that are sums over the units, now or kept from the forward pass.
+SUMS = ("mean", "sum", "kept_mean", "kept_sum")
+
+
+def of_rows(nodes: Iterable[Node]) -> set[int]:
+    """Indices of the nodes that have one value for all units of a row; `nodes` with arguments first."""
+    found: set[int] = set()
+    for node in nodes:
+        if node.op in REDUCTIONS or (node.leaf[0] in SUMS if node.op == "leaf" else _among(node, found)):
+            found.add(node.index)
+    return found
+
+
+def _among(node: Node, found: set[int]) -> bool:
+    return node.op not in _PRODUCTS and all(a.index in found for a in node.args)
 
 
 @dataclass(frozen=True)
@@ -65,11 +81,12 @@ class Plan:
         self.stage: dict[int, int] = {}
         for node in self.nodes:
             self.stage[node.index] = self._stage_of(node)
+        self.of_rows = of_rows(self.nodes)
         self.summed = list(dict.fromkeys(n.args[0] for n in self.nodes if n.op in REDUCTIONS))
 
     def _stage_of(self, node: Node) -> int:
         latest = max((self.stage[a.index] for a in node.args), default=0)
-        between = node.op in REDUCTIONS or node.op in ("product", "transposed")
+        between = node.op in REDUCTIONS or node.op in _PRODUCTS
         return latest + 1 if between and not self.at_once(node) else latest
 
     def add(self, effects: Iterable[Effect]) -> None:
@@ -95,7 +112,7 @@ class Plan:
                     return True
                 if node.op in REDUCTIONS:
                     leaves[node.index] = (node.op, totals[node.args[0].index])
-                elif node.op in ("product", "transposed"):
+                elif node.op in _PRODUCTS:
                     leaves[node.index] = ("product", product(node))
                 elif self.stage[node.index] < stage and not self._computed_again(node):
                     if node.index not in temps:
@@ -116,4 +133,10 @@ class Plan:
         return Stages(tuple(found), len(temps), operands, tuple(products), totals_at)
 
     def _computed_again(self, node: Node) -> bool:
-        return OPERATIONS[node.op].cost <= _AGAIN and all(not a.args for a in node.args)
+        """What is cheap and made of one value at most that is not there anyway: that one is kept instead, and may serve
+        others too.
+        """
+        if node.index in self.of_rows:  # once for a row
+            return True
+        absent = {a.index for a in node.args if a.args and a.op not in _PRODUCTS and a.index not in self.of_rows}
+        return len(absent) <= 1 and OPERATIONS[node.op].cost <= _AGAIN
