@@ -9,6 +9,7 @@ from fastrnn.custom import emit_staged
 from fastrnn.custom.differentiate import Gradients, differentiate, renamed, to_keep
 from fastrnn.custom.graph import Leaf, Node, reached
 from fastrnn.custom.operations import OPERATIONS, REDUCTIONS
+from fastrnn.custom.stages import of_rows
 from fastrnn.custom.structure import Traced
 from fastrnn.custom.writer import Writer
 
@@ -278,4 +279,6 @@ def equations(cell: Compiled) -> str:
 
 
 def _operations(roots: Sequence[Node]) -> float:
-    return sum(OPERATIONS[n.op].cost for n in reached(roots) if n.op in OPERATIONS)
+    nodes = reached(roots)
+    once = of_rows(nodes)  # for a row, not for each of its units
+    return sum(OPERATIONS[n.op].cost for n in nodes if n.op in OPERATIONS and n.index not in once)
