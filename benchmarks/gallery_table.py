@@ -52,12 +52,13 @@ def newest() -> dict[str, Any] | None:
 
 
 def ratio(row: dict[str, Any] | None) -> str:
-    """Against the loop, and against the better of what torch.compile makes."""
+    """Against the loop, and against the better of what torch.compile makes; * where that is the step alone."""
     if row is None:
         return NOTHING
     speedups = {name: value["median"] for name, value in row["speedup"].items() if value}
     compiled = [value for name, value in speedups.items() if name.startswith("compiled")]
-    return " / ".join(f"{v:.2f}×" if v else NOTHING for v in (speedups.get("loop"), min(compiled, default=None)))
+    text = " / ".join(f"{v:.2f}×" if v else NOTHING for v in (speedups.get("loop"), min(compiled, default=None)))
+    return text + "*" * (bool(compiled) and "compiled" not in speedups)
 
 
 def render() -> str:
@@ -80,7 +81,8 @@ def render() -> str:
     if result:
         measured = (
             "The last columns say how many times as long a training step (B×T×H, float32) takes as a loop in PyTorch / "
-            f"as that loop under torch.compile, whichever way is faster.\n{describe(result['environment'])}."
+            "as that loop under torch.compile, as a whole or its step alone, whichever is faster; with a * the step alone was "
+            f"measured, as torch.compile takes minutes for a whole loop.\n{describe(result['environment'])}."
         )
     return TEXT.format(table="\n".join(lines), measured=measured)
 
