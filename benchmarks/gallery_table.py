@@ -81,8 +81,8 @@ def render() -> str:
     if result:
         measured = (
             "The last columns say how many times as long a training step (B×T×H, float32) takes as a loop in PyTorch / "
-            "as that loop under torch.compile, as a whole or its step alone, whichever is faster; with a * the step alone was "
-            f"measured, as torch.compile takes minutes for a whole loop.\n{describe(result['environment'])}."
+            "as that loop under torch.compile, as a whole or its step alone, whichever is faster; with a * the step "
+            f"alone was measured, as torch.compile takes minutes for a whole loop.\n{describe(result['environment'])}."
         )
     return TEXT.format(table="\n".join(lines), measured=measured)
 
