@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pickle
@@ -14,7 +15,8 @@ import torch
 from lm_runs import rows, tiny
 
 from fastrnn import lm
-from fastrnn.lm import checkpoint
+from fastrnn.lm import checkpoint, trainer
+from fastrnn.lm.logs import CsvLog
 
 
 @pytest.fixture
@@ -209,6 +211,42 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_good_checkpoints(tmp_p
         lm.train(options)
     for _, path in checkpoint.found_in(tmp_path / "run"):
         assert all(bool(torch.isfinite(p).all()) for p in lm.load(path).parameters())
+
+
+def test_a_model_that_has_diverged_is_not_sampled(tmp_path):
+    """Between two rows of the log."""
+    options = tiny(tmp_path, learning_rate=1e38, clip_norm=0.0, optimizer="sgd", log_every=100, validate_every=0)
+    options = dataclasses.replace(options, sample_every=1, checkpoint_every=0, steps=20)
+    with pytest.raises(lm.TrainingError, match="loss: expected finite .*, got others at step"):
+        lm.train(options)
+
+
+def test_a_validation_that_is_not_finite_is_not_the_best(tmp_path, monkeypatch):
+    found = iter([float("nan"), 3.0, 2.5])
+    monkeypatch.setattr(trainer.Trainer, "validate", lambda self: next(found))
+    result = lm.train(tiny(tmp_path))
+    assert result.best == 2.5
+    assert checkpoint.read(tmp_path / "run" / "best.pt")["best"] == [2.5, 12]
+
+
+def test_half_a_row_is_taken_back(tmp_path):
+    log = CsvLog(tmp_path / "log.csv")
+    log.write({"step": 1})
+    before, file = (tmp_path / "log.csv").read_bytes(), log._file
+
+    class Full:
+        def write(self, data):
+            if len(data) < 5:
+                raise OSError(28, "No space left on device")
+            return file.write(data[:-4])
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+    log._file = Full()
+    with pytest.raises(lm.TrainingError, match="No space left on device"):
+        log.write({"step": 2})
+    assert (tmp_path / "log.csv").read_bytes() == before
 
 
 def test_what_an_interrupted_write_left_is_removed(run):

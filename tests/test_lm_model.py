@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from lm_runs import losses, tiny
+from lm_runs import losses, rows, tiny
 
 from fastrnn import lm
 from fastrnn.lm.model import LanguageModel
@@ -44,6 +44,7 @@ def test_engines_learn_the_same(tmp_path, cell):
         {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.3, "clip_norm": 0.0, "clip_value": 0.01},
         {"optimizer": "rmsprop", "weight_decay": 0.01},
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup": 4},
+        {"dropout_recurrent": 0.4, "clip_norm": 0.1},
         {"dropout_embedding": 0.3, "dropout_output": 0.2},  # torch draws both masks, from the same seed
     ],
     ids=lambda changes: "-".join(changes),
@@ -113,10 +114,11 @@ def test_learning_lowers_the_loss(tmp_path):
 
 def test_schedules():
     def rates(**changes):
-        options = lm.Options(learning_rate=1.0, final_learning_rate=0.2, warmup=2, **changes)
+        options = lm.Options(learning_rate=1.0, warmup=2, **changes)
         return [learning_rate(options, step, 10) for step in range(11)]
 
-    constant, linear, cosine = (rates(schedule=name) for name in ("constant", "linear", "cosine"))
+    constant = rates()
+    linear, cosine = (rates(schedule=name, final_learning_rate=0.2) for name in ("linear", "cosine"))
     assert constant[:3] == linear[:3] == cosine[:3] == [0.5, 1.0, 1.0]
     assert constant[3:] == [1.0] * 8
     assert linear[6] == pytest.approx(0.6)
@@ -147,6 +149,7 @@ def test_weight_decay_is_for_matrices(tmp_path):
         ({"dropout_embedding": 0.1, "embedding": 0}, ValueError, "dropout_embedding: expected 0"),
         ({"momentum": 0.9}, ValueError, "momentum: expected 0 with adam, got 0.9"),
         ({"schedule": "linear", "minutes": 1.0}, ValueError, "schedule: expected 'constant'"),
+        ({"final_learning_rate": 0.1}, ValueError, "final_learning_rate: expected 0 with schedule 'constant', got 0.1"),
         ({"file": 3}, TypeError, "file: expected a string, got 3"),
     ],
 )
@@ -168,6 +171,23 @@ def test_time_ends_a_run(tmp_path):
     assert 0 < result.step < 100000
     assert not result.stopped
     assert lm.resume(tmp_path / "run").step == result.step  # there is no time left
+
+
+def test_a_warmup_longer_than_the_run(tmp_path):
+    with pytest.raises(ValueError, match="warmup: expected fewer steps than the run's 12, got 12"):
+        lm.train(tiny(tmp_path, warmup=12))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_norm_in_the_log_is_that_before_clipping(tmp_path):
+    """At the first step, whose gradient is the same however it is clipped."""
+    found = []
+    for number, clips in enumerate(((0.0, 0.0), (0.01, 0.0), (0.0, 1e-4), (0.01, 1e-4))):
+        folder = tmp_path / str(number)
+        lm.train(tiny(tmp_path, steps=1, out=str(folder), clip_norm=clips[0], clip_value=clips[1]))
+        found.append(float(rows(folder)[0]["gradient_norm"]))
+    assert found[0] > 0.02
+    assert found == [found[0]] * 4
 
 
 @pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99"])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from lm_runs import arguments, rows, start, tiny, wait_for_rows
 
 from fastrnn import lm
+from fastrnn.lm import checkpoint
 
 
 def stop_after(steps):
@@ -43,6 +48,7 @@ def interrupted(tmp_path, places, **changes):
         {},
         {"cell": "gru", "unit": "character", "layers": 3, "dropout": 0.4, "dropout_embedding": 0.2},
         {"cell": "rnn_tanh", "embedding": 0, "dropout_output": 0.3, "optimizer": "sgd", "momentum": 0.9},
+        {"cell": "gru", "dropout_recurrent": 0.5, "dropout": 0.2},
         {"cell": "zoneout_lstm", "optimizer": "rmsprop", "schedule": "cosine", "warmup": 5},
         {"engine": "torch", "dropout": 0.5, "optimizer": "adamw", "schedule": "linear"},
         {"dtype": "bfloat16", "dropout": 0.2, "tied": True},
@@ -84,7 +90,7 @@ def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(tmp_path):
     assert [int(row["step"]) for row in found] == list(range(1, result.step + 1))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_run_cleanly(tmp_path, number, status):
     out = tmp_path / "run"
     process = start("train", *arguments(tiny(tmp_path, steps=10**6, checkpoint_every=0)))
@@ -129,6 +135,22 @@ def test_a_reader_that_leaves_stops_the_run_with_a_checkpoint(tmp_path):
     assert len(list((tmp_path / "run").glob("step-*.pt"))) == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_stops_the_run_with_a_checkpoint(tmp_path):
+    out = str(tmp_path / "run")
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "fastrnn", "train", *arguments(tiny(tmp_path, steps=10**6, checkpoint_every=0))],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert found.returncode == 1
+    assert found.stderr == "fastrnn train: standard output: No space left on device\n"
+    assert lm.resume(out, steps=2).step == 2
+
+
 def test_what_may_change_and_what_may_not(tmp_path):
     lm.train(tiny(tmp_path))
     out = tmp_path / "run"
@@ -166,6 +188,71 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     # Elsewhere it is the same run from there on, with a log of its own.
     lm.resume(early, out=str(tmp_path / "other"))
     assert rows(tmp_path / "other") == rows(tmp_path / "run")[6:]
+
+
+def test_the_best_is_not_overwritten_and_can_be_resumed(tmp_path):
+    """Where no other checkpoint was written before the end came."""
+    lm.train(tiny(tmp_path, checkpoint_every=0))
+    out = tmp_path / "run"
+    whole, best = rows(out), (out / "best.pt").read_bytes()
+    (out / "step-00000012.pt").unlink()
+    with pytest.raises(ValueError, match=r"out: expected a folder without checkpoints for a new run, got .*best.pt"):
+        lm.train(tiny(tmp_path))
+    assert (out / "best.pt").read_bytes() == best
+    with pytest.raises(ValueError, match=r"out: expected a folder without other or later checkpoints .*best.pt"):
+        lm.resume(out, out=str(copied(out, tmp_path / "other")))
+    assert lm.resume(out).step == 12
+    assert rows(out) == whole
+
+
+def copied(folder, to):
+    shutil.copytree(folder, to)
+    return to
+
+
+def test_a_log_that_is_none_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    log = tmp_path / "run" / "log.csv"
+    log.write_text("date,weight\n1,2\n")
+    with pytest.raises(lm.TrainingError, match=r"log: expected no .*log.csv or the log of a run, got another file"):
+        lm.train(tiny(tmp_path))
+    assert log.read_text() == "date,weight\n1,2\n"
+    log.write_text("step,ep")  # a run that ended at once
+    lm.train(tiny(tmp_path))
+    assert len(rows(tmp_path / "run")) == 12
+
+
+def test_a_damaged_checkpoint_does_not_stand_in_the_way(tmp_path):
+    lm.train(tiny(tmp_path))
+    out, whole = tmp_path / "run", rows(tmp_path / "run")
+    last = out / "step-00000012.pt"
+    last.write_bytes(last.read_bytes()[:-50])
+    with pytest.raises(lm.CheckpointError, match=r"is cut short, .*the newest other one is .*step-00000009.pt"):
+        lm.resume(out)
+    assert lm.resume(out / "step-00000009.pt").step == 12
+    assert rows(out) == whole
+    assert (out / "step-00000012.pt.damaged").is_file()
+    assert lm.resume(out, steps=13).step == 13
+
+
+def test_elsewhere_the_best_is_that_of_the_new_folder(tmp_path):
+    lm.train(tiny(tmp_path))
+    file = tmp_path / "run" / "step-00000012.pt"
+    result = lm.resume(file, out=str(tmp_path / "other"), steps=20)
+    best = checkpoint.read(tmp_path / "other" / "best.pt")
+    assert best["step"] > 12
+    assert best["best"][0] == result.best
+
+
+def test_another_end_takes_the_place_of_those_before(tmp_path):
+    lm.train(tiny(tmp_path, steps=3))
+    out = tmp_path / "run"
+    assert lm.resume(out, steps=5).step == 5
+    result = lm.resume(out, epochs=1)  # no longer 5 steps
+    assert result.step > 5
+    assert lm.Options(steps=5, minutes=1.0).changed({"epochs": 2}).total_steps(7) == 14
+    assert lm.Options(steps=5, minutes=1.0).changed({"minutes": 2.0}).total_steps(7) == 5
+    assert lm.Options(minutes=1.0).changed({"steps": 9}).minutes is None
 
 
 def test_a_log_that_is_gone_begins_anew_and_a_shorter_one_is_refused(tmp_path):

@@ -136,7 +136,7 @@ def test_a_diverged_model_says_so(tmp_path):
     model = lm.load(tmp_path / "run")
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="model: expected finite logits"):
+    with pytest.raises(lm.TrainingError, match="model: expected finite logits"):
         text(model)
 
 

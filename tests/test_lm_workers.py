@@ -45,6 +45,18 @@ def test_two_processes_have_the_curve_of_one_also_across_a_stop(tmp_path):
     assert lm.resume(out, steps=steps + 3).step == steps + 3
 
 
+def test_what_the_first_process_cannot_do_ends_both_with_a_line_each(tmp_path):
+    (tmp_path / "run").write_text("no folder")
+    process = start("train", *arguments(tiny(tmp_path)), processes=2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    own = sorted(line for line in errors.splitlines() if "fastrnn train: error: " in line)
+    assert len(own) == 2, errors
+    assert any("File exists" in line for line in own)
+    assert any("the first process could not go on, and says why" in line for line in own)
+    assert "Connection closed" not in errors
+
+
 def test_rows_are_shared_out_evenly(monkeypatch):
     workers = Workers("cpu")
     assert (workers.rank, workers.size, workers.first) == (0, 1, True)

@@ -71,6 +71,14 @@ def sealed(archive: bytes) -> bytes:
     return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is as it was written."""
+    try:
+        return _is_whole(path.read_bytes())
+    except OSError:
+        return False
+
+
 def _is_whole(content: bytes) -> bool:
     body, seal = content[: -len(_SEAL) - 64], content[-len(_SEAL) - 64 :]
     return seal == _SEAL + hashlib.sha256(body).hexdigest().encode()
@@ -113,8 +121,14 @@ def clean(folder: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def put_aside(path: Path) -> None:
+    """Gives a file that is no checkpoint a name that none has."""
+    with contextlib.suppress(OSError):  # another process was first, or the folder cannot be changed
+        path.replace(path.with_name(path.name + ".damaged"))
+
+
 def newest(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the newest checkpoint of a folder.
+    """The file itself, or the newest checkpoint of a folder: the best where there is no other.
 
     Raises:
         CheckpointError: there is none.
@@ -122,6 +136,8 @@ def newest(path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     if place.is_dir():
         found = found_in(place)
+        if not found and (place / BEST).is_file():
+            return place / BEST
         if not found:
             raise CheckpointError(f"checkpoint: expected step-….pt in the folder {place}, found none")
         return found[-1][1]

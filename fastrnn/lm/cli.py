@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -66,9 +67,11 @@ class _Printer:
 
     def __init__(self) -> None:
         self.closed = False
+        self._begun: int | None = None
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.Started):
+            self._begun = event.step
             self._print(started(event))
         elif isinstance(event, events.Logged):
             self._print(progress(event))
@@ -78,19 +81,25 @@ class _Printer:
     def end(self, result: events.Result) -> None:
         """The last line: where the model is, and how to go on."""
         if not result.stopped:
+            if result.step == self._begun:
+                self._print(f"nothing left to do after {result.step:,} steps, where its end is: {result.checkpoint}")
+                return
             self._print(f"done after {result.step:,} steps: {result.checkpoint}")
             return
         self._print(f"stopped after {result.step:,} steps; to go on: fastrnn train --resume {result.checkpoint}")
 
     def _print(self, text: str) -> None:
-        if self.closed:
+        if self.closed or sys.stdout is None:  # None: it was closed before the start
             return
         try:
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), flush=True)
-        except BrokenPipeError:  # `fastrnn train | head`: stop as for Ctrl-C, and write nothing more
+        except OSError as error:  # `fastrnn train | head`, a terminal that has gone, a full disk: stop as for Ctrl-C
             self.closed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and write nothing more
+            if not isinstance(error, BrokenPipeError):
+                with contextlib.suppress(OSError):
+                    print(f"fastrnn train: standard output: {error.strerror or error}", file=sys.stderr, flush=True)
 
 
 def started(event: events.Started) -> str:

@@ -20,6 +20,7 @@ from fastrnn.lm.vocabulary import Bytes, Characters, Vocabulary
 _BLOCK = 1 << 14  # bytes between two entries of the index of characters
 _SCAN = 1 << 22  # bytes that are looked at at once, a multiple of _BLOCK
 _SAMPLES, _SAMPLE = 64, 1 << 14
+_WHOLE = 1 << 28  # files up to so many bytes are hashed as a whole
 
 
 class Text:
@@ -116,13 +117,17 @@ def open_text(path: str | os.PathLike[str], unit: str) -> Text:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What tells a text from another: its bytes, and a hash of 64 places evenly over the file and of its end."""
+    """What tells a text from another: its bytes, and a hash of all of it; of one of more than 256 MiB that of 64 places
+    evenly over the file and of its end.
+    """
     content = _mapped(path)
-    size = len(content)
+    size, length = len(content), _SAMPLE
     starts = [size * k // _SAMPLES for k in range(_SAMPLES)] + [max(0, size - _SAMPLE)]
+    if size <= _WHOLE:
+        starts, length = list(range(0, size, _SCAN)), _SCAN
     digest = hashlib.sha256()
     for start in starts:
-        digest.update(content[start : start + _SAMPLE].tobytes())
+        digest.update(content[start : start + length].tobytes())
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not finite, or the log cannot be written."""
+    """Training cannot go on: the loss is not finite, or the log cannot be written. A model that has diverged."""
 
 
 class CheckpointError(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -34,7 +35,8 @@ class CsvLog:
 
     Raises:
         CheckpointError: the file is shorter than that.
-        TrainingError: it cannot be written, or another run writes to it.
+        TrainingError: it cannot be written, another run writes to it, or where a new one would begin is a file that is
+            no such log.
     """
 
     def __init__(self, path: Path, position: int | None = None) -> None:
@@ -46,22 +48,41 @@ class CsvLog:
                     f"log: expected at least {position} bytes in {path}, as at the checkpoint, got {there}; "
                     "move it away to begin a new one"
                 )
+            if position is None and there and path.is_file():
+                self._check_own()
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-            self._lock()
-            self.position = position if position is not None and there else 0
-            if there:
-                self._file.truncate(self.position)
         except OSError as error:
             raise self._failed(error) from error
-        if self.position == 0:
+        try:
+            self._begin(position if position is not None and there else 0, there)
+        except BaseException:
+            self._file.close()  # and with it the lock
+            raise
+
+    def _begin(self, position: int, there: int) -> None:
+        self._lock()
+        self.position = position
+        try:
+            if there:
+                self._file.truncate(position)
+        except OSError as error:
+            raise self._failed(error) from error
+        if position == 0:
             self._append(",".join(COLUMNS))
+
+    def _check_own(self) -> None:
+        """What a run without checkpoints has left may go, a file of somebody else's not."""
+        heading = (",".join(COLUMNS) + "\n").encode()
+        with open(self._path, "rb") as file:
+            begin = file.read(len(heading))
+        if not heading.startswith(begin):
+            raise TrainingError(f"log: expected no {self._path} or the log of a run, got another file")
 
     def _lock(self) -> None:
         """For as long as the file is open: two runs would mix their rows."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
             raise TrainingError(f"log: {self._path} is in use by another run") from None
         except OSError:  # not every file system has locks
             pass
@@ -94,6 +115,8 @@ class CsvLog:
             while written < len(data):  # the rest says why
                 written += self._file.write(data[written:])
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self.position)  # no half of a row
             raise self._failed(error) from error
         self.position += len(data)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fastrnn
 from fastrnn.lm.options import CELLS, MAX_UNEMBEDDED, Options
 from fastrnn.lm.vocabulary import Vocabulary
+from fastrnn.training import weight_drop
 
 States = tuple[Tensor, ...]
 _CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
@@ -53,6 +54,8 @@ class LanguageModel(nn.Module):
         if not E:
             self.register_buffer("identity", torch.eye(V), persistent=False)
         self.to(_FORMATS[options.dtype])
+        if options.dropout_recurrent:
+            weight_drop(self.recurrent, options.dropout_recurrent)
 
     def _layers(self, width: int) -> nn.Module:
         options = self.options

@@ -53,6 +53,8 @@ class Options:
     dropout: float = _model(float, 0.0, "dropout between layers", low=0, high=1)
     dropout_embedding: float = _model(float, 0.0, "dropout on the embedding", low=0, high=1)
     dropout_output: float = _model(float, 0.0, "dropout before the output layer", low=0, high=1)
+    dropout_recurrent: float = _model(
+        float, 0.0, "weight drop: dropout on the recurrent weights, one mask a chunk", low=0, high=1)
     engine: str = _model(
         str, "fastrnn", "torch: the same model on torch.nn, for comparison", choices=("fastrnn", "torch"))
 
@@ -110,13 +112,15 @@ class Options:
         return dataclasses.asdict(self)
 
     def changed(self, changes: dict[str, Any]) -> Options:
-        """These options for a resumed run.
+        """These options for a resumed run. Steps or epochs take the place of every end that is not named.
 
         Raises:
             ValueError: a change would make another run of it.
             TypeError: there is no such option.
         """
         fields = {field.name: field for field in dataclasses.fields(self)}
+        if changes.get("steps") is not None or changes.get("epochs") is not None:
+            changes = {**dict.fromkeys(("steps", "epochs", "minutes")), **changes}
         for name, value in changes.items():
             if name not in fields:
                 raise TypeError(f"{name}: no option of a run")
@@ -161,6 +165,8 @@ def _check_together(options: Options) -> None:
         raise ValueError(f"dropout_embedding: expected 0 with embedding 0, got {options.dropout_embedding}")
     if options.momentum and options.optimizer not in ("sgd", "rmsprop"):
         raise ValueError(f"momentum: expected 0 with {options.optimizer}, got {options.momentum}")
+    if options.schedule == "constant" and options.final_learning_rate:
+        raise ValueError(f"final_learning_rate: expected 0 with schedule 'constant', got {options.final_learning_rate}")
     if options.schedule != "constant" and options.minutes and options.steps is None and options.epochs is None:
         raise ValueError(
             f"schedule: expected 'constant' where only minutes end the run, got {options.schedule!r}; "

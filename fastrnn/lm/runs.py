@@ -34,11 +34,10 @@ def train(options: Options, report: Report | None = None, stop: Stop | None = No
         TrainingError: the loss is not finite, or the log cannot be written.
         CheckpointError: a checkpoint cannot be written. Those before are still there.
     """
-    folder = Path(options.out)
-    found = checkpoint.found_in(folder)
+    found = _checkpoints(Path(options.out))
     if found:
         raise ValueError(
-            f"out: expected a folder without checkpoints for a new run, got {found[-1][1]}; resume goes on with it"
+            f"out: expected a folder without checkpoints for a new run, got {found[-1]}; resume goes on with it"
         )
     return _run(options, None, report, stop)
 
@@ -53,7 +52,8 @@ def resume(
     Args:
         path: a checkpoint, or a folder, for the newest in it.
         report, stop: as of `train`.
-        changes: options that are to be others from now on: the end of the run, intervals, ``keep``, ``out``,
+        changes: options that are to be others from now on: the end of the run (``steps`` or ``epochs`` take the place
+            of every end that is not named; ``minutes`` alone leave those two), intervals, ``keep``, ``out``,
             ``threads``, ``device``, ``compile``, ``tensorboard``, ``file`` (if it was moved). ``out`` is otherwise the
             checkpoint's folder.
 
@@ -65,14 +65,23 @@ def resume(
     file = checkpoint.newest(path)
     content = checkpoint.read(file)
     options = checkpoint.options_of(content, file).changed({"out": str(file.parent), **changes})
-    later = [other for step, other in checkpoint.found_in(Path(options.out)) if step > content["step"]]
-    same = Path(options.out).resolve() == file.parent.resolve()
-    if later or (not same and checkpoint.found_in(Path(options.out))):
-        there = (later or [other for _, other in checkpoint.found_in(Path(options.out))])[-1]
-        raise ValueError(f"out: expected a folder without other or later checkpoints than {file}, got {there}")
+    out = Path(options.out)
+    same = out.resolve() == file.parent.resolve()
+    later = [other for step, other in checkpoint.found_in(out) if step > content["step"]] if same else _checkpoints(out)
+    whole = [other for other in later if checkpoint.is_whole(other)]
+    if whole:
+        raise ValueError(f"out: expected a folder without other or later checkpoints than {file}, got {whole[-1]}")
+    for damaged in later:
+        checkpoint.put_aside(damaged)
     if not same:
-        content["log"]["bytes"] = None  # another log begins there
+        content["log"]["bytes"] = content["best"] = None  # another log begins there, and the best lies elsewhere
     return _run(options, content, report, stop)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All of them, also the best."""
+    best = folder / checkpoint.BEST
+    return ([best] if best.is_file() else []) + [path for _, path in checkpoint.found_in(folder)]
 
 
 def _run(options: Options, content: dict[str, Any] | None, report: Report | None, stop: Stop | None) -> events.Result:

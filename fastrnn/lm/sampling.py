@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fastrnn
 from fastrnn.lm import checkpoint, vocabulary
-from fastrnn.lm.errors import CheckpointError
+from fastrnn.lm.errors import CheckpointError, TrainingError
 from fastrnn.lm.model import LanguageModel
 
 
@@ -67,6 +67,7 @@ def sample(
     Raises:
         ValueError: a number is out of its range, or ``prime`` has characters that the vocabulary has not.
         CheckpointError: see `load`.
+        TrainingError: the model gives no finite numbers.
     """
     _check(length, temperature, seed, top_k)
     if not isinstance(model, LanguageModel):
@@ -119,7 +120,7 @@ class Chooser:
         """The unit for logits (V)."""
         best = float(logits.max())
         if not np.isfinite(best):
-            raise ValueError("model: expected finite logits, got some that are not; its training has diverged")
+            raise TrainingError("model: expected finite logits, got some that are not; its training has diverged")
         if self._temperature == 0:
             return int(logits.argmax())
         weights = np.exp((logits.astype(np.float64) - best) / self._temperature)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which the training loop grants after the step that it is in."""
+"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop, which the training loop grants after the step that it is in."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 
 class StopSignals:
-    """While it is entered, the first SIGINT or SIGTERM is remembered. After it SIGINT ends the process at once, as if
-    there was no handler, even inside of a kernel; a SIGTERM that is repeated, as launchers do, changes nothing.
+    """While it is entered, the first SIGINT, SIGTERM or SIGHUP is remembered (SIGHUP not where it is ignored, as under
+    nohup). After it SIGINT ends the process at once, as if there was no handler, even inside of a kernel; a SIGTERM
+    that is repeated, as launchers do, changes nothing.
 
     Attributes:
         signal: the first one's number, None so far.
@@ -23,7 +24,9 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._remember)
         return self
 

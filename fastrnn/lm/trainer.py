@@ -40,6 +40,8 @@ class Trainer:
         self.text = self._open_text(content)
         self.rows, self.validation_rows = self._make_rows()
         self.total = options.total_steps(self.rows.chunks)
+        if self.total is not None and options.warmup >= self.total:
+            raise ValueError(f"warmup: expected fewer steps than the run's {self.total}, got {options.warmup}")
         self._make_model()
         self.step = self.epoch = self.chunk = 0
         self.states: States | None = None
@@ -47,16 +49,12 @@ class Trainer:
         self.best: tuple[float, int] | None = None
         self.seconds, self.last_loss = 0.0, None
         self.folder = Path(options.out)
-        if self.workers.first:
-            self.folder.mkdir(parents=True, exist_ok=True)
         self.log: CsvLog | None = None
         self.tensorboard: TensorBoardLog | None = None
         if content is not None:
             self._restore(content)
-        if self.workers.first:
-            if options.tensorboard:
-                self.tensorboard = TensorBoardLog(self.folder / "tensorboard", self.step)
-            self.log = CsvLog(self.folder / NAME, None if content is None else content["log"]["bytes"])
+        position = None if content is None else content["log"]["bytes"]
+        self._in_first(lambda: self._open_logs(position))
         self._since = self._lap = time.perf_counter()  # of the run's seconds; of the speed in the log
         self._lap_steps = 0
         self._saved: Path | None = None
@@ -97,6 +95,27 @@ class Trainer:
             torch.manual_seed((options.seed + workers.rank * 0x9E3779B97F4A7C15) % 2**64)
         module: Any = torch.compile(self.model) if options.compile else self.model
         self.network = workers.wrap(module)
+
+    def _in_first(self, work: Callable[[], object]) -> None:
+        """What the first process does for all of them. If it fails, all of them end."""
+        failure: Exception | None = None
+        if self.workers.first:
+            try:
+                work()
+            except (TrainingError, CheckpointError, ValueError, OSError) as error:
+                failure = error
+        if self.workers.most(int(failure is not None)):
+            raise failure or TrainingError("the first process could not go on, and says why")
+
+    def _open_logs(self, position: int | None) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = CsvLog(self.folder / NAME, position)
+        try:
+            if self.options.tensorboard:
+                self.tensorboard = TensorBoardLog(self.folder / "tensorboard", self.step)
+        except BaseException:
+            self.log.close()
+            raise
 
     def close(self) -> None:
         """Closes the logs."""
@@ -139,7 +158,7 @@ class Trainer:
         return events.Result(self.step, self.last_loss, best, self._saved, stopped)
 
     def _train_step(self) -> Tensor | None:
-        """One update. Returns the norm of the gradient, if it is clipped."""
+        """One update. Returns the norm of the gradient before it is clipped, if a row of the log follows."""
         options, parameters = self.options, self.model.parameters
         inputs, targets = (ids.to(self.workers.device) for ids in self.rows.chunk(self.epoch, self.chunk))
         rate = learning_rate(options, self.step, self.total)
@@ -150,10 +169,12 @@ class Trainer:
             loss = self.model.loss(logits, targets)
         loss.backward()
         norm = None
+        if any(self._due(self.step + 1)):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters() if p.grad is not None])
         if options.clip_value:
             torch.nn.utils.clip_grad_value_(parameters(), options.clip_value)
         if options.clip_norm:
-            norm = torch.nn.utils.clip_grad_norm_(parameters(), options.clip_norm)
+            torch.nn.utils.clip_grad_norm_(parameters(), options.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.loss_sum += loss.detach()
@@ -164,17 +185,22 @@ class Trainer:
             self.epoch, self.chunk, self.states = self.epoch + 1, 0, None
         return norm
 
+    def _due(self, step: int) -> tuple[bool, bool]:
+        """Whether the log, and whether validation is due after a step."""
+        options, last = self.options, step == self.total
+        validates = self.validation_rows is not None and options.validate_every > 0
+        return last or step % options.log_every == 0, validates and (last or step % options.validate_every == 0)
+
     def _after_step(self, norm: Tensor | None) -> None:
         """What is due after a step: the log, validation, a sample, checkpoints."""
-        options, last = self.options, self.step == self.total
+        options = self.options
         self._lap_steps += 1
-        logs = last or self.step % options.log_every == 0
-        validates = self.validation_rows is not None and options.validate_every > 0
-        validates = validates and (last or self.step % options.validate_every == 0)
+        logs, validates = self._due(self.step)
         if logs or validates:
             self._write_row(norm, logs, validates)
-        if options.sample_every and (last or self.step % options.sample_every == 0):
-            self._sample()
+        if options.sample_every and (self.step == self.total or self.step % options.sample_every == 0):
+            self._check_finite([])
+            self._in_first(self._sample)
         if options.checkpoint_every and self.step % options.checkpoint_every == 0:
             self._save(checkpoint.path_of(self.folder, self.step))
         self._payload = None
@@ -201,19 +227,22 @@ class Trainer:
         if validates:
             row["validation_loss"] = self.validate()
             row["validation_bits_per_character"] = row["validation_loss"] * _BITS
-        better = validates and (self.best is None or row["validation_loss"] < self.best[0])
+        better = validates and math.isfinite(row["validation_loss"])
+        better = better and (self.best is None or row["validation_loss"] < self.best[0])
         if better:
             self.best = row["validation_loss"], self.step
-        if self.log is not None:
-            self.log.write(row)
-        if self.tensorboard is not None:
-            self.tensorboard.write(row)
-        self._report(events.Logged(row, self.total, better))
+        self._in_first(lambda: self._tell(events.Logged(row, self.total, better)))
         if logs and not math.isfinite(row["loss"]):
             raise self._diverged("a finite number", row["loss"])
         if better:
             self._save(self.folder / checkpoint.BEST)
         self._lap, self._lap_steps = time.perf_counter(), 0
+
+    def _tell(self, event: events.Logged) -> None:
+        for log in (self.log, self.tensorboard):
+            if log is not None:
+                log.write(event.row)
+        self._report(event)
 
     def validate(self) -> float:
         """Mean loss in nats per unit over the first chunks of the validation text, from a zero state."""
@@ -232,9 +261,11 @@ class Trainer:
         return float(self.workers.mean(total)) / count
 
     def _sample(self) -> None:
-        if not self.workers.first:
-            return
-        text = "".join(sample(self.model, length=self.options.sample_length, seed=self.options.seed + self.step))
+        pieces = sample(self.model, length=self.options.sample_length, seed=self.options.seed + self.step)
+        try:
+            text = "".join(pieces)
+        except TrainingError:
+            raise self._diverged("finite logits", "others") from None
         self.model.train()
         self._report(events.Sampled(self.step, text))
         if self.tensorboard is not None:
@@ -255,9 +286,11 @@ class Trainer:
         losses = [float(loss) for loss in self.workers.gather(self.loss_sum)]
         if path.name != checkpoint.BEST:
             self._saved = path
-        if self.log is None:
-            return
         self._check_finite(losses)
+        self._in_first(lambda: self._write(path, states, random, losses))
+
+    def _write(self, path: Path, states: list[Tensor] | None, random: dict[str, Any], losses: list[float]) -> None:
+        assert self.log is not None
         self.log.sync()
         if self._payload is None or self._payload[0] != self.step:
             own = None if self.options.file is None else str(self.text.path.resolve())
