@@ -29,6 +29,7 @@ class Part(NamedTuple):
     gates: tuple[str, ...]  # blocks of rows of weight_ih and bias_ih
     recurrent: tuple[str, ...]  # blocks of rows of weight_hh and bias_hh
     bias: bool
+    heads: int = 1  # the square blocks below one another that each gate's rows of weight_hh are made of
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -68,4 +69,5 @@ def _parts_of(module: nn.Module, cells: bool) -> Iterator[Part]:
         recurrent = gates
     for layer in range(int(module.num_layers)):  # type: ignore[arg-type]
         for direction in directions:
-            yield Part(module, f"_l{layer}{direction}", kind, gates, recurrent, bool(module.bias))
+            heads = module.heads if isinstance(module, Network) else 1
+            yield Part(module, f"_l{layer}{direction}", kind, gates, recurrent, bool(module.bias), heads)

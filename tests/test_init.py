@@ -24,6 +24,7 @@ MODULES = {
     "torch.RNNCell": lambda: nn.RNNCell(3, 8, nonlinearity="relu"),
     "custom": lambda: gallery.elman_sigmoid(3, 8, 2, bidirectional=True),
     "custom gates": lambda: gallery.zoneout_lstm(3, 8),
+    "custom heads": lambda: gallery.slstm(3, 16, heads=2),
 }
 
 

@@ -28,7 +28,8 @@ def set_weight(module: nn.Module, name: str, fill: Fill) -> None:
 
 
 def fill_recurrent(target: Target, gates: Gates, fill: Fill, zero_bias: bool) -> Target:
-    """Fills the recurrent blocks (H, P) of a weight (G·H, P), or of the ``weight_hh`` of all parts of a module.
+    """Fills the recurrent blocks (H, P) of a weight (G·H, P), or of the ``weight_hh`` of all parts of a module: of a
+    network with several heads the block of each.
 
     Args:
         gates: of a tensor, its number of blocks (None: 1); of a module, the names of the gates (None: all).
@@ -40,7 +41,7 @@ def fill_recurrent(target: Target, gates: Gates, fill: Fill, zero_bias: bool) ->
                 fill(block)
             return target
         for part in parts(target):
-            weights = [("weight_hh", part.recurrent, fill)]
+            weights: list[tuple[str, tuple[str, ...], Fill]] = [("weight_hh", part.recurrent, _by_head(part, fill))]
             if zero_bias and part.bias:
                 weights += [("bias_ih", part.gates, Tensor.zero_), ("bias_hh", part.recurrent, Tensor.zero_)]
             for name, names, what in weights:
@@ -66,6 +67,18 @@ def _each(names: tuple[str, ...], chosen: Sequence[str], fill: Fill, weight: Ten
     for name, block in zip(names, weight.chunk(len(names)), strict=True):
         if name in chosen:
             fill(block)
+
+
+def _by_head(part: Part, fill: Fill) -> Fill:
+    """Fills the matrix of each head by itself."""
+    if part.heads == 1:
+        return fill
+
+    def fill_heads(block: Tensor) -> None:
+        for matrix in block.chunk(part.heads):
+            fill(matrix)
+
+    return fill_heads
 
 
 def _split(weight: Tensor, gates: Gates) -> Sequence[Tensor]:

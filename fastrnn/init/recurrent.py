@@ -61,7 +61,8 @@ def np_rnn_(target: Target, *, gates: Gates = None, generator: torch.Generator |
 def orthogonal_(
     target: Target, gain: float = 1.0, *, gates: Gates = None, generator: torch.Generator | None = None
 ) -> Target:
-    """R of every gate orthogonal by itself (with a projection, rows or columns are), times ``gain``.
+    """R of every gate, and of every head, orthogonal by itself (with a projection, rows or columns are), times
+    ``gain``.
 
     `torch.nn.init.orthogonal_` of the whole ``weight_hh`` would make the gates' matrices together orthogonal: those of
     an LSTM then shrink h to half its norm.
