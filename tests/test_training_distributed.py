@@ -54,9 +54,10 @@ def train(rank, size, wrap):
     return torch.stack(losses), {name: p.detach() for name, p in model.named_parameters()}
 """
 
-WORKER = (
-    PROGRAM
-    + """
+#: A model that knows no resets is called for rows that restart apart from the others.
+PLAIN = PROGRAM.replace(", reset=None, initial=None)", ")").replace(", reset=reset, initial=initial)", ")")
+
+WORKER = """
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -70,13 +71,14 @@ if rank == 0:
 distributed.barrier()  # gloo aborts now and then where one leaves while the other still talks to it
 distributed.destroy_process_group()
 """
-)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo's addresses")
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+@pytest.mark.parametrize("program", [PROGRAM, PLAIN], ids=["resets in the model", "rows apart"])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, program):
+    assert ("initial=initial" in program) is (program is PROGRAM)
+    (tmp_path / "worker.py").write_text(program + WORKER, encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     found = subprocess.run(
@@ -91,7 +93,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     assert found.returncode == 0, found.stderr[-3000:]
     losses, weights = torch.load(tmp_path / "out.pt")
     names: dict = {}
-    exec(PROGRAM, names)
+    exec(program, names)
     expected, expected_weights = names["train"](0, 1, lambda model: model)
     assert len(losses) == 6
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)

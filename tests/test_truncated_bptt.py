@@ -177,6 +177,50 @@ def test_rows_restart(model):
             same(whole[:, row], s[:, 0], rtol=1e-9, atol=1e-10)
 
 
+class TwoOfOurs(nn.Module):
+    """Hands resets on; one part may learn its initial state, the other does not."""
+
+    def __init__(self, learned):
+        super().__init__()
+        self.below = fastrnn.GRU(I, H, learn_initial_state=learned)
+        self.above = fastrnn.GRU(H, H)
+
+    def forward(self, x, state, reset=None, initial=None):
+        below, above = (None, None) if state is None else state
+        from_below, from_above = (None, None) if initial is None else initial
+        y, below = self.below(x, below, reset=reset, initial=from_below)
+        y, above = self.above(y, above, reset=reset, initial=from_above)
+        return y, (below, above)
+
+
+def learned_in_a_function():
+    """What it starts from cannot be seen from outside."""
+    module = randomised(fastrnn.LSTM(I, H, learn_initial_state=True)).double()
+    return lambda x, state, reset=None, initial=None: module(x, state, reset=reset, initial=initial)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: randomised(TwoOfOurs(True)).double(),
+        lambda: TwoOfOurs(False).double(),
+        learned_in_a_function,
+    ],
+    ids=["one of two learns", "none learns", "a function"],
+)
+def test_rows_restart_from_what_the_model_starts_from(model):
+    torch.manual_seed(0)
+    model = model()
+    x, reset = torch.randn(T, B, I).double(), torch.zeros(T, B, dtype=torch.bool)
+    reset[5, 1] = reset[9, 3] = reset[10, 0] = True
+    found = torch.cat([chunk.output for chunk in truncated_bptt(model, x, steps=4, reset=reset)])
+    for row in range(B):
+        for start, stop in pairwise([0, *reset[:, row].nonzero().flatten().tolist(), T]):
+            piece = slice(start, stop)
+            expected = model(x[piece, row : row + 1], None)[0]
+            same(found[piece, row : row + 1], expected, rtol=1e-9, atol=1e-10)
+
+
 def test_rows_restart_from_a_given_state():
     for model in (fastrnn.GRU(I, H).double(), nn.GRU(I, H).double()):
         x, initial, state = torch.randn(T, B, I).double(), torch.randn(1, B, H).double(), torch.randn(1, B, H).double()
@@ -311,6 +355,22 @@ X = torch.zeros(6, 2, I)
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         truncated_bptt(fastrnn.GRU(I, H), **{"inputs": X, **arguments})
+
+
+def test_a_layout_that_is_not_said():
+    class Around(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.rnn = nn.GRU(I, H, **options)
+
+        def forward(self, x, state):
+            return self.rnn(x, state)
+
+    assert len(truncated_bptt(Around(), X, steps=2)) == 3
+    model = Around(batch_first=True)
+    with pytest.raises(ValueError, match="batch_first: expected True or False for a model that has no such attribute"):
+        truncated_bptt(model, X, steps=2)
+    assert len(truncated_bptt(model, X, steps=1, batch_first=True)) == 2
 
 
 def test_misuse():

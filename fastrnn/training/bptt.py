@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastrnn._networks import is_recurrent
 from fastrnn.training.states import detach, join_rows, leaves, take_rows, transform
 
 
@@ -93,11 +94,14 @@ def truncated_bptt(
         burn_in: so many steps at the beginning are run without gradients, only for the state, and are in no chunk;
             after a restart of a row so many of its steps are not in the ``mask``.
         state: that to go on from, as an earlier run's ``state``; None: ``initial``.
-        initial: what rows start from, in the form of the model's states; gradients reach it. None: what the model
-            itself starts from without a state, zeros or learned states.
+        initial: what rows start from, in the form of the model's states; gradients reach it, for every chunk anew, so
+            that it has to be a leaf or a view of leaves (``expand``, ``stack``). None: what the model itself starts
+            from without a state, zeros or learned states.
         reset: bool, (T, B), or (B, T) if ``batch_first``: true at the first step of a new segment of a row, whose state
-            is then ``initial`` again. A model that has the keywords ``reset`` and ``initial`` gets them; any other is
-            called for the steps between resets, and for rows that restart apart from those that go on.
+            is then ``initial`` again. A model that has the keywords ``reset`` and ``initial`` gets them; any other, and
+            one of which it cannot be known what it starts from where ``initial`` is None (a function; a model in which
+            some recurrent modules learn their initial states), is called for the steps between resets, and for rows
+            that restart apart from those that go on.
         batch_first: None: as the attribute of that name of the model says, False without one.
         state_dim: which dimension of the states is the batch; it is asked for only with ``reset`` for a model without
             those keywords.
@@ -108,10 +112,11 @@ def truncated_bptt(
     Raises:
         TypeError: numbers are no integers, there is no tensor in ``inputs``, ``reset`` is not bool, or what the model
             returns is not a pair.
-        ValueError: a number is out of range, or lengths and shapes do not fit together.
+        ValueError: a number is out of range, lengths and shapes do not fit together, or ``batch_first`` is None for a
+            model around a module that has it.
     """
     if batch_first is None:
-        batch_first = bool(getattr(_inner(model), "batch_first", False))
+        batch_first = _batch_first(model)
     return TruncatedBPTT(
         model, inputs, targets, (steps, window, burn_in), (state, initial), reset, batch_first, state_dim
     )
@@ -189,8 +194,10 @@ class TruncatedBPTT:
                 state = self._initial
             elif self._initial is not None:
                 keywords["initial"] = self._initial
-            elif not _learns_initial_state(self._model):
+            elif _starts_from_zeros(self._model):
                 keywords["initial"] = transform(torch.zeros_like, state)
+            elif not _starts_from_learned(self._model):  # who knows what it starts from: only the model itself
+                return self._run_apart(start, stop, state, reset)
             return self._call(slice(start, stop), state, **keywords)
         return self._run_apart(start, stop, state, reset)
 
@@ -206,11 +213,13 @@ class TruncatedBPTT:
             elif on.numel() == 0:
                 output, state = self._call(piece, self._initial)
             else:
+                # Rows that start anew come last: DistributedDataParallel looks for parameters without a gradient in the
+                # graph of the last call, and those of learned states are in theirs alone.
                 begin = None if self._initial is None else take_rows(self._initial, anew, self._state_dim)
-                found = [self._call(piece, begin, anew)]
-                found.append(self._call(piece, take_rows(state, on, self._state_dim), on))
-                output = join_rows([o for o, _ in found], [anew, on], self._batch)
-                state = join_rows([s for _, s in found], [anew, on], self._state_dim)
+                found = [self._call(piece, take_rows(state, on, self._state_dim), on)]
+                found.append(self._call(piece, begin, anew))
+                output = join_rows([o for o, _ in found], [on, anew], self._batch)
+                state = join_rows([s for _, s in found], [on, anew], self._state_dim)
             outputs.append(output)
         whole = outputs[0] if len(outputs) == 1 else transform(lambda *ts: torch.cat(ts, self._time), *outputs)
         return whole, state
@@ -296,7 +305,31 @@ def _takes_resets(model: Any) -> bool:
     return "reset" in names and "initial" in names
 
 
-def _learns_initial_state(model: Any) -> bool:
+def _learning(model: Any) -> list[bool]:
+    """Of each recurrent module in a model, whether it learns its initial state; empty for what is no module."""
     model = _inner(model)
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(getattr(module, "learn_initial_state", False) for module in modules)
+    found = [m for m in model.modules() if is_recurrent(m)] if isinstance(model, nn.Module) else []
+    return [bool(getattr(m, "learn_initial_state", False)) for m in found]
+
+
+def _starts_from_zeros(model: Any) -> bool:
+    learning = _learning(model)
+    return bool(learning) and not any(learning)
+
+
+def _starts_from_learned(model: Any) -> bool:
+    learning = _learning(model)
+    return bool(learning) and all(learning)
+
+
+def _batch_first(model: Any) -> bool:
+    """What a model says of itself, False if nothing. Raises where one inside of it says something else."""
+    model = _inner(model)
+    own = getattr(model, "batch_first", None)
+    inside = model.modules() if own is None and isinstance(model, nn.Module) else ()
+    if any(is_recurrent(m) and getattr(m, "batch_first", False) for m in inside):
+        raise ValueError(
+            "batch_first: expected True or False for a model that has no such attribute around a module that is "
+            "batch_first, got None"
+        )
+    return bool(own)
