@@ -114,7 +114,7 @@ def draw(rng: random.Random, digits: int) -> int:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="Numbers in words to digits.")
-    parser.add_argument("--digits", type=int, default=9, help="at most, up to 9")
+    parser.add_argument("--digits", type=int, default=9, help="at most, 3 to 9")
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=800)
@@ -123,6 +123,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="numbers of three digits, within seconds")
     args = parser.parse_args(argv)
+    if not 3 <= args.digits <= 9:
+        parser.error(f"--digits: expected 3 to 9, got {args.digits}")
     if args.quick:
         args.digits, args.hidden, args.steps = 3, 64, 400
     torch.set_num_threads(args.threads)

@@ -148,6 +148,26 @@ def test_dynamic_quantisation_after_the_way_back():
     same(quantised(x)[0], model(x)[0], rtol=0.1, atol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantisation_of_learned_states_says_that_they_are_lost():
+    model = nn.Sequential(fastrnn.LSTM(I, 4, learn_initial_state=True))
+    quantised = torch.ao.quantization.quantize_dynamic(fastrnn.convert(model, to="torch"), {nn.LSTM})
+    x, h = torch.randn(T, B, I), torch.randn(1, B, 4)
+    with pytest.raises(RuntimeError, match="hx: expected states, as the learned initial states are lost in LSTM"):
+        quantised(x)
+    same(quantised[0](x, (h, h))[0], model[0](x, (h, h))[0], rtol=0.1, atol=0.05)
+
+
+def test_a_bound_that_torch_would_not_heed_is_refused():
+    model = nn.ModuleDict({"a": fastrnn.GRU(I, 4), "b": fastrnn.LSTM(I, 4)})
+    model["b"].clip_state_gradient = 0.5
+    with pytest.raises(ValueError, match=r"model: expected no bound .*, got b\.clip_state_gradient = 0\.5"):
+        fastrnn.convert(model, to="torch")
+    assert type(model["a"]) is fastrnn.GRU
+    model["b"].clip_state_gradient = None
+    assert type(fastrnn.convert(model, to="torch")["b"]) is nn.LSTM
+
+
 def test_pickled_torch_modules_can_be_converted():
     import pickle
 

@@ -94,11 +94,27 @@ def test_the_readout_has_the_number_and_what_was_expected(window, page):
     text = readout(window)
     assert text.startswith(f"é line 1, column {k + 1}\nlayer 2, state c, unit 3: ")
     assert f"{abs(value):.3f}" in text
-    assert f"had cost the model {round(16 * float(reading.bits[step])) / 16:.1f} bits" in text
+    both = reading.bits[int(reading.ends[k - 1]) + 1 : step + 1]  # é has two bytes
+    assert len(both) == 2
+    assert f"had cost the model {sum(round(16 * float(b)) for b in both) / 16:.1f} bits" in text
     rows = window.run("[...document.querySelectorAll('#expected tr')].map(r => r.innerText)")
     assert len(rows) == 3
     share = round(255 * float(reading.probabilities[step, 0])) / 255
     assert f"{100 * share:.{1 if share < 0.0995 else 0}f} %" in rows[0]
+
+
+def test_what_came_is_marked_among_what_was_expected(window, page):
+    reading, raw, found = page[1], TEXT.encode(), 0
+    for k in range(TEXT.index("\n") + 1):
+        window.run(
+            f"document.querySelectorAll('#text span')[{k}].dispatchEvent(new Event('pointerover', {{bubbles: true}}))"
+        )
+        step = int(reading.ends[k])
+        wanted = [int(one) == raw[step + 1] for one in reading.expected[step]]
+        marked = "[...document.querySelectorAll('#expected tbody tr')].map(r => r.className === 'came')"
+        assert window.run(marked) == wanted
+        found += any(wanted)
+    assert found > 0
 
 
 def test_arrow_keys_move_the_place(window):

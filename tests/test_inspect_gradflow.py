@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -99,6 +100,18 @@ def test_command_writes_figure_and_numbers(tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["flow.of.two.json: the numbers", "flow.of.two.png, flow.of.two.svg: the figure"]
     assert lines[2].startswith("rnn_tanh, default: ‖∂L/∂h‖ 0.745 at the last step, ")
+
+
+def test_the_figure_says_what_is_not_there(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = inspect.compare(["indrnn", "lstm"], **SMALL)
+    runs.append(dataclasses.replace(runs[1], cell="overflown", step=[]))
+    inspect.save_figure(runs, [tmp_path / "a.svg"])
+    drawing = (tmp_path / "a.svg").read_text()
+    assert drawing.count("no matrix R") == 1
+    assert drawing.count("not finite") == 1
+    assert "largest |λ| 0<" not in drawing
+    assert drawing.count("of the Jacobian of step 4") == 3  # of 6
 
 
 def test_without_matplotlib_the_numbers_are_there_and_the_error_says_what_to_do(tmp_path, capsys, monkeypatch):

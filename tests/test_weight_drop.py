@@ -91,6 +91,28 @@ def test_after_an_error_the_weights_are_back(module):
     assert all(isinstance(w, nn.Parameter) for w in flat)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_after_ctrl_c_the_weights_are_back_at_the_next_call(module, training):
+    """Hooks after a forward pass do not run then."""
+    x = torch.randn(T, B, I)
+    expected = module(x)
+    weight_drop(module, 0.5)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = module.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        module(x)
+    handle.remove()
+    if not training:
+        module.eval()
+        same(module(x), expected, rtol=0, atol=0)
+    else:
+        weight_drop(module, 1e-9)
+        same(module(x), expected, rtol=1e-6, atol=1e-7)
+
+
 def test_copies(module):
     x = torch.randn(T, B, I)
     weight_drop(module, 0.3)

@@ -53,21 +53,22 @@ def save(runs: Sequence[Run], paths: Sequence[Path]) -> None:
 
 
 def _draw_norms(panel: Any, runs: Sequence[Run]) -> None:
-    others = [state for state in dict.fromkeys(state for run in runs for state in run.norms) if state != "h"]
-    states = ["h", *others[:1]]
+    # Of each run h, and the second state if it has one.
+    columns = [[(run, state) for run in runs for state in list(run.norms)[k : k + 1]] for k in range(2)]
     cells, inits = (list(dict.fromkeys(values)) for values in zip(*((r.cell, r.init) for r in runs), strict=True))
-    axes = panel.subplots(1, len(states), squeeze=False, sharey=True)[0]
+    columns = [column for column in columns if column]
+    axes = panel.subplots(1, len(columns), squeeze=False, sharey=True)[0]
     handles: dict[str, Any] = {}
-    for axis, state in zip(axes, states, strict=True):
-        for run in runs:
-            if state in run.norms:
-                colour = _COLOURS[cells.index(run.cell) % len(_COLOURS)]
-                dash = _DASHES[inits.index(run.init) % len(_DASHES)]
-                norms = _positive(run.norms[state])
-                (line,) = axis.plot(norms, color=colour, linestyle=dash, linewidth=1.6, label=run.label)
-                handles.setdefault(run.label, line)
+    for axis, column in zip(axes, columns, strict=True):
+        for run, state in column:
+            colour = _COLOURS[cells.index(run.cell) % len(_COLOURS)]
+            dash = _DASHES[inits.index(run.init) % len(_DASHES)]
+            norms = _positive(run.norms[state])
+            (line,) = axis.plot(norms, color=colour, linestyle=dash, linewidth=1.6, label=run.label)
+            handles.setdefault(run.label, line)
         axis.set_yscale("log")
-        axis.set_title(f"‖∂L/∂{state}ₜ‖ against lag", loc="left", fontweight="bold")
+        names = ", ".join(f"‖∂L/∂{state}ₜ‖" for state in dict.fromkeys(state for _, state in column))
+        axis.set_title(f"{names} against lag", loc="left", fontweight="bold")
         axis.set_xlabel("lag: steps before the last one")
         axis.grid(**_GRID)
     low, high = axes[0].get_ylim()
@@ -86,8 +87,9 @@ def _draw_run(panel: Any, run: Run) -> None:
     panel.suptitle(f"{run.label}: L = {run.loss}", x=0.01, ha="left", fontweight="bold", fontsize=10)
     heat, matrix, step, norms = panel.subplots(1, 4, width_ratios=(1.5, 1, 1, 1.2))
     _draw_heat(panel, heat, run)
-    _draw_eigenvalues(matrix, run.recurrent, "eigenvalues of R")
-    _draw_eigenvalues(step, {"": run.step}, f"of the Jacobian of step {len(run.heat) // 2}")
+    _draw_eigenvalues(matrix, run.recurrent, "eigenvalues of R", "no matrix R")
+    middle = (len(run.heat) - 1) // 2 + 1  # steps count from 1: 0 is the initial state
+    _draw_eigenvalues(step, {"": run.step}, f"of the Jacobian of step {middle}", "not finite")
     _draw_clipping(norms, run)
 
 
@@ -111,7 +113,7 @@ def _draw_heat(panel: Any, axis: Any, run: Run) -> None:
     panel.colorbar(image, ax=axis, pad=0.02)
 
 
-def _draw_eigenvalues(axis: Any, values: dict[str, list[list[float]]], title: str) -> None:
+def _draw_eigenvalues(axis: Any, values: dict[str, list[list[float]]], title: str, nothing: str) -> None:
     angle = np.linspace(0, 2 * np.pi, 200)
     axis.plot(np.cos(angle), np.sin(angle), color="black", linewidth=0.8, zorder=3)
     reach = 1.0
@@ -135,8 +137,8 @@ def _draw_eigenvalues(axis: Any, values: dict[str, list[list[float]]], title: st
     axis.set_aspect("equal")
     axis.grid(**_GRID)
     axis.set_axisbelow(True)
-    largest = max((float(np.hypot(point[0], point[1])) for points in values.values() for point in points), default=0.0)
-    axis.set_title(f"{title}\nlargest |λ| {largest:.3g}", loc="left", fontsize=9)
+    sizes = [float(np.hypot(point[0], point[1])) for points in values.values() for point in points]
+    axis.set_title(f"{title}\n" + (f"largest |λ| {max(sizes):.3g}" if sizes else nothing), loc="left", fontsize=9)
     if len(values) > 1:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.1)
 

@@ -74,7 +74,7 @@ def gradient_flow(module: nn.Module, x: Tensor, hx: Any = None, *, loss: Loss | 
         module: an LSTM, GRU or RNN, or one of their cells, of torch.nn or of fastrnn; or a network made by
             `fastrnn.cell`.
         x: (T, B, I), (B, T, I) if the module is ``batch_first``, or (T, I).
-        hx: initial states as the module takes them, None for zeros.
+        hx: initial states as the module takes them; None for its learned ones, or zeros.
         loss: makes L of the outputs of the last layer, (T, B, D·P). None: the sum of its final h.
 
     Raises:
@@ -85,7 +85,7 @@ def gradient_flow(module: nn.Module, x: Tensor, hx: Any = None, *, loss: Loss | 
     x = as_input(module, x).detach()
     passed: list[_Passed] = []
     with torch.enable_grad():
-        starts = [tuple(s.detach().requires_grad_() for s in states) for states in as_states(layers, hx, x)]
+        starts = [tuple(s.detach().requires_grad_() for s in states) for states in as_states(module, layers, hx, x)]
 
         def run(number: int, x: Tensor) -> Tensor:
             y, one = _pass(layers[number], x, starts[number])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fastrnn
 from fastrnn.inspect.flow import gradient_flow
 from fastrnn.inspect.initial import initialise, parsed
-from fastrnn.inspect.layers import as_input, layers_of
+from fastrnn.inspect.layers import as_input, as_states, layers_of
 from fastrnn.inspect.states import follow
 from fastrnn.inspect.step import eigenvalues, spectrum, step_jacobian
 from fastrnn.lm.options import CELLS
@@ -168,13 +168,14 @@ def run_of(
     """A `Run` of a module, one direction, on x (T, B, I), with the norms that were taken already."""
     flow = gradient_flow(module, x, loss=loss)
     gradients = flow.layers[-1]
-    layer = layers_of(module)[-1]
+    layers = layers_of(module)
+    layer = layers[-1]
     with torch.no_grad():
         followed = follow(module, x)
         below = as_input(module, x) if len(followed) == 1 else followed[-2].states["h"]
         middle = x.shape[0] // 2
         wx = layer.columns(below[middle, :1].unsqueeze(0)).squeeze(0)
-        start = layer.initial(x, x.shape[1])
+        start = as_states(module, layers, None, as_input(module, x))[-1]
         states = tuple(
             layer.before(s0, s)[middle, :1] for s0, s in zip(start, followed[-1].states.values(), strict=True)
         )

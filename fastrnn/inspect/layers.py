@@ -19,6 +19,7 @@ from fastrnn.cells import CellSpec
 from fastrnn.custom import Cell
 from fastrnn.custom.module import Network
 from fastrnn.functional import LayerWeights
+from fastrnn.modules import _initial
 
 States = tuple[Tensor, ...]
 
@@ -168,12 +169,17 @@ def as_input(module: nn.Module, x: Tensor) -> Tensor:
     return x.transpose(0, 1) if getattr(module, "batch_first", False) else x
 
 
-def as_states(layers: Sequence[Layer], hx: Any, x: Tensor) -> list[States]:
-    """The initial states of each layer, out of ``hx`` as modules take it: (L·D, B, ·) for each state, None for zeros.
+def as_states(module: nn.Module, layers: Sequence[Layer], hx: Any, x: Tensor) -> list[States]:
+    """The initial states of each layer, out of ``hx`` as modules take it: (L·D, B, ·) for each state; None for those
+    that the module learns, or zeros.
 
     Raises:
         ValueError: they are not as many as the cell has states, or of other sizes.
     """
+    if hx is None and getattr(module, "learn_initial_state", False):
+        suffixes = [""] if isinstance(module, nn.RNNCellBase) else _initial.suffixes(module)
+        names = [_initial.PREFIX + name for name in layers[0].spec.states]
+        return [tuple(getattr(module, n + suffix).expand(x.shape[1], -1) for n in names) for suffix in suffixes]
     if hx is None:
         return [layer.initial(x, x.shape[1]) for layer in layers]
     given = (hx,) if isinstance(hx, Tensor) else tuple(hx)

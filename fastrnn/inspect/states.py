@@ -43,7 +43,7 @@ def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
     Args:
         module: as of `layers_of`.
         x: (T, B, I), (B, T, I) if the module is ``batch_first``, or (T, I).
-        hx: initial states as the module takes them, None for zeros.
+        hx: initial states as the module takes them; None for its learned ones, or zeros.
 
     Raises:
         TypeError, ValueError: an argument is not what it must be.
@@ -52,7 +52,7 @@ def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
     x = as_input(module, x)
     found: list[LayerStates] = []
     with torch.no_grad():
-        initial = as_states(layers, hx, x)
+        initial = as_states(module, layers, hx, x)
 
         def run(number: int, x: Tensor) -> Tensor:
             layer = layers[number]

@@ -49,7 +49,8 @@ def of_layers(module: Any, states: Sequence[str], batch: Any) -> tuple[Tensor, .
     found = []
     for state in states:
         rows = torch.stack([getattr(module, PREFIX + state + suffix) for suffix in suffixes(module)])
-        found.append(rows if batch is None else rows.unsqueeze(1).expand(-1, batch, -1))
+        # cuDNN takes none but contiguous ones.
+        found.append(rows if batch is None else rows.unsqueeze(1).expand(-1, batch, -1).contiguous())
     return tuple(found)
 
 
@@ -85,10 +86,19 @@ def reset_parameters(module: Any) -> None:
             nn.init.uniform_(parameter, -bound, bound)
 
 
-def supply(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A forward pre-hook that gives a torch.nn module with these parameters its states, as `convert` leaves it."""
+def supply(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+    """A forward pre-hook that gives a torch.nn module with these parameters its states, as `convert` leaves it.
+
+    Raises RuntimeError where the module has them no more: torch's quantisation copies hooks (without their keywords) to
+    a module of its own that has not got the parameters.
+    """
+    kwargs = {} if kwargs is None else kwargs
     if (len(args) > 1 and args[1] is not None) or kwargs.get("hx") is not None:
         return None
+    if not any(name.startswith(PREFIX) for name, _ in module.named_parameters(recurse=False)):
+        raise RuntimeError(
+            f"hx: expected states, as the learned initial states are lost in {type(module).__name__}, got None"
+        )
     input: Any = args[0] if args else kwargs.get("input")
     cell = isinstance(module, nn.RNNCellBase)
     if not is_readable(input, 2 if cell else 3):

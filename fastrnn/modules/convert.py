@@ -30,7 +30,8 @@ def convert(model: Model, to: str = "fastrnn") -> Model:
     through.
 
     On the way back learned initial states remain what a call without states starts from: torch's module gets a forward
-    pre-hook that supplies them, which goes when it is turned into fastrnn's again.
+    pre-hook that supplies them, which goes when it is turned into fastrnn's again. (What torch's quantisation makes of
+    that module has them no more, and raises where it is given no states.)
 
     Args:
         model: any module; may itself be recurrent.
@@ -42,13 +43,16 @@ def convert(model: Model, to: str = "fastrnn") -> Model:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``to`` is neither.
+        ValueError: ``to`` is neither; or on the way back a module has a ``clip_state_gradient``, which torch.nn would
+            not heed. Nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if to not in ("fastrnn", "torch"):
         raise ValueError(f"to: expected 'fastrnn' or 'torch', got {to!r}")
     classes = _TO_FASTRNN if to == "fastrnn" else _TO_TORCH
+    if to == "torch":
+        _refuse_bounds(model)
     for module in list(model.modules()):
         _swap(module, classes)
         if to == "torch" and type(module) in _TO_FASTRNN:
@@ -56,6 +60,16 @@ def convert(model: Model, to: str = "fastrnn") -> Model:
                 module.__dict__.pop(name, None)
         _supply_initial_states(module)
     return model
+
+
+def _refuse_bounds(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        ours = isinstance(module, tuple(_TO_TORCH))
+        turned = type(module) in _TO_TORCH or (ours and parametrize.is_parametrized(module))
+        bound = getattr(module, "clip_state_gradient", None)
+        if turned and bound is not None:
+            where = f"{name}.clip_state_gradient" if name else "clip_state_gradient"
+            raise ValueError(f"model: expected no bound for ∂L/∂h, which torch.nn has not, got {where} = {bound}")
 
 
 def _supply_initial_states(module: nn.Module) -> None:

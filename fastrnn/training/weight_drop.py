@@ -25,6 +25,7 @@ class WeightDrop:
         self.p, self.names = p, names
 
     def before(self, module: nn.Module, args: Any) -> None:
+        self.after(module, args, None)  # what Ctrl-C has left: torch runs no hooks after that
         if not module.training or self.p == 0:
             return
         own = module.__dict__
@@ -93,6 +94,6 @@ def remove_weight_drop(model: Model) -> Model:
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), WeightDrop)]:
-                hooks.pop(key)
+                hooks.pop(key).__self__.after(module, None, None)
                 module._forward_hooks_always_called.pop(key, None)
     return model

@@ -145,17 +145,27 @@
     return low;
   };
 
+  // Of all units that a character is made of.
+  function costOf(k) {
+    const first = Math.min(k > 0 ? ends[k - 1] + 1 : 1, ends[k]);
+    const own = bits.subarray(first, ends[k] + 1);
+    const sum = own.reduce((total, one) => total + one, 0) / 16;
+    return own.includes(255) ? `more than ${(Math.floor(10 * sum) / 10).toFixed(1)}` : sum.toFixed(1);
+  }
+  // The sign of the first byte of a character that has several.
+  const leadOf = (c) => (c === null || c < "\x80" || c === "\ufffd" ? null : `\\x${new TextEncoder().encode(c)[0].toString(16)}`);
+
   function look(k) {
     if (!spans.length) return;
     spans[at].classList.remove("at");
     at = Math.min(Math.max(k, 0), spans.length - 1);
     spans[at].classList.add("at");
     const step = ends[at], line = lineOf(at), level = levelsOf(current)[step];
-    const cost = bits[step] === 255 ? "more than 15.8" : (bits[step] / 16).toFixed(1);
+    const cost = costOf(at);
     byId("readout").replaceChildren(
       make("code", { textContent: symbol(characters[at]) }), ` line ${line + 1}, column ${at - lines[line] + 1}`, make("br"),
       `${describe(current)}: `, make("b", { textContent: number(valueOf(current, level)) }), make("br"),
-      step === 0 ? "the first: nothing was expected" : `had cost the model ${cost} bits`,
+      at === 0 ? "the first: nothing was expected" : `had cost the model ${cost} bits`,
     );
     const following = characters[at + 1] === undefined ? null : characters[at + 1];
     const rows = [];
@@ -163,9 +173,10 @@
       const sign = data.symbols[id(k)], share = shares[k] / 255;
       const bar = make("div", { className: "share" });
       bar.style.width = `${100 * share}%`;
-      const row = make("tr", { className: sign === following ? "came" : "" },
+      const came = sign === following || sign === leadOf(following);
+      const row = make("tr", { className: came ? "came" : "" },
         make("td", { className: "symbol", textContent: symbol(sign) }), make("td", { textContent: percent(share) }), make("td", {}, bar));
-      if (sign === following) row.title = "this is what came";
+      if (came) row.title = "this is what came";
       rows.push(row);
     }
     byId("expected").tBodies[0].replaceChildren(...rows);
