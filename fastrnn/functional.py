@@ -225,29 +225,30 @@ def _may_need_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]
 
 
 def _fusible(weights: LayerWeights, backend: str, spec: CellSpec) -> bool:
-    w = weights.w_hh
-    reason = f"no kernels for {w.dtype} on {w.device.type}"
-    if spec.prepare is not None:
-        problem = _prepared(spec.name, w.dtype, w.device)
-        if not problem:
-            return True
-        reason = f"{spec.name}: {problem}"
-        if backend == "fused":
-            raise RuntimeError(f'backend="fused": {reason}')
-        _warn_once(f"fastrnn: {reason}; running it as plain torch, step by step")
-        return False
-    if w.dtype in _FORMATS:
-        if w.device.type in ("cpu", "meta"):
-            return True
-        if w.is_cuda:
-            problem = _gpu.problem(w.device)
-            if not problem:
-                return True
-            reason = f"{reason}, {problem}"
+    reason = no_kernels(spec, weights.w_hh.dtype, weights.w_hh.device)
+    if not reason:
+        return True
     if backend == "fused":
         raise RuntimeError(f'backend="fused": {reason}')
-    _warn_once(f"fastrnn: {reason}; using the plain-torch reference")
+    instead = "using the plain-torch reference" if spec.prepare is None else "running it as plain torch, step by step"
+    _warn_once(f"fastrnn: {reason}; {instead}")
     return False
+
+
+def no_kernels(spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
+    """Why there are no kernels of a cell, or an empty string."""
+    if spec.prepare is not None:
+        problem = _prepared(spec.name, dtype, device)
+        return f"{spec.name}: {problem}" if problem else ""
+    reason = f"no kernels for {dtype} on {device.type}"
+    if dtype not in _FORMATS:
+        return reason
+    if device.type in ("cpu", "meta"):
+        return ""
+    if device.type != "cuda":
+        return reason
+    problem = _gpu.problem(device)
+    return f"{reason}, {problem}" if problem else ""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -151,11 +151,12 @@ def runs() -> dict[str, int]:
 def instead() -> Iterator[None]:
     """fastrnn computes with these operators, in the way it does with tensors on a GPU."""
     ours = torch.ops.fastrnn_emulated
-    names = ("forward", "backward", "layer_backward", "layer")
+    names = ("forward", "backward", "layer_backward", "layer_backward_flow", "layer")
     before = {name: getattr(_ops, name) for name in names}
     _ops.forward = ours.sequence_forward.default
     _ops.backward = ours.sequence_backward.default
     _ops.layer_backward = ours.layer_backward.default
+    _ops.layer_backward_flow = ours.layer_backward_flow.default
     _ops.layer = lambda *_: None
     prepared, functional._prepared = functional._prepared, lambda *_: ""  # cells of Python: load_own
     _C.set_short(False)

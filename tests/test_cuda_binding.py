@@ -181,7 +181,8 @@ def test_shapes_are_those_that_the_compiler_is_told(ops, cell, layout):
             for needs in ([True] * 7, [False] * 7, [True, False] * 3 + [True]):
                 given = (cell, y, finals, p.x, p.weights.w_ih, p.weights.w_hh, p.weights.w_hr, states, y, reserve)
                 given = (*given, *arguments, False, needs)
-                check_shapes(ops.layer_backward(*given), torch.ops.fastrnn.layer_backward, *given)
+                for name in ("layer_backward", "layer_backward_flow"):
+                    check_shapes(getattr(ops, name)(*given), getattr(torch.ops.fastrnn, name), *given)
             for wanted in (True, False):
                 given = (cell, y, finals, p.weights.w_hh, p.weights.w_hr, states, y, reserve, *arguments, False)
                 given = (*given, wanted, wanted)

@@ -217,7 +217,7 @@ def test_a_model_that_has_diverged_is_not_sampled(tmp_path):
     """Between two rows of the log."""
     options = tiny(tmp_path, learning_rate=1e38, clip_norm=0.0, optimizer="sgd", log_every=100, validate_every=0)
     options = dataclasses.replace(options, sample_every=1, checkpoint_every=0, steps=20)
-    with pytest.raises(lm.TrainingError, match="loss: expected finite .*, got others at step"):
+    with pytest.raises(lm.TrainingError, match=r"loss: expected finite .*, got others at step"):
         lm.train(options)
 
 

@@ -124,6 +124,7 @@ struct BackwardArgs {
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of initial states that reset brought; or null
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
+  void* arrived[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
   double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
   bool projection;
   Tiling tiling;

@@ -200,9 +200,12 @@ struct Stepwise {
   // The gradient of state s after the k-th step, all that came after it together.
   static FASTRNN_FN C gathered(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u) {
     C value = state(a, s, b, u);
-    if (k + 1 == a.rows.steps) return value;
-    if (R1 > 0 && s == 0) value += static_cast<const C*>(a.memory.product)[b * a.projected + u];
-    return U::divert(a, s, k + 1, b, u, value);
+    if (k + 1 < a.rows.steps) {
+      if (R1 > 0 && s == 0) value += static_cast<const C*>(a.memory.product)[b * a.projected + u];
+      value = U::divert(a, s, k + 1, b, u, value);
+    }
+    U::keep_arrived(a, s, k, b, u, value);
+    return value;
   }
 
   // ∂L/∂h of the k-th step, with its output's.
@@ -299,6 +302,7 @@ struct Stepwise {
         if (k + 1 < a.rows.steps) {
           for (int s = 0; s < S; ++s) grads[s] = U::divert(a, s, k + 1, b, u, grads[s].v);
         }
+        for (int s = 0; s < S; ++s) U::keep_arrived(a, s, k, b, u, grads[s].v);
         grads[0] = output_too(a, k, b, u, grads[0].v);
         if (a.rows.active(a.rows.step(k), b)) {
           U::backward(a, k, b, u, C(0), grads, drh);

@@ -238,6 +238,14 @@ struct Unit {
     if (a.restarts[s] != nullptr) static_cast<C*>(a.restarts[s])[b * width(a, s) + u] += value;
     return C(0);
   }
+  // What comes to state s of row b after its k-th step from later steps, for who asked for it.
+  FASTRNN_FN static void keep_arrived(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
+    if (a.arrived[s] == nullptr) return;
+    const int64_t t = a.rows.step(k);
+    if (!a.rows.exists(t, b)) return;
+    const int64_t at = a.rows.row(t, b) * width(a, s) + u;
+    static_cast<C*>(a.arrived[s])[at] = a.rows.active(t, b) ? value : C(0);
+  }
   FASTRNN_FN static C final_gradient(const BackwardArgs& a, int s, int64_t b, int64_t u) {
     return a.grad_final[s] != nullptr ? get<T>(a.grad_final[s], b * width(a, s) + u) : C(0);
   }

@@ -127,6 +127,7 @@ TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
   m.impl("sequence_forward", &fastrnn::cuda::sequence_forward);
   m.impl("sequence_backward", &fastrnn::cuda::sequence_backward);
   m.impl("layer_backward", &fastrnn::cuda::layer_backward);
+  m.impl("layer_backward_flow", &fastrnn::cuda::layer_backward_flow);
 }
 
 PYBIND11_MODULE(_cuda, m) {

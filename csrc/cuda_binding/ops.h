@@ -27,4 +27,10 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
                        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
                        bool reverse, std::array<bool, 7> needs);
 
+Tensors layer_backward_flow(c10::string_view cell, const OptionalTensor& grad_y,
+                            const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
+                            const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                            at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                            const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs);
+
 }  // namespace fastrnn::cuda

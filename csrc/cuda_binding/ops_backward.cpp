@@ -67,6 +67,7 @@ struct Gradients {
   Tensor dparameters;  // (N, Q·H)
   Tensors initial;     // (B, ·); empty if not wanted
   Tensor dh;           // (N, P) or undefined
+  Tensors arrived;     // of each state (N, ·), what came from later steps; empty if not wanted
 };
 
 // ∂L/∂rh, (N, R·H).
@@ -77,7 +78,8 @@ Tensor whole_drh(const Call& call, const Gradients& g) {
 }
 
 // `grads`: of y, then of the final states, undefined where there is none.
-Gradients run_backward(const Backward& b, const Tensors& grads, bool want_initial, bool want_dh) {
+Gradients run_backward(const Backward& b, const Tensors& grads, bool want_initial, bool want_dh,
+                       bool want_arrived = false) {
   const Call& call = b.call;
   const Layout& layout = call.layout;
   const int S = call.cell->states;
@@ -123,6 +125,10 @@ Gradients run_backward(const Backward& b, const Tensors& grads, bool want_initia
       call.check(grads[s + 1], sizes, "grad_final");
       finals[s] = dense(grads[s + 1]);
       args.grad_final[s] = data_of(finals[s]);
+    }
+    if (want_arrived) {
+      const auto type = call.options.dtype(call.compute_type());
+      args.arrived[s] = writable(out.arrived.emplace_back(fresh({layout.rows, call.width(s)}, type)));
     }
     if (!want_initial) continue;
     args.grad_initial[s] = writable(out.initial.emplace_back(fresh(sizes, call.options)));
@@ -221,11 +227,13 @@ std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
           want_dh ? layout.shaped(g.dh) : none()};
 }
 
-Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
-                       const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
-                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
-                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
-                       bool reverse, std::array<bool, 7> needs) {
+namespace {
+
+// `flow`: what layer_backward_flow returns more; null: not wanted.
+Tensors backward_layer(c10::string_view cell, const Tensors& grads, const Tensor& x, const OptionalTensor& w_ih,
+                       const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                       at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs, Tensors* flow) {
   const Inside inside(w_hh);
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset, reverse);
   const Layout& layout = b.call.layout;
@@ -233,7 +241,11 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
   x_sizes.push_back(w_ih ? w_ih->size(-1) : b.call.gate_width());
   if (w_ih) b.call.check(*w_ih, {b.call.gate_width(), w_ih->size(-1)}, "w_ih");
   b.call.check(x, x_sizes, "x");
-  Gradients g = run_backward(b, joined(grad_y, grad_final), needs[6], false);
+  Gradients g = run_backward(b, grads, needs[6], false, flow != nullptr);
+  if (flow != nullptr) {
+    flow->push_back(layout.shaped(whole_drh(b.call, g).clone()));  // no tensor twice among an operator's outputs
+    for (const Tensor& t : g.arrived) flow->push_back(layout.shaped(t));
+  }
   Tensors out(6);
   if (needs[0]) out[0] = layout.shaped(w_ih ? products::of_input(g.da, *w_ih) : g.da);
   if (needs[1] && w_ih) out[1] = products::of_weight(g.da, layout.gather_without_padding(x));
@@ -245,6 +257,29 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
   for (Tensor& t : out) {
     if (!t.defined()) t = at::empty({0}, b.call.options);
   }
+  return out;
+}
+
+}  // namespace
+
+Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
+                       const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
+                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
+                       bool reverse, std::array<bool, 7> needs) {
+  return backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes,
+                        lengths, reset, reverse, needs, nullptr);
+}
+
+Tensors layer_backward_flow(c10::string_view cell, const OptionalTensor& grad_y,
+                            const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
+                            const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                            at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                            const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
+  Tensors flow;
+  Tensors out = backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes,
+                               lengths, reset, reverse, needs, &flow);
+  out.insert(out.end(), flow.begin(), flow.end());
   return out;
 }
 

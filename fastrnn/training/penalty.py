@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import _ops
+from fastrnn import _ops, functional
 from fastrnn.autograd import N_FIXED
 from fastrnn.cells import CellSpec, split_bound
 
@@ -113,11 +113,10 @@ def _check(cell: str, spec: CellSpec, x: Tensor, backend: str) -> None:
         raise ValueError("penalty: expected the fused kernels, got backend='reference'")
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         raise RuntimeError("penalty: expected eager mode, got a call inside torch.compile or torch.func")
-    problem = "" if x.is_cpu else f"there are none on {x.device.type}"
-    if not problem and spec.prepare is not None:
-        problem = spec.prepare(x.dtype, x.device)
+    known = x.device.type in ("cpu", "cuda")
+    problem = functional.no_kernels(spec, x.dtype, x.device) if known else f"no kernels on {x.device.type}"
     if problem:
-        raise RuntimeError(f"penalty: expected the kernels of the CPU, got: {problem}")
+        raise RuntimeError(f"penalty: expected the fused kernels, got {problem}")
 
 
 class _Penalised(torch.autograd.Function):
@@ -231,12 +230,14 @@ def _neighbours(layout: tuple[Tensor | None, ...], like: Tensor) -> tuple[Pairs,
         counts = batch_sizes.tolist()
         second = torch.arange(counts[0], int(batch_sizes.sum()))
         first = second - torch.repeat_interleave(batch_sizes[:-1], batch_sizes[1:])
+        first, second = first.to(like.device), second.to(like.device)
         return (lambda t: (t[first], t[second])), None, counts[0]
     steps, batch = like.shape[:2]
     valid: Tensor | None = None
     if lengths is not None:
-        valid = torch.arange(1, steps).unsqueeze(1) < lengths
+        valid = torch.arange(1, steps, device=like.device).unsqueeze(1) < lengths.to(like.device)
     if reset is not None:
-        valid = ~reset[1:] if valid is None else valid & ~reset[1:]
+        goes_on = ~reset[1:].to(like.device)
+        valid = goes_on if valid is None else valid & goes_on
     flat = None if valid is None else valid.expand(steps - 1, batch).reshape(-1)
     return (lambda t: (t[:-1].flatten(0, 1), t[1:].flatten(0, 1))), flat, batch

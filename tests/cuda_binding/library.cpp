@@ -49,6 +49,7 @@ TORCH_LIBRARY(fastrnn_emulated, m) {
   m.def("sequence_forward", &fastrnn::cuda::sequence_forward);
   m.def("sequence_backward", &fastrnn::cuda::sequence_backward);
   m.def("layer_backward", &fastrnn::cuda::layer_backward);
+  m.def("layer_backward_flow", &fastrnn::cuda::layer_backward_flow);
   m.def("set_driver", &fastrnn::cuda::name_driver);
   m.def("set_slices", &fastrnn::cuda::slice);
   m.def("limit_machine", &fastrnn::cuda::limit);
