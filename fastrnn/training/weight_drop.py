@@ -93,7 +93,10 @@ def remove_weight_drop(model: Model) -> Model:
     """
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), WeightDrop)]:
-                hooks.pop(key).__self__.after(module, None, None)
-                module._forward_hooks_always_called.pop(key, None)
+            for key, hook in list(hooks.items()):
+                drop = getattr(hook, "__self__", None)
+                if isinstance(drop, WeightDrop):
+                    drop.after(module, None, None)
+                    hooks.pop(key)
+                    module._forward_hooks_always_called.pop(key, None)
     return model
