@@ -29,8 +29,13 @@ def guarded(
     except (ValueError, TypeError) as error:
         name, colon, rest = str(error).partition(":")
         message = f"argument {options[name]}:{rest}" if colon and name in options else str(error)
-        print(f"fastrnn {command}: error: {message}", file=sys.stderr)
+        _say(f"fastrnn {command}: error: {message}")
         return 2
     except failures as error:
-        print(f"fastrnn {command}: error: {error}", file=sys.stderr)
+        _say(f"fastrnn {command}: error: {error}")
         return 1
+
+
+def _say(line: str) -> None:
+    """On standard error, at once: several processes may have something to say there."""
+    print(f"{line}\n", end="", file=sys.stderr)

@@ -185,7 +185,8 @@ def _(
     needs,
 ):
     layout = (batch_sizes, lengths, reset, reverse)
-    out = layer_backward(cell, grad_y, grad_final, x, w_ih, w_hh, w_hr, states, y, reserve, *layout, needs)
+    known = torch.ops.fastrnn.layer_backward.default
+    out = known(cell, grad_y, grad_final, x, w_ih, w_hh, w_hr, states, y, reserve, *layout, needs)
     sizes, hidden = sizes_of(cell), hidden_size(w_hh, w_hr)
     compute = torch.float64 if w_hh.dtype == torch.float64 else torch.float32
     widths = [hidden if s else w_hh.shape[1] for s in range(sizes.states)]

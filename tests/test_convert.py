@@ -164,6 +164,10 @@ def test_a_bound_that_torch_would_not_heed_is_refused():
     with pytest.raises(ValueError, match=r"model: expected no bound .*, got b\.clip_state_gradient = 0\.5"):
         fastrnn.convert(model, to="torch")
     assert type(model["a"]) is fastrnn.GRU
+    torch.nn.utils.parametrizations.orthogonal(model["b"], "weight_hh_l0")
+    with pytest.raises(ValueError, match=r"model: expected no bound"):
+        fastrnn.convert(model, to="torch")
+    torch.nn.utils.parametrize.remove_parametrizations(model["b"], "weight_hh_l0")
     model["b"].clip_state_gradient = None
     assert type(fastrnn.convert(model, to="torch")["b"]) is nn.LSTM
 

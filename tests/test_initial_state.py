@@ -207,6 +207,17 @@ def test_looking_inside_starts_from_them(kind):
     same(flow.layers[0].gradients["h"][0].sum(0), module.initial_h_l0.grad, **LOOSE)
 
 
+def test_conversion_of_a_parametrized_module():
+    module = make("gru")
+    torch.nn.utils.parametrizations.orthogonal(module, "weight_hh_l0")
+    x = torch.randn(T, B, I)
+    expected = module(x)
+    same(fastrnn.convert(module, to="torch")(x), expected, **LOOSE)
+    fastrnn.convert(module)
+    assert not module._forward_pre_hooks
+    same(module(x), expected, **LOOSE)
+
+
 def test_torch_gets_contiguous_states():
     """cuDNN takes no others."""
     module = fastrnn.convert(make("lstm", num_layers=2), to="torch")

@@ -62,7 +62,7 @@ def test_a_file_cut_short(run, share):
     path = run / "step-00000012.pt"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    refused(path, "is cut short, damaged or no checkpoint; the newest other one is .*step-00000009.pt")
+    refused(path, "is cut short, damaged or no checkpoint; the newest other one is .*best.pt")
 
 
 def test_a_damaged_bit_anywhere_is_found(run):
@@ -75,7 +75,7 @@ def test_a_damaged_bit_anywhere_is_found(run):
         path.write_bytes(damaged)
         with pytest.raises(lm.CheckpointError, match="is cut short, damaged or no checkpoint"):
             checkpoint.read(path)
-    refused(path, "is cut short, damaged or no checkpoint; the newest other one is .*step-00000009.pt")
+    refused(path, "is cut short, damaged or no checkpoint; the newest other one is .*best.pt")
 
 
 def save(content, path):

@@ -150,6 +150,7 @@ def test_weight_decay_is_for_matrices(tmp_path):
         ({"momentum": 0.9}, ValueError, "momentum: expected 0 with adam, got 0.9"),
         ({"schedule": "linear", "minutes": 1.0}, ValueError, "schedule: expected 'constant'"),
         ({"final_learning_rate": 0.1}, ValueError, "final_learning_rate: expected 0 with schedule 'constant', got 0.1"),
+        ({"dropout_recurrent": 0.1, "cell": "indrnn"}, ValueError, "dropout_recurrent: expected 0 with indrnn"),
         ({"file": 3}, TypeError, "file: expected a string, got 3"),
     ],
 )

@@ -357,6 +357,24 @@ def test_errors(arguments, error, message):
         truncated_bptt(fastrnn.GRU(I, H), **{"inputs": X, **arguments})
 
 
+def test_states_whose_batch_lies_elsewhere():
+    """A function with the states of `fastrnn.functional`, (B, H)."""
+    module = fastrnn.GRU(I, H).double()
+    weights = fastrnn.functional.LayerWeights(
+        module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0
+    )
+
+    def model(x, state, reset=None, initial=None):
+        return fastrnn.functional.gru(x, weights, state, reset=reset, initial=initial)
+
+    x, reset = torch.randn(T, B, I).double(), torch.zeros(T, B, dtype=torch.bool)
+    reset[6, 1] = reset[9, 0] = True
+    with pytest.raises(ValueError, match=r"state_dim: expected the dimension .* the 4 rows lie, got 1 for .*\(4, "):
+        list(truncated_bptt(model, x, steps=4, reset=reset))
+    found = torch.cat([c.output for c in truncated_bptt(model, x, steps=4, reset=reset, state_dim=0)])
+    same(found, module(x, reset=reset)[0], rtol=1e-9, atol=1e-10)
+
+
 def test_a_layout_that_is_not_said():
     class Around(nn.Module):
         def __init__(self, **options):

@@ -10,9 +10,9 @@ from fastrnn.lm.options import Options
 
 TRAIN = (
     "Train a language model of bytes or characters on a text file, or go on with one. Exit status: 0 at the end of the "
-    "run, 1 if it failed, 2 for wrong arguments, 130 after Ctrl-C and 143 after SIGTERM: the step is finished and a "
-    "checkpoint written first. A second Ctrl-C stops at once. Several processes: torchrun --nproc-per-node N -m "
-    "fastrnn train …"
+    "run, 1 if it failed, 2 for wrong arguments, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP: the step is "
+    "finished and a checkpoint written first. A second Ctrl-C stops at once. Several processes: torchrun "
+    "--nproc-per-node N -m fastrnn train …"
 )
 SAMPLE = "Write text with a model that fastrnn train has made. The same seed gives the same text."
 

@@ -56,6 +56,18 @@ def found_in(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
+def all_in(folder: Path) -> list[tuple[int, Path]]:
+    """The same with the best, before the one of its own step; one that cannot be read counts as the first of all."""
+    best, found = folder / BEST, found_in(folder)
+    if not best.is_file():
+        return found
+    try:
+        step = int(read(best)["step"])
+    except CheckpointError:
+        step = -1
+    return sorted([(step, best), *found], key=lambda entry: entry[0])
+
+
 def to_bytes(content: dict[str, Any]) -> bytes:
     """A checkpoint's file, made in memory: torch's own writer is not safe against a write that fails."""
     buffer = io.BytesIO()
@@ -72,11 +84,17 @@ def sealed(archive: bytes) -> bytes:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is as it was written."""
+    """Whether a file is there and as it was written.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         return _is_whole(path.read_bytes())
-    except OSError:
+    except FileNotFoundError:  # another process has put it aside
         return False
+    except OSError as error:
+        raise CheckpointError(f"checkpoint: could not read {path}: {error.strerror or error}") from error
 
 
 def _is_whole(content: bytes) -> bool:
@@ -128,16 +146,14 @@ def put_aside(path: Path) -> None:
 
 
 def newest(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the newest checkpoint of a folder: the best where there is no other.
+    """The file itself, or the newest checkpoint of a folder, which may be the best.
 
     Raises:
         CheckpointError: there is none.
     """
     place = Path(path)
     if place.is_dir():
-        found = found_in(place)
-        if not found and (place / BEST).is_file():
-            return place / BEST
+        found = all_in(place)
         if not found:
             raise CheckpointError(f"checkpoint: expected step-….pt in the folder {place}, found none")
         return found[-1][1]
@@ -188,5 +204,5 @@ def options_of(content: dict[str, Any], path: Path) -> Options:
 
 
 def _others(path: Path) -> str:
-    others = [other for _, other in found_in(path.parent) if other != path]
+    others = [] if path.name == BEST else [other for _, other in all_in(path.parent) if other != path]
     return f"; the newest other one is {others[-1]}" if others else ""

@@ -177,3 +177,8 @@ def _check_together(options: Options) -> None:
 
         if options.cell not in GALLERY:
             raise ValueError(f"cell: expected one of {', '.join((*CELLS, *GALLERY))}, got {options.cell!r}")
+        if options.dropout_recurrent and not GALLERY[options.cell].recurrent:
+            raise ValueError(
+                f"dropout_recurrent: expected 0 with {options.cell}, which has no recurrent matrix, got "
+                f"{options.dropout_recurrent}"
+            )

@@ -34,10 +34,10 @@ def train(options: Options, report: Report | None = None, stop: Stop | None = No
         TrainingError: the loss is not finite, or the log cannot be written.
         CheckpointError: a checkpoint cannot be written. Those before are still there.
     """
-    found = _checkpoints(Path(options.out))
+    found = checkpoint.all_in(Path(options.out))
     if found:
         raise ValueError(
-            f"out: expected a folder without checkpoints for a new run, got {found[-1]}; resume goes on with it"
+            f"out: expected a folder without checkpoints for a new run, got {found[-1][1]}; resume goes on with it"
         )
     return _run(options, None, report, stop)
 
@@ -67,7 +67,7 @@ def resume(
     options = checkpoint.options_of(content, file).changed({"out": str(file.parent), **changes})
     out = Path(options.out)
     same = out.resolve() == file.parent.resolve()
-    later = [other for step, other in checkpoint.found_in(out) if step > content["step"]] if same else _checkpoints(out)
+    later = [other for step, other in checkpoint.all_in(out) if not same or step > content["step"]]
     whole = [other for other in later if checkpoint.is_whole(other)]
     if whole:
         raise ValueError(f"out: expected a folder without other or later checkpoints than {file}, got {whole[-1]}")
@@ -76,12 +76,6 @@ def resume(
     if not same:
         content["log"]["bytes"] = content["best"] = None  # another log begins there, and the best lies elsewhere
     return _run(options, content, report, stop)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """All of them, also the best."""
-    best = folder / checkpoint.BEST
-    return ([best] if best.is_file() else []) + [path for _, path in checkpoint.found_in(folder)]
 
 
 def _run(options: Options, content: dict[str, Any] | None, report: Report | None, stop: Stop | None) -> events.Result:

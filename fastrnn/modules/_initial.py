@@ -95,9 +95,10 @@ def supply(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = N
     kwargs = {} if kwargs is None else kwargs
     if (len(args) > 1 and args[1] is not None) or kwargs.get("hx") is not None:
         return None
-    if not any(name.startswith(PREFIX) for name, _ in module.named_parameters(recurse=False)):
+    if not hasattr(module, f"{PREFIX}h") and not hasattr(module, f"{PREFIX}h_l0"):
         raise RuntimeError(
-            f"hx: expected states, as the learned initial states are lost in {type(module).__name__}, got None"
+            f"hx: expected states, as the learned initial states are lost in {type(module).__name__}, got none as the "
+            "second argument"
         )
     input: Any = args[0] if args else kwargs.get("input")
     cell = isinstance(module, nn.RNNCellBase)

@@ -55,17 +55,21 @@ def convert(model: Model, to: str = "fastrnn") -> Model:
         _refuse_bounds(model)
     for module in list(model.modules()):
         _swap(module, classes)
-        if to == "torch" and type(module) in _TO_FASTRNN:
+        if to == "torch" and _is_one_of(module, _TO_FASTRNN):
             for name in ("backend", "recompute"):
                 module.__dict__.pop(name, None)
         _supply_initial_states(module)
     return model
 
 
+def _is_one_of(module: nn.Module, classes: dict[type, type]) -> bool:
+    """Whether it is of one of the classes, not of a subclass other than that of parametrizations."""
+    return type(module) in classes or (parametrize.is_parametrized(module) and type(module).__base__ in classes)
+
+
 def _refuse_bounds(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        ours = isinstance(module, tuple(_TO_TORCH))
-        turned = type(module) in _TO_TORCH or (ours and parametrize.is_parametrized(module))
+        turned = _is_one_of(module, _TO_TORCH)
         bound = getattr(module, "clip_state_gradient", None)
         if turned and bound is not None:
             where = f"{name}.clip_state_gradient" if name else "clip_state_gradient"
@@ -79,7 +83,7 @@ def _supply_initial_states(module: nn.Module) -> None:
         for key in present:
             module._forward_pre_hooks.pop(key)
             module._forward_pre_hooks_with_kwargs.pop(key, None)
-    elif not present and getattr(module, "learn_initial_state", False) and type(module) in _TO_FASTRNN:
+    elif not present and getattr(module, "learn_initial_state", False) and _is_one_of(module, _TO_FASTRNN):
         module.register_forward_pre_hook(_initial.supply, with_kwargs=True)
 
 

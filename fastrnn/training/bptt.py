@@ -100,11 +100,11 @@ def truncated_bptt(
         reset: bool, (T, B), or (B, T) if ``batch_first``: true at the first step of a new segment of a row, whose state
             is then ``initial`` again. A model that has the keywords ``reset`` and ``initial`` gets them; any other, and
             one of which it cannot be known what it starts from where ``initial`` is None (a function; a model in which
-            some recurrent modules learn their initial states), is called for the steps between resets, and for rows
-            that restart apart from those that go on.
+            some recurrent modules learn their initial states and others do not), is called for the steps between
+            resets, and for rows that restart apart from those that go on. A model with these keywords that makes a
+            beginning of its own, out of other parameters, say, needs ``initial``.
         batch_first: None: as the attribute of that name of the model says, False without one.
-        state_dim: which dimension of the states is the batch; it is asked for only with ``reset`` for a model without
-            those keywords.
+        state_dim: which dimension of the states is the batch; it is asked for only where rows are called apart.
 
     Returns:
         an iterator over `Chunk`, once; ``len`` of it is their number, ``state`` the state by now.
@@ -204,6 +204,12 @@ class TruncatedBPTT:
     def _run_apart(self, start: int, stop: int, state: Any, reset: Tensor) -> tuple[Any, Any]:
         """The same for a model that knows no resets: between them, and rows that restart by themselves."""
         outputs = []
+        for s in leaves(state):
+            if s.dim() <= self._state_dim or s.shape[self._state_dim] != self._rows:
+                raise ValueError(
+                    f"state_dim: expected the dimension of the states in which the {self._rows} rows lie, got "
+                    f"{self._state_dim} for a state of shape {tuple(s.shape)}"
+                )
         cuts = [0, *(k for k in range(1, stop - start) if reset[k].any()), stop - start]
         for a, b in pairwise(cuts):
             piece = slice(start + a, start + b)
