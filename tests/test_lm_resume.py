@@ -54,6 +54,7 @@ def interrupted(tmp_path, places, **changes):
         {"dtype": "bfloat16", "dropout": 0.2, "tied": True},
         {"dtype": "float64", "truncation": 40, "validation": 0.2},
         {"log_every": 4, "validate_every": 6, "sample_every": 3, "sample_length": 5},
+        {"compile": True, "dropout": 0.3},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "usual",
 )
