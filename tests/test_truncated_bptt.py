@@ -260,6 +260,36 @@ def test_a_given_initial_state_gets_gradients():
             assert found == rows
 
 
+@pytest.mark.parametrize("library", [fastrnn, nn])
+@pytest.mark.parametrize("window", [4, 8])
+def test_an_initial_state_that_is_computed(library, window):
+    """With new weights at each chunk, from a graph of its own each time; the same as leaves say."""
+    torch.manual_seed(0)
+    model, make = library.GRU(I, H).double(), nn.Linear(2, H).double()
+    context, x = torch.randn(1, B, 2).double(), torch.randn(T, B, I).double()
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[6, 2] = reset[9, :] = True
+
+    def initial():
+        return make(context).tanh()
+
+    chunks = truncated_bptt(model, x, steps=4, window=window, reset=reset, initial=initial)
+    same(chunks.state, initial(), rtol=0, atol=0)
+    leaf = initial().detach().requires_grad_()
+    expected = truncated_bptt(model, x, steps=4, window=window, reset=reset, initial=leaf)
+    for ours, theirs in zip(chunks, expected, strict=True):
+        make.zero_grad()
+        leaf.grad = None
+        ours.output.square().sum().backward()
+        theirs.output.square().sum().backward()
+        assert leaf.grad is not None
+        (wanted,) = torch.autograd.grad(initial(), make.bias, leaf.grad)
+        same(make.bias.grad, wanted, rtol=1e-9, atol=1e-11)
+        with torch.no_grad():
+            make.weight.mul_(1.01)
+            leaf.copy_(initial())
+
+
 def test_mask_and_mean():
     model = fastrnn.GRU(I, H)
     reset = torch.zeros(T, B, dtype=torch.bool)

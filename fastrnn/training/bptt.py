@@ -94,9 +94,10 @@ def truncated_bptt(
         burn_in: so many steps at the beginning are run without gradients, only for the state, and are in no chunk;
             after a restart of a row so many of its steps are not in the ``mask``.
         state: that to go on from, as an earlier run's ``state``; None: ``initial``.
-        initial: what rows start from, in the form of the model's states; gradients reach it, for every chunk anew, so
-            that it has to be a leaf or a view of leaves (``expand``, ``stack``). None: what the model itself starts
-            from without a state, zeros or learned states.
+        initial: what rows start from, in the form of the model's states, and gradients reach it: a leaf, or a view of
+            leaves (``expand``, ``stack``). What is computed from others is given by a function without arguments, which
+            is called wherever it is needed, as a graph can be gone back through only once. None: what the model itself
+            starts from without a state, zeros or learned states.
         reset: bool, (T, B), or (B, T) if ``batch_first``: true at the first step of a new segment of a row, whose state
             is then ``initial`` again. A model that has the keywords ``reset`` and ``initial`` gets them; any other, and
             one of which it cannot be known what it starts from where ``initial`` is None (a function; a model in which
@@ -148,7 +149,8 @@ class TruncatedBPTT:
         state, self._initial = states
         # Of what is not an earlier state gradients are wanted, if it is learned.
         self._begin = self._initial if state is None else detach(state)
-        self.state = detach(self._begin)
+        with torch.no_grad():
+            self.state = detach(_made(self._begin))
         self._reset, self._mask = self._read_resets(reset)
         self._started = False
 
@@ -165,14 +167,14 @@ class TruncatedBPTT:
         first, kept = 0, self._begin  # where the window begins, and the state there
         if self._burn_in:
             with torch.no_grad():
-                _, state = self._run(0, self._burn_in, kept)
+                _, state = self._run(0, self._burn_in, _made(kept))
             first, kept = self._burn_in, detach(state)
             self.state = kept
         for start in range(self._burn_in, self._total, self._steps):
             stop = min(start + self._steps, self._total)
             # The next window begins as far back as it may.
             following = min(max(first, start + 2 * self._steps - self._window), stop)
-            state, following_state, output = kept, kept, None
+            state, following_state, output = _made(kept), kept, None
             cuts = sorted({first, following, start, stop})
             for a, b in pairwise(cuts):
                 output, state = self._run(a, b, state)
@@ -191,9 +193,9 @@ class TruncatedBPTT:
         if _takes_resets(self._model):
             keywords: dict[str, Any] = {"reset": self._laid_out(reset)}
             if state is None:
-                state = self._initial
+                state = _made(self._initial)
             elif self._initial is not None:
-                keywords["initial"] = self._initial
+                keywords["initial"] = _made(self._initial)
             elif _starts_from_zeros(self._model):
                 keywords["initial"] = transform(torch.zeros_like, state)
             elif not _starts_from_learned(self._model):  # who knows what it starts from: only the model itself
@@ -217,11 +219,11 @@ class TruncatedBPTT:
             if anew.numel() == 0 or state is None:
                 output, state = self._call(piece, state)
             elif on.numel() == 0:
-                output, state = self._call(piece, self._initial)
+                output, state = self._call(piece, _made(self._initial))
             else:
                 # Rows that start anew come last: DistributedDataParallel looks for parameters without a gradient in the
                 # graph of the last call, and those of learned states are in theirs alone.
-                begin = None if self._initial is None else take_rows(self._initial, anew, self._state_dim)
+                begin = take_rows(_made(self._initial), anew, self._state_dim)
                 found = [self._call(piece, take_rows(state, on, self._state_dim), on)]
                 found.append(self._call(piece, begin, anew))
                 output = join_rows([o for o, _ in found], [on, anew], self._batch)
@@ -292,6 +294,11 @@ class TruncatedBPTT:
         steps = torch.arange(self._total).unsqueeze(1)
         begun = torch.where(rows, steps, 0).cummax(0).values
         return rows, self._laid_out(steps - begun >= self._burn_in)
+
+
+def _made(state: Any) -> Any:
+    """A state, also where a function makes it."""
+    return state() if callable(state) else state
 
 
 def _inner(model: Any) -> Any:
