@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import gallery, inspect
+from fastrnn import gallery
 
 KINDS = [*LAYERS, "custom"]
 LOOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -168,64 +168,6 @@ def test_copies_pickles_and_states(kind):
         same(found(x), module(x), rtol=0, atol=0)
     with pytest.raises(RuntimeError, match=r"Missing key.*initial_h_l0"):
         other.load_state_dict(make(kind, num_layers=2, learn_initial_state=False).state_dict())
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("options", OPTIONS)
-def test_conversion_both_ways(kind, options):
-    module = make(kind, **options)
-    x = x_for(module)
-    expected = module(x)
-    model = nn.ModuleList([module])
-    names = list(model.state_dict())
-    fastrnn.convert(model, to="torch")
-    assert type(model[0]) is getattr(nn, LAYERS[kind][0])
-    assert list(model.state_dict()) == names
-    same(model[0](x), expected, **LOOSE)
-    given = states_of(model[0])
-    same(model[0](x, hx=given), expected, **LOOSE)
-    grads = gradients(model[0], model[0](x))
-    same(pickle.loads(pickle.dumps(model[0]))(x), expected, **LOOSE)
-    fastrnn.convert(model, to="torch")  # once more changes nothing
-    assert len(model[0]._forward_pre_hooks) == 1
-    fastrnn.convert(model)
-    assert not model[0]._forward_pre_hooks
-    same(model[0](x), expected, rtol=0, atol=0)
-    same(gradients(model[0], model[0](x)), grads, **LOOSE)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_looking_inside_starts_from_them(kind):
-    module = make(kind, num_layers=2, bidirectional=True)
-    x = torch.randn(T, B, I, dtype=next(module.parameters()).dtype)
-    followed = inspect.follow(module, x)
-    y, _ = module(x)
-    same(torch.cat([layer.states["h"] for layer in followed[2:]], -1), y, **LOOSE)
-    flow = inspect.gradient_flow(module, x, loss=lambda y: y.square().sum())
-    module.zero_grad()
-    y.square().sum().backward()
-    same(flow.layers[0].gradients["h"][0].sum(0), module.initial_h_l0.grad, **LOOSE)
-
-
-def test_conversion_of_a_parametrized_module():
-    module = make("gru")
-    torch.nn.utils.parametrizations.orthogonal(module, "weight_hh_l0")
-    x = torch.randn(T, B, I)
-    expected = module(x)
-    same(fastrnn.convert(module, to="torch")(x), expected, **LOOSE)
-    fastrnn.convert(module)
-    assert not module._forward_pre_hooks
-    same(module(x), expected, **LOOSE)
-
-
-def test_torch_gets_contiguous_states():
-    """cuDNN takes no others."""
-    module = fastrnn.convert(make("lstm", num_layers=2), to="torch")
-    seen = []
-    module.register_forward_pre_hook(lambda m, args, kwargs: seen.extend(kwargs["hx"]), with_kwargs=True)
-    module(torch.randn(T, 3, I, dtype=module.weight_hh_l0.dtype))
-    assert len(seen) == 2
-    assert all(s.is_contiguous() and s.shape[1] == 3 for s in seen)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
