@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from torch import nn
 
+from fastrnn import _torch
 from fastrnn.custom.module import Network
 
 #: Gates in torch's order.
 _TORCH_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n"), "RNN_TANH": ("h",), "RNN_RELU": ("h",)}
-_CELLS = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell}
+_CELLS = {"LSTM": _torch.LSTMCell, "GRU": _torch.GRUCell}
 
 
 class Part(NamedTuple):
@@ -34,7 +35,7 @@ class Part(NamedTuple):
 
 def is_recurrent(module: nn.Module) -> bool:
     """Whether a module is itself a recurrent network or cell, of torch.nn, fastrnn or one's own."""
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase, Network))
+    return isinstance(module, (_torch.RNNBase, _torch.RNNCellBase, Network))
 
 
 def parts(model: nn.Module, *, cells: bool = True) -> list[Part]:
@@ -54,7 +55,7 @@ def parts(model: nn.Module, *, cells: bool = True) -> list[Part]:
 
 
 def _parts_of(module: nn.Module, cells: bool) -> Iterator[Part]:
-    if isinstance(module, nn.RNNCellBase):
+    if isinstance(module, _torch.RNNCellBase):
         if cells:
             kind = next((k for k, cls in _CELLS.items() if isinstance(module, cls)), "RNN")
             gates = _TORCH_GATES[kind if kind != "RNN" else "RNN_TANH"]

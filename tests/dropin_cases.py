@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import fastrnn
+from fastrnn import _torch
 
 T, B, I, H = 5, 4, 3, 6  # noqa: E741 - letters as in the equations
 
@@ -27,7 +28,7 @@ CELLS = {
 def pair(name: str, *args, seed: int = 0, **options) -> tuple[nn.Module, nn.Module]:
     """torch.nn's module and ours, of the class `name`, from the same seed."""
     torch.manual_seed(seed)
-    theirs = getattr(nn, name)(*args, **options)
+    theirs = getattr(_torch, name)(*args, **options)
     torch.manual_seed(seed)
     ours = getattr(fastrnn, name)(*args, **options)
     return theirs, ours
@@ -46,13 +47,16 @@ def cell_pair(kind: str, input_size: int = I, hidden_size: int = H, seed: int = 
 def random_hx(module: nn.Module, batch: int | None = B, seed: int = 1, **options):
     """A random `hx` for `module`: unbatched if `batch` is None."""
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(module, nn.RNNCellBase):
-        lead, sizes = () if batch is None else (batch,), [module.hidden_size] * (1 + isinstance(module, nn.LSTMCell))
+    if isinstance(module, _torch.RNNCellBase):
+        lead, sizes = (
+            () if batch is None else (batch,),
+            [module.hidden_size] * (1 + isinstance(module, _torch.LSTMCell)),
+        )
     else:
         rows = module.num_layers * (1 + bool(module.bidirectional))
         lead = (rows,) if batch is None else (rows, batch)
         sizes = [module.proj_size or module.hidden_size]
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, _torch.LSTM):
             sizes.append(module.hidden_size)
     hx = tuple(torch.randn(*lead, size, generator=generator).to(**options) for size in sizes)
     return hx if len(hx) > 1 else hx[0]

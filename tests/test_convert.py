@@ -91,17 +91,51 @@ def test_a_model_may_be_one_module(name):
     same(twin(x), expected)
 
 
-def test_subclasses_are_left_alone():
-    model = nn.Sequential(Mine(I, 4), nn.LSTM(4, 4))
-    fastrnn.convert(model)
-    assert [type(m) for m in model] == [Mine, fastrnn.LSTM]
+class Ours(fastrnn.GRU):
+    pass
 
-    class Ours(fastrnn.GRU):
-        pass
 
-    model = nn.Sequential(Ours(I, 4))
-    fastrnn.convert(model, to="torch")
-    assert type(model[0]) is Ours
+class Held(nn.Module):
+    """Modules that `convert` leaves alone, and one that it converts."""
+
+    def __init__(self):
+        super().__init__()
+        self.mine, self.usual = Mine(I, 4), nn.LSTM(4, 4)
+        self.wrapped = nn.GRU(4, 4)
+        self.wrapped.forward = self.wrapped.forward
+        self.scripted = torch.jit.script(nn.RNN(4, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_what_is_left_alone_is_reported(caplog):
+    model = Held()
+    expected = "convert: expected modules that can be converted to fastrnn"
+    with caplog.at_level("INFO", logger="fastrnn"), pytest.warns(UserWarning, match=expected) as caught:
+        fastrnn.convert(model)
+    text = str(caught[0].message)
+    assert "mine (test_convert.Mine): a subclass of torch.nn.LSTM; derive it from fastrnn.LSTM" in text
+    assert "wrapped (torch.nn.GRU): its forward was replaced on the instance" in text
+    assert "scripted" in text
+    assert "usual" not in text
+    assert caught[0].filename == __file__
+    assert [r.message for r in caplog.records] == ["usual: converted to fastrnn.LSTM"]
+    assert [type(m) for m in (model.mine, model.usual, model.wrapped)] == [Mine, fastrnn.LSTM, nn.GRU]
+
+
+@pytest.mark.filterwarnings("error", "ignore:.*torch.jit.*deprecated")
+def test_what_is_left_alone_may_raise_or_be_ignored():
+    model = Held()
+    with pytest.raises(ValueError, match=r"mine .*derive it from fastrnn\.LSTM"):
+        fastrnn.convert(model, skipped="raise")
+    assert type(model.usual) is nn.LSTM
+    fastrnn.convert(model, skipped="ignore")
+    assert type(model.usual) is fastrnn.LSTM
+    model = nn.Sequential(Ours(I, 4), fastrnn.GRU(4, 4))
+    fastrnn.convert(model)  # is fastrnn's already
+    with pytest.raises(ValueError, match=r"0 \(test_convert.Ours\): a subclass of fastrnn.GRU; derive it from torch"):
+        fastrnn.convert(model, to="torch", skipped="raise")
+    fastrnn.convert(model, to="torch", skipped="ignore")
+    assert [type(m) for m in model] == [Ours, nn.GRU]
 
 
 def test_hooks_optimizers_and_requires_grad_survive():
@@ -161,11 +195,11 @@ def test_quantisation_of_learned_states_says_that_they_are_lost():
 def test_a_bound_that_torch_would_not_heed_is_refused():
     model = nn.ModuleDict({"a": fastrnn.GRU(I, 4), "b": fastrnn.LSTM(I, 4)})
     model["b"].clip_state_gradient = 0.5
-    with pytest.raises(ValueError, match=r"model: expected no bound .*, got b\.clip_state_gradient = 0\.5"):
+    with pytest.raises(ValueError, match=r"b\.clip_state_gradient: torch\.nn has no .*, got 0\.5"):
         fastrnn.convert(model, to="torch")
     assert type(model["a"]) is fastrnn.GRU
     torch.nn.utils.parametrizations.orthogonal(model["b"], "weight_hh_l0")
-    with pytest.raises(ValueError, match=r"model: expected no bound"):
+    with pytest.raises(ValueError, match=r"b\.clip_state_gradient"):
         fastrnn.convert(model, to="torch")
     torch.nn.utils.parametrize.remove_parametrizations(model["b"], "weight_hh_l0")
     model["b"].clip_state_gradient = None
@@ -186,3 +220,5 @@ def test_errors():
         fastrnn.convert([nn.LSTM(I, 4)])
     with pytest.raises(ValueError, match="to: expected 'fastrnn' or 'torch', got 'jax'"):
         fastrnn.convert(nn.LSTM(I, 4), to="jax")
+    with pytest.raises(ValueError, match="skipped: expected one of 'warn', 'raise', 'ignore', got 'print'"):
+        fastrnn.convert(nn.LSTM(I, 4), skipped="print")

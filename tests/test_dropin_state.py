@@ -317,3 +317,40 @@ def test_dtype_moves(kind, dtype):
     assert ours(x.to(dtype))[0].dtype is dtype
     theirs.to(torch.float32), ours.to(torch.float32)
     same(ours(x), theirs(x), **LOOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_put_into_the_list_of_weights(kind):
+    """Old recipes of weight drop assign torch's private list, or elements of it."""
+    theirs, ours = deep(kind)
+    x = torch.randn(T, B, I)
+
+    def assign(module):
+        module._flat_weights = [w.detach() * 0.5 for w in module._flat_weights]
+
+    def assign_one(module):
+        module._flat_weights[1] = module.weight_hh_l0.detach() * 2.0
+
+    def attribute(module):  # puts the new parameter into the list as well
+        module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.detach() * 3.0)
+
+    for change in (assign, assign_one, lambda m: m.double().float(), assign_one, attribute, assign_one):
+        for module in (theirs, ours):
+            change(module)
+        same_training(theirs, ours, lambda m, x: m(x), x, **LOOSE)
+        for packed in (False, True):
+            given = nn.utils.rnn.pack_padded_sequence(x, [T] * B) if packed else x
+            same(ours(given), theirs(given), **LOOSE)
+    replaced = {name: w.detach() * 0.25 for name, w in theirs.named_parameters()}
+    found = [torch.func.functional_call(module, replaced, (x,)) for module in (ours, theirs)]
+    same(found[0], found[1], **LOOSE)
+
+
+def test_tensors_put_into_the_list_of_weights_when_compiled():
+    theirs, ours = layer_pair("gru")
+    for module in (theirs, ours):
+        module._flat_weights[1] = module.weight_hh_l0.detach() * 2.0
+    x = torch.randn(T, B, I)
+    same(torch.compile(ours, fullgraph=True, backend="eager")(x), theirs(x), **LOOSE)
+    expected, state = theirs(x[:1])
+    same(ours.step(x[0]), (expected[0], state), **LOOSE)

@@ -10,7 +10,8 @@ struct Names {
   PyObject *mode = intern("mode"), *input_size = intern("input_size"), *hidden_size = intern("hidden_size"),
            *bias = intern("bias"), *batch_first = intern("batch_first"), *dropout = intern("dropout"),
            *bidirectional = intern("bidirectional"), *proj_size = intern("proj_size"), *training = intern("training"),
-           *parameters = intern("_parameters"), *flat = intern("_flat_weights_names");
+           *parameters = intern("_parameters"), *flat = intern("_flat_weights_names"),
+           *flat_weights = intern("_flat_weights");
   PyObject* cell[4] = {intern("weight_ih"), intern("weight_hh"), intern("bias_ih"), intern("bias_hh")};
   static PyObject* intern(const char* text) { return PyUnicode_InternFromString(text); }
 };

@@ -122,8 +122,8 @@ struct Network {
   const CellKernels* kernels = nullptr;
   Sizes sizes{};
   bool batch_first = false;
-  int64_t directions = 1, count = 0;  // D; L·D
-  PyObject *parameters = nullptr, *flat = nullptr;
+  int64_t directions = 1, count = 0;                // D; L·D
+  PyObject *parameters = nullptr, *flat = nullptr;  // flat: the names of the weights
   Form form;
   std::array<const Tensor*, kMaxStates> given{};
   std::vector<LayerCall> calls;
@@ -149,10 +149,24 @@ struct Network {
     if (!module.usual || !PyDict_CheckExact(parameters) || !PyList_CheckExact(flat) || sizes.hidden == 0) return false;
     count = PyList_GET_SIZE(flat) / each();
     if (count == 0 || PyList_GET_SIZE(flat) % each() != 0 || count % directions != 0) return false;
+    if (!flat_weights_are_parameters(module.get(n.flat_weights))) return false;
     if (count == directions) return true;
     PyObject* dropout = module.get(n.dropout);  // lies between layers
     if (dropout == nullptr || !(PyFloat_CheckExact(dropout) || PyLong_CheckExact(dropout))) return false;
     return !module.flag(n.training) || PyObject_IsTrue(dropout) == 0;
+  }
+
+  // Whether torch's list of the weights holds the parameters, not other tensors that somebody has put there.
+  bool flat_weights_are_parameters(PyObject* weights) const {
+    if (weights == nullptr || !PyList_CheckExact(weights) || PyList_GET_SIZE(weights) != PyList_GET_SIZE(flat)) {
+      return false;
+    }
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(flat); ++k) {
+      if (PyDict_GetItemWithError(parameters, PyList_GET_ITEM(flat, k)) != PyList_GET_ITEM(weights, k)) {
+        return PyErr_Clear(), false;
+      }
+    }
+    return true;
   }
 
   bool read_call(const Tensor& input, PyObject* hx, bool stepping) {

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrnn import _ops, cells, functional, reference
+from fastrnn import _ops, _torch, cells, functional, reference
 from fastrnn.cells import CellSpec
 from fastrnn.custom import Cell
 from fastrnn.custom.module import Network
@@ -115,7 +115,7 @@ def layers_of(module: nn.Module) -> list[Layer]:
     """
     if isinstance(module, Network):
         return _of_network(module)
-    if isinstance(module, nn.RNNBase) and module.mode in _MODES:
+    if isinstance(module, _torch.RNNBase) and module.mode in _MODES:
         spec = cells.CELLS[_MODES[module.mode]]
         suffixes = ("", "_reverse")[: 2 if module.bidirectional else 1]
         return [
@@ -123,8 +123,8 @@ def layers_of(module: nn.Module) -> list[Layer]:
             for index in range(module.num_layers)
             for suffix in suffixes
         ]
-    if isinstance(module, nn.RNNCellBase):
-        name = "lstm" if isinstance(module, nn.LSTMCell) else "gru" if isinstance(module, nn.GRUCell) else None
+    if isinstance(module, _torch.RNNCellBase):
+        name = "lstm" if isinstance(module, _torch.LSTMCell) else "gru" if isinstance(module, _torch.GRUCell) else None
         if name is None:
             name = f"rnn_{module.nonlinearity}"
         return [Layer(cells.CELLS[str(name)], _weights(module, ""))]
@@ -177,7 +177,7 @@ def as_states(module: nn.Module, layers: Sequence[Layer], hx: Any, x: Tensor) ->
         ValueError: they are not as many as the cell has states, or of other sizes.
     """
     if hx is None and getattr(module, "learn_initial_state", False):
-        suffixes = [""] if isinstance(module, nn.RNNCellBase) else _initial.suffixes(module)
+        suffixes = [""] if isinstance(module, _torch.RNNCellBase) else _initial.suffixes(module)
         names = [_initial.PREFIX + name for name in layers[0].spec.states]
         return [tuple(getattr(module, n + suffix).expand(x.shape[1], -1) for n in names) for suffix in suffixes]
     if hx is None:

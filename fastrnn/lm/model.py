@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastrnn
+from fastrnn import _torch
 from fastrnn.lm.options import CELLS, MAX_UNEMBEDDED, Options
 from fastrnn.lm.vocabulary import Vocabulary
 from fastrnn.training import weight_drop
@@ -66,7 +67,7 @@ class LanguageModel(nn.Module):
             return GALLERY[options.cell](width, options.hidden, **sizes)
         if options.cell.startswith("rnn"):
             sizes["nonlinearity"] = options.cell.removeprefix("rnn_")
-        namespace: Any = fastrnn if self.engine == "fastrnn" else nn
+        namespace: Any = fastrnn if self.engine == "fastrnn" else _torch
         return getattr(namespace, _CLASSES[options.cell])(width, options.hidden, **sizes)
 
     def rows(self) -> Tensor:
@@ -85,7 +86,7 @@ class LanguageModel(nn.Module):
             hidden, last = self.recurrent(ids, hx, embedding=self.rows())
         else:
             x = F.dropout(F.embedding(ids, self.rows()), self.options.dropout_embedding, self.training)
-            plain = self.engine == "torch" and not isinstance(self.recurrent, nn.RNNBase)
+            plain = self.engine == "torch" and not isinstance(self.recurrent, _torch.RNNBase)
             hidden, last = self.recurrent(x, hx, **({"backend": "reference"} if plain else {}))
         hidden = F.dropout(hidden, self.options.dropout_output, self.training)
         return self.logits(hidden), last if isinstance(last, tuple) else (last,)

@@ -1,12 +1,16 @@
 """Modules: torch.nn's recurrent classes, under their own names."""
 
 from .. import _C
-from ._recurrent import _CELLS
+from ._dynamo import allow_layers
+from ._quantize import register
+from ._recurrent import _CELLS, RecurrentLayers
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert
 from .rnn import GRU, LSTM, RNN
 from .stream import Stream
 
+allow_layers(RecurrentLayers)
+register((LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell))
 _C.use_short((LSTM, GRU, RNN), (LSTMCell, GRUCell, RNNCell), _CELLS)
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Stream", "convert"]

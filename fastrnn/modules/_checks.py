@@ -8,6 +8,7 @@ raises. So torch's errors are torch's own, and the checks here need only say yes
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +90,22 @@ def read_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
         weight = parameters.get(name)
         found.append(getattr(module, name, None) if weight is None or name in own else weight)
     return found
+
+
+def read_flat_weights(module: Any) -> list[Any]:
+    """Read the weights of a layer, in torch's order: its attributes, or what was put into ``_flat_weights`` by hand.
+
+    Like torch.nn, a layer computes with that list until attributes are replaced behind its back, as `functional_call`
+    does: the list then still holds what torch put there, which ``_flat_weight_refs`` refers to.
+    """
+    weights = read_weights(module, module._flat_weights_names)
+    flat = module._flat_weights
+    if len(flat) != len(weights) or all(map(operator.is_, flat, weights)):
+        return weights
+    for listed, weight, reference in zip(flat, weights, module._flat_weight_refs, strict=False):
+        if listed is not weight and reference is not None and listed is reference():
+            return weights
+    return list(flat)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _torch
 from . import _extra
 
 PREFIX = "initial_"
@@ -101,10 +102,10 @@ def supply(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = N
             "second argument"
         )
     input: Any = args[0] if args else kwargs.get("input")
-    cell = isinstance(module, nn.RNNCellBase)
+    cell = isinstance(module, _torch.RNNCellBase)
     if not is_readable(input, 2 if cell else 3):
         return None
-    names = ("h", "c") if isinstance(module, (nn.LSTM, nn.LSTMCell)) else ("h",)
+    names = ("h", "c") if isinstance(module, (_torch.LSTM, _torch.LSTMCell)) else ("h",)
     if cell:
         states = of_cell(module, names, input)
     else:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _C, _recompute
+from .. import _C, _recompute, _torch
 from . import _checks, _extra, _initial, _tokens
-from ._identity import TorchIdentity
 from ._layers import as_layers, run_layers
 
 if TYPE_CHECKING:
@@ -21,10 +20,12 @@ if TYPE_CHECKING:
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
-class RecurrentLayers(TorchIdentity, _initial.LearnedStates, nn.RNNBase):
-    """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors
-    are torch's. A call computes with the attributes ``weight_ih_l0`` and so on; torch's private list of them,
-    ``_flat_weights``, is not read, so that what is assigned to it has no effect.
+class RecurrentLayers(_initial.LearnedStates, _torch.RNNBase):
+    """Base of LSTM, GRU and RNN: how they are called. Parameters, their initialisation, checks and errors are torch's.
+
+    A subclass derives from this class first and then from torch.nn's class of the same name, ``_torch_class``. A call
+    computes with the attributes ``weight_ih_l0`` and so on or, like torch, with tensors that somebody has put into
+    torch's private list of them, ``_flat_weights``.
 
     Attributes:
         backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
@@ -33,6 +34,7 @@ class RecurrentLayers(TorchIdentity, _initial.LearnedStates, nn.RNNBase):
             constructor.
     """
 
+    _torch_class: type[nn.RNNBase]
     backend: str = "auto"
     recompute: bool | int = False
     clip_state_gradient: float | None = None
@@ -178,7 +180,7 @@ class RecurrentLayers(TorchIdentity, _initial.LearnedStates, nn.RNNBase):
         recompute: bool | int = False,
         more: dict[str, Any] | None = None,
     ) -> tuple[Any, Any]:
-        weights = _checks.read_weights(self, self._flat_weights_names)
+        weights = _checks.read_flat_weights(self)
         states = None if hx is None else self._as_states(hx)
         if embedding is not None:
             table = backend != "torch" and not recompute
@@ -242,7 +244,7 @@ class RecurrentLayers(TorchIdentity, _initial.LearnedStates, nn.RNNBase):
                 "reset: expected None with a PackedSequence; give the padded input with reset= and lengths= instead"
             )
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        weights = _checks.read_weights(self, self._flat_weights_names)
+        weights = _checks.read_flat_weights(self)
         # Sorted first and checked after, as in torch: what does not fit may do so once sorted.
         states = None if hx is None else self._as_states(self.permute_hidden(hx, sorted_indices))
         if embedding is not None:

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _C
+from .. import _C, _torch
 from ..functional import LayerWeights, sequence
 from . import _checks, _extra, _initial, _tokens
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class RecurrentCell(nn.RNNCellBase):
-    """What the cells have in common. The compiler traces torch's cells, so that ours may derive from them outright.
+class RecurrentCell(_torch.RNNCellBase):
+    """Base of the cells: how they are called.
 
     Attributes:
         backend: ``"auto"`` unless assigned; ``"fused"``, ``"reference"`` or ``"torch"``, as for the layers.
@@ -107,7 +107,7 @@ class RecurrentCell(nn.RNNCellBase):
         return twin
 
 
-class LSTMCell(RecurrentCell, nn.LSTMCell):
+class LSTMCell(RecurrentCell, _torch.LSTMCell):
     """`torch.nn.LSTMCell`, argument for argument: ``LSTMCell(input_size, hidden_size, bias=True, device=None,
     dtype=None)``.
 
@@ -118,7 +118,7 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
         ValueError, RuntimeError: as torch.nn.LSTMCell does, in its words.
     """
 
-    _torch_class = nn.LSTMCell
+    _torch_class = _torch.LSTMCell
     _state_names = ("h", "c")
 
     def __init__(
@@ -131,7 +131,7 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
         *,
         learn_initial_state: bool = False,
     ) -> None:
-        nn.LSTMCell.__init__(self, input_size, hidden_size, bias, device, dtype)
+        _torch.LSTMCell.__init__(self, input_size, hidden_size, bias, device, dtype)
         self._learn_initial_state(learn_initial_state)
 
     def forward(
@@ -148,7 +148,7 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
         return self._leave_to_torch(input, hx)
 
 
-class GRUCell(RecurrentCell, nn.GRUCell):
+class GRUCell(RecurrentCell, _torch.GRUCell):
     """`torch.nn.GRUCell`, argument for argument: ``GRUCell(input_size, hidden_size, bias=True, device=None,
     dtype=None)``.
 
@@ -159,7 +159,7 @@ class GRUCell(RecurrentCell, nn.GRUCell):
         ValueError, RuntimeError: as torch.nn.GRUCell does, in its words.
     """
 
-    _torch_class = nn.GRUCell
+    _torch_class = _torch.GRUCell
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class GRUCell(RecurrentCell, nn.GRUCell):
         *,
         learn_initial_state: bool = False,
     ) -> None:
-        nn.GRUCell.__init__(self, input_size, hidden_size, bias, device, dtype)
+        _torch.GRUCell.__init__(self, input_size, hidden_size, bias, device, dtype)
         self._learn_initial_state(learn_initial_state)
 
     def forward(
@@ -187,7 +187,7 @@ class GRUCell(RecurrentCell, nn.GRUCell):
         return self._leave_to_torch(input, hx)
 
 
-class RNNCell(RecurrentCell, nn.RNNCell):
+class RNNCell(RecurrentCell, _torch.RNNCell):
     """`torch.nn.RNNCell`, argument for argument: ``RNNCell(input_size, hidden_size, bias=True, nonlinearity="tanh",
     device=None, dtype=None)``.
 
@@ -198,7 +198,7 @@ class RNNCell(RecurrentCell, nn.RNNCell):
         ValueError, RuntimeError: as torch.nn.RNNCell does, in its words.
     """
 
-    _torch_class = nn.RNNCell
+    _torch_class = _torch.RNNCell
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class RNNCell(RecurrentCell, nn.RNNCell):
         *,
         learn_initial_state: bool = False,
     ) -> None:
-        nn.RNNCell.__init__(self, input_size, hidden_size, bias, nonlinearity, device, dtype)
+        _torch.RNNCell.__init__(self, input_size, hidden_size, bias, nonlinearity, device, dtype)
         self._learn_initial_state(learn_initial_state)
 
     def forward(

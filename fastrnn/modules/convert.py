@@ -2,82 +2,135 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import logging
+import warnings
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from . import _initial
-from ._identity import FACE
 from .cells import GRUCell, LSTMCell, RNNCell
 from .rnn import GRU, LSTM, RNN
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_TO_FASTRNN: dict[type, type] = {cls._torch_class: cls for cls in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
+_OURS: tuple[Any, ...] = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
+_TO_FASTRNN: dict[type, type] = {cls._torch_class: cls for cls in _OURS}
 _TO_TORCH: dict[type, type] = {ours: theirs for theirs, ours in _TO_FASTRNN.items()}
+_SKIPPED = ("warn", "raise", "ignore")
+_logger = logging.getLogger(__name__)
 
 
-def convert(model: Model, to: str = "fastrnn") -> Model:
-    """Turns every `torch.nn` LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of ``model`` into fastrnn's, in place.
+def convert(model: Model, to: str = "fastrnn", *, skipped: str = "warn") -> Model:
+    """Turn every `torch.nn` LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell of ``model`` into fastrnn's, in place.
 
     The modules stay the objects that they are and only change their class, so that everything about them remains:
     parameters and buffers (an optimizer made before goes on working), hooks, training flags, parametrizations, other
     references to them.
 
-    Classes are matched exactly. A subclass of yours is left alone, as what it overrides may rest on how torch.nn works
-    inside: derive it from ``fastrnn.LSTM`` instead. The classes that `torch.nn.utils.parametrize` puts on top are seen
-    through.
+    Classes are matched exactly. A subclass is left alone, as what it overrides may depend on how torch.nn works inside:
+    derive it from ``fastrnn.LSTM`` instead. So are modules compiled by TorchScript, and modules whose ``forward`` was
+    replaced on the instance. The classes that `torch.nn.utils.parametrize` puts on top are seen through. The logger
+    ``fastrnn.modules.convert`` lists the converted modules at level INFO.
 
-    On the way back learned initial states remain what a call without states starts from: torch's module gets a forward
-    pre-hook that supplies them, which goes when it is turned into fastrnn's again. (What torch's quantisation makes of
-    that module has them no more, and raises where it is given no states.)
+    On the way back, learned initial states remain what a call without states starts from: torch's module gets a forward
+    pre-hook that supplies them, and loses it when it is converted again. (A module that torch's quantisation makes from
+    it no longer has them, and raises if it is given no states.)
 
     Args:
         model: any module; may itself be recurrent.
-        to: ``"fastrnn"``, or ``"torch"`` for the way back (before ``quantize_dynamic``, say, which matches exact
-            classes too).
+        to: ``"fastrnn"``, or ``"torch"`` for the way back: before ``quantize_dynamic`` or another tool that looks
+            modules up by their exact class, and before exporting a program that is to run without fastrnn.
+        skipped: what to do about recurrent modules that cannot be converted: ``"warn"`` names them and the reasons in
+            one warning, ``"raise"`` raises before anything is changed, ``"ignore"`` leaves them in silence.
 
     Returns:
         ``model``.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``to`` is neither; or on the way back a module has a ``clip_state_gradient``, which torch.nn would
-            not heed. Nothing is changed then.
+        ValueError: ``to`` or ``skipped`` is none of the values above; a module cannot be converted and ``skipped`` is
+            ``"raise"``; or on the way back a module has a ``clip_state_gradient``, which torch.nn does not support.
+            Nothing is changed then.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(3, 4))
+        >>> type(fastrnn.convert(model)[0])
+        <class 'fastrnn.modules.rnn.LSTM'>
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if to not in ("fastrnn", "torch"):
         raise ValueError(f"to: expected 'fastrnn' or 'torch', got {to!r}")
+    if skipped not in _SKIPPED:
+        raise ValueError(f"skipped: expected one of {', '.join(map(repr, _SKIPPED))}, got {skipped!r}")
     classes = _TO_FASTRNN if to == "fastrnn" else _TO_TORCH
     if to == "torch":
-        _refuse_bounds(model)
-    for module in list(model.modules()):
-        _swap(module, classes)
+        _refuse_clipping(model)
+    if skipped != "ignore":
+        _report_skipped(model, to, classes, skipped)
+    for name, module in list(model.named_modules()):
+        if _reason_to_skip(module, classes) is None and _swap(module, classes):
+            _logger.info("%s: converted to %s", name or "model", _name(type(module)))
         if to == "torch" and _is_one_of(module, _TO_FASTRNN):
-            for name in ("backend", "recompute"):
-                module.__dict__.pop(name, None)
+            for option in ("backend", "recompute"):
+                module.__dict__.pop(option, None)
         _supply_initial_states(module)
     return model
 
 
+def _report_skipped(model: nn.Module, to: str, classes: dict[type, type], skipped: str) -> None:
+    """Warn about, or raise for, the recurrent modules that `convert` leaves as they are."""
+    reasons = [(name, module, _reason_to_skip(module, classes)) for name, module in model.named_modules()]
+    found = [f"{name or 'model'} ({_name(type(module))}): {reason}" for name, module, reason in reasons if reason]
+    if not found:
+        return
+    message = f"convert: expected modules that can be converted to {to}, left as they are: {'; '.join(found)}"
+    if skipped == "raise":
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=3)
+
+
+def _reason_to_skip(module: nn.Module, classes: dict[type, type]) -> str | None:
+    """Say why a recurrent module is not converted; None if it is, or is not recurrent, or is what it is to become."""
+    if isinstance(module, torch.jit.ScriptModule):
+        names = {cls.__name__ for cls in classes}
+        scripted = getattr(module, "original_name", "") in names
+        return "compiled by TorchScript; convert the model before" if scripted else None
+    if _is_one_of(module, classes):
+        return "its forward was replaced on the instance" if "forward" in module.__dict__ else None
+    # fastrnn's classes derive from torch.nn's.
+    others = tuple(classes.values()) if classes is _TO_FASTRNN else ()
+    if isinstance(module, others) or not isinstance(module, tuple(classes)):
+        return None
+    base = next(cls for cls in classes if isinstance(module, cls))
+    return f"a subclass of {_name(base)}; derive it from {_name(classes[base])}"
+
+
+def _name(cls: type) -> str:
+    """The name of a class, as users write it."""
+    if cls in _TO_FASTRNN:
+        return f"torch.nn.{cls.__name__}"
+    return f"fastrnn.{cls.__name__}" if cls in _TO_TORCH else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _is_one_of(module: nn.Module, classes: dict[type, type]) -> bool:
-    """Whether it is of one of the classes, not of a subclass other than that of parametrizations."""
+    """Return True if a module is of one of the classes, not of a subclass other than that of parametrizations."""
     return type(module) in classes or (parametrize.is_parametrized(module) and type(module).__base__ in classes)
 
 
-def _refuse_bounds(model: nn.Module) -> None:
+def _refuse_clipping(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        turned = _is_one_of(module, _TO_TORCH)
         bound = getattr(module, "clip_state_gradient", None)
-        if turned and bound is not None:
+        if _is_one_of(module, _TO_TORCH) and bound is not None:
             where = f"{name}.clip_state_gradient" if name else "clip_state_gradient"
-            raise ValueError(f"model: expected no bound for ∂L/∂h, which torch.nn has not, got {where} = {bound}")
+            raise ValueError(f"{where}: torch.nn has no clip_state_gradient; set it to None first, got {bound}")
 
 
 def _supply_initial_states(module: nn.Module) -> None:
-    """A module of torch's takes its learned states from a hook, one of ours by itself."""
+    """Give a module of torch.nn with learned states the hook that supplies them; take it from a module of fastrnn."""
     present = [key for key, hook in module._forward_pre_hooks.items() if hook is _initial.supply]
     if isinstance(module, tuple(_TO_TORCH)):
         for key in present:
@@ -87,12 +140,15 @@ def _supply_initial_states(module: nn.Module) -> None:
         module.register_forward_pre_hook(_initial.supply, with_kwargs=True)
 
 
-def _swap(module: nn.Module, classes: dict[type, type]) -> None:
+def _swap(module: nn.Module, classes: dict[type, type]) -> bool:
+    """Change the class of a module if it is one of ``classes``; return True if so."""
     current = type(module)
     if current in classes:
         module.__class__ = classes[current]
-    elif parametrize.is_parametrized(module) and len(current.__bases__) == 1 and current.__bases__[0] in classes:
+        return True
+    if parametrize.is_parametrized(module) and len(current.__bases__) == 1 and current.__bases__[0] in classes:
         # A class made for this one module, with properties for its weights: the same again, over the other base.
-        left_out = ("__dict__", "__weakref__", FACE)
-        namespace = {key: value for key, value in vars(current).items() if key not in left_out}
+        namespace = {key: value for key, value in vars(current).items() if key not in ("__dict__", "__weakref__")}
         module.__class__ = type(current.__name__, (classes[current.__bases__[0]],), namespace)
+        return True
+    return False

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
+from .. import _torch
 from ._recurrent import RecurrentLayers
 
 
-class LSTM(RecurrentLayers):
+class LSTM(RecurrentLayers, _torch.LSTM):
     """`torch.nn.LSTM`, argument for argument: ``LSTM(input_size, hidden_size, num_layers=1, bias=True,
     batch_first=False, dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None)``.
 
@@ -32,18 +31,12 @@ class LSTM(RecurrentLayers):
     Learning to Forget, 2000; with projection: Sak, Senior and Beaufays, 2014 (arXiv:1402.1128).
     """
 
-    _torch_class = nn.LSTM
-
+    _torch_class = _torch.LSTM
     _state_names = ("h", "c")
 
     def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
-        nn.LSTM.__init__(self, *args, **kwargs)  # type: ignore[call-overload]
+        _torch.LSTM.__init__(self, *args, **kwargs)
         self._learn_initial_state(learn_initial_state)
-
-    # torch's own; they belong to what code written for nn.LSTM calls and overrides.
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def _as_states(self, hx: Any) -> tuple[Any, ...]:
         return tuple(hx) if isinstance(hx, (tuple, list)) else ()
@@ -52,7 +45,7 @@ class LSTM(RecurrentLayers):
         return (self.proj_size or self.hidden_size, self.hidden_size)
 
 
-class GRU(RecurrentLayers):
+class GRU(RecurrentLayers, _torch.GRU):
     """`torch.nn.GRU`, argument for argument: ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
     dropout=0.0, bidirectional=False, device=None, dtype=None)``.
 
@@ -70,14 +63,14 @@ class GRU(RecurrentLayers):
     Source: Cho et al., 2014 (arXiv:1406.1078v1), in the variant that applies the reset gate after the product.
     """
 
-    _torch_class = nn.GRU
+    _torch_class = _torch.GRU
 
     def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
-        nn.GRU.__init__(self, *args, **kwargs)  # type: ignore[call-overload]
+        _torch.GRU.__init__(self, *args, **kwargs)
         self._learn_initial_state(learn_initial_state)
 
 
-class RNN(RecurrentLayers):
+class RNN(RecurrentLayers, _torch.RNN):
     """`torch.nn.RNN`, argument for argument: ``RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh",
     bias=True, batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)``.
 
@@ -95,8 +88,8 @@ class RNN(RecurrentLayers):
     Source: Elman, Finding Structure in Time, 1990.
     """
 
-    _torch_class = nn.RNN
+    _torch_class = _torch.RNN
 
     def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
-        nn.RNN.__init__(self, *args, **kwargs)  # type: ignore[call-overload]
+        _torch.RNN.__init__(self, *args, **kwargs)
         self._learn_initial_state(learn_initial_state)

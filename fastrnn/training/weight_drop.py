@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fastrnn import _torch
 from fastrnn._networks import parts
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,7 +32,7 @@ class WeightDrop:
         own = module.__dict__
         dropped = {name: F.dropout(getattr(module, name), self.p, True) for name in self.names}
         own.update(dropped)  # found before the parameter of that name
-        if isinstance(module, nn.RNNBase):  # torch's forward reads this list
+        if isinstance(module, _torch.RNNBase):  # torch's forward reads this list
             own[_KEPT] = own["_flat_weights"]
             pairs = zip(module._flat_weights_names, own["_flat_weights"], strict=True)
             own["_flat_weights"] = [dropped.get(name, weight) for name, weight in pairs]

@@ -1,0 +1,85 @@
+"""Lets `torch.compile` trace fastrnn's layers, which are instances of ``torch.nn.LSTM``, ``GRU`` or ``RNN``.
+
+Dynamo refuses instances of these three classes unless ``torch._dynamo.config.allow_rnn`` is set, since tracing into
+torch's own forward unrolls the time loop. That does not hold for fastrnn's layers, whose forward is one traceable
+operator. `allow_layers` therefore wraps the one method that asks, ``VariableBuilder.wrap_module``, and sets the switch
+while that method looks at a layer of fastrnn, and for nothing else. torch's own layers are treated as before.
+
+Dynamo is slow to import, so that the method is wrapped when its module is imported, by `torch.compile` or by
+`torch.export`. A torch without that method keeps its own behaviour: a graph break with torch's explanation.
+
+Rejected: ``allow_rnn = True`` for the whole process (changes how torch's own layers compile); deriving from
+``RNNBase`` only, with a ``__class__`` that claims to be ``torch.nn.LSTM`` to everybody but dynamo. The latter was used
+once. It broke ``issubclass``, metaclasses, tables by class, pickling by value and ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+BUILDER = "torch._dynamo.variables.builder"
+
+
+def allow_layers(layers: type) -> None:
+    """Make dynamo trace instances of ``layers``, now or as soon as it is imported."""
+    after_import(BUILDER, functools.partial(_wrap_builder, layers))
+
+
+def _wrap_builder(layers: type, builder: Any) -> None:
+    """Set ``allow_rnn`` while ``VariableBuilder.wrap_module`` looks at an instance of ``layers``."""
+    variable_builder = getattr(builder, "VariableBuilder", None)
+    wrap_module = getattr(variable_builder, "wrap_module", None)
+    if wrap_module is None or not hasattr(builder.config, "allow_rnn"):
+        return
+
+    @functools.wraps(wrap_module)
+    def wrap_layers_too(self: Any, value: Any) -> Any:
+        if not isinstance(value, layers):
+            return wrap_module(self, value)
+        with builder.config.patch(allow_rnn=True):
+            return wrap_module(self, value)
+
+    variable_builder.wrap_module = wrap_layers_too
+
+
+def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
+    """Call ``action`` with the module ``name``: now if it is loaded, otherwise right after its import."""
+    module = sys.modules.get(name)
+    if module is None:
+        sys.meta_path.insert(0, _AfterImport(name, action))
+    else:
+        action(module)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finder that leaves the import of one module to the other finders and adds an action behind it."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
+        self.name, self.action = name, action
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                self._follow(spec.loader)
+                return spec
+        return None
+
+    def _follow(self, loader: Any) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self.action(module)
+
+        loader.exec_module = exec_module
