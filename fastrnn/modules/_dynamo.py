@@ -33,7 +33,7 @@ def allow_layers(layers: type) -> None:
 
 def _wrap_builder(layers: type, builder: Any) -> None:
     """Set ``allow_rnn`` while ``VariableBuilder.wrap_module`` looks at an instance of ``layers``."""
-    variable_builder = getattr(builder, "VariableBuilder", None)
+    variable_builder: Any = getattr(builder, "VariableBuilder", None)
     wrap_module = getattr(variable_builder, "wrap_module", None)
     if wrap_module is None or not hasattr(builder.config, "allow_rnn"):
         return
