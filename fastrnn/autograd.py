@@ -131,6 +131,8 @@ def _by_reference(setting: Setting, needs, inputs, grads) -> tuple[Tensor, ...]:
     create_graph = torch.is_grad_enabled()
     wanted = [k for k, t in enumerate(inputs) if t is not None and needs[min(k, N_FIXED)] and t.requires_grad]
     with torch.enable_grad():
+        # Views, at which the engine stops: one input may be computed from another, and what lies between must not run.
+        inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in inputs]
         outputs = _run_reference(setting, tuple(inputs))
         seeded = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
         found = torch.autograd.grad(

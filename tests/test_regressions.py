@@ -274,3 +274,20 @@ def test_no_graph_where_autograd_is_left_out(kind):
         return y
 
     inside(x)
+
+
+@pytest.mark.parametrize("cls", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+@pytest.mark.parametrize("learning", ["weight_ih_l1", "weight_hh_l0"])
+def test_batched_gradients_of_two_layers_whose_weights_are_frozen(cls, learning):
+    """The input of the second layer and its initial state both depend on the same leaves."""
+    module = cls(3, 4, 2).double()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name == learning)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    weight = dict(module.named_parameters())[learning]
+
+    def run(x, h, _):
+        return module(x, (h, h) if cls is fastrnn.LSTM else h)[0]
+
+    assert torch.autograd.gradcheck(run, (x, h, weight), check_batched_grad=True)
