@@ -9,6 +9,8 @@ import torch
 from dropin_cases import CELLS, LAYERS, B, H, I, T, cell_pair, gradients, layer_pair, leaves, random_hx, same
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from fastrnn import gallery
+
 KINDS = list(LAYERS)
 FORMATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -148,3 +150,18 @@ def test_autocast_is_on_again_after_a_call(kind):
         ours(torch.randn(T, B, I))
         assert torch.is_autocast_enabled("cpu")
         assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_autocast_leaves_float64_alone(kind):
+    theirs, ours = layer_pair(kind, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    lengths = torch.full((B,), T)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = theirs(x)
+        for found in (ours(x), ours(x, lengths=lengths), ours(x, reset=torch.zeros(T, B, dtype=torch.bool))):
+            same(found, expected, rtol=1e-10, atol=1e-12)
+    network = gallery.min_gru(I, H).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x)
+    same(found, network(x), rtol=0, atol=0)

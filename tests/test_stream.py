@@ -315,3 +315,30 @@ def test_errors():
     module.double()
     with pytest.raises(TypeError, match="module: expected weights of"):
         stream.refresh()
+
+
+def test_the_compiled_stream_checks_what_it_is_given():
+    """`fastrnn.Stream` checks first; whoever goes past it must not read or write outside of a tensor."""
+    w = [torch.randn(8, 3), torch.randn(8, 2), torch.randn(8), torch.randn(8), None]
+    for wrong in ([], [[]], [w[:4]], [[None, *w[1:]]], [[w[0], torch.randn(8, 3), *w[2:]]], [w, w],
+                  [[w[0], w[1].double(), *w[2:]]], [[w[0], w[1].t().contiguous().t(), *w[2:]]]):  # fmt: skip
+        with pytest.raises(ValueError, match="weights: expected"):
+            _C.Stream("lstm", wrong, 2)
+    for batch in (0, -1):
+        with pytest.raises(ValueError, match="batch: expected a positive number"):
+            _C.Stream("lstm", [w], batch)
+    with pytest.raises(ValueError, match="cell: expected lstm"):
+        _C.Stream("unknown", [w], 2)
+    stream = _C.Stream("lstm", [w], 2)
+    other = [torch.randn(8, 4), *w[1:]]
+    with pytest.raises(ValueError, match="weights: expected the sizes"):
+        stream.set_weights([other])
+    for rows in ([2], [-1], [1 << 40]):
+        with pytest.raises(IndexError, match="rows: expected rows from 0 to 1"):
+            stream.reset(rows, [])
+    state = torch.zeros(1, 2, 2)
+    for initial in ([state], [state, state[:, :1]], [state, state.double()], [state, torch.zeros(1, 4, 2)[:, ::2]]):
+        with pytest.raises(ValueError, match="initial: expected"):
+            stream.reset(None, initial)
+    with pytest.raises(TypeError, match=r"dtype: expected a torch\.dtype"):
+        _C.has_kernels("lstm", 3)

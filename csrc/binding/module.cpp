@@ -191,6 +191,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "has_kernels",
       [](const std::string& name, const py::object& dtype) {
+        if (!THPDtype_Check(dtype.ptr())) throw py::type_error("dtype: expected a torch.dtype");
         return fastrnn::has_kernels(name, reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type);
       },
       py::arg("cell"), py::arg("dtype"));

@@ -59,7 +59,10 @@ Tensor plain_copy(const Tensor& t) { return is_wrapped(t) ? Tensor() : own_copy(
 Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t batch)
     : cell_(cell), batch_(batch), counts_{batch} {
   const CellKernels* kernels = find_cell(cell.c_str());
-  TORCH_CHECK_VALUE(kernels != nullptr, "cell: there are no kernels for ", cell);
+  TORCH_CHECK_VALUE(kernels != nullptr && !kernels->staged && kernels->second == 0 && kernels->parameters == 0 &&
+                        kernels->recurrent == kernels->gates,
+                    "cell: expected lstm, gru, rnn_tanh or rnn_relu, got ", cell);
+  TORCH_CHECK_VALUE(batch > 0, "batch: expected a positive number of rows, got ", batch);
   set_weights(std::move(weights));
   const Tensor& w_hh = weights_[0][1];
   inputs_ = weights_[0][0].size(1);
@@ -87,10 +90,34 @@ Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t ba
   for (int64_t k = 1; k < layers; ++k) between_.push_back(own({batch, projected_}, w_hh));
 }
 
+void Stream::check_weights(const CellKernels& cell, const std::vector<Tensors>& weights) const {
+  TORCH_CHECK_VALUE(!weights.empty() && (weights_.empty() || weights.size() == weights_.size()),
+                    "weights: expected those of every layer, got ", weights.size(), " layers");
+  TORCH_CHECK_VALUE(weights[0].size() == 5 && weights[0][0].defined() && weights[0][0].dim() == 2 &&
+                        weights[0][1].defined() && weights[0][1].dim() == 2,
+                    "weights: expected w_ih, w_hh, b_ih, b_hh, w_hr of each layer");
+  const Tensor& w_hh = weights[0][1];
+  const int64_t G = cell.gates, H = w_hh.size(0) / G, P = w_hh.size(1);
+  for (size_t k = 0; k < weights.size(); ++k) {
+    const std::array<std::vector<int64_t>, 5> sizes{
+        std::vector<int64_t>{G * H, k == 0 ? weights[0][0].size(1) : P}, {G * H, P}, {G * H}, {G * H}, {P, H}};
+    TORCH_CHECK_VALUE(weights[k].size() == 5, "weights: expected 5 tensors of layer ", k, ", got ", weights[k].size());
+    for (size_t i = 0; i < 5; ++i) {
+      const Tensor& w = weights[k][i];
+      if (!w.defined() && (i == 2 || i == 3 || (i == 4 && P == H))) continue;
+      TORCH_CHECK_VALUE(w.defined() && w.sizes() == sizes[i] && w.device().is_cpu() && w.is_contiguous() &&
+                            w.scalar_type() == w_hh.scalar_type() && (weights_.empty() || w.scalar_type() == type_),
+                        "weights: expected a dense tensor of shape ", c10::IntArrayRef(sizes[i]), " and ",
+                        weights_.empty() ? w_hh.scalar_type() : type_, " on the CPU at position ", i, " of layer ", k);
+    }
+  }
+  TORCH_CHECK_VALUE(weights_.empty() || (weights[0][0].size(1) == inputs_ && H == hidden_ && P == projected_),
+                    "weights: expected the sizes that the stream was made with");
+}
+
 void Stream::set_weights(std::vector<Tensors> weights) {
   const std::lock_guard lock(mutex_);
-  TORCH_CHECK_VALUE(!weights.empty() && (weights_.empty() || weights.size() == weights_.size()),
-                    "weights: expected those of every layer");
+  check_weights(*find_cell(cell_.c_str()), weights);
   weights_.swap(weights);
 }
 
@@ -114,6 +141,17 @@ void Stream::set_states(const Tensors& values) {
 
 void Stream::reset(const std::optional<std::vector<int64_t>>& rows, const Tensors& initial) {
   const std::lock_guard lock(mutex_);
+  for (const int64_t b : rows.value_or(std::vector<int64_t>())) {
+    TORCH_CHECK_INDEX(b >= 0 && b < batch_, "rows: expected rows from 0 to ", batch_ - 1, ", got ", b);
+  }
+  TORCH_CHECK_VALUE(initial.empty() || initial.size() == states_[now_].size(), "initial: expected ",
+                    states_[now_].size(), " states, got ", initial.size());
+  for (size_t s = 0; s < initial.size(); ++s) {
+    const Tensor &given = initial[s], &state = states_[now_][s];
+    TORCH_CHECK_VALUE(given.defined() && given.sizes() == state.sizes() && given.scalar_type() == type_ &&
+                          given.device().is_cpu() && given.is_contiguous() && !is_wrapped(given),
+                      "initial: expected dense states of shape ", state.sizes(), " and ", type_);
+  }
   std::vector<int64_t> all;
   for (int64_t b = 0; !rows && b < batch_; ++b) all.push_back(b);
   for (size_t s = 0; s < states_[now_].size(); ++s) {

@@ -33,6 +33,8 @@ class Stream {
 
  private:
   Tensor step_locked(const Tensor& x);
+  // Raises unless these are the weights of every layer, in the sizes and dtype of those of before.
+  void check_weights(const CellKernels& cell, const std::vector<Tensors>& weights) const;
 
   mutable std::mutex mutex_;
   std::string cell_;

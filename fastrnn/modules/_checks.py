@@ -109,7 +109,9 @@ def read_flat_weights(module: Any) -> list[Any]:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The number format of `torch.autocast` where it is active for the device of ``x``, else None."""
+    """The dtype to which `torch.autocast` casts ``x``; None where it is not active, or leaves float64 alone."""
+    if x.dtype is torch.float64:
+        return None
     device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else None
     return torch.get_autocast_dtype(device) if device and torch.is_autocast_enabled(device) else None
 
