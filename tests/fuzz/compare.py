@@ -40,8 +40,8 @@ def structure(case: Case, ours: Results, theirs: Results) -> list[str]:
         if (mine is None) != (right is None):
             if case.custom and mine is not None and mine.numel() == 0:
                 continue  # a bias without elements
-            if case.reset and right is None and not mine.count_nonzero():
-                continue  # the loop has no path where every row begins anew
+            if (case.reset or case.lengths) and right is None and not mine.count_nonzero():
+                continue  # the loop has no path where no row has a step, or every one begins anew
             found.append(f"{name}: expected {_kind(right)}, got {_kind(mine)}")
         elif mine is not None and right is not None:
             found += _structure_of(case, name, mine, right)
