@@ -37,6 +37,10 @@ def _stream_entries(case: Any, problems: list[str]) -> bool:
     return getattr(case, "operator", "") == "stream" and bool(case.invalid) and problems[0].startswith("crash")
 
 
+def _fake_kernels(case: Any, problems: list[str]) -> bool:
+    return "on_meta" in problems[0] and ("KeyError" in problems[0] or "AttributeError" in problems[0])
+
+
 KNOWN: list[tuple[str, Test]] = [
     ("where NaN and infinities are", _masks),
     ("two devices in one call", _meta),
@@ -44,6 +48,7 @@ KNOWN: list[tuple[str, Test]] = [
     ("accuracy of the gradient of weight_hh with a projection", _projection),
     ("float64 under autocast with lengths or resets", _autocast_float64),
     ("entry points of the compiled Stream check nothing", _stream_entries),
+    ("fake kernels with an unknown cell or None for a tensor", _fake_kernels),
     ("torch.compile with a PackedSequence", _compiled_packed),
 ]
 

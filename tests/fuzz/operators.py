@@ -62,7 +62,7 @@ def _operator(case: Case, memory: Memory) -> list[str]:
     with torch.no_grad():
         try:
             result = call(*placed.values())
-        except RAISED as error:
+        except Exception as error:
             return _of_error(case, what, error) + _after(memory, None)
     found = _after(memory, result)
     if not case.invalid:
@@ -73,6 +73,8 @@ def _operator(case: Case, memory: Memory) -> list[str]:
 def _of_error(case: Case, what: str, error: Exception) -> list[str]:
     if not case.invalid:
         return [f"expected results, got {type(error).__name__}: {str(error)[:300]}"]
+    if not isinstance(error, RAISED):
+        return [f"{what}: expected an error that names the argument, got {type(error).__name__}: {str(error)[:300]}"]
     if "INTERNAL ASSERT" in str(error):
         return [f"{what}: expected an error that names the argument, got {str(error)[:300]}"]
     return []
