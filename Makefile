@@ -1,4 +1,4 @@
-# make test | bench | bench-peers | lint | cuda-check | format | build | clean
+# make test | fuzz | bench | bench-peers | lint | cuda-check | format | build | clean
 #
 # Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
 #
@@ -7,6 +7,7 @@
 #   PYTHON   the Python for a new environment:    make test PYTHON=python3.12
 #   VENV     the environment's folder:            make test VENV=$HOME/envs/fastrnn
 #   JOBS     test processes at a time:            make test JOBS=8
+#   MINUTES  how long random calls are tried:     make fuzz MINUTES=10
 #
 # pip reads its own settings: PIP_INDEX_URL or PIP_FIND_LINKS chooses where torch comes from.
 
@@ -15,12 +16,13 @@ TORCH ?=
 PYTHON ?=
 VENV ?= .venv
 JOBS ?= 2
+MINUTES ?= 10
 
 PY := $(VENV)/bin/python
 CPP_FILES = find csrc tests/native tests/cuda tests/cuda_binding benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
-.PHONY: bench bench-peers test lint cuda-check style format build deps venv clean
+.PHONY: bench bench-peers test fuzz lint cuda-check style format build deps venv clean
 
 bench: build
 	@$(PY) -m fastrnn bench $(ARGS)
@@ -32,6 +34,10 @@ bench-peers: build
 
 test: build
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+# Random calls on all cores, compared with torch.nn and under guard pages; see CONTRIBUTING.md.
+fuzz: build
+	@$(PY) -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 lint: style
 	@$(PY) -m mypy
