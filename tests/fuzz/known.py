@@ -28,15 +28,6 @@ def _compiled_packed(case: Any, problems: list[str]) -> bool:
     return getattr(case, "extra", "") == "compile" and case.layout.startswith("packed")
 
 
-def _autocast_float64(case: Any, problems: list[str]) -> bool:
-    autocast = getattr(case, "autocast", "")
-    return bool(autocast) and case.dtype == "float64" and "expected torch.float64" in problems[0]
-
-
-def _stream_entries(case: Any, problems: list[str]) -> bool:
-    return getattr(case, "operator", "") == "stream" and bool(case.invalid) and problems[0].startswith("crash")
-
-
 def _fake_kernels(case: Any, problems: list[str]) -> bool:
     return "on_meta" in problems[0] and ("KeyError" in problems[0] or "AttributeError" in problems[0])
 
@@ -46,8 +37,6 @@ KNOWN: list[tuple[str, Test]] = [
     ("two devices in one call", _meta),
     ("requires_grad of c where only weight_hr requires one", _flag_of_c),
     ("accuracy of the gradient of weight_hh with a projection", _projection),
-    ("float64 under autocast with lengths or resets", _autocast_float64),
-    ("entry points of the compiled Stream check nothing", _stream_entries),
     ("fake kernels with an unknown cell or None for a tensor", _fake_kernels),
     ("torch.compile with a PackedSequence", _compiled_packed),
 ]
