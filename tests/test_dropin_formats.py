@@ -161,6 +161,9 @@ def test_autocast_leaves_float64_alone(kind):
         expected = theirs(x)
         for found in (ours(x), ours(x, lengths=lengths), ours(x, reset=torch.zeros(T, B, dtype=torch.bool))):
             same(found, expected, rtol=1e-10, atol=1e-12)
+    table, ids = torch.randn(2, I, dtype=torch.float64), torch.randint(0, 2, (T, B))
+    with torch.autocast("cpu", torch.bfloat16):
+        same(ours(ids, embedding=table), theirs(table[ids]), rtol=1e-10, atol=1e-12)
     network = gallery.min_gru(I, H).double()
     with torch.autocast("cpu", torch.bfloat16):
         found = network(x)

@@ -109,8 +109,8 @@ def read_flat_weights(module: Any) -> list[Any]:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype to which `torch.autocast` casts ``x``; None where it is not active, or leaves float64 alone."""
-    if x.dtype is torch.float64:
+    """The dtype to which `torch.autocast` casts ``x``; None where it is inactive. It leaves float64 and ids alone."""
+    if x.dtype is torch.float64 or not x.is_floating_point():
         return None
     device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else None
     return torch.get_autocast_dtype(device) if device and torch.is_autocast_enabled(device) else None

@@ -260,6 +260,8 @@ def _by_layout(c: Case) -> dict[str, object]:
         out["x"] = "plain"
     if c.clip and c.autocast:
         out["clip"] = 0.0
+    if c.autocast and c.dtype not in ("float32", "float64", c.autocast) and c.layout.startswith("packed"):
+        out.update(vocabulary=0)  # the reference packs embedded ids, which torch refuses in these dtypes
     if c.autocast and c.dtype not in ("float32", "float64", c.autocast):
         out.update(
             lengths=False, reset=False, clip=0.0
