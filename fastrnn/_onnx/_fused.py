@@ -1,0 +1,92 @@
+"""The nodes LSTM, GRU and RNN of ONNX.
+
+Differences of ONNX (https://onnx.ai/onnx/operators/onnx__LSTM.html and its neighbours): the gates of an LSTM lie in the
+order i, o, f, c, those of a GRU z, r, h, and a GRU that resets after the product has ``linear_before_reset=1``. Both
+biases are one vector. Weights, states and outputs have a dimension for directions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrnn._onnx import _nodes
+from fastrnn.functional import LayerWeights
+
+States = tuple[Tensor, ...]
+
+
+class Kind(NamedTuple):
+    """A node of ONNX that computes a cell."""
+
+    node: str
+    gates: tuple[int, ...]  # positions of ONNX's gates among torch's
+    attributes: dict[str, Any]
+    states: int = 1
+
+
+KINDS = {
+    "lstm": Kind("LSTM", (0, 3, 1, 2), {}, 2),
+    "gru": Kind("GRU", (1, 0, 2), {"linear_before_reset": 1}),
+    "rnn_tanh": Kind("RNN", (0,), {"activations": ["Tanh"]}),
+    "rnn_relu": Kind("RNN", (0,), {"activations": ["Relu"]}),
+}
+
+
+def can_take(cell: str, weights: LayerWeights, reset: Tensor | None) -> bool:
+    """Whether a node has the meaning of this layer, and a runtime for it.
+
+    ONNX has no projection, and its nodes multiply the input themselves. onnxruntime has no node in float64.
+    """
+    if cell not in KINDS or reset is not None or weights.w_ih is None or weights.w_hr is not None:
+        return False
+    return weights.w_hh.dtype != torch.float64
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    weights: LayerWeights,
+    states: States | None,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, States]:
+    """One layer in one direction: x (T, B, I), states (B, H), lengths (B) -> y (T, B, H), final states (B, H)."""
+    kind, dtype = KINDS[cell], x.dtype
+    w_ih, w_hh, b_ih, b_hh, _ = weights
+    assert w_ih is not None
+    inputs: list[Tensor | None] = [
+        x,
+        _in_order(w_ih, kind).unsqueeze(0),
+        _in_order(w_hh, kind).unsqueeze(0),
+        _bias(w_hh, b_ih, b_hh, kind),
+        None if lengths is None else lengths.to(torch.int32),
+        *([None] if states is None else [s.unsqueeze(0) for s in states]),
+    ]
+    if dtype is torch.bfloat16:  # the nodes take it from opset 22 on, and onnxruntime not at all
+        inputs = [t.float() if t is not None and t.dtype is dtype else t for t in inputs]
+    attributes = {**kind.attributes, "hidden_size": w_hh.shape[1], "direction": "reverse" if reverse else "forward"}
+    y, *finals = _nodes.recurrent(kind.node, inputs, attributes, kind.states)
+    y = y.squeeze(1).to(dtype)
+    finals = [f.squeeze(0).to(dtype) for f in finals]
+    if lengths is not None and states is not None:  # runtimes give zero as the final state of a row without steps
+        some = (lengths > 0).unsqueeze(-1)
+        finals = [torch.where(some, f, s) for f, s in zip(finals, states, strict=True)]
+    return y, tuple(finals)
+
+
+def _in_order(weight: Tensor, kind: Kind) -> Tensor:
+    """Rows of all gates, in ONNX's order."""
+    if len(kind.gates) == 1:
+        return weight
+    blocks = weight.chunk(len(kind.gates))
+    return torch.cat([blocks[gate] for gate in kind.gates])
+
+
+def _bias(w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, kind: Kind) -> Tensor | None:
+    if b_ih is None and b_hh is None:
+        return None
+    zeros = w_hh.new_zeros(w_hh.shape[0])
+    return torch.cat([_in_order(zeros if b is None else b, kind) for b in (b_ih, b_hh)]).unsqueeze(0)

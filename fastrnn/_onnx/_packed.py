@@ -1,0 +1,33 @@
+"""Packed input as padded input, which is what ONNX's nodes and loops take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """How the rows of packed input (N, I) lie in padded input (T, B, I)."""
+
+    def __init__(self, batch_sizes: Tensor, x: Tensor, states: tuple[Tensor, ...] | None):
+        if states is not None:
+            batch = states[0].shape[0]
+        else:
+            batch = batch_sizes[0].item()
+            torch._check_is_size(batch)
+        sizes = batch_sizes.to(x.device)
+        row = torch.arange(batch, device=x.device)
+        self.lengths = (row.unsqueeze(-1) < sizes).sum(-1)
+        self._starts = sizes.cumsum(0) - sizes  # of each step, among the packed rows
+        self._at = (self._starts.unsqueeze(-1) + row).clamp(max=x.shape[0] - 1)  # (T, B)
+        self._steps, self._batch, self._count = sizes.shape[0], batch, x.shape[0]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(N, I) as (T, B, I); padding holds rows of others."""
+        return x[self._at]
+
+    def pack(self, y: Tensor) -> Tensor:
+        """(T, B, P) as (N, P)."""
+        packed = torch.arange(self._count, device=y.device)
+        step = (packed.unsqueeze(-1) >= self._starts).sum(-1) - 1
+        return y.flatten(0, 1)[step * self._batch + packed - self._starts[step]]

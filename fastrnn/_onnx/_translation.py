@@ -1,0 +1,73 @@
+"""The operator ``sequence_forward`` in operations that the exporters translate to ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastrnn import _ops, cells, reference
+from fastrnn._onnx import _fused, _loop, _packed
+from fastrnn.functional import LayerWeights
+
+States = tuple[Tensor, ...]
+
+
+def sequence_forward(
+    cell: str,
+    x: Tensor,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    states: Sequence[Tensor] | None,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    training: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The operator's results. What training saves for backward has the right number of tensors and no values: an
+    exported model runs no backward pass.
+    """
+    weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)
+    given = tuple(states) if states else None
+    if batch_sizes is None:
+        y, finals = layer(cell, x, weights, given, lengths, reset, reverse)
+    else:
+        rows = _packed.Rows(batch_sizes, x, given)
+        y, finals = layer(cell, rows.pad(x), weights, given, rows.lengths, None, reverse)
+        y = rows.pack(y)
+    return y, list(finals), [w_hh.new_empty(0) for _ in range(4)] if training else []
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    weights: LayerWeights,
+    states: States | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, States]:
+    """One layer in one direction on padded input (T, B, I): a node of ONNX where there is one, else a loop."""
+    cell = cells.split_bound(cell)[0]  # a bound for gradients does nothing in inference
+    if _fused.can_take(cell, weights, reset):
+        return _fused.layer(cell, x, weights, states, lengths, reverse)
+    spec = cells.find(cell)
+    assert spec is not None
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    if states is None:
+        hidden = _ops.hidden_size(w_hh, w_hr)
+        states = reference.zero_states(spec, x, x.shape[1], hidden, w_hh.shape[1])
+    if w_ih is not None:
+        wx = F.linear(x, w_ih, b_ih)
+    else:
+        wx = x if b_ih is None else x + b_ih
+    return _loop.layer(spec, wx, (w_hh, b_hh, w_hr), states, lengths, reset, reverse)
+
+
+__all__ = ["layer", "sequence_forward"]
