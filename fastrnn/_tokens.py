@@ -67,6 +67,8 @@ def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bo
     The gradient of a table sums over the occurrences of a token in the table's own format, which 16 bits are not
     enough for.
     """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False  # an exported program takes any number of ids
     if embedding.shape[0] >= ids.numel():
         return False
     if embedding.dtype in _WIDE:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _gpu, _ops, _recompute, _segments, _tokens, cells, reference
+from fastrnn import _gpu, _onnx, _ops, _recompute, _segments, _tokens, cells, reference
 from fastrnn.autograd import N_RESERVE, Layer
 from fastrnn.cells import CELLS, CellSpec
 
@@ -133,13 +133,17 @@ def sequence(
         x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
         weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
     states = () if states is None else tuple(states)
+    if torch._C._is_tracing() and torch.onnx.is_in_onnx_export():
+        return _onnx.traced(cell, x, weights, states, batch_sizes, lengths, reset, reverse)
     if penalty is not None:
         return penalty._layer(cell, spec, x, weights, states, (batch_sizes, lengths, reset, reverse), backend)
     compiling = torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
     functionalized = transformed and not compiling and _is_functionalized()
     plain = _must_be_plain(compiling and transformed) or (functionalized and _may_need_graph(x, weights, states))
-    if backend == "reference" or plain or not _fusible(weights, backend, spec):
+    # ONNX has no kernels of ours: what stands for the operator there is the exporter's to choose.
+    exporting = compiling and torch.onnx.is_in_onnx_export() and weights.w_hh.dtype in _FORMATS
+    if not exporting and (backend == "reference" or plain or not _fusible(weights, backend, spec)):
         if not states:
             batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
             hidden = _ops.hidden_size(weights.w_hh, weights.w_hr)

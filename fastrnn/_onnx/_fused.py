@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastrnn import _ops
 from fastrnn._onnx import _nodes
-from fastrnn.functional import LayerWeights
 
 States = tuple[Tensor, ...]
+Weights = tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh, w_hr
 
 
 class Kind(NamedTuple):
@@ -35,20 +36,21 @@ KINDS = {
 }
 
 
-def can_take(cell: str, weights: LayerWeights, reset: Tensor | None) -> bool:
+def can_take(cell: str, weights: Weights, reset: Tensor | None) -> bool:
     """Whether a node has the meaning of this layer, and a runtime for it.
 
     ONNX has no projection, and its nodes multiply the input themselves. onnxruntime has no node in float64.
     """
-    if cell not in KINDS or reset is not None or weights.w_ih is None or weights.w_hr is not None:
+    w_ih, w_hh, _, _, w_hr = weights
+    if cell not in KINDS or reset is not None or w_ih is None or w_hr is not None:
         return False
-    return weights.w_hh.dtype != torch.float64
+    return w_hh is not None and w_hh.dtype != torch.float64
 
 
 def layer(
     cell: str,
     x: Tensor,
-    weights: LayerWeights,
+    weights: Weights,
     states: States | None,
     lengths: Tensor | None,
     reverse: bool,
@@ -57,6 +59,7 @@ def layer(
     kind, dtype = KINDS[cell], x.dtype
     w_ih, w_hh, b_ih, b_hh, _ = weights
     assert w_ih is not None
+    assert w_hh is not None
     inputs: list[Tensor | None] = [
         x,
         _in_order(w_ih, kind).unsqueeze(0),
@@ -68,7 +71,13 @@ def layer(
     if dtype is torch.bfloat16:  # the nodes take it from opset 22 on, and onnxruntime not at all
         inputs = [t.float() if t is not None and t.dtype is dtype else t for t in inputs]
     attributes = {**kind.attributes, "hidden_size": w_hh.shape[1], "direction": "reverse" if reverse else "forward"}
-    y, *finals = _nodes.recurrent(kind.node, inputs, attributes, kind.states)
+
+    def compute() -> tuple[Tensor, ...]:
+        y, finals, _ = _ops.forward(cell, x, *weights, states or (), None, lengths, None, reverse, False)
+        wanted = torch.float32 if dtype is torch.bfloat16 else dtype
+        return y.unsqueeze(1).to(wanted), *(f.unsqueeze(0).to(wanted) for f in finals)
+
+    y, *finals = _nodes.recurrent(kind.node, inputs, attributes, kind.states, compute)
     y = y.squeeze(1).to(dtype)
     finals = [f.squeeze(0).to(dtype) for f in finals]
     if lengths is not None and states is not None:  # runtimes give zero as the final state of a row without steps

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import reference
+from fastrnn._onnx import _traced
 from fastrnn.cells import CellSpec
 
 States = tuple[Tensor, ...]
@@ -36,8 +37,24 @@ def layer(
     given = [t for t in matrices if t is not None]
     if reset is not None:
         given += states
-    *finals, y = torch.ops.higher_order.scan(body, list(states), steps, tuple(given))
+    distinct = _distinct([*states, *steps, *given])
+    begin, end = len(states), len(states) + len(steps)
+    states_in, steps_in, given_in = distinct[:begin], distinct[begin:end], distinct[end:]
+    if _traced.is_active():
+        *finals, y = _traced.scan(body, states_in, steps_in, given_in)
+    else:
+        *finals, y = torch.ops.higher_order.scan(body, states_in, steps_in, tuple(given_in))
     return y.flip(0) if reverse else y, tuple(finals)
+
+
+def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+    """The same values, no tensor twice: the body of a loop is traced with these very tensors as its arguments."""
+    seen: set[int] = set()
+    found = []
+    for tensor in tensors:
+        found.append(tensor.clone() if id(tensor) in seen else tensor)
+        seen.add(id(tensor))
+    return found
 
 
 class Body:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastrnn import _ops, cells, reference
 from fastrnn._onnx import _fused, _loop, _packed
-from fastrnn.functional import LayerWeights
 
 States = tuple[Tensor, ...]
+Weights = tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh, w_hr
 
 
 def sequence_forward(
@@ -33,7 +33,7 @@ def sequence_forward(
     """The operator's results. What training saves for backward has the right number of tensors and no values: an
     exported model runs no backward pass.
     """
-    weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)
+    weights = (w_ih, w_hh, b_ih, b_hh, w_hr)
     given = tuple(states) if states else None
     if batch_sizes is None:
         y, finals = layer(cell, x, weights, given, lengths, reset, reverse)
@@ -47,7 +47,7 @@ def sequence_forward(
 def layer(
     cell: str,
     x: Tensor,
-    weights: LayerWeights,
+    weights: Weights,
     states: States | None,
     lengths: Tensor | None,
     reset: Tensor | None,
@@ -60,6 +60,7 @@ def layer(
     spec = cells.find(cell)
     assert spec is not None
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    assert w_hh is not None
     if states is None:
         hidden = _ops.hidden_size(w_hh, w_hr)
         states = reference.zero_states(spec, x, x.shape[1], hidden, w_hh.shape[1])

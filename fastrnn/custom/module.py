@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
 from fastrnn.modules import _checks, _extra, _initial
+from fastrnn.modules._keywords import ExportedKeywords
 from fastrnn.modules._layers import run_layers
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 States = Tensor | tuple[Tensor, ...]
 
 
-class Network(nn.Module):
+class Network(ExportedKeywords, nn.Module):
     """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
 
     Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
@@ -221,7 +222,7 @@ class Network(nn.Module):
     def _run(
         self, x: Tensor, states: tuple[Tensor, ...] | None, options: dict[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if x.shape[-1] != self.input_size:
+        if not _checks.has_shape(x, (*x.shape[:-1], self.input_size)):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
@@ -343,7 +344,7 @@ class Network(nn.Module):
             states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
         expected = (self.num_layers * self._directions, batch, self.hidden_size)
         for name, state in zip(names, states, strict=True):
-            if tuple(state.shape) != expected:
+            if not _checks.has_shape(state, expected):
                 raise RuntimeError(f"{argument}: expected {name} of size {expected}, got {tuple(state.shape)}")
         return states
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from .. import _C
 from ..functional import LayerWeights, sequence
 from . import _checks, _extra, _initial, _tokens
+from ._keywords import ExportedKeywords
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class RecurrentCell(nn.RNNCellBase):
+class RecurrentCell(ExportedKeywords, nn.RNNCellBase):
     """What the cells have in common. The compiler traces torch's cells, so that ours may derive from them outright.
 
     Attributes:
