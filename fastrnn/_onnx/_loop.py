@@ -37,24 +37,17 @@ def layer(
     given = [t for t in matrices if t is not None]
     if reset is not None:
         given += states
-    distinct = _distinct([*states, *steps, *given])
-    begin, end = len(states), len(states) + len(steps)
-    states_in, steps_in, given_in = distinct[:begin], distinct[begin:end], distinct[end:]
+    # No tensor twice, as the body is traced with these very tensors as its arguments; and none that requires a gradient,
+    # as the exporter runs the captured program again, and would have the loop differentiated.
+    states_in, steps_in, given_in = ([t.detach() for t in tensors] for tensors in (states, steps, given))
     if _traced.is_active():
         *finals, y = _traced.scan(body, states_in, steps_in, given_in)
+    elif type(wx.shape[0]) is int and wx.shape[0] == 1:  # a cell, or one step of a stream
+        *finals, y = body(*states, *(s.squeeze(0) for s in steps), *given)
+        y = y.unsqueeze(0)
     else:
         *finals, y = torch.ops.higher_order.scan(body, states_in, steps_in, tuple(given_in))
     return y.flip(0) if reverse else y, tuple(finals)
-
-
-def _distinct(tensors: list[Tensor]) -> list[Tensor]:
-    """The same values, no tensor twice: the body of a loop is traced with these very tensors as its arguments."""
-    seen: set[int] = set()
-    found = []
-    for tensor in tensors:
-        found.append(tensor.clone() if id(tensor) in seen else tensor)
-        seen.add(id(tensor))
-    return found
 
 
 class Body:
