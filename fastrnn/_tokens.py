@@ -122,7 +122,9 @@ def _check(ids: Tensor, embedding: Tensor, w_ih: Tensor | None, batch_sizes: Ten
 
 
 def _has_values(ids: Tensor) -> bool:
-    if torch.compiler.is_compiling() or type(ids) is not Tensor or not ids.is_cpu:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    if type(ids) is not Tensor or not ids.is_cpu:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(ids)
 

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
-from fastrnn import _ops
 from fastrnn._onnx import _translation
 
 
-@torch.library.register_torch_dispatch("fastrnn::sequence_forward", ProxyTorchDispatchMode)
 def _sequence_forward(mode: Any, operator: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # Before autograd (pre_dispatch) the exporter captures a program that is still to be decomposed.
     if mode.pre_dispatch or not torch.onnx.is_in_onnx_export():
         return mode.__torch_dispatch__(operator, types, args, kwargs)
     with mode:
         return _translation.sequence_forward(*args, **kwargs)
+
+
+torch.library.register_torch_dispatch("fastrnn::sequence_forward", ProxyTorchDispatchMode, _sequence_forward)

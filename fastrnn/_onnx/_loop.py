@@ -37,8 +37,8 @@ def layer(
     given = [t for t in matrices if t is not None]
     if reset is not None:
         given += states
-    # No tensor twice, as the body is traced with these very tensors as its arguments; and none that requires a gradient,
-    # as the exporter runs the captured program again, and would have the loop differentiated.
+    # No tensor twice, as the body is traced with these very tensors as its arguments; and none that requires a
+    # gradient, as the exporter runs the captured program again, and would have the loop differentiated.
     states_in, steps_in, given_in = ([t.detach() for t in tensors] for tensors in (states, steps, given))
     if _traced.is_active():
         *finals, y = _traced.scan(body, states_in, steps_in, given_in)
@@ -53,9 +53,7 @@ def layer(
 class Body:
     """One step of the loop: called with states, what the step reads, and what all steps have in common."""
 
-    def __init__(
-        self, spec: CellSpec, states: int, matrices: Matrices, has_lengths: bool, has_reset: bool
-    ) -> None:
+    def __init__(self, spec: CellSpec, states: int, matrices: Matrices, has_lengths: bool, has_reset: bool) -> None:
         self.spec, self.states = spec, states
         self.present = [m is not None for m in matrices]
         self.has_lengths, self.has_reset = has_lengths, has_reset

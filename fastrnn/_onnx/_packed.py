@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,11 +12,8 @@ class Rows:
     """How the rows of packed input (N, I) lie in padded input (T, B, I)."""
 
     def __init__(self, batch_sizes: Tensor, x: Tensor, states: tuple[Tensor, ...] | None):
-        if states is not None:
-            batch = states[0].shape[0]
-        else:
-            batch = batch_sizes[0].item()
-            torch._check_is_size(batch)
+        batch: Any = batch_sizes[0].item() if states is None else states[0].shape[0]
+        torch._check(batch >= 0)
         sizes = batch_sizes.to(x.device)
         row = torch.arange(batch, device=x.device)
         self.lengths = (row.unsqueeze(-1) < sizes).sum(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 Found = tuple[Tensor, ...]
+
+_set_tracing_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
 
 
 def is_active() -> bool:
@@ -80,7 +83,8 @@ def scan(
     """As `torch.ops.higher_order.scan`: the final states, and the outputs of all steps. A script is called, which
     stands in the trace as a loop; a loop in Python would stand there as the steps of the example.
     """
-    with _outside_of_trace():
+    with _outside_of_trace(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that are compared, which are the same for every batch
         example = [torch.zeros_like(t) for t in (*states, *(s[0] for s in steps), *given)]
         step = torch.jit.trace(lambda *arguments: tuple(body(*arguments)), tuple(example), check_trace=False)
     s, x, g = ([f"{letter}{k}" for k in range(len(ts))] for letter, ts in (("s", states), ("x", steps), ("g", given)))
@@ -112,8 +116,8 @@ def _keep(*scripts: Any) -> None:
 def _outside_of_trace() -> Iterator[None]:
     """While it lasts, nothing is recorded, and another trace can be made."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    _set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        _set_tracing_state(state)

@@ -226,7 +226,7 @@ class Network(ExportedKeywords, nn.Module):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
-        if x.shape[0] == 0:
+        if not torch.jit.is_tracing() and x.shape[0] == 0:  # type: ignore[attr-defined]
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         target = _checks.autocast_dtype(x)
         dropout = self.dropout if self.training else 0.0
