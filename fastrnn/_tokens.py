@@ -65,10 +65,10 @@ def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bo
     """Whether the products of the vocabulary are fewer than those of the sequence, and as exact.
 
     The gradient of a table sums over the occurrences of a token in the table's own format, which 16 bits are not
-    enough for.
+    enough for. Always False in an export, whose program takes any number of ids.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False  # an exported program takes any number of ids
+        return False
     if embedding.shape[0] >= ids.numel():
         return False
     if embedding.dtype in _WIDE:

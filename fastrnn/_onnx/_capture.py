@@ -1,4 +1,4 @@
-"""The translation for torch.onnx.export(dynamo=True): a rule for the operator while the exporter traces."""
+"""Translation for torch.onnx.export(dynamo=True): a rule for the operator while the exporter traces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrnn._onnx import _translation
 
 
 def _sequence_forward(mode: Any, operator: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # Before autograd (pre_dispatch) the exporter captures a program that is still to be decomposed.
+    # The first trace (pre_dispatch) captures a program that torch.export promises to keep as it is.
     if mode.pre_dispatch or not torch.onnx.is_in_onnx_export():
         return mode.__torch_dispatch__(operator, types, args, kwargs)
     with mode:

@@ -20,7 +20,7 @@ Weights = tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh, w_hr
 
 
 class Kind(NamedTuple):
-    """A node of ONNX that computes a cell."""
+    """Node type of ONNX that computes a cell."""
 
     node: str
     gates: tuple[int, ...]  # positions of ONNX's gates among torch's
@@ -37,9 +37,9 @@ KINDS = {
 
 
 def can_take(cell: str, weights: Weights, reset: Tensor | None) -> bool:
-    """Whether a node has the meaning of this layer, and a runtime for it.
+    """Return True if a node has the meaning of this layer and onnxruntime can run it.
 
-    ONNX has no projection, and its nodes multiply the input themselves. onnxruntime has no node in float64.
+    ONNX has no projection, no resets, and no node that takes the input product. onnxruntime has no node in float64.
     """
     w_ih, w_hh, _, _, w_hr = weights
     if cell not in KINDS or reset is not None or w_ih is None or w_hr is not None:
@@ -55,7 +55,7 @@ def layer(
     lengths: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, States]:
-    """One layer in one direction: x (T, B, I), states (B, H), lengths (B) -> y (T, B, H), final states (B, H)."""
+    """Run one layer in one direction: x (T, B, I), states (B, H), lengths (B) -> y (T, B, H), final states (B, H)."""
     kind, dtype = KINDS[cell], x.dtype
     w_ih, w_hh, b_ih, b_hh, _ = weights
     assert w_ih is not None
@@ -68,7 +68,7 @@ def layer(
         None if lengths is None else lengths.to(torch.int32),
         *([None] if states is None else [s.unsqueeze(0) for s in states]),
     ]
-    if dtype is torch.bfloat16:  # the nodes take it from opset 22 on, and onnxruntime not at all
+    if dtype is torch.bfloat16:  # ONNX allows it from opset 22 on, onnxruntime never
         inputs = [t.float() if t is not None and t.dtype is dtype else t for t in inputs]
     attributes = {**kind.attributes, "hidden_size": w_hh.shape[1], "direction": "reverse" if reverse else "forward"}
 
@@ -80,14 +80,14 @@ def layer(
     y, *finals = _nodes.recurrent(kind.node, inputs, attributes, kind.states, compute)
     y = y.squeeze(1).to(dtype)
     finals = [f.squeeze(0).to(dtype) for f in finals]
-    if lengths is not None and states is not None:  # runtimes give zero as the final state of a row without steps
-        some = (lengths > 0).unsqueeze(-1)
-        finals = [torch.where(some, f, s) for f, s in zip(finals, states, strict=True)]
+    if lengths is not None and states is not None:  # onnxruntime returns zero as the final state of an empty row
+        has_steps = (lengths > 0).unsqueeze(-1)
+        finals = [torch.where(has_steps, f, s) for f, s in zip(finals, states, strict=True)]
     return y, tuple(finals)
 
 
 def _in_order(weight: Tensor, kind: Kind) -> Tensor:
-    """Rows of all gates, in ONNX's order."""
+    """Reorder the rows of a weight or bias to ONNX's order of gates."""
     if len(kind.gates) == 1:
         return weight
     blocks = weight.chunk(len(kind.gates))
@@ -95,6 +95,7 @@ def _in_order(weight: Tensor, kind: Kind) -> Tensor:
 
 
 def _bias(w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, kind: Kind) -> Tensor | None:
+    """Join both biases, (1, 2·G·H); a missing one is zero."""
     if b_ih is None and b_hh is None:
         return None
     zeros = w_hh.new_zeros(w_hh.shape[0])

@@ -1,4 +1,4 @@
-"""Nodes of ONNX in a captured program and in a trace."""
+"""Recurrent nodes of ONNX, in a captured program and in a trace."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ def recurrent(
     states: int,
     compute: Callable[[], tuple[Tensor, ...]],
 ) -> tuple[Tensor, ...]:
-    """A node LSTM, GRU or RNN: Y (T, 1, B, H) and as many final states (1, B, H).
+    """Add a node LSTM, GRU or RNN.
 
-    ``inputs`` are ONNX's: x (T, B, I), W, R, bias or None, lengths or None, then the initial states or None. A trace
-    has values, which ``compute`` finds; a captured program only shapes.
+    Args:
+        node: its type.
+        inputs: ONNX's: x (T, B, I), W (1, G·H, I), R (1, G·H, H), bias (1, 2·G·H) or None, lengths (B) or None, and
+            the initial states (1, B, H) or None.
+        attributes: ONNX's.
+        states: number of final states.
+        compute: returns the values of the outputs, which a trace needs. A captured program has only shapes.
+
+    Returns:
+        Y (T, 1, B, H), and the final states (1, B, H).
     """
     if _traced.is_active():
         return _traced.node(node, inputs, attributes, 1 + states, compute)
@@ -31,4 +39,5 @@ def recurrent(
     final = (1, x.shape[1], w_hh.shape[2])
     shapes = [(x.shape[0], *final), *[final] * states]
     dtypes = [x.dtype] * len(shapes)
-    return tuple(torch.onnx.ops.symbolic_multi_out(node, list(inputs), attributes, dtypes=dtypes, shapes=shapes))
+    outputs = torch.onnx.ops.symbolic_multi_out(node, list(inputs), attributes, dtypes=dtypes, shapes=shapes)
+    return tuple(output.to(x.device) for output in outputs)  # it makes them on the CPU

@@ -1,4 +1,4 @@
-"""Packed input as padded input, which is what ONNX's nodes and loops take."""
+"""Packed input as padded input, which ONNX's nodes and loops take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Rows:
-    """How the rows of packed input (N, I) lie in padded input (T, B, I)."""
+    """Positions of packed rows (N, ·) in padded input (T, B, ·)."""
 
     def __init__(self, batch_sizes: Tensor, x: Tensor, states: tuple[Tensor, ...] | None):
         batch: Any = batch_sizes[0].item() if states is None else states[0].shape[0]
@@ -22,11 +22,11 @@ class Rows:
         self._steps, self._batch, self._count = sizes.shape[0], batch, x.shape[0]
 
     def pad(self, x: Tensor) -> Tensor:
-        """(N, I) as (T, B, I); padding holds rows of others."""
+        """Pad (N, I) to (T, B, I). The padding holds arbitrary rows."""
         return x[self._at]
 
     def pack(self, y: Tensor) -> Tensor:
-        """(T, B, P) as (N, P)."""
+        """Pack (T, B, P) to (N, P)."""
         packed = torch.arange(self._count, device=y.device)
         step = (packed.unsqueeze(-1) >= self._starts).sum(-1) - 1
         return y.flatten(0, 1)[step * self._batch + packed - self._starts[step]]

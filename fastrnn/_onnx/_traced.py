@@ -1,4 +1,4 @@
-"""The translation for torch.onnx.export(dynamo=False), which traces Python code."""
+"""Nodes and loops in the traces of torch.onnx.export(dynamo=False)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Found = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
 
 _set_tracing_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
 
 
 def is_active() -> bool:
-    """Whether a trace for ONNX is being made: one that need not run without this library."""
+    """Return True while torch.onnx.export(dynamo=False) traces."""
     return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]
 
 
 def node(
-    name: str, inputs: Sequence[Tensor | None], attributes: dict[str, Any], outputs: int, compute: Callable[[], Found]
-) -> Found:
-    """A node of ONNX with these inputs, whose outputs ``compute`` gives in the trace itself."""
-    with _outside_of_trace():  # where sizes are tensors
+    name: str, inputs: Sequence[Tensor | None], attributes: dict[str, Any], outputs: int, compute: Callable[[], Tensors]
+) -> Tensors:
+    """Add a node of ONNX to the trace; ``compute`` returns the values of its outputs."""
+    with _outside_of_trace():  # inside, sizes are tensors
         attributes = {k: v.item() if isinstance(v, Tensor) else v for k, v in attributes.items()}
     return _Node.apply(compute, name, attributes, outputs, *inputs)
 
@@ -32,37 +32,37 @@ def node(
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, compute: Callable[[], Found], name: str, attributes: dict[str, Any], outputs: int, *inputs: Any
-    ) -> Found:
-        # What is computed from other tensors than its inputs must not be recorded; its results must be.
+        ctx: Any, compute: Callable[[], Tensors], name: str, attributes: dict[str, Any], outputs: int, *inputs: Any
+    ) -> Tensors:
+        # The trace needs a recorded operation for every output, and must record none on tensors that are no inputs.
         with _outside_of_trace():
-            found = compute()
-            like = [(tuple(f.shape), f.dtype) for f in found]
+            values = compute()
+            like = [(tuple(value.shape), value.dtype) for value in values]
         results = tuple(inputs[0].new_zeros(shape, dtype=dtype) for shape, dtype in like)
         with _outside_of_trace():
-            for result, value in zip(results, found, strict=True):
+            for result, value in zip(results, values, strict=True):
                 result.copy_(value)
         return results
 
     @staticmethod
     def symbolic(
-        g: Any, compute: Callable[[], Found], name: str, attributes: dict[str, Any], outputs: int, *inputs: Any
+        g: Any, compute: Callable[[], Tensors], name: str, attributes: dict[str, Any], outputs: int, *inputs: Any
     ) -> Any:
-        given = [_absent(g) if value is None else value for value in inputs]
-        while inputs and inputs[-1] is None:  # trailing ones are left out
-            inputs, given = inputs[:-1], given[:-1]
-        return g.op(name, *given, outputs=outputs, **{_typed(k, v): v for k, v in attributes.items()})
+        while inputs[-1] is None:  # ONNX omits trailing optional inputs
+            inputs = inputs[:-1]
+        values = [_absent(g) if value is None else value for value in inputs]
+        return g.op(name, *values, outputs=outputs, **{_typed(k, v): v for k, v in attributes.items()})
 
 
 def _absent(g: Any) -> Any:
-    """An optional input that is not there."""
+    """Return the value that stands for an absent optional input."""
     value = g.op("prim::Constant")
     value.setType(torch._C.OptionalType.ofTensor())
     return value
 
 
 def _typed(name: str, value: Any) -> str:
-    """An attribute's name with the letter of its type."""
+    """Return an attribute's name with the suffix of its type."""
     first = value[0] if isinstance(value, (list, tuple)) else value
     return f"{name}_{'i' if isinstance(first, int) else 's'}"
 
@@ -78,16 +78,17 @@ def loop({arguments}):
 
 
 def scan(
-    body: Callable[..., list[Tensor]], states: Sequence[Tensor], steps: Sequence[Tensor], given: Sequence[Tensor]
+    body: Callable[..., list[Tensor]], states: Sequence[Tensor], steps: Sequence[Tensor], shared: Sequence[Tensor]
 ) -> list[Tensor]:
-    """As `torch.ops.higher_order.scan`: the final states, and the outputs of all steps. A script is called, which
-    stands in the trace as a loop; a loop in Python would stand there as the steps of the example.
+    """Return the final states and the stacked outputs of all steps, as `torch.ops.higher_order.scan` does.
+
+    A scripted function appears in the trace as a loop. A Python loop would appear as the steps of the example.
     """
     with _outside_of_trace(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that are compared, which are the same for every batch
-        example = [torch.zeros_like(t) for t in (*states, *(s[0] for s in steps), *given)]
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; steps compare sizes that do not depend on the batch
+        example = [torch.zeros_like(t) for t in (*states, *(s[0] for s in steps), *shared)]
         step = torch.jit.trace(lambda *arguments: tuple(body(*arguments)), tuple(example), check_trace=False)
-    s, x, g = ([f"{letter}{k}" for k in range(len(ts))] for letter, ts in (("s", states), ("x", steps), ("g", given)))
+    s, x, g = ([f"{letter}{k}" for k in range(len(ts))] for letter, ts in (("s", states), ("x", steps), ("g", shared)))
     source = _LOOP.format(
         arguments=", ".join(s + x + g),
         first=x[0],
@@ -95,26 +96,26 @@ def scan(
         call=", ".join(s + [f"{name}[t]" for name in x] + g),
     )
     unit = torch.jit.CompilationUnit(source)
-    _keep(step, unit)
+    _keep_alive(step, unit)
     loop = unit.loop
-    return list(loop(*states, *steps, *given))
+    return list(loop(*states, *steps, *shared))
 
 
-_kept: tuple[Any, list[Any]] = (None, [])
+_alive: tuple[Any, list[Any]] = (None, [])
 
 
-def _keep(*scripts: Any) -> None:
-    """Keeps alive what the trace refers to, until another trace begins: a trace does not."""
-    global _kept
+def _keep_alive(*scripts: Any) -> None:
+    """Own functions that a trace calls until the next trace begins. The trace refers to them without owning them."""
+    global _alive
     trace = torch._C._get_tracing_state()
-    if _kept[0] is not trace:
-        _kept = (trace, [])
-    _kept[1].extend(scripts)
+    if _alive[0] is not trace:
+        _alive = (trace, [])
+    _alive[1].extend(scripts)
 
 
 @contextlib.contextmanager
 def _outside_of_trace() -> Iterator[None]:
-    """While it lasts, nothing is recorded, and another trace can be made."""
+    """Suspend the trace: nothing is recorded, and another trace can be made."""
     state = torch._C._get_tracing_state()
     _set_tracing_state(None)
     try:

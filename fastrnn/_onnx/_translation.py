@@ -29,16 +29,16 @@ def sequence_forward(
     reverse: bool,
     training: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The operator's results. What training saves for backward has the right number of tensors and no values: an
-    exported model runs no backward pass.
+    """Return the operator's results. An exported model runs no backward pass, so that the tensors that training saves
+    for it are empty.
     """
     weights = (w_ih, w_hh, b_ih, b_hh, w_hr)
-    given = tuple(states) if states else None
+    initial = tuple(states) if states else None
     if batch_sizes is None:
-        y, finals = layer(cell, x, weights, given, lengths, reset, reverse)
+        y, finals = layer(cell, x, weights, initial, lengths, reset, reverse)
     else:
-        rows = _packed.Rows(batch_sizes, x, given)
-        y, finals = layer(cell, rows.pad(x), weights, given, rows.lengths, None, reverse)
+        rows = _packed.Rows(batch_sizes, x, initial)
+        y, finals = layer(cell, rows.pad(x), weights, initial, rows.lengths, None, reverse)
         y = rows.pack(y)
     return y, list(finals), [w_hh.new_empty(0) for _ in range(4)] if training else []
 
@@ -52,8 +52,8 @@ def layer(
     reset: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, States]:
-    """One layer in one direction on padded input (T, B, I): a node of ONNX where there is one, else a loop."""
-    cell = cells.split_bound(cell)[0]  # a bound for gradients does nothing in inference
+    """Run one layer in one direction on padded input (T, B, I): a node of ONNX where there is one, else a loop."""
+    cell = cells.split_bound(cell)[0]  # clipping gradients has no effect in inference
     if _fused.can_take(cell, weights, reset):
         return _fused.layer(cell, x, weights, states, lengths, reverse)
     spec = cells.find(cell)
@@ -61,13 +61,9 @@ def layer(
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_hh is not None
     if states is None:
-        hidden = _ops.hidden_size(w_hh, w_hr)
-        states = reference.zero_states(spec, x, x.shape[1], hidden, w_hh.shape[1])
+        states = reference.zero_states(spec, x, x.shape[1], *_ops.state_widths(w_hh, w_hr))
     if w_ih is not None:
         wx = F.linear(x, w_ih, b_ih)
     else:
         wx = x if b_ih is None else x + b_ih
     return _loop.layer(spec, wx, (w_hh, b_hh, w_hr), states, lengths, reset, reverse)
-
-
-__all__ = ["layer", "sequence_forward"]

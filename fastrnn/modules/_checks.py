@@ -61,12 +61,12 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
 
 
 def has_shape(tensor: Tensor, expected: Sequence[int]) -> bool:
-    """Whether a tensor has this shape. In a trace sizes are tensors, and comparing them would be a warning each."""
+    """Return True if the tensor has this shape, or in a trace, where comparing sizes would raise a warning."""
     return torch.jit.is_tracing() or tuple(tensor.shape) == tuple(expected)  # type: ignore[attr-defined]
 
 
 def is_traced_for_onnx() -> bool:
-    """Whether a trace is made that need not run without this library: by torch.onnx.export(dynamo=False)."""
+    """Return True while torch.onnx.export(dynamo=False) traces. Such a trace need not run without this library."""
     return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Keyword-only arguments in calls that the TorchScript exporter to ONNX makes."""
+"""Keyword-only arguments in calls by the TorchScript exporter to ONNX."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 class ExportedKeywords:
-    """Mixin, before `torch.nn.Module`, of modules whose forward has keyword-only arguments.
+    """Mixin, before `torch.nn.Module`, for modules whose forward has keyword-only arguments.
 
-    torch.onnx.export(dynamo=False) gives a model all arguments of its forward by position: those of the caller, and the
-    defaults of the others. Here they get their names back.
+    torch.onnx.export(dynamo=False) passes all arguments of a model's forward by position: those of the caller, and the
+    defaults of the others. The mixin passes them by name.
     """
 
     def _slow_forward(self: Any, *input: Any, **kwargs: Any) -> Any:
-        """torch.nn.Module's, which calls forward while a trace is made, and never otherwise."""
+        """Call forward; torch.nn.Module does so by this method only while a trace is made."""
         if torch.onnx.is_in_onnx_export():
             parameters = inspect.signature(self.forward).parameters.values()
             keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

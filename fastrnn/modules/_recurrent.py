@@ -191,7 +191,7 @@ class RecurrentLayers(TorchIdentity, ExportedKeywords, _initial.LearnedStates, n
             or not self._fits(input, states, batch_first)
         ):
             found = self._forward_torch(input, hx, lengths, reset, batch_first)
-            for_onnx = backend != "torch" and _checks.is_traced_for_onnx()  # torch has seen that all fits
+            for_onnx = backend != "torch" and _checks.is_traced_for_onnx()  # torch has checked the sizes
             if lengths is None and reset is None and not more and backend != "fused" and not for_onnx:
                 return found
             if isinstance(found, Proxy):
