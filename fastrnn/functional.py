@@ -133,11 +133,11 @@ def sequence(
         x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
         weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
     states = () if states is None else tuple(states)
-    if torch._C._is_tracing() and torch.onnx.is_in_onnx_export():
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch._C._is_tracing() and torch.onnx.is_in_onnx_export():
         return _onnx.traced(cell, x, weights, states, batch_sizes, lengths, reset, reverse)
     if penalty is not None:
         return penalty._layer(cell, spec, x, weights, states, (batch_sizes, lengths, reset, reverse), backend)
-    compiling = torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
     functionalized = transformed and not compiling and _is_functionalized()
     plain = _must_be_plain(compiling and transformed) or (functionalized and _may_need_graph(x, weights, states))
