@@ -66,6 +66,11 @@ def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
     return w_hh.shape[1] if w_hr is None else w_hr.shape[1]
 
 
+def state_widths(w_hh: Tensor, w_hr: Tensor | None):
+    """H, the width of all states but h, and P, that of h."""
+    return hidden_size(w_hh, w_hr), w_hh.shape[1]
+
+
 def _batch(x: Tensor, states: Sequence[Tensor], batch_sizes: Tensor | None):
     if batch_sizes is None:
         return x.shape[1]

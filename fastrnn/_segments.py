@@ -215,7 +215,8 @@ def from_initial(
     options: dict[str, Any],
 ) -> tuple[Tensor, States]:
     """`fastrnn.functional.sequence` where rows begin with `states`, but after a reset with `initial`."""
-    if options.get("batch_sizes") is not None or x.dim() < 2 or reset.shape != x.shape[:2]:
+    fits = torch.jit.is_tracing() or reset.shape == x.shape[:2]  # type: ignore[attr-defined]
+    if options.get("batch_sizes") is not None or x.dim() < 2 or not fits:
         raise RuntimeError(f"reset: expected shape {tuple(x.shape[:2])}, got {tuple(reset.shape)}")
     reset = reset.to(x.device)
     segment = Segment(cell, options["reverse"], (None, lengths, reset), 0, x.shape[0])
@@ -231,5 +232,7 @@ def from_initial(
 
 
 def _has_values() -> bool:
-    """Whether a decision may rest on values: not while the compiler traces, nor under `torch.func`."""
-    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    """Whether a decision may rest on values: not while something traces, nor under `torch.func`."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    return not torch._C._are_functorch_transforms_active()

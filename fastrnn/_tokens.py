@@ -65,8 +65,10 @@ def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bo
     """Whether the products of the vocabulary are fewer than those of the sequence, and as exact.
 
     The gradient of a table sums over the occurrences of a token in the table's own format, which 16 bits are not
-    enough for.
+    enough for. Always False in an export, whose program takes any number of ids.
     """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
     if embedding.shape[0] >= ids.numel():
         return False
     if embedding.dtype in _WIDE:
@@ -120,7 +122,9 @@ def _check(ids: Tensor, embedding: Tensor, w_ih: Tensor | None, batch_sizes: Ten
 
 
 def _has_values(ids: Tensor) -> bool:
-    if torch.compiler.is_compiling() or type(ids) is not Tensor or not ids.is_cpu:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    if type(ids) is not Tensor or not ids.is_cpu:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(ids)
 

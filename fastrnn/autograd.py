@@ -44,7 +44,7 @@ def _run_reference(setting: Setting, inputs: tuple[Tensor | None, ...]) -> tuple
         initial = tuple(s for s in states if s is not None)
     else:
         batch = x.shape[1] if setting.batch_sizes is None else int(setting.batch_sizes[0])
-        initial = reference.zero_states(spec, x, batch, _ops.hidden_size(w_hh, w_hr), w_hh.shape[1])
+        initial = reference.zero_states(spec, x, batch, *_ops.state_widths(w_hh, w_hr))
     weights = (w_ih, w_hh, b_ih, b_hh, w_hr)
     y, finals = reference.sequence(
         spec, x, weights, initial, setting.batch_sizes, setting.lengths, setting.reset, setting.reverse

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _gpu, _ops, _recompute, _segments, _tokens, cells, reference
+from fastrnn import _gpu, _onnx, _ops, _recompute, _segments, _tokens, cells, reference
 from fastrnn.autograd import N_RESERVE, Layer
 from fastrnn.cells import CELLS, CellSpec
 
@@ -133,19 +133,20 @@ def sequence(
         x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
         weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
     states = () if states is None else tuple(states)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch._C._is_tracing() and torch.onnx.is_in_onnx_export():
+        return _onnx.traced(cell, x, weights, states, batch_sizes, lengths, reset, reverse)
     if penalty is not None:
         return penalty._layer(cell, spec, x, weights, states, (batch_sizes, lengths, reset, reverse), backend)
-    compiling = torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
     functionalized = transformed and not compiling and _is_functionalized()
     plain = _must_be_plain(compiling and transformed) or (functionalized and _may_need_graph(x, weights, states))
-    if backend == "reference" or plain or not _fusible(weights, backend, spec):
+    for_onnx = compiling and _onnx.replaces_operator(weights.w_hh)
+    if not for_onnx and (backend == "reference" or plain or not _fusible(weights, backend, spec)):
         if not states:
             batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-            hidden = _ops.hidden_size(weights.w_hh, weights.w_hr)
-            states = reference.zero_states(spec, x, batch, hidden, weights.w_hh.shape[1])
+            states = reference.zero_states(spec, x, batch, *_ops.state_widths(weights.w_hh, weights.w_hr))
         return _without_autocast(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
     layout = (batch_sizes, lengths, reset, reverse)
     if not compiling and not transformed:
         if recompute and _needs_graph(x, weights, states) and not _below_autograd():
@@ -153,7 +154,7 @@ def sequence(
             if found is not None:
                 return found
         try:
-            out = _ops.layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout)
+            out = _ops.layer(cell, x, *weights, states, *layout)
         except TypeError:
             _check_types(x, weights, states, layout)
             raise
@@ -166,7 +167,7 @@ def sequence(
         # eager mode autograd does, and raises in backward, as it does for torch.nn on a GPU.
         noticed = x.is_cuda and not compiling and not transformed and torch._C._len_torch_dispatch_stack() == 0
         return out[0] if noticed else out[0].clone(), out[1:-N_RESERVE]
-    y, finals, _ = _ops.forward(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, *layout, False)
+    y, finals, _ = _ops.forward(cell, x, *weights, states, *layout, False)
     return y, tuple(finals)
 
 
@@ -356,12 +357,7 @@ def rnn(
 
 
 def _single(
-    cell: str,
-    x: Tensor,
-    weights: LayerWeights,
-    state: Tensor | None,
-    layout: dict[str, Any],
-    options: dict[str, Any],
+    cell: str, x: Tensor, weights: LayerWeights, state: Tensor | None, layout: dict[str, Any], options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     y, (h,) = sequence(cell, x, weights, None if state is None else (state,), **layout, **options)
     return y, h
@@ -396,5 +392,5 @@ def hidden_gradients(
         layout = (batch_sizes, lengths, reset, reverse)
         y, finals, reserve = _ops.forward(cell, x, *weights, states, *layout, True)
         grad_final = [None] * len(finals) if grad_final is None else list(grad_final)
-        w_hh, w_hr = weights.w_hh, weights.w_hr
+        _, w_hh, _, _, w_hr = weights
         return _ops.backward(cell, grad_y, grad_final, w_hh, w_hr, states, y, reserve, *layout, False, True)[3]

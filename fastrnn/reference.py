@@ -51,6 +51,33 @@ def zero_states(spec: CellSpec, like: Tensor, batch: int, hidden: int, projected
     return tuple(like.new_zeros(batch, hidden if k else projected) for k in range(len(spec.states)))
 
 
+def step_of(spec: CellSpec, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | None) -> Step:
+    """One step of a layer as a function of the input product (B, G·H) and the states; projection and bound included."""
+    more: tuple[Any, ...] = ()
+    if spec.parameters:
+        more = w_hh[-spec.parameters :].unbind()
+        w_hh = w_hh[: -spec.parameters]
+    if spec.second:
+        first = w_hh.shape[0] - spec.second * w_hh.shape[1]
+        later, b_later = w_hh[first:], None if b_hh is None else b_hh[first:]
+        w_hh, b_hh = w_hh[:first], None if b_hh is None else b_hh[:first]
+        H = w_hh.shape[1]
+
+        def multiply(vector: Tensor, begin: int, count: int) -> Tensor:
+            """With `count` of the matrices of the second product, from `begin` on."""
+            rows = slice(begin * H, (begin + count) * H)
+            return F.linear(vector, later[rows], None if b_later is None else b_later[rows])
+
+        more = (*more, multiply)
+
+    def step(wx: Tensor, now: States) -> States:
+        h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *more)
+        h = h if w_hr is None else F.linear(h, w_hr)
+        return (clip_gradient(h, spec.clip) if spec.clip else h, *rest)
+
+    return step
+
+
 def sequence(
     spec: CellSpec,
     x: Tensor,
@@ -78,28 +105,7 @@ def sequence(
     """
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_hh is not None
-    more: tuple[Any, ...] = ()
-    if spec.parameters:
-        more = w_hh[-spec.parameters :].unbind()
-        w_hh = w_hh[: -spec.parameters]
-    if spec.second:
-        first = w_hh.shape[0] - spec.second * w_hh.shape[1]
-        later, b_later = w_hh[first:], None if b_hh is None else b_hh[first:]
-        w_hh, b_hh = w_hh[:first], None if b_hh is None else b_hh[:first]
-        H = w_hh.shape[1]
-
-        def multiply(vector: Tensor, begin: int, count: int) -> Tensor:
-            """With `count` of the matrices of the second product, from `begin` on."""
-            rows = slice(begin * H, (begin + count) * H)
-            return F.linear(vector, later[rows], None if b_later is None else b_later[rows])
-
-        more = (*more, multiply)
-
-    def step(wx: Tensor, now: States) -> States:
-        h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *more)
-        h = h if w_hr is None else F.linear(h, w_hr)
-        return (clip_gradient(h, spec.clip) if spec.clip else h, *rest)
-
+    step = step_of(spec, w_hh, b_hh, w_hr)
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
         lengths = lengths.to(x.device)
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)

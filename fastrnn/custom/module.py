@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
 from fastrnn.modules import _checks, _extra, _initial
+from fastrnn.modules._keywords import ExportedKeywords
 from fastrnn.modules._layers import run_layers
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 States = Tensor | tuple[Tensor, ...]
 
 
-class Network(nn.Module):
+class Network(ExportedKeywords, nn.Module):
     """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
 
     Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
@@ -210,7 +211,7 @@ class Network(nn.Module):
             if value is not None:
                 raise ValueError(f"{name}: expected None with a PackedSequence; give the padded input instead")
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        states = self._as_states(hx, int(batch_sizes[0]), True)
+        states = None if hx is None else self._as_states(hx, int(batch_sizes[0]), True)
         if states is not None and sorted_indices is not None:
             states = tuple(s.index_select(1, sorted_indices) for s in states)
         y, last = self._run(x, states, {**options, "batch_sizes": batch_sizes})
@@ -221,11 +222,11 @@ class Network(nn.Module):
     def _run(
         self, x: Tensor, states: tuple[Tensor, ...] | None, options: dict[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if x.shape[-1] != self.input_size:
+        if not _checks.has_shape(x, (*x.shape[:-1], self.input_size)):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
-        if x.shape[0] == 0:
+        if not torch.jit.is_tracing() and x.shape[0] == 0:  # type: ignore[attr-defined]
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         target = _checks.autocast_dtype(x)
         dropout = self.dropout if self.training else 0.0
@@ -343,7 +344,7 @@ class Network(nn.Module):
             states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
         expected = (self.num_layers * self._directions, batch, self.hidden_size)
         for name, state in zip(names, states, strict=True):
-            if tuple(state.shape) != expected:
+            if not _checks.has_shape(state, expected):
                 raise RuntimeError(f"{argument}: expected {name} of size {expected}, got {tuple(state.shape)}")
         return states
 

@@ -61,6 +61,16 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     return True
 
 
+def has_shape(tensor: Tensor, expected: Sequence[int]) -> bool:
+    """Return True if the tensor has this shape, or in a trace, where comparing sizes would raise a warning."""
+    return torch.jit.is_tracing() or tuple(tensor.shape) == tuple(expected)  # type: ignore[attr-defined]
+
+
+def is_traced_for_onnx() -> bool:
+    """Return True while torch.onnx.export(dynamo=False) traces. Such a trace need not run without this library."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]
+
+
 def expected(x: Any) -> str:
     """What `are_plain` asks for, in words; for a tensor on a GPU, with the reason if no GPU will do."""
     if not isinstance(x, Tensor) or not x.is_cuda:
@@ -160,11 +170,11 @@ def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Te
             raise TypeError(f"lengths: expected an integer tensor or a sequence of integers, got {got}") from error
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
-    if tuple(lengths.shape) != (batch,):
+    if not has_shape(lengths, (batch,)):
         raise ValueError(
             f"lengths: expected shape ({batch},), one for each row of the batch, got {tuple(lengths.shape)}"
         )
-    if batch and lengths.is_cpu and has_values(lengths):  # reading them back from a GPU would make the program wait
+    if lengths.is_cpu and has_values(lengths) and batch:  # reading them back from a GPU would make the program wait
         low, high = map(int, torch.aminmax(lengths))
         if low < 0 or high > steps:
             raise ValueError(
@@ -183,7 +193,7 @@ def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: t
     if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
         got = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
         raise TypeError(f"reset: expected a bool tensor, got {got}")
-    if tuple(reset.shape) != tuple(expected):
+    if not has_shape(reset, expected):
         raise ValueError(
             f"reset: expected shape {tuple(expected)}, the input's leading dimensions, got {tuple(reset.shape)}"
         )
@@ -195,7 +205,7 @@ def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: t
 
 def has_values(tensor: Tensor) -> bool:
     """Whether numbers can be read from ``tensor`` here and now: not while tracing, nor under vmap."""
-    if torch.compiler.is_compiling() or type(tensor) not in PLAIN or tensor.is_meta:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) not in PLAIN or tensor.is_meta:  # type: ignore[attr-defined]
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+<<<<<<< HEAD
 from .. import _torch
 from . import _extra
+=======
+from . import _checks, _extra
+>>>>>>> w-onnx
 
 PREFIX = "initial_"
 
@@ -154,7 +158,8 @@ class LearnedStates:
         given = module._as_states(more["initial"])
         if not batched:
             given = tuple([s.unsqueeze(1) if isinstance(s, Tensor) else s for s in given])
-        wanted = [tuple(s.shape) for s in states or ()]
-        if not all(isinstance(s, Tensor) for s in given) or [tuple(s.shape) for s in given] != wanted:
+        wanted = states or ()
+        fits = len(given) == len(wanted) and all(isinstance(s, Tensor) for s in given)
+        if not fits or not all(_checks.has_shape(s, w.shape) for s, w in zip(given, wanted, strict=True)):
             raise ValueError(f"initial: expected states in the form of hx, got {_extra.shapes(more['initial'])}")
         return {**more, "initial": given}

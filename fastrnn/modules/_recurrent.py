@@ -12,6 +12,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _C, _recompute, _torch
 from . import _checks, _extra, _initial, _tokens
+<<<<<<< HEAD
+=======
+from ._identity import TorchIdentity
+from ._keywords import ExportedKeywords
+>>>>>>> w-onnx
 from ._layers import as_layers, run_layers
 
 if TYPE_CHECKING:
@@ -20,12 +25,19 @@ if TYPE_CHECKING:
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
+<<<<<<< HEAD
 class RecurrentLayers(_initial.LearnedStates, _torch.RNNBase):
     """Base of LSTM, GRU and RNN: how they are called. Parameters, their initialisation, checks and errors are torch's.
 
     A subclass derives from this class first and then from torch.nn's class of the same name, ``_torch_class``. A call
     computes with the attributes ``weight_ih_l0`` and so on or, like torch, with tensors that somebody has put into
     torch's private list of them, ``_flat_weights``.
+=======
+class RecurrentLayers(TorchIdentity, ExportedKeywords, _initial.LearnedStates, nn.RNNBase):
+    """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors
+    are torch's. A call computes with the attributes ``weight_ih_l0`` and so on; torch's private list of them,
+    ``_flat_weights``, is not read, so that what is assigned to it has no effect.
+>>>>>>> w-onnx
 
     Attributes:
         backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
@@ -192,11 +204,12 @@ class RecurrentLayers(_initial.LearnedStates, _torch.RNNBase):
             or not self._fits(input, states, batch_first)
         ):
             found = self._forward_torch(input, hx, lengths, reset, batch_first)
-            if lengths is None and reset is None and not more and backend != "fused":
+            for_onnx = backend != "torch" and _checks.is_traced_for_onnx()  # torch has checked the sizes
+            if lengths is None and reset is None and not more and backend != "fused" and not for_onnx:
                 return found
             if isinstance(found, Proxy):
                 return found  # type: ignore[return-value]
-            if backend == "fused" or not self._fits(input, states, batch_first):
+            if not for_onnx and (backend == "fused" or not self._fits(input, states, batch_first)):
                 what = "backend='fused'" if backend == "fused" else _extra.in_words(more)
                 raise ValueError(self._refusal(input, states, what))
             backend = "reference"

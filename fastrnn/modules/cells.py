@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from .. import _C, _torch
 from ..functional import LayerWeights, sequence
 from . import _checks, _extra, _initial, _tokens
+from ._keywords import ExportedKeywords
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
+<<<<<<< HEAD
 class RecurrentCell(_torch.RNNCellBase):
     """Base of the cells: how they are called.
+=======
+class RecurrentCell(ExportedKeywords, nn.RNNCellBase):
+    """What the cells have in common. The compiler traces torch's cells, so that ours may derive from them outright.
+>>>>>>> w-onnx
 
     Attributes:
         backend: ``"auto"`` unless assigned; ``"fused"``, ``"reference"`` or ``"torch"``, as for the layers.

@@ -1,0 +1,46 @@
+"""ONNX export: a layer becomes a node LSTM, GRU or RNN where ONNX has one with the same meaning, else a loop over time.
+
+Users call nothing here, and nothing here imports onnx: the translation consists of torch operations, which both
+exporters of torch translate.
+
+- ``torch.onnx.export(dynamo=True)`` first captures the operator ``fastrnn::sequence_forward``. The exporter then traces
+  the captured program a second time to decompose it, and there `_capture` replaces the operator.
+- ``dynamo=False`` traces the Python code, in which `fastrnn.functional.sequence` calls `traced`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn._onnx import (
+    _capture,  # noqa: F401 - registers the rule for the operator
+    _translation,
+)
+
+
+def replaces_operator(weight: Tensor) -> bool:
+    """Return True in torch.onnx.export(dynamo=True), which needs no kernels of a cell, and so none are compiled."""
+    return torch.onnx.is_in_onnx_export() and weight.is_floating_point()
+
+
+def traced(
+    cell: str, x: Tensor, weights: Any, states: tuple[Tensor, ...], batch_sizes: Tensor | None, *layout: Any
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Replace `fastrnn.functional.sequence` while the TorchScript exporter traces.
+
+    Args:
+        cell, x, weights, states, batch_sizes: as in `fastrnn.functional.sequence`.
+        layout: lengths, reset and reverse.
+
+    Raises:
+        ValueError: the input is packed.
+    """
+    if batch_sizes is not None:
+        raise ValueError(
+            "batch_sizes: expected None in torch.onnx.export(dynamo=False), got packed input; give padded input with "
+            "lengths=, or export with dynamo=True"
+        )
+    return _translation.layer(cell, x, weights, states or None, *layout)
