@@ -336,7 +336,10 @@ class RecurrentLayers(TorchIdentity, _initial.LearnedStates, nn.RNNBase):
     def _fits_packed(self, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...] | None) -> bool:
         if x.dim() != 2 or x.shape[-1] != self.input_size:
             return False
-        return states is None or self._states_fit(states, (len(self._all_weights), int(batch_sizes[0])))
+        if states is None:
+            return True
+        rows = _checks.packed_rows(batch_sizes, states[0] if states else None)
+        return self._states_fit(states, (len(self._all_weights), rows))
 
     def _states_fit(self, states: tuple[Tensor, ...], lead: tuple[int, ...]) -> bool:
         sizes = self._state_sizes()
