@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <functional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -9,6 +11,13 @@
 #include "binding/states.h"
 
 namespace fastrnn {
+
+// Called once with the name of a cell that has no kernels; may load them. Compiled and exported programs hold the name
+// of a custom cell and not its definition.
+using CellFinder = std::function<void(const std::string&)>;
+void set_cell_finder(CellFinder finder);
+// Raises ValueError if there are no kernels.
+const CellKernels* cell_named(const std::string& name);
 
 // The weights of a layer, as in fastrnn/functional.py.
 struct Weights {
