@@ -1,10 +1,10 @@
 """FLOP formulas of the operators, for `torch.utils.flop_counter.FlopCounterMode`.
 
 The mode counts matrix products, 2·m·n·k each, and so do these formulas: with the letters of
-``docs/design/0001-spine.md``, N rows and R recurrent gates, a forward pass is 2·N·(G·H·I + R·H·P), and with a projection
-2·N·P·H more. Every step counts, also the first one from zero states, as in a loop of plain torch operations. N is T·B
-for a padded input; the sum of ``batch_sizes`` for a packed one; the sum of ``lengths`` where they can be read, which is
-on the CPU and outside of the compiler, else T·B. Element-wise operations count nothing.
+``docs/design/0001-spine.md``, N rows and R recurrent gates, a forward pass is 2·N·(G·H·I + R·H·P), and with a
+projection 2·N·P·H more. Every step counts, also the first one from zero states, as in a loop of plain torch operations.
+N is T·B for a padded input; the sum of ``batch_sizes`` for a packed one; the sum of ``lengths`` where they can be read,
+which is on the CPU and outside of the compiler, else T·B. Element-wise operations count nothing.
 
 In the backward pass each product of the forward pass gives one product for the gradient of its matrix and one for that
 of its vector, where these are asked for: ``needs``. The gradient of the initial ``h`` is one product of N_0 rows, the

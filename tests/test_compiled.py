@@ -13,7 +13,7 @@ import fastrnn
 from fastrnn import gallery
 from fastrnn.functional import LayerWeights, sequence
 
-T, B, I, H = 6, 4, 3, 5
+T, B, I, H = 6, 4, 3, 5  # noqa: E741
 UNSORTED = torch.tensor([3, 6, 1, 3])
 MODULES = {
     "lstm": lambda **options: fastrnn.LSTM(I, H, **options),

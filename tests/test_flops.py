@@ -13,7 +13,7 @@ from fastrnn import _ops, gallery
 from fastrnn.cells import CELLS
 from fastrnn.functional import hidden_gradients
 
-T, B, I, H, P = 5, 3, 4, 7, 2
+T, B, I, H, P = 5, 3, 4, 7, 2  # noqa: E741
 
 
 def flops(call) -> int:
@@ -44,11 +44,13 @@ def test_layer_counts_as_a_loop_does(cell, projected, initial, gradients):
     counts = []
     for backend in ("fused", "reference"):
         y = loss(p, backend)
-        counts.append([
-            flops(lambda b=backend: loss(p, b)),
-            flops(lambda y=y: y.backward()),  # of a forward pass outside of the mode
-            flops(lambda b=backend: loss(p, b).backward()),
-        ])
+        counts.append(
+            [
+                flops(lambda b=backend: loss(p, b)),
+                flops(lambda y=y: y.backward()),  # of a forward pass outside of the mode
+                flops(lambda b=backend: loss(p, b).backward()),
+            ]
+        )
     assert counts[0] == counts[1]
     assert counts[0][0] == hand
     assert counts[0][2] == counts[0][0] + counts[0][1]
@@ -94,8 +96,9 @@ def test_rows_that_are_there():
         y = run()
         assert flops(lambda y=y: y.sum().backward()) == backward
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = [mode.from_tensor(t) for t in (torch.randn(T, B, I), lengths)]
-        assert flops(lambda: module(fake[0], lengths=fake[1])) == 2 * T * B * matrix
+        fake = [mode.from_tensor(t.detach()) for t in (x, *module.parameters(), lengths)]
+        arguments = ("gru", *fake[:-1], None, None, None, fake[-1], None, False, False)
+        assert flops(lambda: _ops.forward(*arguments)) == 2 * T * B * matrix
 
 
 def packed(module, x, lengths):
@@ -123,7 +126,7 @@ def test_operators_of_the_time_loop():
     first = 2 * B * 4 * H * P
     found = flops(lambda: hidden_gradients("lstm", p.x, p.weights, p.states, torch.ones(T, B, P).double()))
     assert found == forward + one_pass - first
-    y, finals, reserve = _ops.forward(p.cell, p.x.detach(), *p.weights, p.states, None, None, None, False, True)
+    y, _, reserve = _ops.forward(p.cell, p.x.detach(), *p.weights, p.states, None, None, None, False, True)
     arguments = (torch.ones_like(y), [None] * 2, p.x, p.weights.w_ih, p.weights.w_hh, p.weights.w_hr, p.states, y)
     needs = [False, False, True, False, False, True, True]
     for operator in (_ops.layer_backward, _ops.layer_backward_flow):
