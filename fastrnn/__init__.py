@@ -10,7 +10,7 @@ from __future__ import annotations
 from fastrnn._version import __version__
 
 try:
-    from fastrnn import cuda, functional, init, training
+    from fastrnn import _flops, cuda, functional, init, training  # noqa: F401 - _flops registers formulas
     from fastrnn.custom import CellError, cell
     from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stream, convert
 except ImportError as _error:

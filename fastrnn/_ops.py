@@ -58,7 +58,8 @@ SIZES: dict[str, Sizes] = _sizes()  # fastrnn.custom adds its own
 
 def sizes_of(cell: str) -> Sizes:
     """Those of a cell, also of one with a bound for ∂L/∂h (`fastrnn.cells.with_bound`)."""
-    return SIZES[cell.partition("@")[0]]
+    name = cell.partition("@")[0]
+    return SIZES.get(name) or Sizes(*_C.cell_sizes(name))  # the latter for a custom cell that another process defined
 
 
 def hidden_size(w_hh: Tensor, w_hr: Tensor | None):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastrnn import _gpu, _ops
 from fastrnn._segments import Segment, Some, States
-from fastrnn.autograd import N_FIXED, _higher_order
+from fastrnn.autograd import N_FIXED, Setting, _higher_order, _layer_backward
 
 
 def check(recompute: Any) -> None:
@@ -160,7 +160,10 @@ class Recomputed(torch.autograd.Function):
         layout, inputs, kept = saved[:3], saved[3 : 3 + ctx.count], saved[3 + ctx.count :]
         needed = ctx.needs_input_grad[6:]
         needs = [*needed[:N_FIXED], any(needed[N_FIXED:])]
-        if torch.is_grad_enabled() or any(g is not None and _is_wrapped(g) for g in grads):
+        if torch.compiler.is_compiling():  # compiled autograd, which cannot trace sizes that packed rows decide on
+            run = _by_segments if layout[0] is None else _at_once
+            found = run(ctx, layout, inputs, kept, grads, needs)
+        elif torch.is_grad_enabled() or any(g is not None and _is_wrapped(g) for g in grads):
             found = _with_everything_kept(ctx, layout, inputs, grads, needs)
         else:
             found = _by_segments(ctx, layout, inputs, kept, grads, needs)
@@ -206,10 +209,17 @@ def _with_everything_kept(ctx: Any, layout: Some, inputs: tuple[Any, ...], grads
     return _higher_order(ctx.cell, ctx.reverse, batch_sizes, lengths, reset, tuple(needs), inputs, grads, results)
 
 
+def _at_once(ctx: Any, layout: Some, inputs: tuple[Any, ...], _: States, grads: Some, needs: list[bool]) -> Some:
+    """Gradients by one segment that is the whole sequence."""
+    y, _, reserve = _ops.forward(ctx.cell, *inputs[:N_FIXED], inputs[N_FIXED:], *layout, ctx.reverse, True)
+    return _layer_backward(Setting(ctx.cell, ctx.reverse, *layout), needs, inputs, grads, (y, *reserve))
+
+
 def _by_segments(ctx: Any, layout: Some, inputs: tuple[Any, ...], kept: States, grads: Some, needs: list[bool]) -> Some:
     x, weights, states = inputs[0], inputs[1:N_FIXED], inputs[N_FIXED:]
     initial = states or _zero_states(ctx, x, weights, layout[0])
-    grad_y, after = grads[0], list[Any](grads[1:])
+    grad_y = grads[0]
+    after: list[Any] = list(grads[1:])
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs[0] else None
     sums: list[Tensor | None] = [grad_x, *(None for _ in weights)]
     extra: list[Tensor] | None = None

@@ -58,7 +58,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def forward(cell, reverse, batch_sizes, lengths, reset, x, w_ih, w_hh, b_ih, b_hh, w_hr, *states):
         y, finals, reserve = _ops.forward(
-            cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, True
+            cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states or None, batch_sizes, lengths, reset, reverse, True
         )
         return (y, *finals, *reserve)
 
@@ -162,7 +162,7 @@ def _layer_backward(setting: Setting, needs, inputs, grads, results):
         w_ih,
         w_hh,
         w_hr,
-        states,
+        states or None,
         results[0],
         results[1:],
         setting.batch_sizes,

@@ -167,7 +167,7 @@ def sequence(
         # eager mode autograd does, and raises in backward, as it does for torch.nn on a GPU.
         noticed = x.is_cuda and not compiling and not transformed and torch._C._len_torch_dispatch_stack() == 0
         return out[0] if noticed else out[0].clone(), out[1:-N_RESERVE]
-    y, finals, _ = _ops.forward(cell, x, *weights, states, *layout, False)
+    y, finals, _ = _ops.forward(cell, x, *weights, states or None, *layout, False)
     return y, tuple(finals)
 
 

@@ -292,11 +292,11 @@ Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor
 // initial states (if wanted), ∂L/∂h_t in the caller's shape (if wanted, else empty).
 std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
     c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
-    const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y, at::TensorList reserve,
+    const Tensor& w_hh, const OptionalTensor& w_hr, OptionalTensors initial, const Tensor& y, at::TensorList reserve,
     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse,
     bool want_initial, bool want_dh) {
   const Inside inside;
-  const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
+  const Backward b(cell, w_hh, w_hr, states_of(initial), y, reserve, batch_sizes, lengths, reset);
   const Gradients g = run_backward(b, joined(grad_y, grad_final), reverse, want_initial, want_dh);
   const Layout& layout = b.call.layout;
   const bool split = g.drh.size(1) > 0;
@@ -308,12 +308,12 @@ std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
 // of the initial states if needs[6].
 Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
                        const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
-                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
+                       OptionalTensors initial, const Tensor& y, at::TensorList reserve,
                        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
                        bool reverse, std::array<bool, 7> needs) {
   const Tensors grads = joined(grad_y, grad_final);
-  Tensors out = backward_layer(cell, grads, x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset,
-                               reverse, needs);
+  Tensors out = backward_layer(cell, grads, x, w_ih, w_hh, w_hr, states_of(initial), y, reserve, batch_sizes, lengths,
+                               reset, reverse, needs);
   fill_gradients(out, w_hh);
   return out;
 }
@@ -323,12 +323,12 @@ Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, cons
 // output of its own step, and for rows' last steps that of the final state.
 Tensors layer_backward_flow(c10::string_view cell, const OptionalTensor& grad_y,
                             const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
-                            const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                            const Tensor& w_hh, const OptionalTensor& w_hr, OptionalTensors initial, const Tensor& y,
                             at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                             const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
   Tensors flow;
-  Tensors out = backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes,
-                               lengths, reset, reverse, needs, &flow);
+  Tensors out = backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, states_of(initial), y, reserve,
+                               batch_sizes, lengths, reset, reverse, needs, &flow);
   fill_gradients(out, w_hh);
   out.insert(out.end(), flow.begin(), flow.end());
   return out;

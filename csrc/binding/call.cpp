@@ -12,15 +12,24 @@ namespace {
 
 constexpr int kParts = static_cast<int>(Format::kFloat32Parts);
 
+CellFinder cell_finder;
+
+}  // namespace
+
 const CellKernels* cell_named(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());
+  if (cell == nullptr && cell_finder) {
+    cell_finder(name);
+    cell = find_cell(name.c_str());
+  }
   if (cell != nullptr) return cell;
   std::string known;
   for (int k = 0; cell_name(k) != nullptr; ++k) known += std::string(k > 0 ? ", " : "") + cell_name(k);
-  TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got ", name);
+  TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", or a custom cell that this process defines or whose ",
+                    "kernels for ", capability(), " are in the cache folder (FASTRNN_CACHE), got ", name);
 }
 
-}  // namespace
+void set_cell_finder(CellFinder finder) { cell_finder = std::move(finder); }
 
 Format format_for(const CellKernels& cell, at::ScalarType type) {
   const Format format = format_of(type);

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ThreadLocalState.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
@@ -57,8 +58,34 @@ Tensors in_form(const Form& form, Tensor y, Tensors& finals) {
   return outputs;
 }
 
-// Gradients through plain torch, where they are to be differentiated themselves.
-Tensors tracked_gradients(LayerCall call, const std::array<bool, 7>& needs, Tensors grads, Tensors results) {
+// The operators as the dispatcher calls them.
+Tensors dispatched_backward(const LayerCall& call, const std::array<bool, 7>& needs, const Tensors& grads,
+                            const Tensors& results, bool changed) {
+  auto& dispatcher = c10::Dispatcher::singleton();
+  static const auto run_forward =
+      dispatcher.findSchemaOrThrow("fastrnn::sequence_forward", "").typed<decltype(sequence_forward)>();
+  static const auto run_backward =
+      dispatcher.findSchemaOrThrow("fastrnn::layer_backward", "").typed<decltype(layer_backward)>();
+  const Tensors& in = call.inputs;
+  const OptionalTensor w_ih = optional(in[1]), w_hr = optional(in[5]);
+  const OptionalTensors states =
+      in.size() > kFixedInputs ? OptionalTensors(at::TensorList(in).slice(kFixedInputs)) : std::nullopt;
+  c10::List<OptionalTensor> finals;
+  for (size_t k = 1; k < grads.size(); ++k) finals.push_back(optional(grads[k]));
+  const auto backward = [&](const Tensor& y, at::TensorList reserve) {
+    return run_backward.call(call.cell, optional(grads[0]), finals, in[0], w_ih, in[2], w_hr, states, y, reserve,
+                             call.batch_sizes, call.lengths, call.reset, call.reverse, needs);
+  };
+  if (!changed) return backward(results[0], at::TensorList(results).slice(1));
+  const auto [y, _, reserve] = run_forward.call(call.cell, in[0], w_ih, in[2], optional(in[3]), optional(in[4]), w_hr,
+                                                states, call.batch_sizes, call.lengths, call.reset, call.reverse, true);
+  return backward(y, reserve);
+}
+
+// Gradients by `run`, which takes and returns tensors in the operators' own layout, with torch's view operations around
+// it.
+template <class Run>
+Tensors gradients_by(const Run& run, LayerCall call, const std::array<bool, 7>& needs, Tensors grads, Tensors results) {
   const Form form = call.form;
   if (!form.plain()) {
     call.inputs[0] = form.tracked_rows(call.inputs[0]);
@@ -71,29 +98,46 @@ Tensors tracked_gradients(LayerCall call, const std::array<bool, 7>& needs, Tens
   Tensors reserve(results.begin() + 1, results.end());
   fill_reserve(reserve, call.inputs[2]);
   std::move(reserve.begin(), reserve.end(), results.begin() + 1);
-  Tensors found = higher_order(call, needs, grads, results);
+  Tensors found = run(call, needs, grads, results);
   if (form.plain()) return found;
   if (needs[0]) found[0] = form.tracked_back_rows(found[0]);
   for (size_t k = kFixedInputs; k < found.size(); ++k) found[k] = form.tracked_back_state(found[k]);
   return found;
 }
 
-// A gradient that is not plain (batched by vmap, wrapped by torch.func) is the business of Python.
+// Gradients that are batched by vmap or wrapped by torch.func, or are to be differentiated themselves, are handled in
+// Python.
 bool to_be_tracked(const variable_list& grads) {
-  const auto wrapped = [](const Tensor& g) { return g.defined() && !is_plain(g); };
+  constexpr c10::DispatchKeySet kTransformed(
+      {c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  const auto wrapped = [](const Tensor& g) { return g.defined() && g.key_set().has_any(kTransformed); };
   return at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), wrapped);
+}
+
+// A mode or a subclass of Tensor (fake tensors of the compiler, a counter of FLOPs) has to see the operators.
+bool to_be_dispatched(const LayerCall& call, const variable_list& grads) {
+  const auto watched = [](const Tensor& t) { return t.defined() && t.key_set().has(c10::DispatchKey::Python); };
+  return c10::impl::dispatch_mode_enabled() || std::any_of(grads.begin(), grads.end(), watched) ||
+         std::any_of(call.inputs.begin(), call.inputs.end(), watched);
 }
 
 // `results`: y (T, B, P) and what the forward pass kept.
 Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, variable_list grads, Tensors results,
                   bool changed) {
+  if (!to_be_tracked(grads) && to_be_dispatched(call, grads)) {
+    const auto run = [&](const LayerCall& laid_out, const auto&... rest) {
+      return dispatched_backward(laid_out, rest..., changed);
+    };
+    return gradients_by(run, call, needs, std::move(grads), std::move(results));
+  }
   if (changed) {
     const at::NoGradGuard no_grad;
     auto [y, finals, reserve] = forward(call, true);
     results = {y};
     results.insert(results.end(), reserve.begin(), reserve.end());
   }
-  if (to_be_tracked(grads)) return tracked_gradients(call, needs, std::move(grads), std::move(results));
+  // Through plain torch, where they are to be differentiated themselves.
+  if (to_be_tracked(grads)) return gradients_by(higher_order, call, needs, std::move(grads), std::move(results));
   const Tensors in = plain_inputs(call);
   if (!call.form.plain()) {
     if (grads[0].defined()) grads[0] = call.form.rows(grads[0]);

@@ -45,8 +45,7 @@ std::vector<std::string> cells() {
 }
 
 std::tuple<int, int, int, bool, int, int, int, int, int> cell_sizes(const std::string& name) {
-  const CellKernels* cell = find_cell(name.c_str());
-  if (cell == nullptr) throw py::value_error("cell: there are no kernels for " + name);
+  const CellKernels* cell = cell_named(name);
   return {cell->gates,      cell->states,    cell->saved,  cell->split_from < cell->recurrent,
           cell->parameters, cell->recurrent, cell->second, cell->vectors,
           cell->totals};
@@ -164,6 +163,14 @@ void use_higher_order(const py::function& function) {
       });
 }
 
+void use_cell_finder(const py::function& function) {
+  const auto* held = new py::function(function);  // never destroyed, as above
+  set_cell_finder([held](const std::string& name) {
+    const py::gil_scoped_acquire gil;
+    (*held)(name);
+  });
+}
+
 }  // namespace
 }  // namespace fastrnn
 
@@ -188,6 +195,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
   m.def("layer", &fastrnn::layer, "One layer in eager mode: [y, final states...], or None if it needs the dispatcher.");
   m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));
+  m.def("use_cell_finder", &fastrnn::use_cell_finder, py::arg("function"));
   m.def(
       "has_kernels",
       [](const std::string& name, const py::object& dtype) {

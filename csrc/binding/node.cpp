@@ -27,17 +27,27 @@ auto make_node() {
   }
 }
 
-// For the compiler of backward passes alone (torch._dynamo.compiled_autograd), which torch tells how to treat a
-// Function in C++: a node of this kind then stands in for ours.
+constexpr size_t kReserve = 4;
+// Saved after the inputs: batch_sizes, lengths, reset, y, and the tensors of the forward pass.
+constexpr size_t kSavedBesides = 4 + kReserve;
+
+// Only for compiled autograd (torch._dynamo.compiled_autograd), which traces a C++ Function: a node of this kind then
+// stands in for ours. Strings and bools of saved_data are constants of the traced graph; an integer would become a
+// symbol.
 struct Layer : torch::autograd::Function<Layer> {
+  // While it is traced, `backward` sees fake tensors. It reads no values and calls the operators by the dispatcher.
+  static constexpr bool is_traceable = true;
+
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const at::NoGradGuard no_grad;  // compiled autograd has no create_graph
     auto& data = ctx->saved_data;
-    const int64_t form = data["form"].toInt();
+    const variable_list saved = ctx->get_saved_variables();
     LayerCall call{data["cell"].toStringRef(), data["reverse"].toBool(), {}, {}, {}, {}, {}};
-    call.form = {(form & 1) != 0, (form & 2) != 0, (form & 4) != 0, (form & 8) != 0};
+    call.form = {data["batch_first"].toBool(), data["no_steps"].toBool(), data["no_batch"].toBool(),
+                 data["layered"].toBool()};
     return layer_gradients(
-        std::move(call), static_cast<size_t>(data["inputs"].toInt()), ctx->get_saved_variables(),
-        data["watched"].toTensor()._version() != 0, [&](size_t edge) { return ctx->needs_input_grad(edge); }, grads);
+        std::move(call), saved.size() - kSavedBesides, saved, data["changed"].toBool(),
+        [&](size_t edge) { return ctx->needs_input_grad(edge); }, grads);
   }
 };
 
@@ -127,24 +137,26 @@ struct LayerNode : Node {
     node->set_ctx_grad_fn(node);
     node->set_next_edges(torch::autograd::edge_list(next_edges()));
     node->is_variable_input_.assign(next_edges().size(), true);
-    const Form& f = call.form;
+    const bool changed = watched.current_version() != 0;
     auto& data = node->ctx_.saved_data;
     data["cell"] = call.cell;
     data["reverse"] = call.reverse;
-    data["form"] = static_cast<int64_t>(f.batch_first | f.no_steps << 1 | f.no_batch << 2 | f.layered << 3);
-    data["inputs"] = static_cast<int64_t>(inputs);
-    variable_list tensors = const_cast<LayerNode*>(this)->unpacked(true);
-    Tensor version = at::empty({0}, tensors[2].options().requires_grad(false));
-    torch::autograd::impl::set_version_counter(version, watched);
-    data["watched"] = version;
+    data["batch_first"] = call.form.batch_first;
+    data["no_steps"] = call.form.no_steps;
+    data["no_batch"] = call.form.no_batch;
+    data["layered"] = call.form.layered;
+    data["changed"] = changed;
     node->ctx_.set_materialize_grads(false);
-    node->ctx_.save_for_backward(std::move(tensors));
+    node->ctx_.save_for_backward(const_cast<LayerNode*>(this)->unpacked(changed));
     node->save_variables_to_ctx();
     stand_in = node;
     return static_cast<CppNode<Layer>&>(*stand_in);
   }
 
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override { function().compiled_args(args); }
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    stand_in = nullptr;  // y may have been changed since the last backward pass
+    function().compiled_args(args);
+  }
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
     return function().apply_with_saved(grads, swap);
@@ -156,7 +168,7 @@ struct LayerNode : Node {
 void record_layer(LayerCall call, Tensors& outputs, const Tensor& kept, const Tensors& reserve) {
   auto node = make_node<LayerNode>();
   node->inputs = call.inputs.size();
-  node->saved.reserve(call.inputs.size() + 4 + reserve.size());
+  node->saved.reserve(call.inputs.size() + kSavedBesides);
   torch::autograd::edge_list edges;
   edges.reserve(call.inputs.size());
   const auto save = [&](const Tensor& t) {

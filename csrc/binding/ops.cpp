@@ -130,11 +130,11 @@ std::tuple<Tensor, Tensors, Tensors> forward_layer(c10::string_view cell, const 
 std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
                                                       const OptionalTensor& w_ih, const Tensor& w_hh,
                                                       const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-                                                      const OptionalTensor& w_hr, at::TensorList initial,
+                                                      const OptionalTensor& w_hr, OptionalTensors initial,
                                                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                                       const OptionalTensor& reset, bool reverse, bool training) {
-  auto out =
-      forward_layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, initial, batch_sizes, lengths, reset, reverse, training);
+  auto out = forward_layer(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states_of(initial), batch_sizes, lengths, reset,
+                           reverse, training);
   Tensors& reserve = std::get<2>(out);
   fill_reserve(reserve, w_hh);
   return out;
@@ -152,20 +152,20 @@ void fill_reserve(Tensors& reserve, const Tensor& w_hh) {
 TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "sequence_forward(str cell, Tensor x, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
-      "Tensor[] states, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool reverse, bool training) "
+      "Tensor[]? states, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool reverse, bool training) "
       "-> (Tensor, Tensor[], Tensor[])");
   m.def(
-      "sequence_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor w_hh, Tensor? w_hr, Tensor[] states, "
+      "sequence_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor w_hh, Tensor? w_hr, Tensor[]? states, "
       "Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool reverse, "
       "bool want_initial, bool want_dh) -> (Tensor, Tensor, Tensor[], Tensor)");
   m.def(
       "layer_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor x, Tensor? w_ih, Tensor w_hh, "
-      "Tensor? w_hr, Tensor[] states, Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, "
-      "bool reverse, bool[7] needs) -> Tensor[]");
+      "Tensor? w_hr, Tensor[]? states, Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, "
+      "Tensor? reset, bool reverse, bool[7] needs) -> Tensor[]");
   m.def(
       "layer_backward_flow(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor x, Tensor? w_ih, Tensor w_hh, "
-      "Tensor? w_hr, Tensor[] states, Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, "
-      "bool reverse, bool[7] needs) -> Tensor[]");
+      "Tensor? w_hr, Tensor[]? states, Tensor y, Tensor[] reserve, Tensor? batch_sizes, Tensor? lengths, "
+      "Tensor? reset, bool reverse, bool[7] needs) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {

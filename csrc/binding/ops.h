@@ -2,12 +2,22 @@
 #pragma once
 
 #include <array>
+#include <functional>
+#include <string>
 #include <tuple>
 #include <vector>
 
 #include "binding/layout.h"
+#include "binding/states.h"
 
 namespace fastrnn {
+
+// Called once with the name of a cell that has no kernels; may load them. Compiled and exported programs hold the name
+// of a custom cell and not its definition.
+using CellFinder = std::function<void(const std::string&)>;
+void set_cell_finder(CellFinder finder);
+// Raises ValueError if there are no kernels.
+const CellKernels* cell_named(const std::string& name);
 
 // The weights of a layer, as in fastrnn/functional.py.
 struct Weights {
@@ -80,25 +90,25 @@ void fill_reserve(Tensors& reserve, const Tensor& w_hh);
 std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
                                                       const OptionalTensor& w_ih, const Tensor& w_hh,
                                                       const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-                                                      const OptionalTensor& w_hr, at::TensorList initial,
+                                                      const OptionalTensor& w_hr, OptionalTensors initial,
                                                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                                       const OptionalTensor& reset, bool reverse, bool training);
 
 std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
     c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
-    const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y, at::TensorList reserve,
+    const Tensor& w_hh, const OptionalTensor& w_hr, OptionalTensors initial, const Tensor& y, at::TensorList reserve,
     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse,
     bool want_initial, bool want_dh);
 
 Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
                        const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
-                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
+                       OptionalTensors initial, const Tensor& y, at::TensorList reserve,
                        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
                        bool reverse, std::array<bool, 7> needs);
 
 Tensors layer_backward_flow(c10::string_view cell, const OptionalTensor& grad_y,
                             const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
-                            const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                            const Tensor& w_hh, const OptionalTensor& w_hr, OptionalTensors initial, const Tensor& y,
                             at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                             const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs);
 

@@ -165,6 +165,13 @@ std::string load_cells(const char* path) {
   return "";
 }
 
+// For programs in C++, which find it by dlsym: null, or what is wrong (valid until the next call of this thread).
+extern "C" __attribute__((visibility("default"))) const char* fastrnn_load_cells(const char* path) {
+  thread_local std::string problem_of_load;
+  problem_of_load = load_cells(path);
+  return problem_of_load.empty() ? nullptr : problem_of_load.c_str();
+}
+
 const SmallKernels& small_kernels() { return find_cell(kRegistry[0].cell)->small; }
 
 const char* cell_name(int k) {

@@ -215,11 +215,11 @@ Tensor bias_gradient(const Call& call, const Gradients& g, const Tensor& input) 
 // The time loop alone.
 std::tuple<Tensor, Tensor, Tensors, Tensor> sequence_backward(
     c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
-    const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y, at::TensorList reserve,
+    const Tensor& w_hh, const OptionalTensor& w_hr, OptionalTensors initial, const Tensor& y, at::TensorList reserve,
     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset, bool reverse,
     bool want_initial, bool want_dh) {
   const Inside inside(w_hh);
-  const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset, reverse);
+  const Backward b(cell, w_hh, w_hr, states_of(initial), y, reserve, batch_sizes, lengths, reset, reverse);
   const Gradients g = run_backward(b, joined(grad_y, grad_final), want_initial, want_dh);
   const Layout& layout = b.call.layout;
   const auto none = [&] { return at::empty({0}, b.call.options); };
@@ -264,21 +264,21 @@ Tensors backward_layer(c10::string_view cell, const Tensors& grads, const Tensor
 
 Tensors layer_backward(c10::string_view cell, const OptionalTensor& grad_y, const c10::List<OptionalTensor>& grad_final,
                        const Tensor& x, const OptionalTensor& w_ih, const Tensor& w_hh, const OptionalTensor& w_hr,
-                       at::TensorList initial, const Tensor& y, at::TensorList reserve,
+                       OptionalTensors initial, const Tensor& y, at::TensorList reserve,
                        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
                        bool reverse, std::array<bool, 7> needs) {
-  return backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes,
-                        lengths, reset, reverse, needs, nullptr);
+  return backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, states_of(initial), y, reserve,
+                        batch_sizes, lengths, reset, reverse, needs, nullptr);
 }
 
 Tensors layer_backward_flow(c10::string_view cell, const OptionalTensor& grad_y,
                             const c10::List<OptionalTensor>& grad_final, const Tensor& x, const OptionalTensor& w_ih,
-                            const Tensor& w_hh, const OptionalTensor& w_hr, at::TensorList initial, const Tensor& y,
+                            const Tensor& w_hh, const OptionalTensor& w_hr, OptionalTensors initial, const Tensor& y,
                             at::TensorList reserve, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                             const OptionalTensor& reset, bool reverse, std::array<bool, 7> needs) {
   Tensors flow;
-  Tensors out = backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, initial, y, reserve, batch_sizes,
-                               lengths, reset, reverse, needs, &flow);
+  Tensors out = backward_layer(cell, joined(grad_y, grad_final), x, w_ih, w_hh, w_hr, states_of(initial), y, reserve,
+                               batch_sizes, lengths, reset, reverse, needs, &flow);
   out.insert(out.end(), flow.begin(), flow.end());
   return out;
 }

@@ -55,10 +55,11 @@ struct Kept {
 std::tuple<Tensor, Tensors, Tensors> sequence_forward(c10::string_view cell, const Tensor& x,
                                                       const OptionalTensor& w_ih, const Tensor& given_w_hh,
                                                       const OptionalTensor& b_ih, const OptionalTensor& given_b_hh,
-                                                      const OptionalTensor& given_w_hr, at::TensorList initial,
+                                                      const OptionalTensor& given_w_hr, OptionalTensors given_states,
                                                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                                       const OptionalTensor& reset, bool reverse, bool training) {
   const Inside inside(given_w_hh);
+  const at::TensorList initial = states_of(given_states);
   const Call call(cell, x, given_w_hh, given_w_hr, batch_sizes, lengths, reset);
   const Layout& layout = call.layout;
   std::vector<int64_t> x_sizes = layout.shape;

@@ -9,6 +9,7 @@ processes that build the same at once both succeed. Nothing waits for a lock.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -139,6 +140,27 @@ def cached(name: str, files: dict[str, str], parts: Sequence[str], compile_in: C
     except OSError:
         pass  # it cannot be read, and so cannot be loaded
     return _build(folder, prefix, files, compile_in)
+
+
+def load_cached(name: str) -> None:
+    """Load what the cache has of a cell's kernels, of every dtype, for a program that holds only the cell's name.
+
+    Args:
+        name: `Cell.kernels`. Of several builds for one dtype, the newest counts.
+    """
+    if not name.isidentifier():
+        return
+    try:
+        found = sorted(cache_folder().glob(f"{name}_*.so"), key=lambda file: file.stat().st_mtime)
+        whole = [file for file in found if file.stem.endswith("_" + _digest_of(file))]
+    except (OSError, BuildError):  # no cache that can be read
+        return
+    for file in whole:
+        with contextlib.suppress(ImportError):  # of another version, or for GPUs
+            _C.load_cells(str(file))
+
+
+_C.use_cell_finder(load_cached)
 
 
 def _digest_of(file: Path) -> str:

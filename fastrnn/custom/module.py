@@ -211,7 +211,10 @@ class Network(ExportedKeywords, nn.Module):
             if value is not None:
                 raise ValueError(f"{name}: expected None with a PackedSequence; give the padded input instead")
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        states = None if hx is None else self._as_states(hx, int(batch_sizes[0]), True)
+        states = None
+        if hx is not None:
+            rows = _checks.packed_rows(batch_sizes, hx[0] if isinstance(hx, (tuple, list)) and hx else hx)
+            states = self._as_states(hx, rows, True)
         if states is not None and sorted_indices is not None:
             states = tuple(s.index_select(1, sorted_indices) for s in states)
         y, last = self._run(x, states, {**options, "batch_sizes": batch_sizes})

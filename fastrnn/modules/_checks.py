@@ -155,6 +155,17 @@ def check_backend(backend: Any, lengths: Any, reset: Any) -> None:
         raise ValueError("backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not know")
 
 
+def packed_rows(batch_sizes: Tensor, state: Any) -> Any:
+    """Rows of a packed input's first step, which each initial state has to have.
+
+    The compiler cannot decide on a value. There the rows of ``state``, the first of the initial states, stand in; the
+    operator compares the two when the compiled function runs.
+    """
+    if torch.compiler.is_compiling() and isinstance(state, Tensor) and state.dim() == 3:
+        return state.shape[1]
+    return int(batch_sizes[0])
+
+
 def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Tensor:
     """``lengths`` as an int64 tensor (B) on ``device``.
 

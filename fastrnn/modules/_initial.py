@@ -15,12 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-<<<<<<< HEAD
 from .. import _torch
-from . import _extra
-=======
 from . import _checks, _extra
->>>>>>> w-onnx
 
 PREFIX = "initial_"
 
@@ -68,7 +64,8 @@ def of_cell(module: nn.Module, states: Sequence[str], input: Tensor) -> tuple[Te
 def batch_of(input: Any, batch_first: bool, rank: int) -> Any:
     """The rows of a batch: None without one. ``rank``: the dimensions of an input with a batch."""
     if isinstance(input, PackedSequence):
-        return int(input.batch_sizes[0])
+        order = input.sorted_indices
+        return int(input.batch_sizes[0]) if order is None else order.shape[0]
     if input.dim() != rank:
         return None
     return input.shape[0] if batch_first else input.shape[1]

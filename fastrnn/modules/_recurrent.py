@@ -12,11 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _C, _recompute, _torch
 from . import _checks, _extra, _initial, _tokens
-<<<<<<< HEAD
-=======
-from ._identity import TorchIdentity
 from ._keywords import ExportedKeywords
->>>>>>> w-onnx
 from ._layers import as_layers, run_layers
 
 if TYPE_CHECKING:
@@ -25,19 +21,12 @@ if TYPE_CHECKING:
 _CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
-<<<<<<< HEAD
-class RecurrentLayers(_initial.LearnedStates, _torch.RNNBase):
+class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
     """Base of LSTM, GRU and RNN: how they are called. Parameters, their initialisation, checks and errors are torch's.
 
     A subclass derives from this class first and then from torch.nn's class of the same name, ``_torch_class``. A call
     computes with the attributes ``weight_ih_l0`` and so on or, like torch, with tensors that somebody has put into
     torch's private list of them, ``_flat_weights``.
-=======
-class RecurrentLayers(TorchIdentity, ExportedKeywords, _initial.LearnedStates, nn.RNNBase):
-    """What LSTM, GRU and RNN have in common: their calls. Parameters and their initialisation, checks and their errors
-    are torch's. A call computes with the attributes ``weight_ih_l0`` and so on; torch's private list of them,
-    ``_flat_weights``, is not read, so that what is assigned to it has no effect.
->>>>>>> w-onnx
 
     Attributes:
         backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
@@ -351,7 +340,10 @@ class RecurrentLayers(TorchIdentity, ExportedKeywords, _initial.LearnedStates, n
     def _fits_packed(self, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...] | None) -> bool:
         if x.dim() != 2 or x.shape[-1] != self.input_size:
             return False
-        return states is None or self._states_fit(states, (len(self._all_weights), int(batch_sizes[0])))
+        if states is None:
+            return True
+        rows = _checks.packed_rows(batch_sizes, states[0] if states else None)
+        return self._states_fit(states, (len(self._all_weights), rows))
 
     def _states_fit(self, states: tuple[Tensor, ...], lead: tuple[int, ...]) -> bool:
         sizes = self._state_sizes()

@@ -15,13 +15,8 @@ from ._keywords import ExportedKeywords
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-<<<<<<< HEAD
-class RecurrentCell(_torch.RNNCellBase):
+class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
     """Base of the cells: how they are called.
-=======
-class RecurrentCell(ExportedKeywords, nn.RNNCellBase):
-    """What the cells have in common. The compiler traces torch's cells, so that ours may derive from them outright.
->>>>>>> w-onnx
 
     Attributes:
         backend: ``"auto"`` unless assigned; ``"fused"``, ``"reference"`` or ``"torch"``, as for the layers.

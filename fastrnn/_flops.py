@@ -1,0 +1,146 @@
+"""FLOP formulas of the operators, for `torch.utils.flop_counter.FlopCounterMode`.
+
+The mode counts matrix products, 2·m·n·k each, and so do these formulas: with the letters of
+``docs/design/0001-spine.md``, N rows and R recurrent gates, a forward pass is 2·N·(G·H·I + R·H·P), and with a
+projection 2·N·P·H more. Every step counts, also the first one from zero states, as in a loop of plain torch operations.
+N is T·B for a padded input; the sum of ``batch_sizes`` for a packed one; the sum of ``lengths`` where they can be read,
+which is on the CPU and outside of the compiler, else T·B. Element-wise operations count nothing.
+
+In the backward pass each product of the forward pass gives one product for the gradient of its matrix and one for that
+of its vector, where these are asked for: ``needs``. The gradient of the initial ``h`` is one product of N_0 rows, the
+rows that have a first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
+
+from fastrnn._ops import hidden_size, sizes_of
+
+States = Sequence[Tensor] | None
+
+
+class _Rows(NamedTuple):
+    """N, and of these the rows of first steps, which start from an initial state."""
+
+    all: Any  # an integer, or a symbol of the compiler
+    first: Any
+
+
+def _rows(x: Tensor, states: States, batch_sizes: Tensor | None, lengths: Tensor | None) -> _Rows:
+    if batch_sizes is not None:
+        if states:
+            return _Rows(x.shape[0], states[0].shape[0])
+        return _Rows(x.shape[0], int(batch_sizes[0]) if _is_readable(batch_sizes) else 0)
+    steps, batch = x.shape[:2]
+    if lengths is not None and _is_readable(lengths):
+        active = lengths.clamp(0, steps)
+        return _Rows(int(active.sum()), int((active > 0).sum()))
+    return _Rows(steps * batch, batch)
+
+
+def _is_readable(t: Tensor) -> bool:
+    return t.is_cpu and not isinstance(t, FakeTensor)
+
+
+class _Products(NamedTuple):
+    """Multiply-adds of one row."""
+
+    input: Any
+    recurrent: Any  # R·h
+    second: Any  # recurrent matrices with other vectors than h
+    projection: Any
+
+
+def _products(cell: str, w_ih: Tensor | None, w_hh: Tensor, w_hr: Tensor | None) -> _Products:
+    sizes = sizes_of(cell)
+    hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
+    second = sizes.second * hidden
+    return _Products(
+        0 if w_ih is None else w_ih.shape[0] * w_ih.shape[1],
+        (w_hh.shape[0] - sizes.parameters - second) * projected,
+        second * projected,
+        0 if w_hr is None else projected * hidden,
+    )
+
+
+@register_flop_formula(torch.ops.fastrnn.sequence_forward, get_raw=True)
+def forward_flops(
+    cell: str,
+    x: Tensor,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    states: States,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    *_: Any,
+    **more: Any,
+) -> Any:
+    """Count a layer's forward pass."""
+    return 2 * _rows(x, states, batch_sizes, lengths).all * sum(_products(cell, w_ih, w_hh, w_hr))
+
+
+def _loop_flops(one: _Products, rows: _Rows, initial: bool) -> Any:
+    """Gradients from step to step; with `initial`, to the initial states too."""
+    recurrent = rows.all if initial else rows.all - rows.first
+    return 2 * (recurrent * one.recurrent + rows.all * (one.second + one.projection))
+
+
+@register_flop_formula(torch.ops.fastrnn.sequence_backward, get_raw=True)
+def loop_backward_flops(
+    cell: str,
+    grad_y: Tensor | None,
+    grad_final: Sequence[Tensor | None],
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    states: States,
+    y: Tensor,
+    reserve: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    want_initial: bool,
+    *_: Any,
+    **more: Any,
+) -> Any:
+    """Count the time loop of a layer's backward pass."""
+    rows = _rows(y, states, batch_sizes, lengths)
+    return _loop_flops(_products(cell, None, w_hh, w_hr), rows, want_initial)
+
+
+@register_flop_formula([torch.ops.fastrnn.layer_backward, torch.ops.fastrnn.layer_backward_flow], get_raw=True)
+def backward_flops(
+    cell: str,
+    grad_y: Tensor | None,
+    grad_final: Sequence[Tensor | None],
+    x: Tensor,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    states: States,
+    y: Tensor,
+    reserve: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    needs: Sequence[bool],
+    *_: Any,
+    **more: Any,
+) -> Any:
+    """Count a layer's backward pass."""
+    rows = _rows(y, states, batch_sizes, lengths)
+    one = _products(cell, w_ih, w_hh, w_hr)
+    gradients = (int(needs[0]) + int(needs[1])) * one.input + int(needs[2]) * (one.recurrent + one.second)
+    gradients += int(needs[5]) * one.projection
+    return _loop_flops(one, rows, needs[6]) + 2 * rows.all * gradients
