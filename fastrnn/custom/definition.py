@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastrnn import _C, _ops, cells
 from fastrnn.cells import CellSpec
 from fastrnn.custom import build, build_cuda
+from fastrnn.custom.cache import BuildError
 from fastrnn.custom.emit import Compiled, compiled, equations, header
 from fastrnn.custom.trace import CellError, Names, traced
 
@@ -160,8 +161,8 @@ class Cell:
         with self._lock:
             if not _C.has_kernels(self.kernels, dtype):
                 try:
-                    _C.load_cells(str(build.library(self.kernels, self._header, *built)))
-                except (build.BuildError, ImportError) as error:
+                    build.library(self.kernels, self._header, *built).load(_C.load_cells)
+                except (BuildError, ImportError) as error:
                     self._missing[built] = str(error)
                     return str(error)
         return ""
