@@ -90,10 +90,11 @@ class Gpu:
         dtype = DTYPES[point.fmt]
         if not self.known(name, dtype):
             try:
-                path = build_cuda.library(name, header, self.capability, dtype)
+                library = build_cuda.library(name, header, self.capability, dtype)
             except build_cuda.BuildError as problem:
                 raise CannotMeasureError(str(problem).splitlines()[0]) from None
-            self.module.load_cell(str(path), 10 * self.capability[0] + self.capability[1])
+            capability = 10 * self.capability[0] + self.capability[1]
+            library.load(lambda path: self.module.load_cell(path, capability))
         return name
 
     def known(self, name: str, dtype: torch.dtype) -> bool:

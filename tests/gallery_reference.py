@@ -49,7 +49,8 @@ def reference(name: str, order: str) -> Callable[[Step], Step]:
 
 
 def logistic(a: Tensor) -> Tensor:
-    return 1 / (1 + torch.exp(-a))
+    """Of numbers of any size: exp(-a) would overflow, and its gradient be NaN."""
+    return torch.sigmoid(a)
 
 
 def run(name: str, network: torch.nn.Module, x: Tensor, states: States) -> tuple[Tensor, States]:
@@ -84,8 +85,8 @@ def _nas(w: Weights, x: Tensor, states: States) -> States:
     # Leaves of the tree, as functions of the sum or (at 3) of the product of both sides.
     inner = {k: w.net(k, x, h) for k in "0124567"}
     product = w.of_input("3", x) * w.of_state("3", h)
-    left = (logistic(inner["0"]) * inner["1"].clamp_min(0)).tanh() + c
-    right = logistic(inner["2"]) + product.clamp_min(0)
+    left = (logistic(inner["0"]) * inner["1"].relu()).tanh() + c
+    right = logistic(inner["2"]) + product.relu()
     new_c = left.tanh() * right.tanh()
     third = (inner["4"].tanh() * logistic(inner["5"])).tanh()
     fourth = logistic(inner["6"].tanh() + logistic(inner["7"]))
@@ -126,13 +127,13 @@ reference("lstm_no_peepholes", "z i f o")(_lstm(peepholes=False))
 
 
 def _slstm(forget: Callable[[Tensor], Tensor]) -> Step:
-    """Beck et al. 2024, with f = forget(f~) and, as in the paper, logarithms of the gates in the stabiliser."""
+    """Beck et al. 2024, with log f = forget(f~); in logarithms of the gates, as exp(i~) would overflow."""
 
     def step(w: Weights, x: Tensor, states: States) -> States:
         h, c, n, m = states
-        i, f = torch.exp(w.net("i", x, h)), forget(w.net("f", x, h))
-        new_m = torch.maximum(torch.log(f) + m, torch.log(i))
-        stable_i, stable_f = torch.exp(torch.log(i) - new_m), torch.exp(torch.log(f) + m - new_m)
+        log_i, log_f = w.net("i", x, h), forget(w.net("f", x, h))
+        new_m = torch.maximum(log_f + m, log_i)
+        stable_i, stable_f = torch.exp(log_i - new_m), torch.exp(log_f + m - new_m)
         new_c = stable_f * c + stable_i * torch.tanh(w.net("z", x, h))
         new_n = stable_f * n + stable_i
         return logistic(w.net("o", x, h)) * (new_c / new_n), new_c, new_n, new_m
@@ -140,8 +141,8 @@ def _slstm(forget: Callable[[Tensor], Tensor]) -> Step:
     return step
 
 
-reference("slstm", "i f z o")(_slstm(torch.exp))
-reference("slstm_sigmoid", "i f z o")(_slstm(logistic))
+reference("slstm", "i f z o")(_slstm(lambda f: f))
+reference("slstm_sigmoid", "i f z o")(_slstm(torch.nn.functional.logsigmoid))
 
 
 def _rate(activation: Callable[[Tensor], Tensor]) -> Step:
@@ -218,8 +219,10 @@ def _min_gru(w: Weights, x: Tensor, states: States) -> States:
 
 
 def _min_lstm(w: Weights, x: Tensor, states: States) -> States:
-    f, i = logistic(w.of_input("f", x)), logistic(w.of_input("i", x))
-    return (f / (f + i) * states[0] + i / (f + i) * w.of_input("h", x),)
+    """In logarithms of f/(f+i) and i/(f+i), as both gates may underflow."""
+    log_f, log_i = (torch.nn.functional.logsigmoid(w.of_input(k, x)) for k in "fi")
+    log_sum = torch.logaddexp(log_f, log_i)
+    return (torch.exp(log_f - log_sum) * states[0] + torch.exp(log_i - log_sum) * w.of_input("h", x),)
 
 
 reference("indrnn", "h|")(_indrnn)

@@ -149,14 +149,6 @@ def test_build_says_why(monkeypatch):
         build.compiler.cache_clear()
 
 
-def test_where_the_cache_lies(monkeypatch, tmp_path):
-    monkeypatch.delenv("FASTRNN_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.cache_folder() == tmp_path / "fastrnn"
-    monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "mine"))
-    assert build.cache_folder() == tmp_path / "mine"
-
-
 def test_source_and_explanation():
     @fastrnn.cell(gates="a", parameters="w")
     def shown(x, r, s, p):

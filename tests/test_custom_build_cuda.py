@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
 from fastrnn import _gpu, cuda, functional
-from fastrnn.custom import build, build_cuda
+from fastrnn.custom import build, build_cuda, cache
 from fastrnn.functional import LayerWeights, sequence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,8 @@ class Kernels:
         return self.problem
 
     def has_kernels(self, cell: str, dtype: str, device: int) -> bool:
-        return any(Path(path).name.startswith(cell) and text == dtype for path, _, text in self.loaded)
+        name = f"#define FASTRNN_CELL_NAME {cell}\n"
+        return any(name in content and text == dtype for content, _, text in self.loaded)
 
     def load_cell(self, path: str, capability: int) -> None:
         content = Path(path).read_text()
@@ -51,7 +52,7 @@ class Kernels:
             raise ImportError(f"{path}: it is of another version of fastrnn")
         bits = int(re.search(r"FORMATS (\d+)", content).group(1))
         (dtype,) = [str(d).removeprefix("torch.") for d, formats in build_cuda.FORMATS.items() if formats == bits]
-        self.loaded.append((path, capability, dtype))
+        self.loaded.append((content, capability, dtype))
 
 
 #: Writes what it is given to compile, and the arguments, to the file that it is to make; counts its runs.
@@ -117,10 +118,9 @@ def files(tmp_path: Path) -> list[Path]:
 def test_compiled_once_for_the_gpu_at_hand(gpu, tmp_path):
     assert prepare() == prepare() == ""
     assert gpu.runs() == 1
-    ((path, capability, dtype),) = gpu.loaded
-    assert [Path(path)] == files(tmp_path)
+    ((content, capability, dtype),) = gpu.loaded
+    assert [content] == [file.read_text() for file in files(tmp_path)]
     assert (capability, dtype) == (90, "float32")
-    content = Path(path).read_text()
     assert f"#define FASTRNN_CELL_NAME {small.kernels}" in content
     assert "-gencode=arch=compute_90a,code=sm_90a" in content
     assert f"-I{build.headers()}" in content
@@ -132,8 +132,8 @@ def test_compiled_once_for_the_gpu_at_hand(gpu, tmp_path):
 def test_architectures(gpu, capability, name):
     gpu.capability = capability
     assert prepare() == ""
-    path, number, _ = gpu.loaded[0]
-    assert f"-gencode=arch=compute_{name},code=sm_{name}" in Path(path).read_text()
+    content, number, _ = gpu.loaded[0]
+    assert f"-gencode=arch=compute_{name},code=sm_{name}" in content
     assert number == 10 * capability[0] + capability[1]
 
 
@@ -161,7 +161,7 @@ def test_another_process_finds_the_file(gpu, tmp_path):
 
 def test_the_name_says_all_that_it_depends_on(gpu, tmp_path, monkeypatch):
     def name(cell=small, capability=(9, 0), dtype=torch.float32) -> str:
-        return build_cuda.library(cell.kernels, cell.source(), capability, dtype).name
+        return build_cuda.library(cell.kernels, cell.source(), capability, dtype).path.name
 
     found = [name(), name(other), name(capability=(8, 0)), name(dtype=torch.float16)]
     gpu.nvcc(release="13.1")
@@ -237,7 +237,7 @@ def test_a_cache_that_cannot_be_written(gpu, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(build.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(cache.tempfile, "TemporaryDirectory", refuse)
     assert prepare() == ""
     assert prepare(other).startswith(
         f"no kernels on cuda, no place for kernels in {tmp_path / 'cache'} (FASTRNN_CACHE)"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lm_runs import write_text
 
 from fastrnn.lm import corpus, data
+from fastrnn.lm.errors import TextError
 from fastrnn.lm.vocabulary import Bytes, Characters, from_dict
 
 
@@ -101,7 +102,7 @@ def test_what_is_not_utf8_is_pointed_out(tmp_path, before):
         data.open_text(tmp_path / "t", "character")
 
 
-def test_a_large_file_is_mapped_and_not_read(tmp_path):
+def test_a_large_file_is_not_read_as_a_whole(tmp_path):
     size = 1 << 40  # a hole of a tebibyte
     with open(tmp_path / "t", "wb") as file:
         file.truncate(size)
@@ -111,6 +112,57 @@ def test_a_large_file_is_mapped_and_not_read(tmp_path):
     assert text.length == size
     assert text.read(size - 5, 5).tolist() == list(b"abcde")
     assert data.fingerprint(tmp_path / "t")["bytes"] == size
+
+
+@pytest.mark.parametrize("unit", ["byte", "character"])
+@pytest.mark.parametrize("left", [0, 1, 5000])
+def test_a_file_that_becomes_shorter(tmp_path, unit, left):
+    path = write_text(tmp_path / "t")
+    text, size = data.open_text(path, unit), path.stat().st_size
+    text.file.check()
+    right = text.read(100, 50)
+    os.truncate(path, left)
+    problem = rf"file: expected {size} bytes in .*/t, as at the start of the run, got {left}$"
+    for read in (text.file.check, lambda: text.read(text.length - 50, 50), lambda: text.read(0, text.length)):
+        with pytest.raises(TextError, match=problem):
+            read()
+    if left > 1000 and unit == "byte":
+        assert text.read(100, 50).tolist() == right.tolist()
+
+
+def test_a_file_that_is_appended_to_or_deleted(tmp_path):
+    path = write_text(tmp_path / "t")
+    text = data.open_text(path, "byte")
+    right = text.read(0, text.length)
+    with open(path, "ab") as file:
+        file.write(b"more")
+    text.file.check()
+    path.unlink()
+    assert text.read(0, text.length + 100).tolist() == right.tolist()
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"Q", "é".encode()])
+def test_a_file_that_is_overwritten_by_other_characters(tmp_path, content):
+    """Of bytes anything is a text, of characters not."""
+    path = write_text(tmp_path / "t")
+    text = data.open_text(path, "character")
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.write(content * (size // len(content)) + b" " * (size % len(content)))
+    problem = r"file: expected .*/t as it was at the start of the run, got other characters in it"
+    with pytest.raises(TextError, match=problem):
+        text.read(text.length - 300, 300)
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    text = data.open_text(write_text(tmp_path / "t"), "byte")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(data.os, "pread", fail)
+    with pytest.raises(TextError, match=r"file: could not read .*/t: Input/output error"):
+        text.read(0, 10)
 
 
 def test_fingerprint_tells_texts_apart(tmp_path):

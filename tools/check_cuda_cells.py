@@ -8,6 +8,7 @@ written in Python, and cells that differ in what they have, in float32.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -36,14 +37,14 @@ def cells(tests: str) -> list[Any]:
 def main(tests: str) -> int:
     from fastrnn import _cuda
     from fastrnn.custom import build_cuda
-    from fastrnn.custom.build import BuildError
+    from fastrnn.custom.cache import BuildError
 
     def build(case: tuple[Any, torch.dtype, tuple[int, int]]) -> str:
         cell, dtype, capability = case
         name = f"{cell.name} in {dtype} for sm_{build_cuda.architecture(capability)}"
         try:
-            file = build_cuda.library(cell.kernels, cell.source(), capability, dtype)
-            _cuda.load_cell(str(file), 10 * capability[0] + capability[1])
+            load = functools.partial(_cuda.load_cell, capability=10 * capability[0] + capability[1])
+            build_cuda.library(cell.kernels, cell.source(), capability, dtype).load(load)
         except (BuildError, ImportError) as error:
             return f"{name}: {error}"
         return ""

@@ -85,6 +85,7 @@ struct LogConstants;
 template <>
 struct LogConstants<float> {
   static constexpr float kLeast = 1.17549435e-38f, kInfinity = __builtin_inff(), kNaN = __builtin_nanf("");
+  static constexpr float kHalfOfLargestScale = 0x1p127f;
   static constexpr int kRootHalf = 0x3f3504f3, kBias = 127, kInteger = 0x4b000000;  // the last: bits of 2^23
   static constexpr float kIntegerBias = 8388608.0f + 127.0f;
   static constexpr float kQ[] = {1.0f / 3, 1.0f / 5, 1.0f / 7, 1.0f / 9, 1.0f / 11};
@@ -92,6 +93,7 @@ struct LogConstants<float> {
 template <>
 struct LogConstants<double> {
   static constexpr double kLeast = 2.2250738585072014e-308, kInfinity = __builtin_inf(), kNaN = __builtin_nan("");
+  static constexpr double kHalfOfLargestScale = 0x1p1023;
   static constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd, kBias = 1023, kInteger = 0x4330000000000000;
   static constexpr double kIntegerBias = 4503599627370496.0 + 1023.0;
   static constexpr double kQ[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
@@ -122,14 +124,16 @@ struct Exact {
     const Vec<double> t = fma(e.scale, e.p, e.scale - Vec<double>(1.0));
     return copysign(t / (t + Vec<double>(2.0)), x);
   }
-  // Beyond its limits infinite or zero: a little before the first number that is not finite, or is subnormal.
+  // Infinite where torch's is; zero where the result is subnormal.
   template <class C>
   FASTRNN_FN static Vec<C> exp(Vec<C> x) {
-    const C high = sizeof(C) == 4 ? C(88.37) : C(709.4), low = sizeof(C) == 4 ? C(-87.3) : C(-708.3);
+    const C high = sizeof(C) == 4 ? C(89) : C(710), low = sizeof(C) == 4 ? C(-87.3) : C(-708.3);
+    const Vec<C> infinity(LogConstants<C>::kInfinity);
     const SplitExp<C> e(min(Vec<C>(high), max(Vec<C>(low), x)));
-    const Vec<C> y = fma(e.scale, e.p, e.scale);
-    const Vec<C> not_small = where_less(x, Vec<C>(low), Vec<C>::zero(), y);
-    return where_less(Vec<C>(high), x, Vec<C>(LogConstants<C>::kInfinity), not_small);
+    // Results from √½·2^128 (2^1024) on are finite, but their scale is not: they are twice those of half the scale.
+    const Vec<C> scale = where_less(e.scale, infinity, e.scale, Vec<C>(LogConstants<C>::kHalfOfLargestScale));
+    const Vec<C> y = fma(scale, e.p, scale);
+    return where_less(x, Vec<C>(low), Vec<C>::zero(), where_less(e.scale, infinity, y, y + y));
   }
   // Of subnormal numbers that of the least normal one.
   template <class C>

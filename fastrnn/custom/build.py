@@ -1,10 +1,8 @@
-"""Compiles a cell's header into kernels, and keeps what was compiled.
+"""Compiles a cell's header into kernels for the CPU.
 
-A shared object holds a cell's kernels for one instruction set and number format. It lies in a cache under a name made
-of a digest of all that it depends on: the header, the library's own headers, compiler and options; and of its own
-contents. So nothing that is found can be of another version, and a damaged file is built anew, not loaded: a short one
-would end the process. It gets there by renaming a finished file, so that nothing is found half written, and two
-processes that build the same at once both succeed. Nothing waits for a lock.
+A shared object holds a cell's kernels for one instruction set and dtype. It lies in the cell cache
+(`fastrnn.custom.cache`) under a name made of a digest of all that it depends on: the header, the library's own headers,
+compiler and options.
 """
 
 from __future__ import annotations
@@ -17,14 +15,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from fastrnn import _C
+from fastrnn.custom.cache import BuildError, Library, cached, libraries_of
 
 #: csrc/cpu/args.h: Format
 FORMATS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -32,10 +30,6 @@ _FLOAT32_PARTS = 4
 COMPILE: tuple[str, ...] = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
 COMPILE += ("-fno-trapping-math", "-g0", "-w")
 TIMEOUT = 300  # seconds that a compiler may take
-
-
-class BuildError(RuntimeError):
-    """Kernels cannot be compiled: there is no compiler, it refuses, or there is no place to put the result."""
 
 
 def headers() -> Path:
@@ -74,17 +68,6 @@ def compiler_version(command: tuple[str, ...]) -> str:
         raise BuildError(f"{shlex.join(command)} does not run: {error}") from None
 
 
-def cache_folder() -> Path:
-    """``FASTRNN_CACHE``, or fastrnn's folder in the user's cache."""
-    wanted = os.environ.get("FASTRNN_CACHE")
-    if wanted:
-        return Path(wanted)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrnn"
-    except RuntimeError as error:  # a user without a home
-        raise BuildError(f"no place for kernels, set FASTRNN_CACHE: {error}") from None
-
-
 def instruction_sets(capability: str, dtype: torch.dtype) -> list[tuple[str, int]]:
     """The units of a format for `capability`, each an instruction set and the bits of its formats. The matrix unit's
     stands upon that of AVX-512.
@@ -110,7 +93,7 @@ def sources(name: str, header: str, capability: str, dtype: torch.dtype) -> dict
     return files
 
 
-def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Path:
+def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Library:
     """The shared object of a cell's kernels, out of the cache or built now.
 
     Raises:
@@ -122,49 +105,19 @@ def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Path
     return cached(name, files, parts, lambda folder: _compile(folder, list(files), command))
 
 
-def cached(name: str, files: dict[str, str], parts: Sequence[str], compile_in: Callable[[Path], None]) -> Path:
-    """A shared object out of the cache, or compiled now.
-
-    Args:
-        name: of the cell.
-        files: the sources by name.
-        parts: what the result depends on besides.
-        compile_in: makes ``cell.so`` in a folder that holds the sources; raises BuildError.
-    """
-    digest = hashlib.sha256("\0".join((*files.values(), *parts)).encode()).hexdigest()[:32]
-    folder, prefix = cache_folder(), f"{name}_{digest}_"
-    try:
-        for found in sorted(folder.glob(f"{prefix}*.so")):
-            if found.name == f"{prefix}{_digest_of(found)}.so":
-                return found
-    except OSError:
-        pass  # it cannot be read, and so cannot be loaded
-    return _build(folder, prefix, files, compile_in)
-
-
 def load_cached(name: str) -> None:
     """Load what the cache has of a cell's kernels, of every dtype, for a program that holds only the cell's name.
 
     Args:
         name: `Cell.kernels`. Of several builds for one dtype, the newest counts.
     """
-    if not name.isidentifier():
-        return
-    try:
-        found = sorted(cache_folder().glob(f"{name}_*.so"), key=lambda file: file.stat().st_mtime)
-        whole = [file for file in found if file.stem.endswith("_" + _digest_of(file))]
-    except (OSError, BuildError):  # no cache that can be read
-        return
-    for file in whole:
-        with contextlib.suppress(ImportError):  # of another version, or for GPUs
-            _C.load_cells(str(file))
+    with contextlib.suppress(BuildError):  # no cache that can be used
+        for found in libraries_of(name):
+            with contextlib.suppress(ImportError):  # of another version, or for GPUs
+                found.load(_C.load_cells)
 
 
 _C.use_cell_finder(load_cached)
-
-
-def _digest_of(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @functools.cache
@@ -173,21 +126,6 @@ def _openmp(command: tuple[str, ...]) -> str | None:
     if _C.build_info()["openmp"] == "no":
         return None
     return "-fopenmp" if sys.platform != "darwin" else None
-
-
-def _build(place: Path, prefix: str, files: dict[str, str], compile_in: Callable[[Path], None]) -> Path:
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=place) as name:
-            folder = Path(name)
-            for file, text in files.items():
-                (folder / file).write_text(text, encoding="utf-8")
-            compile_in(folder)
-            target = place / f"{prefix}{_digest_of(folder / 'cell.so')}.so"
-            os.replace(folder / "cell.so", target)
-            return target
-    except OSError as error:
-        raise BuildError(f"no place for kernels in {place} (FASTRNN_CACHE): {error}") from None
 
 
 def _compile(folder: Path, files: Sequence[str], command: tuple[str, ...]) -> None:

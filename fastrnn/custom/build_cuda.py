@@ -1,4 +1,4 @@
-"""Compiles a cell's header into kernels for a GPU, with nvcc, and keeps them as `fastrnn.custom.build` does.
+"""Compiles a cell's header into kernels for a GPU, with nvcc, and keeps them in the cell cache.
 
 A shared object holds a cell's kernels for GPUs of one compute capability and for one dtype. `fastrnn._cuda` loads it
 and runs it by the drivers of the built-in cells, so there are kernels only where that is built and can run.
@@ -17,7 +17,7 @@ import torch
 
 from fastrnn import _gpu
 from fastrnn.custom import build
-from fastrnn.custom.build import BuildError
+from fastrnn.custom.cache import BuildError, Library, cached
 
 #: By dtype, a bit for each of csrc/cuda/kernels.h: Format. float32 may be multiplied as tf32: torch's setting decides,
 #: call by call.
@@ -65,7 +65,8 @@ def prepare(name: str, header: str, dtype: torch.dtype, device: torch.device) ->
         try:
             if not _gpu.module.has_kernels(name, text, index):
                 major, minor = capability
-                _gpu.module.load_cell(str(library(name, header, capability, dtype)), 10 * major + minor)
+                load = functools.partial(_gpu.module.load_cell, capability=10 * major + minor)
+                library(name, header, capability, dtype).load(load)
         except (BuildError, ImportError) as error:
             _missing[asked] = f"no kernels on {device.type}, {error}"
             return _missing[asked]
@@ -80,7 +81,7 @@ def forget(name: str) -> None:
         _missing.pop(asked, None)
 
 
-def library(name: str, header: str, capability: tuple[int, int], dtype: torch.dtype) -> Path:
+def library(name: str, header: str, capability: tuple[int, int], dtype: torch.dtype) -> Library:
     """The shared object of a cell's kernels, out of the cache or built now.
 
     Raises:
@@ -104,7 +105,7 @@ def library(name: str, header: str, capability: tuple[int, int], dtype: torch.dt
         "-o",
         "cell.so",
     ]
-    return build.cached(name, files, parts, lambda folder: build.run([*command, *runtime(nvcc)], folder))
+    return cached(name, files, parts, lambda folder: build.run([*command, *runtime(nvcc)], folder))
 
 
 def sources(name: str, header: str, formats: int) -> dict[str, str]:

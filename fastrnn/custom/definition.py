@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastrnn import _C, _ops, cells
 from fastrnn.cells import CellSpec
 from fastrnn.custom import build, build_cuda
+from fastrnn.custom.cache import BuildError
 from fastrnn.custom.emit import Compiled, compiled, equations, header
 from fastrnn.custom.trace import CellError, Names, traced
 
@@ -160,8 +161,8 @@ class Cell:
         with self._lock:
             if not _C.has_kernels(self.kernels, dtype):
                 try:
-                    _C.load_cells(str(build.library(self.kernels, self._header, *built)))
-                except (build.BuildError, ImportError) as error:
+                    build.library(self.kernels, self._header, *built).load(_C.load_cells)
+                except (BuildError, ImportError) as error:
                     self._missing[built] = str(error)
                     return str(error)
         return ""
@@ -249,7 +250,8 @@ def cell(
     The function gets, by name, the gates of the input product ``x = W·x_t + b`` and of the recurrent product
     ``r = R·h + b_r``, the old states ``s``, and if there are parameters ``p``; it returns the new states in order, or
     as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
-    and torch's sigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a comparison.
+    and torch's sigmoid, logsigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a
+    comparison.
 
     ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector: a GRU that resets before the product has
     ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent weights. What all units of a
@@ -257,9 +259,10 @@ def cell(
     :func:`fastrnn.custom.layer_norm` is made of them. A step with more than one vector besides h, or with such sums,
     has stages between which threads wait for one another; it takes longer.
 
-    The function is run once, at definition. Its gradient is derived from that; kernels are compiled at the first call
-    (some seconds) and kept in ``FASTRNN_CACHE`` (``~/.cache/fastrnn``): by the C++ compiler, for tensors on a GPU by
-    nvcc. Without a compiler the function itself runs on tensors, step by step, after one warning that says why.
+    The function is run at definition, twice, and has to compute the same both times: random numbers come from `inputs`.
+    Its gradient is derived; kernels are compiled at the first call (some seconds) and kept in ``FASTRNN_CACHE``
+    (``~/.cache/fastrnn``): by the C++ compiler, for tensors on a GPU by nvcc. Without a compiler the function itself
+    runs on tensors, step by step, after one warning that says why.
 
     Args:
         gates: G names; the weights have a block of H rows for each, in this order.
@@ -274,7 +277,8 @@ def cell(
             those of the gates in ``weight_hh``, in the order of `Cell.recurrent`.
 
     Raises:
-        fastrnn.CellError: the function does something that kernels cannot; with the line. It is a TypeError.
+        fastrnn.CellError: the function does something that kernels cannot, or is not the same when it is run twice;
+            with the line. It is a TypeError.
     """
     if parameters is None:
         parameters = {}

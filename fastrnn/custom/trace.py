@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastrnn.custom.graph import Graph, Node
 from fastrnn.custom.operations import OPERATIONS
+from fastrnn.custom.repeatable import same_twice
 from fastrnn.custom.structure import Traced, structure
 
 
@@ -162,7 +163,7 @@ for _name, _text in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
 #: What may be used in a step, for messages.
 NAMES = frozenset(
     [name for name, row in OPERATIONS.items() if row.torch]
-    + ["clamp", "square", "pow", "reciprocal", "where", "mean", "sum", "var"]
+    + ["clamp", "square", "pow", "reciprocal", "where", "mean", "sum", "var", "logsigmoid"]
 )
 
 
@@ -272,6 +273,10 @@ def _softplus(trace: Trace, x: Any, beta: Any = 1, threshold: Any = 20) -> Symbo
     return trace.operation("softplus", (x,))
 
 
+def _logsigmoid(trace: Trace, x: Any) -> Symbol:
+    return Symbol(trace, -trace.graph.make("softplus", -trace.node(x)))
+
+
 def _relu(trace: Trace, x: Any, inplace: bool = False) -> Symbol:
     if inplace:
         raise trace.error("relu: a value cannot be changed in place")
@@ -297,6 +302,7 @@ _SPECIAL: dict[Any, Callable] = {
     torch.square: lambda trace, x: _power(trace, x, 2),
     torch.reciprocal: lambda trace, x: _power(trace, x, -1),
     F.softplus: _softplus,
+    F.logsigmoid: _logsigmoid,
     F.relu: _relu,
 }
 
@@ -323,27 +329,10 @@ class Names:
         raise self._error(f"{self._kind} has no {name!r}; it has {', '.join(self._names) or 'nothing'}")
 
 
-def traced(
-    step: Callable,
-    gates: Sequence[str],
-    states: Sequence[str],
-    parameters: Sequence[str],
-    matrices: Sequence[str] = (),
-) -> Traced:
-    """Runs `step` once.
-
-    Raises:
-        CellError: it does what cannot be done, see there.
-    """
-    trace = Trace(step)
-    arguments = []
-    for kind, names in (("x", gates), ("r", (*gates, *matrices)), ("s", states), ("p", parameters)):
-        if kind == "p" and not parameters:
-            continue
-        symbols = [
-            Recurrent(trace, k) if kind == "r" else Symbol(trace, trace.graph.leaf(kind, k)) for k in range(len(names))
-        ]
-        arguments.append(Names(kind, names, symbols, trace.error))
+def _new_states(trace: Trace, arguments: Sequence[Names], states: Sequence[str]) -> tuple[Node, ...]:
+    """Runs the step once. Returns the new states, in order."""
+    step = trace.step
+    trace.multiplied.clear()
     try:
         found = step(*arguments)
     except CellError:
@@ -361,7 +350,36 @@ def traced(
             f"{_place(step)}: expected {len(states)} new states ({', '.join(states)}), got {len(found)}: every state "
             "has to be written"
         )
-    new = tuple(trace.node(value) for value in found)
+    return tuple(trace.node(value) for value in found)
+
+
+def traced(
+    step: Callable,
+    gates: Sequence[str],
+    states: Sequence[str],
+    parameters: Sequence[str],
+    matrices: Sequence[str] = (),
+) -> Traced:
+    """Runs `step` on symbols, twice.
+
+    Raises:
+        CellError: it does what cannot be done, see there, or something else the second time.
+    """
+    trace = Trace(step)
+    arguments = []
+    for kind, names in (("x", gates), ("r", (*gates, *matrices)), ("s", states), ("p", parameters)):
+        if kind == "p" and not parameters:
+            continue
+        symbols = [
+            Recurrent(trace, k) if kind == "r" else Symbol(trace, trace.graph.leaf(kind, k)) for k in range(len(names))
+        ]
+        arguments.append(Names(kind, names, symbols, trace.error))
+    new = same_twice(lambda: _new_states(trace, arguments, states))
+    if new is None:
+        raise CellError(
+            f"{_place(step)}: expected a step that computes the same each time it is run, as kernels repeat what it "
+            "drew, counted or read at definition; noise and masks are `inputs=`, functions that make new ones each call"
+        )
     try:
         return structure(trace.graph, new, len(gates), [f"r.{name}" for name in (*gates, *matrices)], trace.multiplied)
     except ValueError as error:

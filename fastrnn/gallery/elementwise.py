@@ -60,5 +60,8 @@ def min_lstm(x: Any, r: Any, s: Any) -> Any:
 
     Feng et al., Were RNNs all we needed?, 2024 (arXiv:2410.01201). Shapes: W (3·H, I). Initialisation: within ±1/√H.
     """
-    f, i = torch.sigmoid(x.f), torch.sigmoid(x.i)
+    # Gates that are both nearly closed have the quotients of gates that are opened by the same amount (up to exp(-40)).
+    # As they are, both would underflow: 0/0.
+    shift = torch.clamp(torch.maximum(x.f, x.i) + 40, max=0)
+    f, i = torch.sigmoid(x.f - shift), torch.sigmoid(x.i - shift)
     return (f * s.h + i * x.h) / (f + i)

@@ -59,4 +59,4 @@ def slstm_sigmoid(x: Any, r: Any, s: Any) -> Any:
     Shapes: W (4·H, I), R (4·H, H), blocks i, f, z, o. Initialisation: all within ±1/√H, as torch.nn. An initial state
     that is not zero needs n > 0.
     """
-    return _stabilised(x, r, s, -F.softplus(-(x.f + r.f)))  # log σ(f) = −softplus(−f)
+    return _stabilised(x, r, s, F.logsigmoid(x.f + r.f))

@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def library_text() -> Path:
         OSError: the cache cannot be written.
         ValueError: there are no sources.
     """
-    from fastrnn.custom.build import BuildError, cache_folder
+    from fastrnn.custom.cache import BuildError, private_folder
 
     root, files = Path(sysconfig.get_path("stdlib")), library_files()
     if not files:
@@ -48,21 +47,21 @@ def library_text() -> Path:
         facts = path.stat()
         digest.update(f"{path.relative_to(root).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
     try:
-        folder = cache_folder()
-    except BuildError:
-        raise OSError("no place for the default text: set FASTRNN_CACHE, or name a FILE") from None
+        folder = private_folder()
+    except BuildError as error:
+        raise OSError(f"no place for the default text, name a FILE: {error}") from None
     target = folder / f"library-{platform.python_version()}-{digest.hexdigest()[:16]}.txt"
     if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         _write(files, target)
     return target
 
 
 def _write(files: list[Path], target: Path) -> None:
     """Under another name first, so that nobody finds half of it."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.stem)
-    try:
-        with open(handle, "wb") as file:
+    from fastrnn.custom.cache import working_folder
+
+    with working_folder(target.parent) as folder:
+        with open(folder / target.name, "wb") as file:
             for path in files:
                 content = path.read_bytes()
                 try:
@@ -70,7 +69,4 @@ def _write(files: list[Path], target: Path) -> None:
                 except UnicodeDecodeError:  # some tests of Python's own
                     continue
                 file.write(content)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        os.replace(folder / target.name, target)

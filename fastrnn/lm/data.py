@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrnn.lm.errors import TextError
 from fastrnn.lm.vocabulary import Bytes, Characters, Vocabulary
 
 _BLOCK = 1 << 14  # bytes between two entries of the index of characters
@@ -23,20 +25,79 @@ _SAMPLES, _SAMPLE = 64, 1 << 14
 _WHOLE = 1 << 28  # files up to so many bytes are hashed as a whole
 
 
-class Text:
-    """The units of a file, which is mapped and never read as a whole.
+class File:
+    """A file that is read in places.
+
+    It is not mapped into memory: where a mapped file has been truncated, reading it ends the process (SIGBUS).
 
     Attributes:
         path: the file.
+        size: its bytes when it was opened.
+
+    Raises:
+        ValueError: it is no file, or empty.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            problem = "which is no regular file" if path.exists() else "which does not exist"
+            raise ValueError(f"file: expected a file with text, got {str(path)!r}, {problem}")
+        self.path, self._handle = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._handle)
+        self.size = os.fstat(self._handle).st_size
+        if self.size == 0:
+            raise ValueError(f"file: expected a file with text, got {str(path)!r}, which is empty")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Bytes from ``start`` to before ``stop`` or the end, uint8.
+
+        Raises:
+            TextError: the file has become shorter, or cannot be read.
+        """
+        count = max(0, min(stop, self.size) - start)
+        try:
+            content = os.pread(self._handle, count, start)
+            while len(content) < count:  # at most 2 GiB at once
+                rest = os.pread(self._handle, count - len(content), start + len(content))
+                if not rest:
+                    raise self._shorter()
+                content += rest
+        except OSError as error:
+            raise TextError(f"file: could not read {self.path}: {error.strerror or error}") from error
+        return np.frombuffer(content, np.uint8)
+
+    def check(self) -> None:
+        """Raises:
+        TextError: the file has become shorter.
+        """
+        if os.fstat(self._handle).st_size < self.size:
+            raise self._shorter()
+
+    def _shorter(self) -> TextError:
+        found = os.fstat(self._handle).st_size
+        return TextError(f"file: expected {self.size} bytes in {self.path}, as at the start of the run, got {found}")
+
+
+class Text:
+    """The units of a file, which is never read as a whole.
+
+    Attributes:
+        file: the file.
+        path: where it is.
         vocabulary: its units.
         length: how many units it has.
     """
 
-    def __init__(self, path: Path, vocabulary: Vocabulary, length: int) -> None:
-        self.path, self.vocabulary, self.length = path, vocabulary, length
+    def __init__(self, file: File, vocabulary: Vocabulary, length: int) -> None:
+        self.file, self.path, self.vocabulary, self.length = file, file.path, vocabulary, length
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Ids (count) from the unit ``start`` on, int64."""
+        """Ids (count) from the unit ``start`` on, int64.
+
+        Raises:
+            TextError: the file has become shorter or is another one, or cannot be read.
+        """
         raise NotImplementedError
 
 
@@ -44,11 +105,11 @@ class ByteText(Text):
     """Bytes, as they are."""
 
     def __init__(self, path: Path) -> None:
-        self._bytes = _mapped(path)
-        super().__init__(path, Bytes(), len(self._bytes))
+        file = File(path)
+        super().__init__(file, Bytes(), file.size)
 
     def read(self, start: int, count: int) -> np.ndarray:
-        return self._bytes[start : start + count].astype(np.int64)
+        return self.file.read(start, start + count).astype(np.int64)
 
 
 class CharacterText(Text):
@@ -60,13 +121,13 @@ class CharacterText(Text):
     """
 
     def __init__(self, path: Path) -> None:
-        self._bytes = _mapped(path)
+        file = File(path)
         seen = np.zeros(0x110000, bool)
         decoder = codecs.getincrementaldecoder("utf-8")()
         counts = []
-        for start in range(0, len(self._bytes), _SCAN):
-            part = np.asarray(self._bytes[start : start + _SCAN])
-            final = start + _SCAN >= len(self._bytes)
+        for start in range(0, file.size, _SCAN):
+            part = file.read(start, start + _SCAN)
+            final = start + _SCAN >= file.size
             try:
                 characters = decoder.decode(part.tobytes(), final)
             except UnicodeDecodeError as error:
@@ -77,18 +138,24 @@ class CharacterText(Text):
             counts += [int(np.count_nonzero(begins[k : k + _BLOCK])) for k in range(0, len(part), _BLOCK)]
         self._before = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         vocabulary = Characters("".join(map(chr, np.flatnonzero(seen))))
-        super().__init__(path, vocabulary, int(self._before[-1]))
+        super().__init__(file, vocabulary, int(self._before[-1]))
 
     def read(self, start: int, count: int) -> np.ndarray:
-        first, last = self._find(start), self._find(start + count)
-        return self.vocabulary.encode(self._bytes[first:last].tobytes().decode())
+        try:
+            first, last = self._find(start), self._find(start + count)
+            ids = self.vocabulary.encode(self.file.read(first, last).tobytes().decode())
+        except (ValueError, IndexError):  # other characters, or more of them in a block
+            ids = np.empty(0, np.int64)
+        if len(ids) != min(count, self.length - start):
+            raise TextError(f"file: expected {self.path} as it was at the start of the run, got other characters in it")
+        return ids
 
     def _find(self, index: int) -> int:
         """At which byte that character begins."""
         if index >= self.length:
-            return len(self._bytes)
+            return self.file.size
         block = int(np.searchsorted(self._before, index, side="right")) - 1
-        begins = np.flatnonzero(_begins(self._bytes[block * _BLOCK : (block + 1) * _BLOCK]))
+        begins = np.flatnonzero(_begins(self.file.read(block * _BLOCK, (block + 1) * _BLOCK)))
         return block * _BLOCK + int(begins[index - self._before[block]])
 
 
@@ -97,21 +164,13 @@ def _begins(part: np.ndarray) -> np.ndarray:
     return (part & 0xC0) != 0x80
 
 
-def _mapped(path: Path) -> np.ndarray:
-    if not path.is_file():
-        problem = "which is no regular file" if path.exists() else "which does not exist"
-        raise ValueError(f"file: expected a file with text, got {str(path)!r}, {problem}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"file: expected a file with text, got {str(path)!r}, which is empty")
-    return np.memmap(path, np.uint8, "r")
-
-
 def open_text(path: str | os.PathLike[str], unit: str) -> Text:
     """The text of a file in bytes or characters.
 
     Raises:
         ValueError: it is no file, empty, or not UTF-8 where characters are wanted.
-        OSError: it cannot be read.
+        OSError: it cannot be opened.
+        TextError: it becomes shorter while it is read, or cannot be read.
     """
     return ByteText(Path(path)) if unit == "byte" else CharacterText(Path(path))
 
@@ -120,14 +179,14 @@ def fingerprint(path: Path) -> dict[str, Any]:
     """What tells a text from another: its bytes, and a hash of all of it; of one of more than 256 MiB that of 64 places
     evenly over the file and of its end.
     """
-    content = _mapped(path)
-    size, length = len(content), _SAMPLE
+    content = File(path)
+    size, length = content.size, _SAMPLE
     starts = [size * k // _SAMPLES for k in range(_SAMPLES)] + [max(0, size - _SAMPLE)]
     if size <= _WHOLE:
         starts, length = list(range(0, size, _SCAN)), _SCAN
     digest = hashlib.sha256()
     for start in starts:
-        digest.update(content[start : start + length].tobytes())
+        digest.update(content.read(start, start + length).tobytes())
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -31,7 +31,8 @@ def train(options: Options, report: Report | None = None, stop: Stop | None = No
 
     Raises:
         ValueError: text, device or batch are not what they must be, or the folder ``out`` has checkpoints already.
-        TrainingError: the loss is not finite, or the log cannot be written.
+        TrainingError: the loss is not finite, the log cannot be written, or the text cannot be read any more, as where
+            its file has become shorter. A checkpoint is written in the last case, to go on once the text is back.
         CheckpointError: a checkpoint cannot be written. Those before are still there.
     """
     found = checkpoint.all_in(Path(options.out))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastrnn.lm import checkpoint, corpus, events
 from fastrnn.lm.data import Rows, Text, fingerprint, open_text
-from fastrnn.lm.errors import CheckpointError, TrainingError
+from fastrnn.lm.errors import CheckpointError, TextError, TrainingError
 from fastrnn.lm.logs import NAME, CsvLog, TensorBoardLog
 from fastrnn.lm.model import LanguageModel, States, autocast
 from fastrnn.lm.options import Options
@@ -28,6 +28,10 @@ from fastrnn.lm.workers import Workers
 Report = Callable[[events.Event], object]
 Stop = Callable[[], bool]
 _BITS = 1 / math.log(2)
+
+
+def _elsewhere() -> TextError:
+    return TextError("file: another process could not read it, and says why")
 
 
 class Trainer:
@@ -141,26 +145,41 @@ class Trainer:
                 self.workers.size,
             )
         )
-        stopped = False
-        while self.total is None or self.step < self.total:
-            late = options.minutes is not None and self._elapsed() >= 60 * options.minutes
-            # All processes have to end with the same step, whichever was asked to.
-            ends = self.workers.most(2 if self._stop() else int(late))
-            if ends:
-                stopped = ends == 2
-                break
-            norm = self._train_step()
-            self._after_step(norm)
-        if self._saved is None or self._saved != checkpoint.path_of(self.folder, self.step):
-            self._save(checkpoint.path_of(self.folder, self.step))
-        assert self._saved is not None
+        try:
+            stopped = self._loop()
+        except TextError as error:  # in every process
+            raise TextError(f"{error}; the last checkpoint is {self._save_last()}") from None
+        saved = self._save_last()
         best = None if self.best is None else self.best[0]
-        return events.Result(self.step, self.last_loss, best, self._saved, stopped)
+        return events.Result(self.step, self.last_loss, best, saved, stopped)
 
-    def _train_step(self) -> Tensor | None:
+    def _loop(self) -> bool:
+        """Steps up to the end of the run. Returns True if it was stopped before."""
+        while self.total is None or self.step < self.total:
+            late = self.options.minutes is not None and self._elapsed() >= 60 * self.options.minutes
+            chunk, problem = self._read()
+            # All processes have to end with the same step, whichever was asked to.
+            ends = self.workers.most(3 if problem else 2 if self._stop() else int(late))
+            if chunk is None or ends == 3:
+                raise problem or _elsewhere()
+            if ends:
+                return ends == 2
+            norm = self._train_step(*chunk)
+            self._after_step(norm)
+        return False
+
+    def _read(self) -> tuple[tuple[Tensor, Tensor] | None, TextError | None]:
+        """The next chunk, or why it cannot be read. No step is begun if the text has become shorter anywhere."""
+        try:
+            self.text.file.check()
+            return self.rows.chunk(self.epoch, self.chunk), None
+        except TextError as error:
+            return None, error
+
+    def _train_step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
         """One update. Returns the norm of the gradient before it is clipped, if a row of the log follows."""
         options, parameters = self.options, self.model.parameters
-        inputs, targets = (ids.to(self.workers.device) for ids in self.rows.chunk(self.epoch, self.chunk))
+        inputs, targets = inputs.to(self.workers.device), targets.to(self.workers.device)
         rate = learning_rate(options, self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -218,6 +237,7 @@ class Trainer:
             "characters_per_second": round(self._lap_steps * units / max(now - self._lap, 1e-9), 1),
             "seconds": round(self._elapsed(), 3),
         }
+        validation = self.validate() if validates else math.nan  # first: it may fail, and then nothing has changed
         if logs:
             row["loss"] = float(self.workers.mean(self.loss_sum)) / self.loss_steps
             row["bits_per_character"] = row["loss"] * _BITS
@@ -225,7 +245,7 @@ class Trainer:
             self.loss_sum.zero_()
             self.loss_steps = 0
         if validates:
-            row["validation_loss"] = self.validate()
+            row["validation_loss"] = validation
             row["validation_bits_per_character"] = row["validation_loss"] * _BITS
         better = validates and math.isfinite(row["validation_loss"])
         better = better and (self.best is None or row["validation_loss"] < self.best[0])
@@ -245,19 +265,31 @@ class Trainer:
         self._report(event)
 
     def validate(self) -> float:
-        """Mean loss in nats per unit over the first chunks of the validation text, from a zero state."""
+        """Mean loss in nats per unit over the first chunks of the validation text, from a zero state.
+
+        Raises:
+            TextError: the text cannot be read, in this process or another.
+        """
         assert self.validation_rows is not None
         count = min(self.validation_rows.chunks, self.options.validation_chunks)
         total = torch.zeros((), dtype=torch.float64, device=self.workers.device)
         states: States | None = None
+        problem: TextError | None = None
         self.model.eval()
         with torch.no_grad(), autocast(self.options, self.workers.device):
             for index in range(count):
-                inputs, targets = (ids.to(self.workers.device) for ids in self.validation_rows.chunk(0, index))
+                try:
+                    chunk = self.validation_rows.chunk(0, index)
+                except TextError as error:
+                    problem = error
+                    break
+                inputs, targets = (ids.to(self.workers.device) for ids in chunk)
                 # Not the compiled network: other shapes might make it compile the training step once more, differently.
                 logits, states = self.model(inputs, states)
                 total += self.model.loss(logits, targets)
         self.model.train()
+        if self.workers.most(int(problem is not None)):
+            raise problem or _elsewhere()
         return float(self.workers.mean(total)) / count
 
     def _sample(self) -> None:
@@ -276,6 +308,13 @@ class Trainer:
         return self.seconds + time.perf_counter() - self._since
 
     # Checkpoints
+
+    def _save_last(self) -> Path:
+        """The checkpoint of this step, written unless it is there."""
+        if self._saved is None or self._saved != checkpoint.path_of(self.folder, self.step):
+            self._save(checkpoint.path_of(self.folder, self.step))
+        assert self._saved is not None
+        return self._saved
 
     def _save(self, path: Path) -> None:
         """Writes all that the run goes on with. Every process calls it, as the rows' states are shared out."""
