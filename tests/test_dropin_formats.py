@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from dropin_cases import CELLS, LAYERS, B, H, I, T, cell_pair, gradients, layer_pair, leaves, random_hx, same
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fastrnn import gallery
 
@@ -168,3 +168,15 @@ def test_autocast_leaves_float64_alone(kind):
     with torch.autocast("cpu", torch.bfloat16):
         found = network(x)
     same(found, network(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+@pytest.mark.parametrize("batch_sizes", [[2, 2], [3, 2], [1, 1], [2]])
+@pytest.mark.parametrize("given", [False, True])
+def test_dtype_of_packed_results_under_autocast(kind, batch_sizes, given):
+    """torch has a path of its own for packed rows of one length."""
+    theirs, ours = layer_pair(kind)
+    packed = PackedSequence(torch.randn(sum(batch_sizes), I), torch.tensor(batch_sizes))
+    hx = random_hx(theirs, batch_sizes[0]) if given else None
+    with torch.autocast("cpu", torch.bfloat16):
+        same(ours(packed, hx), theirs(packed, hx), rtol=0.05, atol=0.02)

@@ -302,7 +302,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             layers = as_layers(weights, self.bias, self.proj_size)
             return run_layers(cell, x, layers, states, directions, dropout, options)
 
-        onednn = cell == "lstm" and options["batch_sizes"] is None and not self.proj_size and _checks.onednn_enabled()
+        onednn = cell == "lstm" and not self.proj_size and _checks.onednn_takes(options["batch_sizes"])
         dtype = _checks.run_dtype(cell, target, x, states, onednn)
         layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
         if states is not None:

@@ -268,6 +268,10 @@ def _by_layout(c: Case) -> dict[str, object]:
         )  # torch's cat, of which the loop is made, takes no such mixture
     if c.autocast and c.dtype not in ("float32", c.autocast) and c.backend == "fused":
         out["backend"] = "auto"  # torch.nn's forward runs there
+    if c.clip and c.mode == "double":
+        out["layers"] = (
+            1  # second derivatives of clipped gradients: hooks and kernels differ in what they clip together
+        )
     if c.clip and c.packed:
         out["dropout"] = 0.0  # the loop's rows are padded: other masks
     if c.initial and not (c.reset or not c.hx):
