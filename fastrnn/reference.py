@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrnn._call_checks import check_devices
 from fastrnn.cells import CellSpec
 
 States = tuple[Tensor, ...]
+_WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 Step = Callable[[Tensor, States], States]
 
 
@@ -78,6 +80,8 @@ def sequence(
     """
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_hh is not None
+    spec.check_projection(w_hr)
+    check_devices(x, {**dict(zip(_WEIGHTS, weights, strict=True)), **{f"states[{k}]": s for k, s in enumerate(states)}})
     more: tuple[Any, ...] = ()
     if spec.parameters:
         more = w_hh[-spec.parameters :].unbind()

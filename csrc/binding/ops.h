@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "binding/cell_lookup.h"
 #include "binding/layout.h"
 
 namespace fastrnn {
@@ -17,6 +18,11 @@ struct Weights {
   OptionalTensor b_hh;  // (R·H)
   OptionalTensor w_hr;  // (P, H)
 };
+
+// A cell with kernels for a dtype and the instruction set in use; those of a custom cell are made if need be. Raises
+// ValueError for an unknown cell, RuntimeError where its kernels cannot be made, TypeError for other dtypes.
+const CellKernels& kernels_of(const std::string& name, at::ScalarType type);
+void set_preparation(Preparation function);
 
 // The kernels' number format for tensors of a type: float32 by parts where the cell has that and torch allows it.
 Format format_for(const CellKernels& cell, at::ScalarType type);

@@ -58,10 +58,9 @@ Tensor plain_copy(const Tensor& t) { return is_wrapped(t) ? Tensor() : own_copy(
 
 Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t batch)
     : cell_(cell), batch_(batch), counts_{batch} {
-  const CellKernels* kernels = find_cell(cell.c_str());
-  TORCH_CHECK_VALUE(kernels != nullptr, "cell: there are no kernels for ", cell);
   set_weights(std::move(weights));
   const Tensor& w_hh = weights_[0][1];
+  const CellKernels* kernels = &kernels_of(cell, w_hh.scalar_type());
   inputs_ = weights_[0][0].size(1);
   hidden_ = w_hh.size(0) / kernels->gates;
   projected_ = w_hh.size(1);
@@ -148,7 +147,7 @@ Tensor Stream::step_without_waiting(const Tensor& x) {
 
 Tensor Stream::step_locked(const Tensor& x) {
   const Apart apart;
-  const CellKernels* kernels = find_cell(cell_.c_str());
+  const CellKernels* kernels = &kernels_of(cell_, type_);
   const Tensor& like = weights_[0][1];
   const int format = static_cast<int>(format_for(*kernels, type_));
   const bool half = like.element_size() == 2;  // W·x is not to be rounded before its bias is added

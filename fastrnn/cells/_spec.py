@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,8 @@ class CellSpec:
         gates: G, how many blocks of H rows the weights have.
         states: names of the states, the hidden state ``h`` first.
         step: the differentiable plain-torch step, oracle of the tests and fallback of the kernels.
-        projectable: whether ``h`` may be projected (the step must then not read ``states[0]``).
+        projectable: whether ``h`` may be projected: the step does not read ``states[0]``, every gate has a product with
+            it, and there are no other products and no parameters. The same as in csrc/binding/cell_lookup.h.
         second: how many gates multiply another vector than h: the last ones of those that multiply anything. The step
             then gets, behind the parameters, a function of that vector that gives their products (B, ·).
         parameters: Q, how many numbers each hidden unit has of its own; they are rows of ``w_hh`` behind the gates'.
@@ -43,17 +45,26 @@ class CellSpec:
     prepare: Callable[[torch.dtype, torch.device], str] | None = None
     clip: float = 0.0
 
+    def check_projection(self, w_hr: Tensor | None) -> None:
+        """Raise ValueError for a projection that the cell cannot be used with."""
+        if w_hr is not None and not self.projectable:
+            raise ValueError(f"w_hr: the cell {self.name} cannot be used with a projection")
+
     def clipped(self, bound: float) -> CellSpec:
         """The same cell with that bound for ∂L/∂h."""
         return replace(self, clip=bound)
 
 
 def check_bound(bound: Any) -> None:
-    """Raises TypeError or ValueError unless ``clip_state_gradient`` is a positive number."""
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+    """Raises TypeError or ValueError unless ``clip_state_gradient`` is a positive number, also as a float."""
+    if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
         raise TypeError(f"clip_state_gradient: expected a number, got {type(bound).__name__}")
-    if not (bound > 0 and math.isfinite(bound)):
-        raise ValueError(f"clip_state_gradient: expected a positive number, got {bound}")
+    try:
+        value = float(bound)
+    except OverflowError:
+        value = math.inf
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"clip_state_gradient: expected a positive number that a float can hold, got {value}")
 
 
 def with_bound(name: str, bound: float) -> str:

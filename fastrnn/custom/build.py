@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,16 @@ _FLOAT32_PARTS = 4
 COMPILE: tuple[str, ...] = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
 COMPILE += ("-fno-trapping-math", "-g0", "-w")
 TIMEOUT = 300  # seconds that a compiler may take
+
+
+_locks: dict[str, threading.Lock] = {}
+if hasattr(os, "register_at_fork"):  # a lock that another thread held at the fork would never be released in the child
+    os.register_at_fork(after_in_child=_locks.clear)
+
+
+def lock_of(kernels: str) -> threading.Lock:
+    """The lock under which a cell's kernels are compiled and loaded: cells side by side, each once."""
+    return _locks.setdefault(kernels, threading.Lock())
 
 
 class BuildError(RuntimeError):
