@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastrnn._numbers import finite
 
 #: wx (B, G·H) and rh (B, G·H), biases included; states, each (B, H); parameters, each (H) -> new states, `h` first.
 Step = Callable[..., tuple[Tensor, ...]]
@@ -57,14 +57,8 @@ class CellSpec:
 
 def check_bound(bound: Any) -> None:
     """Raises TypeError or ValueError unless ``clip_state_gradient`` is a positive number, also as a float."""
-    if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
-        raise TypeError(f"clip_state_gradient: expected a number, got {type(bound).__name__}")
-    try:
-        value = float(bound)
-    except OverflowError:
-        value = math.inf
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"clip_state_gradient: expected a positive number that a float can hold, got {value}")
+    if finite(bound, "clip_state_gradient", "a positive number") <= 0:
+        raise ValueError(f"clip_state_gradient: expected a positive number, got {float(bound)}")
 
 
 def with_bound(name: str, bound: float) -> str:

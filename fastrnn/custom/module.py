@@ -73,6 +73,8 @@ class Network(nn.Module):
                 raise TypeError(f"{name}: expected an integer, got {type(size).__name__}")
             if size <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {size}")
+            if size >= 1 << 31:
+                raise ValueError(f"{name}: expected less than {1 << 31}, got a number of {size.bit_length()} bits")
         if hidden_size % heads:
             raise ValueError(f"heads: expected a divisor of hidden_size, {hidden_size}, got {heads}")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
