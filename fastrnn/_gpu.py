@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fastrnn._missing import KernelsMissingError, check_torch
+
 DRIVERS = ("auto", "stepwise", "grid", "cluster")
 VARIABLE = "FASTRNN_CUDA_DRIVER"
 
@@ -19,11 +21,15 @@ VARIABLE = "FASTRNN_CUDA_DRIVER"
 def _load() -> tuple[Any, str]:
     """The module and an empty string, or None and the reason."""
     try:
-        return importlib.import_module("fastrnn._cuda"), ""
+        found = importlib.import_module("fastrnn._cuda")
+        check_torch(found.build_info()["torch_version"], "the CUDA kernels")
+        return found, ""
     except ModuleNotFoundError as error:
         if error.name != "fastrnn._cuda":
             raise
         return None, "the CUDA kernels are not built"
+    except KernelsMissingError as error:
+        return None, str(error).removeprefix("fastrnn: ")
     except ImportError as error:  # a library of CUDA's is missing, or torch was exchanged after the build
         if torch.version.cuda is None:
             return None, "the CUDA kernels are built but this torch is built for the CPU"

@@ -7,16 +7,19 @@ they return are in ``csrc/binding/ops.cpp`` and ``backward.cpp``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastrnn._missing import KernelsMissingError
+from fastrnn._missing import KernelsMissingError, check_torch
 
 try:
     from fastrnn import _C
+
+    check_torch(_C.build_info()["torch_version"], "the compiled kernels")
+except KernelsMissingError:
+    raise
 except ImportError as error:
     raise KernelsMissingError(
         f"fastrnn: the compiled kernels cannot be loaded ({error}). In a checkout, build them with "
@@ -24,7 +27,8 @@ except ImportError as error:
     ) from error
 
 # After _C, which defines the operators that it implements for CUDA.
-from fastrnn import _gpu  # noqa: F401
+from fastrnn import _gpu, cells
+from fastrnn._call_checks import UNKNOWN, Call, check_dtype
 
 if _C.capability_problem():
     warnings.warn(f"{_C.capability_problem()}; using {_C.capability()}", stacklevel=2)
@@ -42,6 +46,7 @@ class Sizes(NamedTuple):
     second: int = 0
     vectors: int = 0  # that are multiplied besides h, and sums over all units of a row
     totals: int = 0
+    projectable: bool = False  # csrc/binding/cell_lookup.h
 
     @property
     def one_product(self) -> bool:
@@ -57,9 +62,60 @@ SIZES: dict[str, Sizes] = _sizes()  # fastrnn.custom adds its own
 
 
 def sizes_of(cell: str) -> Sizes:
-    """Those of a cell, also of one with a bound for ∂L/∂h (`fastrnn.cells.with_bound`)."""
-    name = cell.partition("@")[0]
-    return SIZES.get(name) or Sizes(*_C.cell_sizes(name))  # the latter for a custom cell that another process defined
+    """Those of a cell, also of one with a bound for ∂L/∂h (`fastrnn.cells.with_bound`).
+
+    Raises:
+        ValueError: there is no such cell, or the bound is not a positive number.
+    """
+    found = SIZES.get(cell)
+    if found is None:
+        name = cell.partition("@")[0]
+        found = SIZES.get(name) or _sizes_of_cached(name)
+        _C.bound_of(cell)
+    return found
+
+
+def _sizes_of_cached(name: str) -> Sizes:
+    """Sizes of a custom cell that another process defined and whose kernels are in the cell cache."""
+    from fastrnn.custom.build import load_cached  # which imports this module
+
+    load_cached(name)
+    return Sizes(*_C.cell_sizes(name))
+
+
+_DTYPES = {"Float": torch.float32, "Double": torch.float64, "BFloat16": torch.bfloat16, "Half": torch.float16}
+
+
+def _prepare(cell: str, dtype: str, device: str) -> str:
+    """Find or make the kernels of a custom cell that an operator was called with; return why there are none, or an
+    empty string. Compiled and exported programs hold the name of a cell and not its definition: its kernels may be in
+    the cell cache.
+    """
+    spec = cells.find(cell)
+    if spec is None:
+        from fastrnn.custom.build import load_cached  # which imports this module
+
+        load_cached(cell)
+        return ""
+    if spec.prepare is None:
+        return ""
+    return spec.prepare(_DTYPES[dtype], torch.device(device))
+
+
+_C.use_preparation(_prepare)
+if _gpu.module is not None:
+    _gpu.module.use_preparation(_prepare)
+
+
+def _call(
+    cell: str,
+    rows_like: Tensor,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    layout: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> Call:
+    check_dtype(w_hh.dtype)
+    return Call(cell, sizes_of(cell), rows_like, w_hh, w_hr, layout)
 
 
 def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
@@ -72,18 +128,20 @@ def state_widths(w_hh: Tensor, w_hr: Tensor | None):
     return hidden_size(w_hh, w_hr), w_hh.shape[1]
 
 
-def _batch(x: Tensor, states: Sequence[Tensor], batch_sizes: Tensor | None):
-    if batch_sizes is None:
-        return x.shape[1]
-    # The rows of the first step are a value, not a shape: known only from the states, if there are any.
-    return states[0].shape[0] if states else torch.library.get_ctx().new_dynamic_size()
+def _batch(call: Call):
+    """B. Of packed input it is a value, not a shape, and may be known only when the call runs."""
+    return torch.library.get_ctx().new_dynamic_size() if call.batch is UNKNOWN else call.batch
 
 
 @torch.library.register_fake("fastrnn::sequence_forward")
 def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, training):
-    sizes = sizes_of(cell)
+    call = _call(cell, x, w_hh, w_hr, (batch_sizes, lengths, reset))
+    call.check_input(x, w_ih)
+    call.check_biases(b_ih, b_hh)
+    call.check_states(states, "states")
+    sizes = call.sizes
     hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
-    batch = _batch(x, states, batch_sizes)
+    batch = _batch(call)
     y = w_hh.new_empty((*x.shape[:-1], projected))
     finals = [w_hh.new_empty((batch, hidden if s else projected)) for s in range(sizes.states)]
     if not training:
@@ -119,10 +177,13 @@ def _(
     want_initial,
     want_dh,
 ):
-    sizes = sizes_of(cell)
+    call = _call(cell, y, w_hh, w_hr, (batch_sizes, lengths, reset))
+    call.check_saved(y, states, reserve, w_hr is not None)
+    call.check_grads(grad_y, grad_final)
+    sizes = call.sizes
     hidden = hidden_size(w_hh, w_hr)
     wide = (*y.shape[:-1], sizes.gates * hidden)
-    initial = _fake_initial(sizes, w_hh, hidden, _batch(y, states, batch_sizes)) if want_initial else []
+    initial = _fake_initial(sizes, w_hh, hidden, _batch(call)) if want_initial else []
     return (
         w_hh.new_empty(wide),
         w_hh.new_empty((*y.shape[:-1], sizes.recurrent * hidden) if sizes.split_gradient else (0,)),
@@ -153,7 +214,11 @@ def _(
     reverse,
     needs,
 ):
-    sizes = sizes_of(cell)
+    call = _call(cell, y, w_hh, w_hr, (batch_sizes, lengths, reset))
+    call.check_saved(y, states, reserve, w_hr is not None)
+    call.check_input(x, w_ih)
+    call.check_grads(grad_y, grad_final)
+    sizes = call.sizes
     hidden = hidden_size(w_hh, w_hr)
     shapes = (
         x.shape,
@@ -168,7 +233,7 @@ def _(
         for need, shape in zip(needs[:6], shapes, strict=True)
     ]
     if needs[6]:
-        out += _fake_initial(sizes, w_hh, hidden, _batch(x, states, batch_sizes))
+        out += _fake_initial(sizes, w_hh, hidden, _batch(call))
     return out
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrnn._call_checks import check_devices
+
 #: Occurrences that are summed one after another in the gradient of a product; more of them make partial sums. A sum in
 #: one chain would err by eps·√occurrences, where a matrix product errs by a few eps.
 _CHAIN = 32
@@ -43,10 +45,11 @@ def embed(
 
     Raises:
         TypeError: ``embedding`` is no tensor, or ids are none.
-        RuntimeError: ids are not integers; wrong dimensions, width or dtype.
+        RuntimeError: ids are not integers; wrong dimensions, width or dtype; two devices.
         IndexError: an id is not in 0…V-1.
     """
     _check(ids, embedding, w_ih, batch_sizes)
+    check_devices(ids, {"embedding": embedding, "w_ih": w_ih, "b_ih": b_ih})
 
     def padding() -> Tensor:
         assert lengths is not None

@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 
-from fastrnn import _gpu, cells
-from fastrnn.cells import CELLS
+from fastrnn import _C, _gpu, cells
 
 __all__ = ["Explanation", "driver", "explain", "get_driver", "is_available", "set_driver"]
 
@@ -143,7 +142,7 @@ def explain(
     """
     spec = cells.find(cell)
     if spec is None:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+        raise ValueError(_C.unknown_cell(cell) if isinstance(cell, str) else f"cell: expected a name, got {cell!r}")
     for name, value in (("batch", batch), ("hidden", hidden), ("steps", steps)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a positive integer, got {value!r}")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _gpu, _onnx, _ops, _recompute, _segments, _tokens, cells, reference
+from fastrnn import _C, _gpu, _onnx, _ops, _recompute, _segments, _tokens, cells, reference
 from fastrnn.autograd import N_RESERVE, Layer
-from fastrnn.cells import CELLS, CellSpec
+from fastrnn.cells import CellSpec
 
 if TYPE_CHECKING:
     from fastrnn.training import GradientNormPenalty
@@ -110,7 +110,9 @@ def sequence(
     """
     spec = cells.find(cell)
     if spec is None:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+        raise ValueError(_C.unknown_cell(cell) if isinstance(cell, str) else f"cell: expected a name, got {cell!r}")
+    if weights.w_hr is not None:
+        spec.check_projection(weights.w_hr)
     if backend != "auto" and backend not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
     if recompute is not False:

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrnn._call_checks import check_devices
 from fastrnn.cells import CellSpec
 
 States = tuple[Tensor, ...]
+_WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 Step = Callable[[Tensor, States], States]
 
 
@@ -105,6 +107,8 @@ def sequence(
     """
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     assert w_hh is not None
+    spec.check_projection(w_hr)
+    check_devices(x, {**dict(zip(_WEIGHTS, weights, strict=True)), **{f"states[{k}]": s for k, s in enumerate(states)}})
     step = step_of(spec, w_hh, b_hh, w_hr)
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
         lengths = lengths.to(x.device)

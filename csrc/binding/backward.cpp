@@ -267,8 +267,8 @@ Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor
   const Inside inside;
   const Backward b(cell, w_hh, w_hr, initial, y, reserve, batch_sizes, lengths, reset);
   const int64_t width = w_ih ? w_ih->size(-1) : 0;
-  if (w_ih && (needs[0] || needs[1])) b.call.check(*w_ih, {b.call.gate_width(), width}, "w_ih");
-  if (w_ih && needs[1]) b.check_rows(x, width, "x");
+  if (w_ih) b.call.check(*w_ih, {b.call.gate_width(), width}, "w_ih");
+  b.check_rows(x, w_ih ? width : b.call.gate_width(), "x");
   const Modest modest({b.call.layout.rows, b.call.gate_width(), width + b.call.projected, 2});
   Gradients g = run_backward(b, grads, reverse, needs[6], false, flow != nullptr);
   const Layout& layout = b.call.layout;

@@ -1,6 +1,7 @@
 #include <string>
 
 #include "binding/buffers.h"
+#include "binding/cell_lookup.h"
 #include "binding/cell_name.h"
 #include "binding/ops.h"
 #include "binding/products.h"
@@ -12,24 +13,23 @@ namespace {
 
 constexpr int kParts = static_cast<int>(Format::kFloat32Parts);
 
-CellFinder cell_finder;
+Preparation preparation;
 
 }  // namespace
 
-const CellKernels* cell_named(const std::string& name) {
-  const CellKernels* cell = find_cell(name.c_str());
-  if (cell == nullptr && cell_finder) {
-    cell_finder(name);
-    cell = find_cell(name.c_str());
-  }
-  if (cell != nullptr) return cell;
-  std::string known;
-  for (int k = 0; cell_name(k) != nullptr; ++k) known += std::string(k > 0 ? ", " : "") + cell_name(k);
-  TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", or a custom cell that this process defines or whose ",
-                    "kernels for ", capability(), " are in the cache folder (FASTRNN_CACHE), got ", name);
-}
+void set_preparation(Preparation function) { preparation = std::move(function); }
 
-void set_cell_finder(CellFinder finder) { cell_finder = std::move(finder); }
+const CellKernels& kernels_of(const std::string& name, at::ScalarType type) {
+  const int format = static_cast<int>(format_of(type));
+  const CellKernels* cell = find_cell(name.c_str());
+  if (cell != nullptr && cell->forward[format] != nullptr) return *cell;
+  const std::string problem = preparation ? preparation(name, c10::toString(type), "cpu") : std::string();
+  cell = find_cell(name.c_str());
+  TORCH_CHECK_VALUE(cell != nullptr || !problem.empty(), unknown_cell(name, &cell_name));
+  TORCH_CHECK(cell != nullptr && cell->forward[format] != nullptr, "cell: expected kernels of ", name, " for ", type,
+              " and the instruction set ", capability(), ", got none", problem.empty() ? "" : (": " + problem).c_str());
+  return *cell;
+}
 
 Format format_for(const CellKernels& cell, at::ScalarType type) {
   const Format format = format_of(type);
@@ -39,19 +39,22 @@ Format format_for(const CellKernels& cell, at::ScalarType type) {
 
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
-    : cell(cell_named(without_bound(name))), clip(bound_of(name)), layout(rows_like, batch_sizes, lengths, reset) {
+    : cell(&kernels_of(without_bound(name), w_hh.scalar_type())),
+      clip(bound_of(name)),
+      layout(rows_like, batch_sizes, lengths, reset) {
   TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected shape [", cell->recurrent, "·H, P], got ", w_hh.sizes());
+  TORCH_CHECK_VALUE(!w_hr || projectable(*cell), "w_hr: the cell ", name, " cannot be used with a projection");
   projected = w_hh.size(1);
-  // Where its rows do not say H, h has it: only cells with as many recurrent products as gates can be projected.
-  hidden = cell->recurrent < cell->gates || cell->parameters > 0 ? projected : w_hh.size(0) / cell->recurrent;
+  hidden = hidden_units(*cell, w_hh.size(0), projected);
   TORCH_CHECK(w_hh.size(0) == recurrent_width() + cell->parameters, "w_hh: expected shape [", cell->recurrent, "·H",
               cell->parameters > 0 ? " + " + std::to_string(cell->parameters) : "", ", P], got ", w_hh.sizes());
   format = format_for(*cell, w_hh.scalar_type());
   options = w_hh.options().requires_grad(false);
-  TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
+  TORCH_CHECK(hidden > 0 && hidden < kTooManyUnits && projected > 0,
+              "w_hh: expected at least one hidden unit, less than ", kTooManyUnits,
+              ", and an h of at least one, got shape ", w_hh.sizes());
   check(w_hh, {recurrent_width() + cell->parameters, projected}, "w_hh");
   if (w_hr) {
-    TORCH_CHECK_VALUE(!cell->reads_hidden, "w_hr: the cell ", name, " cannot be used with a projection");
     check(*w_hr, {projected, hidden}, "w_hr");
   } else {
     TORCH_CHECK(projected == hidden, "w_hh: expected shape ",

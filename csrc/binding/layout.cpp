@@ -21,7 +21,9 @@ Tensor checked_batch_sizes(const Tensor& given, int64_t rows) {
   for (int64_t t = 0; t < sizes.numel(); ++t) {
     TORCH_CHECK_VALUE(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]),
                       "batch_sizes: expected positive numbers that never grow, got ", n[t], " at step ", t);
-    total += n[t];
+    TORCH_CHECK_VALUE(!__builtin_add_overflow(total, n[t], &total),
+                      "batch_sizes: expected a sum equal to the rows of the packed input, ", rows,
+                      ", got one beyond 64 bits at step ", t);
   }
   TORCH_CHECK_VALUE(total == rows, "batch_sizes: expected a sum equal to the rows of the packed input, ", rows,
                     ", got ", total);
@@ -32,6 +34,7 @@ Tensor checked_lengths(const Tensor& given, int64_t steps, int64_t batch) {
   TORCH_CHECK_VALUE(at::isIntegralType(given.scalar_type(), false) && given.dim() == 1 && given.numel() == batch,
                     "lengths: expected an integer tensor of shape [", batch, "], got ", given.toString(), " of shape ",
                     given.sizes());
+  TORCH_CHECK(!given.is_meta(), "lengths: expected a tensor with values, got one on ", given.device());
   const Tensor lengths = dense(given.to(at::kCPU, at::kLong));
   const int64_t* n = lengths.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b) {
@@ -83,6 +86,7 @@ Layout::Layout(const Tensor& x, const OptionalTensor& batch_sizes, const Optiona
                           reset_flags->size(0) == steps && reset_flags->size(1) == batch,
                       "reset: expected a bool tensor of shape [", steps, ", ", batch, "], got ",
                       reset_flags->toString(), " of shape ", reset_flags->sizes());
+    TORCH_CHECK(!reset_flags->is_meta(), "reset: expected a tensor with values, got one on ", reset_flags->device());
     flags = dense(reset_flags->to(at::kCPU));
   }
   if (lengths) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "binding/buffers.h"
+#include "binding/cell_name.h"
 #include "binding/eager.h"
 #include "binding/layout.h"
 #include "binding/short.h"
@@ -44,11 +45,12 @@ std::vector<std::string> cells() {
   return names;
 }
 
-std::tuple<int, int, int, bool, int, int, int, int, int> cell_sizes(const std::string& name) {
-  const CellKernels* cell = cell_named(name);
-  return {cell->gates,      cell->states,    cell->saved,  cell->split_from < cell->recurrent,
-          cell->parameters, cell->recurrent, cell->second, cell->vectors,
-          cell->totals};
+std::tuple<int, int, int, bool, int, int, int, int, int, bool> cell_sizes(const std::string& name) {
+  const CellKernels* cell = find_cell(name.c_str());
+  if (cell == nullptr) throw py::value_error(unknown_cell(name, &cell_name));
+  return {cell->gates,      cell->states,      cell->saved,  cell->split_from < cell->recurrent,
+          cell->parameters, cell->recurrent,   cell->second, cell->vectors,
+          cell->totals,     projectable(*cell)};
 }
 
 // Whether a cell has kernels of a format ("float32", …) for the instruction set in use.
@@ -70,6 +72,7 @@ std::map<std::string, std::string> build_info() {
   info["compiler"] = "gcc " __VERSION__;
 #endif
   info["torch_version"] = TORCH_VERSION;
+  info["python_version"] = PY_VERSION;
 #ifdef _OPENMP
   info["openmp"] = FASTRNN_TEXT(_OPENMP);
 #else
@@ -163,11 +166,12 @@ void use_higher_order(const py::function& function) {
       });
 }
 
-void use_cell_finder(const py::function& function) {
+// Custom cells are compiled by Python.
+void use_preparation(const py::function& function) {
   const auto* held = new py::function(function);  // never destroyed, as above
-  set_cell_finder([held](const std::string& name) {
+  set_preparation([held](const std::string& cell, const std::string& type, const std::string& device) {
     const py::gil_scoped_acquire gil;
-    (*held)(name);
+    return (*held)(cell, type, device).cast<std::string>();
   });
 }
 
@@ -195,7 +199,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
   m.def("layer", &fastrnn::layer, "One layer in eager mode: [y, final states...], or None if it needs the dispatcher.");
   m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));
-  m.def("use_cell_finder", &fastrnn::use_cell_finder, py::arg("function"));
+  m.def("use_preparation", &fastrnn::use_preparation, py::arg("function"),
+        "(cell, dtype, device): makes the kernels of a custom cell; returns why there are none, or an empty string.");
+  m.def(
+      "unknown_cell", [](const std::string& name) { return fastrnn::unknown_cell(name, &fastrnn::cell_name); },
+      py::arg("name"), "The message of the error for a name that no cell has.");
+  m.def(
+      "bound_of", [](const std::string& name) { return fastrnn::bound_of(name); }, py::arg("name"),
+      "The bound in the name of a cell, 0 for none. Raises ValueError for one that is not a positive number.");
   m.def(
       "has_kernels",
       [](const std::string& name, const py::object& dtype) {

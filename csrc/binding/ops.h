@@ -2,22 +2,15 @@
 #pragma once
 
 #include <array>
-#include <functional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "binding/cell_lookup.h"
 #include "binding/layout.h"
 #include "binding/states.h"
 
 namespace fastrnn {
-
-// Called once with the name of a cell that has no kernels; may load them. Compiled and exported programs hold the name
-// of a custom cell and not its definition.
-using CellFinder = std::function<void(const std::string&)>;
-void set_cell_finder(CellFinder finder);
-// Raises ValueError if there are no kernels.
-const CellKernels* cell_named(const std::string& name);
 
 // The weights of a layer, as in fastrnn/functional.py.
 struct Weights {
@@ -27,6 +20,11 @@ struct Weights {
   OptionalTensor b_hh;  // (R·H)
   OptionalTensor w_hr;  // (P, H)
 };
+
+// A cell with kernels for a dtype and the instruction set in use; those of a custom cell are made if need be. Raises
+// ValueError for an unknown cell, RuntimeError where its kernels cannot be made, TypeError for other dtypes.
+const CellKernels& kernels_of(const std::string& name, at::ScalarType type);
+void set_preparation(Preparation function);
 
 // The kernels' number format for tensors of a type: float32 by parts where the cell has that and torch allows it.
 Format format_for(const CellKernels& cell, at::ScalarType type);

@@ -186,7 +186,7 @@ Tensor Stream::step_without_waiting(const Tensor& x) {
 
 Tensor Stream::step_locked(const Tensor& x) {
   const Apart apart;
-  const CellKernels* kernels = find_cell(cell_.c_str());
+  const CellKernels* kernels = &kernels_of(cell_, type_);
   const Tensor& like = weights_[0][1];
   const int format = static_cast<int>(format_for(*kernels, type_));
   const bool half = like.element_size() == 2;  // W·x is not to be rounded before its bias is added

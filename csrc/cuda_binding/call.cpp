@@ -16,6 +16,8 @@ bool tf32_allowed() {
          at::Float32Precision::TF32;
 }
 
+Preparation preparation;
+
 at::Device gpu_of(const Tensor& w_hh, const Tensor& rows_like) {
   TORCH_CHECK(on_gpu(w_hh), "w_hh: expected a dense tensor on ",
               on_gpu(rows_like) ? rows_like.device() : at::Device(at::kCUDA), ", got ", w_hh.layout(), " on ",
@@ -27,12 +29,19 @@ at::Device gpu_of(const Tensor& w_hh, const Tensor& rows_like) {
 
 }  // namespace
 
-const CellKernels* cell_named(const std::string& name, const at::Device& device) {
-  const CellKernels* cell = find_cell(name.c_str(), machine(device.index()).capability());
-  if (cell != nullptr) return cell;
-  std::string known;
-  for (int k = 0; cell_name(k) != nullptr; ++k) known += std::string(k > 0 ? ", " : "") + cell_name(k);
-  TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got ", name);
+void set_preparation(Preparation function) { preparation = std::move(function); }
+
+const CellKernels* cell_named(const std::string& name, at::ScalarType type, const at::Device& device) {
+  const Format format = format_of(type, device);
+  const int capability = machine(device.index()).capability();
+  const CellKernels* cell = find_cell(name.c_str(), capability);
+  if (kernels_of(cell, format) != nullptr) return cell;
+  const std::string problem = preparation ? preparation(name, c10::toString(type), device.str()) : std::string();
+  cell = find_cell(name.c_str(), capability);
+  TORCH_CHECK_VALUE(cell != nullptr || !problem.empty(), unknown_cell(name, &cell_name));
+  TORCH_CHECK(kernels_of(cell, format) != nullptr, "cell: expected kernels of ", name, " for ", type, " on ", device,
+              ", got none", problem.empty() ? "" : (": " + problem).c_str());
+  return cell;
 }
 
 Format format_of(at::ScalarType type, const at::Device& device) {
@@ -57,27 +66,26 @@ const FormatKernels* kernels_of(const CellKernels* cell, Format format) {
 Call::Call(c10::string_view name, const Tensor& rows_like, const Tensor& w_hh, const OptionalTensor& w_hr,
            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset)
     : device(gpu_of(w_hh, rows_like)),
-      cell(cell_named(without_bound(name), device)),
+      cell(cell_named(without_bound(name), w_hh.scalar_type(), device)),
       clip(bound_of(name)),
       layout(rows_like, device, batch_sizes, lengths, reset),
       options(w_hh.options().requires_grad(false)) {
   const std::string rows =
       std::to_string(cell->recurrent) + "·H" + (cell->parameters > 0 ? " + " + std::to_string(cell->parameters) : "");
   TORCH_CHECK(w_hh.dim() == 2, "w_hh: expected shape [", rows, ", P], got ", w_hh.sizes());
+  TORCH_CHECK_VALUE(!w_hr || projectable(*cell), "w_hr: the cell ", name, " cannot be used with a projection");
   projected = w_hh.size(1);
   projection = w_hr.has_value();
-  // Where its rows do not say H, h has it: only cells that are one product, with rows for every gate, can be projected.
-  const bool one_product = cell->recurrent == cell->gates && cell->parameters == 0 && cell->second == 0;
-  hidden = one_product ? w_hh.size(0) / cell->recurrent : projected;
+  hidden = hidden_units(*cell, w_hh.size(0), projected);
   TORCH_CHECK(w_hh.size(0) == recurrent_width() + cell->parameters, "w_hh: expected shape [", rows, ", P], got ",
               w_hh.sizes());
-  const Format format = format_of(w_hh.scalar_type(), device);
-  kernels = kernels_of(cell, format);
+  kernels = kernels_of(cell, format_of(w_hh.scalar_type(), device));
   TORCH_CHECK(kernels != nullptr, "cell: the kernels of ", name, " are not compiled for ", w_hh.scalar_type());
-  TORCH_CHECK(hidden > 0, "w_hh: expected at least one hidden unit, got shape ", w_hh.sizes());
+  TORCH_CHECK(hidden > 0 && hidden < kTooManyUnits && projected > 0,
+              "w_hh: expected at least one hidden unit, less than ", kTooManyUnits,
+              ", and an h of at least one, got shape ", w_hh.sizes());
   check(w_hh, {recurrent_width() + cell->parameters, projected}, "w_hh");
   if (w_hr) {
-    TORCH_CHECK_VALUE(one_product && !cell->reads_hidden, "w_hr: the cell ", name, " cannot be used with a projection");
     check(*w_hr, {projected, hidden}, "w_hr");
   } else {
     TORCH_CHECK(projected == hidden, "w_hh: expected shape ", at::IntArrayRef{w_hh.size(0), hidden}, ", got ",

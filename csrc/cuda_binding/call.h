@@ -3,6 +3,7 @@
 
 #include <c10/util/string_view.h>
 
+#include "binding/cell_lookup.h"
 #include "cuda/registry.h"
 #include "cuda_binding/rows.h"
 
@@ -47,7 +48,9 @@ struct Call {
 Format format_of(at::ScalarType type, const at::Device& device);
 // Null where there is no such cell, or no such format.
 const FormatKernels* kernels_of(const CellKernels* cell, Format format);
-// The cell of that name on that GPU. Raises ValueError if there is none.
-const CellKernels* cell_named(const std::string& name, const at::Device& device);
+// A cell with kernels for a dtype on a GPU; those of a custom cell are made if need be. Raises ValueError for an
+// unknown cell, RuntimeError where its kernels cannot be made, TypeError for other dtypes.
+const CellKernels* cell_named(const std::string& name, at::ScalarType type, const at::Device& device);
+void set_preparation(Preparation function);
 
 }  // namespace fastrnn::cuda

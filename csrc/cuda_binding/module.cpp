@@ -50,11 +50,9 @@ py::dict explain(int device, const std::string& cell_name, int64_t steps, int64_
                  const std::string& dtype, bool projection, bool backward, const std::string& driver) {
   const at::Device where(at::kCUDA, static_cast<c10::DeviceIndex>(device));
   const c10::cuda::CUDAGuard guard(where);
-  const CellKernels* cell = cell_named(cell_name, where);
+  const CellKernels* cell = cell_named(cell_name, type_named(dtype), where);
   const Format format = format_of(type_named(dtype), where);
-  const FormatKernels* found = kernels_of(cell, format);
-  if (found == nullptr) throw py::value_error("dtype: " + cell_name + " has no kernels for " + dtype);
-  const FormatKernels& kernels = *found;
+  const FormatKernels& kernels = *kernels_of(cell, format);
   const Problem problem{steps, batch, hidden, cell->recurrent, cell->second, cell->states, projection, backward};
   const Driver wanted = driver_or_raise(driver);
   const Choice choice = backward ? choice_of(kernels.backward, problem, where, wanted)
@@ -114,10 +112,20 @@ std::map<std::string, std::string> build_info() {
   info["architectures"] = architectures();
   info["toolkit"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["torch_version"] = TORCH_VERSION;
+  info["python_version"] = PY_VERSION;
   std::string names;
   for (int k = 0; cell_name(k) != nullptr; ++k) names += std::string(names.empty() ? "" : ", ") + cell_name(k);
   info["cells"] = names;
   return info;
+}
+
+// Custom cells are compiled by Python.
+void use_preparation(const py::function& function) {
+  const auto* held = new py::function(function);  // never destroyed: at exit there may be no interpreter left to do it
+  set_preparation([held](const std::string& cell, const std::string& type, const std::string& device) {
+    const py::gil_scoped_acquire gil;
+    return (*held)(cell, type, device).cast<std::string>();
+  });
 }
 
 }  // namespace
@@ -145,6 +153,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("has_kernels", &has_kernels, py::arg("cell"), py::arg("dtype"), py::arg("device"));
   m.def("load_cell", &load_cell_from, py::arg("path"), py::arg("capability"),
         "Adds the kernels of a user's cell, for GPUs of that capability (80, 90).");
+  m.def("use_preparation", &use_preparation, py::arg("function"),
+        "(cell, dtype, device): makes the kernels of a custom cell; returns why there are none, or an empty string.");
   m.def("machine", &machine_of, py::arg("device"));
   m.def("limit_machine", &limit, py::arg("processors"), py::arg("shared_bytes"), py::arg("largest_cluster"),
         "Let every GPU seem this small, 0 for what it is (tests).");

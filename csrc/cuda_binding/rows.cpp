@@ -20,7 +20,9 @@ std::vector<int64_t> checked_batch_sizes(const Tensor& given, int64_t rows) {
   for (int64_t t = 0; t < sizes.numel(); ++t) {
     TORCH_CHECK_VALUE(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]),
                       "batch_sizes: expected positive numbers that never grow, got ", n[t], " at step ", t);
-    total += n[t];
+    TORCH_CHECK_VALUE(!__builtin_add_overflow(total, n[t], &total),
+                      "batch_sizes: expected a sum equal to the rows of the packed input, ", rows,
+                      ", got one beyond 64 bits at step ", t);
   }
   TORCH_CHECK_VALUE(total == rows, "batch_sizes: expected a sum equal to the rows of the packed input, ", rows,
                     ", got ", total);
@@ -36,6 +38,7 @@ Tensor checked_lengths(const Tensor& given, const at::Device& device, int64_t st
   TORCH_CHECK_VALUE(at::isIntegralType(given.scalar_type(), false) && given.dim() == 1 && given.numel() == batch,
                     "lengths: expected an integer tensor of shape [", batch, "], got ", given.toString(), " of shape ",
                     given.sizes());
+  TORCH_CHECK(!given.is_meta(), "lengths: expected a tensor with values, got one on ", given.device());
   if (given.device().is_cpu()) {
     const Tensor values = given.to(at::kLong).contiguous();
     const int64_t* n = values.const_data_ptr<int64_t>();
@@ -75,6 +78,7 @@ Layout::Layout(const Tensor& x, const at::Device& device, const OptionalTensor& 
                           given_reset->size(0) == steps && given_reset->size(1) == batch,
                       "reset: expected a bool tensor of shape [", steps, ", ", batch, "], got ",
                       given_reset->toString(), " of shape ", given_reset->sizes());
+    TORCH_CHECK(!given_reset->is_meta(), "reset: expected a tensor with values, got one on ", given_reset->device());
     reset = on_device(*given_reset, device, at::kBool);
   }
   if (given_lengths) lengths = checked_lengths(*given_lengths, device, steps, batch);

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastrnn._numbers import finite
 
 #: wx (B, G·H) and rh (B, G·H), biases included; states, each (B, H); parameters, each (H) -> new states, `h` first.
 Step = Callable[..., tuple[Tensor, ...]]
@@ -23,7 +24,8 @@ class CellSpec:
         gates: G, how many blocks of H rows the weights have.
         states: names of the states, the hidden state ``h`` first.
         step: the differentiable plain-torch step, oracle of the tests and fallback of the kernels.
-        projectable: whether ``h`` may be projected (the step must then not read ``states[0]``).
+        projectable: whether ``h`` may be projected: the step does not read ``states[0]``, every gate has a product with
+            it, and there are no other products and no parameters. The same as in csrc/binding/cell_lookup.h.
         second: how many gates multiply another vector than h: the last ones of those that multiply anything. The step
             then gets, behind the parameters, a function of that vector that gives their products (B, ·).
         parameters: Q, how many numbers each hidden unit has of its own; they are rows of ``w_hh`` behind the gates'.
@@ -43,17 +45,20 @@ class CellSpec:
     prepare: Callable[[torch.dtype, torch.device], str] | None = None
     clip: float = 0.0
 
+    def check_projection(self, w_hr: Tensor | None) -> None:
+        """Raise ValueError for a projection that the cell cannot be used with."""
+        if w_hr is not None and not self.projectable:
+            raise ValueError(f"w_hr: the cell {self.name} cannot be used with a projection")
+
     def clipped(self, bound: float) -> CellSpec:
         """The same cell with that bound for ∂L/∂h."""
         return replace(self, clip=bound)
 
 
 def check_bound(bound: Any) -> None:
-    """Raises TypeError or ValueError unless ``clip_state_gradient`` is a positive number."""
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-        raise TypeError(f"clip_state_gradient: expected a number, got {type(bound).__name__}")
-    if not (bound > 0 and math.isfinite(bound)):
-        raise ValueError(f"clip_state_gradient: expected a positive number, got {bound}")
+    """Raises TypeError or ValueError unless ``clip_state_gradient`` is a positive number, also as a float."""
+    if finite(bound, "clip_state_gradient", "a positive number") <= 0:
+        raise ValueError(f"clip_state_gradient: expected a positive number, got {float(bound)}")
 
 
 def with_bound(name: str, bound: float) -> str:

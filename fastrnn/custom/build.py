@@ -11,10 +11,12 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +32,16 @@ _FLOAT32_PARTS = 4
 COMPILE: tuple[str, ...] = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
 COMPILE += ("-fno-trapping-math", "-g0", "-w")
 TIMEOUT = 300  # seconds that a compiler may take
+
+
+_locks: dict[str, threading.Lock] = {}
+if hasattr(os, "register_at_fork"):  # a lock that another thread held at the fork would never be released in the child
+    os.register_at_fork(after_in_child=_locks.clear)
+
+
+def lock_of(kernels: str) -> threading.Lock:
+    """The lock under which a cell's kernels are compiled and loaded: cells side by side, each once."""
+    return _locks.setdefault(kernels, threading.Lock())
 
 
 def headers() -> Path:
@@ -111,13 +123,12 @@ def load_cached(name: str) -> None:
     Args:
         name: `Cell.kernels`. Of several builds for one dtype, the newest counts.
     """
+    if not re.search(r"_[0-9a-f]{12}$", name):  # the digest in `Cell.kernels`
+        return
     with contextlib.suppress(BuildError):  # no cache that can be used
         for found in libraries_of(name):
             with contextlib.suppress(ImportError):  # of another version, or for GPUs
                 found.load(_C.load_cells)
-
-
-_C.use_cell_finder(load_cached)
 
 
 @functools.cache

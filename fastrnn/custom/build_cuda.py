@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import torch
@@ -32,8 +31,6 @@ COMPILE: tuple[str, ...] = (
 MAX_STATES = 4  # csrc/cuda/args.h
 LOWEST = (8, 0)  # the tensor cores' bfloat16 and tf32
 
-_lock = threading.Lock()
-_building: dict[str, threading.Lock] = {}  # cells are compiled side by side, each once
 _missing: dict[tuple[str, torch.dtype, tuple[int, int]], str] = {}
 _ready: set[tuple[str, torch.dtype, torch.device]] = set()  # kernels that are loaded stay so
 
@@ -57,9 +54,7 @@ def prepare(name: str, header: str, dtype: torch.dtype, device: torch.device) ->
     except (RuntimeError, AssertionError) as error:  # a tensor that is a fake, of a GPU that is not there
         return f"no kernels on {device.type}, {str(error).splitlines()[0]}"
     asked, text = (name, dtype, capability), str(dtype).removeprefix("torch.")
-    with _lock:
-        own = _building.setdefault(name, threading.Lock())
-    with own:
+    with build.lock_of(f"{name} on a GPU"):
         if asked in _missing:
             return _missing[asked]
         try:

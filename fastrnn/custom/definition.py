@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import keyword
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -71,7 +70,6 @@ class Cell:
         text = header(self._compiled, "CELL", "")
         self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._header = header(self._compiled, self.kernels, self._comment())
-        self._lock = threading.Lock()
         self._missing: dict[tuple[str, torch.dtype], str] = {}
         self._register()
 
@@ -80,17 +78,19 @@ class Cell:
 
     def _register(self) -> None:
         """Known to the rest of the library under a name made of what it computes: the same cell twice is one."""
+        sizes = _ops.Sizes(*self._compiled.sizes())
         spec = CellSpec(
             self.kernels,
             len(self._columns),
             self.states,
             self._torch_step,
+            projectable=sizes.projectable,
             source=f"{self.__module__}.{self.__qualname__}",
             parameters=len(self.parameters),
             second=len(self._compiled.step.second),
             prepare=self._prepare,
         )
-        _ops.SIZES[self.kernels] = _ops.Sizes(*self._compiled.sizes())
+        _ops.SIZES[self.kernels] = sizes
         cells.add(spec)
 
     @property
@@ -141,7 +141,8 @@ class Cell:
         if isinstance(found, dict):
             found = tuple(found[name] for name in self.states)
         found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-        return tuple(_of_every_row(f, s) for f, s in zip(found, states, strict=True))
+        like = wx[..., : wx.shape[-1] // G]  # not the old h, which a projection has made narrower
+        return tuple(_of_every_row(f, like) for f, _ in zip(found, states, strict=True))
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> str:
         """Sees to it that there are kernels; why there are none, or an empty string."""
@@ -158,7 +159,7 @@ class Cell:
             return self._missing[built]
         if _C.has_kernels(self.kernels, dtype):
             return ""
-        with self._lock:
+        with build.lock_of(self.kernels):
             if not _C.has_kernels(self.kernels, dtype):
                 try:
                     build.library(self.kernels, self._header, *built).load(_C.load_cells)

@@ -63,12 +63,14 @@ class Compiled:
         """Of what the step has the mean or the sum over the units."""
         return totals_of(self.step)
 
-    def sizes(self) -> tuple[int, int, int, bool, int, int, int, int, int]:
+    def sizes(self) -> tuple[int, int, int, bool, int, int, int, int, int, bool]:
         """As `_C.cell_sizes` gives them."""
         recurrent, second = len(self.recurrent), len(self.step.second)
         split = self.split_from < recurrent
         sizes = (len(self.gates), len(self.states), len(self.kept), split, len(self.parameters), recurrent, second)
-        return (*sizes, len(self.step.vectors), len(self.totals))
+        one_product = recurrent == len(self.gates) and not second and not self.parameters
+        projectable = one_product and not self.reads_hidden
+        return (*sizes, len(self.step.vectors), len(self.totals), projectable)
 
 
 def totals_of(step: Traced) -> tuple[Node, ...]:

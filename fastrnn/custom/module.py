@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn._call_checks import check_devices
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
 from fastrnn.modules import _checks, _extra, _initial
@@ -73,6 +74,8 @@ class Network(ExportedKeywords, nn.Module):
                 raise TypeError(f"{name}: expected an integer, got {type(size).__name__}")
             if size <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {size}")
+            if size >= 1 << 31:
+                raise ValueError(f"{name}: expected less than {1 << 31}, got a number of {size.bit_length()} bits")
         if hidden_size % heads:
             raise ValueError(f"heads: expected a divisor of hidden_size, {hidden_size}, got {heads}")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
@@ -251,6 +254,7 @@ class Network(ExportedKeywords, nn.Module):
         if lengths is not None:  # what is behind them may be NaN, and must not meet a zero gradient
             live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < lengths.to(x.device)
             x = torch.where(live.unsqueeze(-1), x, x.new_zeros(()))
+        check_devices(x, {"weight_ih": weights.w_ih, "bias_ih": weights.b_ih})
         wx = nn.functional.linear(x, weights.w_ih, weights.b_ih)  # type: ignore[arg-type]
         columns = [wx, *(self._input(name, wx[..., : self.hidden_size]) for name in self.cell.inputs)]
         given = weights._replace(w_ih=None, b_ih=None)

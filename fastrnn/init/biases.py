@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from fastrnn._networks import Part, parts
+from fastrnn._numbers import finite
 from fastrnn.init._blocks import Target, set_bias
 
 
@@ -29,12 +28,13 @@ def forget_bias_(target: Target, value: float = 1.0, *, gate: str | None = None)
         ValueError: the tensor is not (4·H), a module has no biases, or no such gate, or nothing in the model is
             recurrent.
     """
+    value = finite(value, "value")
     with torch.no_grad():
         if isinstance(target, Tensor):
             _lstm_gate(target, 1).fill_(value)
             return target
         for part in parts(target):
-            set_bias(part, _gate(part, gate if gate is not None else _forget_gate(part)), float(value))
+            set_bias(part, _gate(part, gate if gate is not None else _forget_gate(part)), value)
     return target
 
 
@@ -67,8 +67,9 @@ def chrono_(
         TypeError: ``target`` is neither tensor nor module.
         ValueError: ``t_max`` is not more than 2; otherwise as `forget_bias_`.
     """
-    if not (math.isfinite(t_max) and t_max > 2):
-        raise ValueError(f"t_max: expected more than 2 steps, got {t_max}")
+    t_max = finite(t_max, "t_max", "more than 2 steps")
+    if t_max <= 2:
+        raise ValueError(f"t_max: expected more than 2 steps, got {t_max:g}")
     with torch.no_grad():
         if isinstance(target, Tensor):
             forgotten, let_in = _lstm_gate(target, 1), _lstm_gate(target, 0)

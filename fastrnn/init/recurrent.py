@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastrnn._numbers import finite
 from fastrnn.init._blocks import Gates, Target, fill_recurrent
 
 
@@ -24,6 +25,8 @@ def identity_(target: Target, scale: float = 1.0, *, gates: Gates = None) -> Tar
         TypeError: ``gates`` is a name for a tensor, or a number for a module; ``target`` is neither.
         ValueError: R is not square (as with a projection), there is no such gate, or nothing recurrent in the model.
     """
+
+    scale = finite(scale, "scale")
 
     def fill(block: Tensor) -> None:
         _check_square(block)
@@ -79,6 +82,8 @@ def orthogonal_(
     Raises:
         TypeError, ValueError: as `identity_`, but R need not be square.
     """
+
+    gain = finite(gain, "gain")
 
     def fill(block: Tensor) -> None:
         whole = torch.empty_like(block, dtype=_compute_dtype(block), memory_format=torch.contiguous_format)

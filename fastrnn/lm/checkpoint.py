@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 
+from fastrnn.lm.content import problem_of
 from fastrnn.lm.errors import CheckpointError
 from fastrnn.lm.options import Options
 
@@ -39,6 +40,7 @@ FORMAT, VERSION = "fastrnn language model", 1
 BEST = "best.pt"
 _SEAL = b"sha256 "
 _NAME = re.compile(r"step-(\d{8,})\.pt")
+_MALFORMED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError)
 _KEYS = {"format", "version", "options", "vocabulary", "text", "model", "optimizer", "step", "epoch", "chunk"}
 _KEYS |= {"states", "random", "log", "best", "seconds"}
 
@@ -177,7 +179,7 @@ def read(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise CheckpointError(f"checkpoint: could not read {path}: {error.strerror or error}") from error
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except (*_MALFORMED, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"checkpoint: {path} is no checkpoint of a language model ({reason[0][:200] if reason else error!r})"
@@ -192,6 +194,8 @@ def read(path: Path) -> dict[str, Any]:
     missing = sorted(_KEYS - set(content))
     if missing:
         raise CheckpointError(f"checkpoint: {path} lacks {', '.join(missing)}")
+    if problem := problem_of(content):
+        raise CheckpointError(f"checkpoint: {path} is no checkpoint of a language model ({problem})")
     return content
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fastrnn
 from fastrnn.lm import checkpoint, vocabulary
+from fastrnn.lm.content import in_a_line, load_weights
 from fastrnn.lm.errors import CheckpointError, TrainingError
 from fastrnn.lm.model import LanguageModel
 
@@ -35,9 +36,9 @@ def load(path: str | os.PathLike[str], engine: str = "fastrnn") -> LanguageModel
     try:
         with torch.random.fork_rng([]):  # the weights that a model begins with are drawn, and not needed
             model = LanguageModel(options, vocabulary.from_dict(content["vocabulary"]), engine)
-        model.load_state_dict(content["model"])
+        load_weights(model, content["model"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint: {file} does not fit its own options: {error}") from None
+        raise CheckpointError(f"checkpoint: {file} does not fit its own options: {in_a_line(error)}") from None
     return model.eval()
 
 

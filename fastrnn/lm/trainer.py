@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.lm import checkpoint, corpus, events
+from fastrnn.lm.content import check_progress, check_states, in_a_line, load_optimizer, load_weights
 from fastrnn.lm.data import Rows, Text, fingerprint, open_text
 from fastrnn.lm.errors import CheckpointError, TextError, TrainingError
 from fastrnn.lm.logs import NAME, CsvLog, TensorBoardLog
@@ -368,8 +369,10 @@ class Trainer:
     def _restore(self, content: dict[str, Any]) -> None:
         device, mine = self.workers.device, self.workers.mine(self.options.batch)
         try:
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            check_progress(content, self.rows.chunks)
+            check_states(content["states"], self.options, self.model.recurrent)
+            load_weights(self.model, content["model"])
+            load_optimizer(self.optimizer, content["optimizer"], used=content["step"] > 0)
             self.step, self.epoch, self.chunk = content["step"], content["epoch"], content["chunk"]
             if content["states"] is not None:
                 self.states = tuple(s[:, mine.start : mine.stop].contiguous().to(device) for s in content["states"])
@@ -383,5 +386,5 @@ class Trainer:
                 torch.set_rng_state(random["cpu"][self.workers.rank])
                 if device.type == "cuda" and len(random["cuda"]) == self.workers.size:
                     torch.cuda.set_rng_state(random["cuda"][self.workers.rank], device)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"checkpoint: its parts do not fit its options: {error}") from None
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"checkpoint: its parts do not fit its options: {in_a_line(error)}") from None

@@ -178,7 +178,7 @@ def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Te
     if not isinstance(lengths, Tensor):
         try:
             lengths = torch.tensor(list(lengths), device="cpu") if len(lengths) else torch.zeros(0, dtype=torch.int64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             got = type(lengths).__name__
             raise TypeError(f"lengths: expected an integer tensor or a sequence of integers, got {got}") from error
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:

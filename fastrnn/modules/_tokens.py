@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import _tokens
+from .._call_checks import check_devices
 from . import _checks
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -105,6 +106,7 @@ def checked(ids: Any, embedding: Any, dims: tuple[int, ...], words: str, form: F
         if not _is_torchs(embedding):
             return ids  # it may know what to do with any number
         embedding = embedding.weight
+    check_devices(ids, {"embedding": embedding})
     padding = None if form is None or form.lengths is None else lambda: form.padding(ids)
     return _tokens.within(ids, embedding.shape[0], padding, "input")
 

@@ -44,6 +44,8 @@ class Stream:
             raise ValueError("module: expected bidirectional=False, got a bidirectional network")
         if batch is not None and (not isinstance(batch, int) or batch < 1):
             raise ValueError(f"batch: expected a positive number of rows, got {batch!r}")
+        if batch is not None and batch >= 1 << 31:
+            raise ValueError(f"batch: expected less than {1 << 31} rows, got a number of {batch.bit_length()} bits")
         self._module = module
         self._weights = self._take_weights()
         self._kernel: Any = None

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops, functional
+from fastrnn._numbers import finite
 from fastrnn.autograd import N_FIXED
 from fastrnn.cells import CellSpec, split_bound
 
@@ -60,9 +61,7 @@ class GradientNormPenalty:
     """
 
     def __init__(self, weight: float = 1.0) -> None:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise TypeError(f"weight: expected a number, got {type(weight).__name__}")
-        if not weight >= 0:
+        if finite(weight, "weight") < 0:
             raise ValueError(f"weight: expected a number that is not negative, got {weight}")
         self.weight = weight
         self.value: Tensor | None = None

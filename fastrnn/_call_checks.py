@@ -1,0 +1,239 @@
+"""The checks of the operators on shapes, dtypes and devices, for their fake kernels: csrc/binding/call.cpp, layout.cpp
+and backward.cpp in Python.
+
+A call on meta or fake tensors raises where the kernels would. Of values only those of ``batch_sizes`` are looked at,
+where there are any. Sizes may be symbolic, so every
+comparison goes through ``torch._check``, which turns one that cannot be decided into a guard or a run-time assertion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastrnn._ops import Sizes
+
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_INTEGERS = frozenset(
+    (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+)
+_MOST_UNITS = 1 << 40  # csrc/binding/cell_lookup.h: kTooManyUnits
+#: A size that is a value of batch_sizes, and not known here.
+UNKNOWN = None
+Size = Any  # int or SymInt; or UNKNOWN
+
+
+def check_devices(like: Tensor, named: dict[str, Tensor | None]) -> None:
+    """Raise RuntimeError, as torch does, unless all tensors lie on the device of ``like``, which errors call x."""
+    for name, tensor in named.items():
+        if tensor is not None and tensor.device != like.device:
+            raise RuntimeError(
+                f"{name}: expected all tensors to be on the same device, got {name} on {tensor.device} and x on "
+                f"{like.device}"
+            )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise TypeError for a dtype that no cell has kernels of."""
+    if dtype not in DTYPES:
+        raise TypeError(f"input: expected float32, float64, bfloat16 or float16, got {dtype}")
+
+
+def has_values(t: Tensor) -> bool:
+    """Whether the numbers of a tensor can be read inside a fake kernel: beside meta tensors, not beside fake ones."""
+    return type(t) is Tensor and t.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
+class Call:
+    """A checked call: its sizes.
+
+    Args:
+        cell: name of the cell; sizes: its constants.
+        rows_like: the tensor whose leading dimensions are those of the rows (x, or y in backward).
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        sizes: Sizes,
+        rows_like: Tensor,
+        w_hh: Tensor,
+        w_hr: Tensor | None,
+        layout: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> None:
+        self.sizes, self.like = sizes, w_hh
+        self._check_layout(rows_like, *layout)
+        _expect(w_hh.dim() == 2, f"w_hh: expected shape [{sizes.recurrent}·H, P], got {_shape(w_hh)}")
+        if w_hr is not None and not sizes.projectable:
+            raise ValueError(f"w_hr: the cell {cell} cannot be used with a projection")
+        rows, self.projected = w_hh.shape
+        self.hidden = (rows - sizes.parameters) // sizes.recurrent if sizes.recurrent else self.projected
+        expected = sizes.recurrent * self.hidden + sizes.parameters
+        _expect(rows == expected, f"w_hh: expected shape [{sizes.recurrent}·H + {sizes.parameters}, P], got {rows}")
+        text = f"w_hh: expected at least one hidden unit, less than {_MOST_UNITS}, and an h of at least one, got shape "
+        text += str(_shape(w_hh))
+        for size in (self.hidden, self.projected):
+            _expect(size > 0, text)
+        _expect(self.hidden < _MOST_UNITS, text)
+        self.check(w_hh, (rows, self.projected), "w_hh")
+        if w_hr is not None:
+            self.check(w_hr, (self.projected, self.hidden), "w_hr")
+        else:
+            text = f"w_hh: expected shape [{expected}, {self.hidden}], got {_shape(w_hh)}"
+            _expect(self.projected == self.hidden, text)
+
+    def _check_layout(
+        self, x: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None
+    ) -> None:
+        dims = 3 if batch_sizes is None else 2
+        _expect(x.dim() == dims, f"input must have {dims} dimensions, got {x.dim()}")
+        self.lead = tuple(x.shape[:-1])
+        if batch_sizes is not None:
+            if lengths is not None or reset is not None:
+                raise ValueError("packed input takes neither lengths nor reset")
+            text = "batch_sizes: expected a non-empty one-dimensional int64 tensor on the CPU, got "
+            text += f"{batch_sizes.dtype} of shape {_shape(batch_sizes)} on {batch_sizes.device}"
+            usual = batch_sizes.dtype is torch.int64 and batch_sizes.dim() == 1
+            if not usual or batch_sizes.device.type not in ("cpu", self._meta()):
+                raise ValueError(text)
+            _expect_value(batch_sizes.shape[0] > 0, text)
+            self.batch: Size = _checked_counts(batch_sizes, x.shape[0])[0] if has_values(batch_sizes) else UNKNOWN
+            return
+        steps, self.batch = self.lead
+        _expect(steps > 0, "Expected sequence length to be larger than 0 in RNN")
+        if reset is not None:
+            text = f"reset: expected a bool tensor of shape [{steps}, {self.batch}], got {reset.dtype} {_shape(reset)}"
+            _expect_value(reset.dtype is torch.bool and reset.dim() == 2, text)
+            _expect_value(reset.shape[0] == steps, text)
+            _expect_value(reset.shape[1] == self.batch, text)
+            self._check_place(reset, "reset")
+        if lengths is not None:
+            text = f"lengths: expected an integer tensor of shape [{self.batch}], got {lengths.dtype} {_shape(lengths)}"
+            _expect_value(lengths.dtype in _INTEGERS and lengths.dim() == 1, text)
+            _expect_value(lengths.shape[0] == self.batch, text)
+            self._check_place(lengths, "lengths")
+
+    def _meta(self) -> str:
+        """The device type meta where the call itself is on it."""
+        return "meta" if self.like.is_meta else ""
+
+    def _check_place(self, t: Tensor, name: str) -> None:
+        """Lengths and resets may stay on the CPU where the rest is on a GPU."""
+        on = t.device
+        _expect(
+            on == self.like.device or on.type == "cpu" or (on.type == "cuda" and self.like.device.type == "cpu"),
+            f"{name}: expected a tensor on {self.like.device} or the CPU, got one on {on}",
+        )
+
+    def width(self, state: int) -> Size:
+        """P for h, H for the other states."""
+        return self.hidden if state else self.projected
+
+    def check(self, t: Tensor, sizes: Sequence[Size], name: str) -> None:
+        """Raise RuntimeError unless ``t`` has these sizes, the call's dtype and its device."""
+        like = self.like
+        text = f"{name}: expected a dense tensor on {like.device}, got {t.layout} on {t.device}"
+        _expect(t.device == like.device and t.layout is torch.strided, text)
+        _expect(t.dtype is like.dtype, f"{name}: expected dtype {like.dtype}, got {t.dtype}")
+        text = f"{name}: expected shape {list(sizes)}, got {_shape(t)}"
+        _expect(t.dim() == len(sizes), text)
+        for got, expected in zip(t.shape, sizes, strict=True):
+            if expected is not UNKNOWN:
+                _expect(got == expected, text)
+
+    def check_rows(self, t: Tensor, width: Size, name: str) -> None:
+        """`check` for a tensor with the call's leading dimensions."""
+        self.check(t, (*self.lead, width), name)
+
+    def check_states(self, states: Sequence[Tensor], name: str) -> None:
+        """`check` for initial states, if there are any."""
+        if not states:
+            return
+        count = self.sizes.states
+        _expect(len(states) == count, f"{name}: expected {count} tensors, got {len(states)}")
+        if self.batch is UNKNOWN and states[0].dim() > 0:
+            self.batch = states[0].shape[0]
+        for k, state in enumerate(states):
+            self.check(state, (self.batch, self.width(k)), name)
+
+    def check_input(self, x: Tensor, w_ih: Tensor | None) -> None:
+        """`check` for x and the input weights."""
+        wide = self.sizes.gates * self.hidden
+        if w_ih is not None:
+            if w_ih.dim() == 0:
+                raise IndexError("w_ih: expected shape [G·H, I], got a tensor without dimensions")
+            self.check(w_ih, (wide, w_ih.shape[-1]), "w_ih")
+        self.check_rows(x, wide if w_ih is None else w_ih.shape[-1], "x")
+
+    def check_biases(self, b_ih: Tensor | None, b_hh: Tensor | None) -> None:
+        """`check` for the biases that there are."""
+        if b_ih is not None:
+            self.check(b_ih, (self.sizes.gates * self.hidden,), "b_ih")
+        if b_hh is not None:
+            self.check(b_hh, (self.sizes.recurrent * self.hidden,), "b_hh")
+
+    def check_saved(self, y: Tensor, states: Sequence[Tensor], reserve: Sequence[Tensor], projecting: bool) -> None:
+        """`check` for what the forward pass returned."""
+        self.check_rows(y, self.projected, "y")
+        self.check_states(states, "states")
+        text = "reserve: expected what a forward pass with training=True returned, got "
+        _expect(len(reserve) == 4, f"{text}{len(reserve)} tensors")
+        sizes, hidden, dtype = self.sizes, self.hidden, self.like.dtype
+        widths = (
+            sizes.gates * hidden if sizes.saved > 0 else 0,
+            max(0, sizes.saved - sizes.gates) * hidden,
+            (sizes.states - 1) * hidden + sizes.totals,
+            hidden * (1 if projecting else sizes.vectors),
+        )
+        rows = 1
+        for size in self.lead:
+            rows = rows * size
+        kept = (sizes.saved > 0, sizes.saved > sizes.gates, sizes.states > 1 or sizes.totals > 0, True)
+        for k, (t, width) in enumerate(zip(reserve, widths, strict=True)):
+            there = kept[k] and (k < 3 or projecting or sizes.vectors > 0)
+            expected = (torch.float64 if dtype == torch.float64 else torch.float32) if k == 2 else dtype
+            text = (
+                f"reserve: expected what the forward pass returned, got {t.dtype} of shape {_shape(t)} at position {k}"
+            )
+            _expect(t.device == self.like.device and (not there or t.dtype is expected), text)
+            _expect(t.numel() == (rows * width if there else 0), text)
+
+    def check_grads(self, grad_y: Tensor | None, grad_final: Sequence[Tensor | None]) -> None:
+        """`check` for the gradients of y and of the final states."""
+        count = self.sizes.states
+        usual = len(grad_final) in (0, count)
+        _expect(usual, f"grad_final: expected {count} gradients, got {len(grad_final)}")
+        if grad_y is not None:
+            self.check_rows(grad_y, self.projected, "grad_y")
+        for k, grad in enumerate(grad_final):
+            if grad is not None:
+                self.check(grad, (self.batch, self.width(k)), "grad_final")
+
+
+def _checked_counts(batch_sizes: Tensor, rows: Size) -> list[int]:
+    """The rows of each step. Raise ValueError unless they are those of a packed input."""
+    counts: list[int] = batch_sizes.tolist()
+    for t, n in enumerate(counts):
+        if n <= 0 or (t > 0 and n > counts[t - 1]):
+            raise ValueError(f"batch_sizes: expected positive numbers that never grow, got {n} at step {t}")
+    if sum(counts) != rows:
+        raise ValueError(
+            f"batch_sizes: expected a sum equal to the rows of the packed input, {rows}, got {sum(counts)}"
+        )
+    return counts
+
+
+def _shape(t: Tensor) -> list[Any]:
+    return list(t.shape)
+
+
+def _expect(condition: Any, text: str) -> None:
+    torch._check(condition, lambda: text)
+
+
+def _expect_value(condition: Any, text: str) -> None:
+    torch._check_value(condition, lambda: text)
