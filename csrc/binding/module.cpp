@@ -15,6 +15,7 @@
 #include "binding/buffers.h"
 #include "binding/eager.h"
 #include "binding/layout.h"
+#include "binding/range.h"
 #include "binding/short.h"
 #include "binding/stream.h"
 #include "cpu/crowd.h"
@@ -129,6 +130,7 @@ std::optional<Tensors> layer(std::string cell, Tensor x, OptionalTensor w_ih, Te
   call.inputs.insert(call.inputs.end(), states.begin(), states.end());
   if (!is_plain(call)) return std::nullopt;
   const py::gil_scoped_release no_gil;
+  const Range range(call.cell, "", [&] { return call.inputs; });
   return run_layer(std::move(call));
 }
 
