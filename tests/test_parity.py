@@ -10,11 +10,13 @@ import os
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import fastrnn
 from fastrnn import _C
 from fastrnn.functional import LayerWeights, sequence
 
@@ -161,3 +163,61 @@ def test_float64_equals_torch(cell):
         theirs = torch_run(module, x, states, seeds)
         for a, b in zip(our_run(cell, module, x, states, seeds), theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def medians(errors_of: Callable[[int], tuple[float, float]], draws: int = 15) -> tuple[float, float]:
+    """Our error and torch's, in the median over draws."""
+    found = torch.tensor([errors_of(draw) for draw in range(draws)], dtype=torch.float64)
+    return tuple(found.median(0).values.tolist())
+
+
+@pytest.mark.parametrize("capability", _C.capabilities())
+@pytest.mark.parametrize(
+    ("name", "sizes", "steps", "rows"),
+    [
+        ("LSTM", {"input_size": 5, "hidden_size": 33, "proj_size": 32, "num_layers": 2}, 33, 6),
+        ("GRU", {"input_size": 7, "hidden_size": 20}, 12, 32),
+        ("RNN", {"input_size": 5, "hidden_size": 33}, 20, 20),
+    ],
+)
+def test_sums_over_time_have_no_long_chains(name, sizes, steps, rows, capability):
+    """torch.nn adds up the gradient of w_hh step by step: partial sums of B products each."""
+    _C.set_capability(capability)
+    torch.set_num_threads(1)
+    weight = f"weight_hh_l{sizes.get('num_layers', 1) - 1}"
+
+    def errors_of(draw: int) -> tuple[float, float]:
+        torch.manual_seed(draw)
+        theirs = getattr(torch.nn, name)(**sizes)
+        ours, exact = getattr(fastrnn, name)(**sizes), getattr(torch.nn, name)(**sizes).double()
+        x = torch.randn(steps, rows, sizes["input_size"])
+        found = []
+        for module in (ours, theirs, exact):
+            module.load_state_dict(theirs.state_dict())
+            y, _ = module(x.to(module.weight_hh_l0.dtype))
+            found.append(torch.autograd.grad(y.sum(), module.get_parameter(weight))[0].double())
+        return rms(found[0] - found[2]), rms(found[1] - found[2])
+
+    mine, other = medians(errors_of)
+    assert mine <= 1.6 * other  # with chains over all rows 2 to 2.2 times
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("capability", _C.capabilities())
+@pytest.mark.parametrize("rows", [1, 5])
+def test_deep_products_of_few_rows(rows, capability, dtype):
+    """A dot product is added up in chains of a bounded length, also where a vector has two lanes."""
+    _C.set_capability(capability)
+
+    def errors_of(draw: int) -> tuple[float, float]:
+        torch.manual_seed(draw)
+        theirs = torch.nn.RNN(1000, 8).to(dtype)
+        x = torch.randn(1, rows, 1000).to(dtype)
+        w_ih, _, b_ih, b_hh = (p.detach().numpy().astype(np.longdouble) for p in theirs.parameters())
+        right = np.tanh(x[0].numpy().astype(np.longdouble) @ w_ih.T + b_ih + b_hh)
+        mine = sequence("rnn_tanh", x, LayerWeights(*theirs.parameters()), backend="fused")[0]
+        found = (y[0].detach().numpy().astype(np.longdouble) for y in (mine, theirs(x)[0]))
+        return tuple(float(np.sqrt(np.mean((y - right) ** 2))) for y in found)
+
+    mine, other = medians(errors_of)
+    assert mine <= 2 * other

@@ -6,6 +6,9 @@
 #include <array>
 #include <type_traits>
 
+#include "binding/cell_name.h"
+#include "cpu/dispatch.h"
+
 namespace fastrnn {
 
 namespace {
@@ -38,9 +41,10 @@ struct Layer : torch::autograd::Function<Layer> {
   // While it is traced, `backward` sees fake tensors. It reads no values and calls the operators by the dispatcher.
   static constexpr bool is_traceable = true;
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const at::NoGradGuard no_grad;  // compiled autograd has no create_graph
     auto& data = ctx->saved_data;
+    grads.resize(1 + static_cast<size_t>(find_cell(without_bound(data["cell"].toStringRef()).c_str())->states));
     const variable_list saved = ctx->get_saved_variables();
     LayerCall call{data["cell"].toStringRef(), data["reverse"].toBool(), {}, {}, {}, {}, {}};
     call.form = {data["batch_first"].toBool(), data["no_steps"].toBool(), data["no_batch"].toBool(),
@@ -92,7 +96,7 @@ struct Unread {
 
 struct LayerNode : Node {
   LayerCall call{};  // without its tensors
-  size_t inputs = 0;
+  size_t inputs = 0, outputs = 0;
   std::vector<SavedVariable> saved;         // nothing in place of an unread input
   std::array<Unread, kFixedInputs> unread;  // nothing in place of a saved one
   c10::VariableVersion watched;             // y's own: tells whether the caller has changed it
@@ -119,6 +123,7 @@ struct LayerNode : Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool changed = watched.current_version() != 0;
+    grads.resize(outputs);
     const variable_list tensors = unpacked(reads_all_inputs(grads, changed));
     return layer_gradients(
         call, inputs, tensors, changed, [this](size_t edge) { return task_should_compute_output(edge); }, grads);
@@ -163,6 +168,16 @@ struct LayerNode : Node {
   }
 };
 
+// Return true if only y and h depend on what requires a gradient: the projection alone, which the other states do not
+// meet within a single step.
+bool depends_by_hidden_alone(const LayerCall& call) {
+  if (!call.inputs[5].defined() || !is_single_step(call)) return false;
+  for (size_t k = 0; k < call.inputs.size(); ++k) {
+    if (k != 5 && call.inputs[k].defined() && call.inputs[k].requires_grad()) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void record_layer(LayerCall call, Tensors& outputs, const Tensor& kept, const Tensors& reserve) {
@@ -197,12 +212,14 @@ void record_layer(LayerCall call, Tensors& outputs, const Tensor& kept, const Te
   for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) save_own(t.value_or(Tensor()));
   save(kept);
   for (const Tensor& t : reserve) save(t);
+  const size_t differentiable = depends_by_hidden_alone(call) ? 2 : outputs.size();  // y and h
   call.inputs.clear();
   call.batch_sizes = call.lengths = call.reset = std::nullopt;
   node->call = std::move(call);
   node->set_next_edges(std::move(edges));
   node->watched = torch::autograd::impl::version_counter(outputs[0]);
-  for (Tensor& t : outputs) torch::autograd::create_gradient_edge(t, node);
+  node->outputs = outputs.size();
+  for (size_t k = 0; k < differentiable; ++k) torch::autograd::create_gradient_edge(outputs[k], node);
 }
 
 }  // namespace fastrnn

@@ -14,6 +14,7 @@
 #include "binding/attributes.h"
 #include "binding/eager.h"
 #include "binding/plain.h"
+#include "binding/range.h"
 #include "cpu/dispatch.h"
 
 namespace fastrnn {
@@ -229,6 +230,14 @@ struct Network {
     return true;
   }
 
+  // The input, the first layer's weights and the states.
+  Tensors shown() const {
+    Tensors tensors = calls[0].inputs;
+    if (count > 1) tensors[0] = x;
+    for (const Tensors& column : initial) tensors.push_back(column[0]);
+    return tensors;
+  }
+
   Tensors run() {
     if (calls.size() == 1) return run_layer(std::move(calls[0]));
     std::vector<Tensors> finals(kernels->states);
@@ -267,6 +276,7 @@ PyObject* short_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   const Tensors out = [&] {
     const NoGil released;
+    const Range range(network.cell, "", [&] { return network.shown(); });
     return network.run();
   }();
   PyObject* states = out.size() == 2 ? THPVariable_Wrap(out[1]) : as_tuple(out, 1);
@@ -316,6 +326,7 @@ PyObject* short_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   const Tensors out = [&] {
     const NoGil released;
+    const Range range(call.cell, "_cell", [&] { return call.inputs; });
     return run_layer(std::move(call));
   }();
   return as_tuple(out, 1);

@@ -8,6 +8,7 @@
 #include "binding/buffers.h"
 #include "binding/plain.h"
 #include "binding/products.h"
+#include "binding/range.h"
 #include "binding/stream.h"
 #include "cpu/dispatch.h"
 
@@ -185,6 +186,7 @@ Tensor Stream::step_without_waiting(const Tensor& x) {
 }
 
 Tensor Stream::step_locked(const Tensor& x) {
+  const Range range(cell_, "_step", [&] { return Tensors{x}; });
   const Apart apart;
   const CellKernels* kernels = &kernels_of(cell_, type_);
   const Tensor& like = weights_[0][1];
