@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrnn import _C
+
 #: Occurrences that are summed one after another in the gradient of a product; more of them make partial sums. A sum in
 #: one chain would err by eps·√occurrences, where a matrix product errs by a few eps.
 _CHAIN = 32
@@ -55,6 +57,8 @@ def embed(
     ids = within(ids, embedding.shape[0], padding if isinstance(lengths, Tensor) else None, "x")
     if plainly or w_ih is None or not pays(ids, embedding, (w_ih, b_ih)):
         return F.embedding(ids, embedding), w_ih, b_ih
+    if _may_need_gradient(embedding, w_ih) and not _is_finite(embedding, w_ih):
+        embedding = _only_used_rows(ids, embedding, lengths)
     bias = None
     if w_ih.dtype not in _WIDE:  # a 16-bit product must not be rounded before the bias, with which it may cancel
         bias, b_ih = b_ih, None
@@ -130,6 +134,31 @@ def _all_within(ids: Tensor, vocabulary: int) -> bool:
         return True
     low, high = torch.aminmax(ids)
     return int(low) >= 0 and int(high) < vocabulary
+
+
+def _may_need_gradient(*tensors: Tensor) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return torch._C._are_functorch_transforms_active() or any(t.requires_grad for t in tensors)
+
+
+def _is_finite(*tensors: Tensor) -> bool:
+    """Return True if all numbers can be read, and none is infinite or NaN."""
+    return not torch.compiler.is_compiling() and all(map(_C.is_finite, tensors))
+
+
+def _only_used_rows(ids: Tensor, embedding: Tensor, lengths: Tensor | None) -> Tensor:
+    """The embedding, with zeros in place of the rows that no id within ``lengths`` names.
+
+    The gradient of such a row is zero, and must not meet what is infinite or NaN in the row or in the weights.
+    """
+    vocabulary = embedding.shape[0]
+    if lengths is not None:
+        padding = torch.arange(ids.shape[0], device=ids.device).unsqueeze(-1) >= lengths.to(ids.device)
+        ids = torch.where(padding, vocabulary, ids)
+    used = torch.zeros(vocabulary + 1, dtype=torch.bool, device=ids.device)
+    used = used.index_fill(0, ids.flatten().long(), True)[:vocabulary]
+    return torch.where(used.unsqueeze(-1), embedding, 0)
 
 
 def _product(embedding: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:

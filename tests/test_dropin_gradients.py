@@ -9,6 +9,7 @@ import torch
 from dropin_cases import CELLS, LAYERS, B, H, I, T, cell_pair, gradients, layer_pair, leaves, pair, random_hx, same
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from fastrnn import _C
@@ -281,3 +282,45 @@ def test_a_loop_over_a_cell(name):
             outputs.append(as_tuple(hx)[0])
         found.append((outputs, gradients(module, outputs)))
     same(found[1], found[0], **LOOSE)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {}) for kind in KINDS),
+        ("lstm", {"proj_size": 2}),
+        ("lstm", {"proj_size": 2, "num_layers": 2, "bidirectional": True}),
+    ],
+    ids=str,
+)
+def test_outputs_depend_on_what_torchs_depend_on(kind, options, steps, packed):
+    """Flags of all outputs, and which gradients there are, for any one input or two that require one."""
+    modules = layer_pair(kind, **options)
+    states = as_tuple(random_hx(modules[0]))
+    names = ["x", *range(len(states)), *(n for n, _ in modules[0].named_parameters())]
+    for wanted in (*((n,) for n in names), *((n, "weight_hr_l0") for n in names if options and n != "weight_hr_l0")):
+        found = []
+        for module in modules:
+            given = {"x": torch.ones(steps, B, I), **{k: s.clone() for k, s in enumerate(states)}}
+            given.update(module.named_parameters())
+            for name, t in given.items():
+                t.requires_grad_(name in wanted)
+            x = pack_padded_sequence(given["x"], torch.full((B,), steps)) if packed else given["x"]
+            outputs = [
+                y.data if isinstance(y, PackedSequence) else y
+                for y in leaves(call(module, x, *(given[k] for k in range(len(states)))))
+            ]
+            depends = [
+                [
+                    g is not None
+                    for g in torch.autograd.grad(
+                        o.sum(), [given[n] for n in wanted], retain_graph=True, allow_unused=True
+                    )
+                ]
+                for o in outputs
+                if o.requires_grad
+            ]
+            found.append(([o.requires_grad for o in outputs], depends))
+        assert found[1] == found[0], wanted

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "binding/buffers.h"
+#include "binding/finite.h"
 #include "binding/modest.h"
 #include "binding/ops.h"
 #include "binding/products.h"
@@ -87,6 +88,10 @@ Tensor whole_drh(const Call& call, const Gradients& g) {
   return whole;
 }
 
+// Return true if no gradient at all, not even zeros, reaches the h of the last step. (In torch, rows that end earlier
+// get zeros, as parts of a step that goes on.)
+bool hidden_unused(at::TensorList grads) { return !grads[0].defined() && (grads.size() == 1 || !grads[1].defined()); }
+
 // `grads`: of y, then of the final states, undefined where there is none.
 Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bool want_initial, bool want_dh,
                        bool want_arrived = false) {
@@ -126,6 +131,7 @@ Gradients run_backward(const Backward& b, at::TensorList grads, bool reverse, bo
   args.drh = out.drh.data_ptr();
   args.dh = out.dh.defined() ? out.dh.data_ptr() : nullptr;
   args.clip = call.clip;
+  args.hidden_unused = hidden_unused(grads);
   args.initial_product = layout.steps > 1 || call.cell->second > 0 || call.cell->recurrent == 0 || call.cell->staged;
   Tensors finals(S);
   for (int s = 0; s < S; ++s) {
@@ -189,6 +195,12 @@ Tensor hidden_before(const Backward& b, bool reverse) {
   return source.index_select(0, index);
 }
 
+// Adds drhᵀ·0, the share of the steps that start from no initial state: NaN where drh is not finite, as zero times
+// infinity is.
+void add_of_zeros(Tensor& out, const Tensor& drh) {
+  if (!all_finite(drh)) products::add_of_weight(out, drh, at::zeros({drh.size(0), out.size(1)}, drh.options()));
+}
+
 // Some rows of ∂L/∂w_hh = Σ drhᵀ·h: those of the gates whose drh is given, (N, ·), into `out` (·, P). `before`:
 // h before each row's step, where it takes more than a shift by one step to find.
 void recurrent_gradient_into(Tensor out, const Backward& b, const Tensor& drh, const Tensor& before, bool reverse) {
@@ -198,12 +210,12 @@ void recurrent_gradient_into(Tensor out, const Backward& b, const Tensor& drh, c
   if (rest == 0) {
     if (!b.states.empty()) return products::of_weight_into(out, drh, b.states[0]);
     memset(out.mutable_data_ptr(), 0, out.nbytes());
-    return;
+    return add_of_zeros(out, drh);
   }
   products::of_weight_into(out, drh.narrow(0, reverse ? 0 : B, rest), b.y.narrow(0, reverse ? B : 0, rest));
-  if (b.states.empty()) return;
-  const int64_t first = reverse ? rest : 0;  // the step that starts from the initial state
-  products::add_of_weight(out, drh.narrow(0, first, B), b.states[0]);
+  const Tensor first = drh.narrow(0, reverse ? rest : 0, B);  // the step that starts from the initial state
+  if (b.states.empty()) return add_of_zeros(out, first);
+  products::add_of_weight(out, first, b.states[0]);
 }
 
 Tensor recurrent_gradient(const Backward& b, const Gradients& g, bool reverse) {
@@ -258,6 +270,18 @@ Tensor bias_gradient(const Call& call, const Gradients& g, const Tensor& input) 
   return out;
 }
 
+// h before its projection, (N, H). `last_unused`: zeros at the last step, whose gradient is zero but whose h may be
+// NaN.
+Tensor unprojected(const Backward& b, bool last_unused, bool reverse) {
+  const Layout& layout = b.call.layout;
+  const Tensor rows = b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows);
+  if (!last_unused) return rows;
+  const int64_t last = reverse ? 0 : layout.steps - 1;
+  Tensor copy = rows.clone();
+  copy.narrow(0, layout.offsets[last], layout.counts[last]).zero_();
+  return copy;
+}
+
 }  // namespace
 
 Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor& x, const OptionalTensor& w_ih,
@@ -282,8 +306,7 @@ Tensors backward_layer(c10::string_view cell, at::TensorList grads, const Tensor
   if (needs[2]) out[2] = recurrent_gradient(b, g, reverse);
   if (needs[3]) out[3] = sum_rows(g.da);
   if (needs[4]) out[4] = bias_gradient(b.call, g, out[3]);
-  if (needs[5] && w_hr)
-    out[5] = products::of_weight(g.dh, b.reserve[3].reshape({-1, b.call.hidden}).narrow(0, 0, layout.rows));
+  if (needs[5] && w_hr) out[5] = products::of_weight(g.dh, unprojected(b, hidden_unused(grads), reverse));
   for (Tensor& t : g.initial) out.push_back(std::move(t));
   return out;
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ThreadLocalState.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
@@ -9,6 +10,7 @@
 #include <atomic>
 #include <exception>
 
+#include "binding/cell_name.h"
 #include "binding/modest.h"
 #include "binding/node.h"
 #include "cpu/plan.h"
@@ -84,6 +86,36 @@ bool to_be_tracked(const variable_list& grads) {
   return at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), wrapped);
 }
 
+bool onednn_has_bfloat16() {
+  static const bool has = [] {
+    const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_is_mkldnn_bf16_supported", ""});
+    return op.has_value() && op->typed<bool()>().call();
+  }();
+  return has;
+}
+
+// Return true for rows of equal length: padded, or packed all the same.
+bool is_rectangular(const LayerCall& call) {
+  if (call.lengths || call.reset) return false;
+  if (!call.batch_sizes) return true;
+  const Tensor& rows = *call.batch_sizes;  // they never grow
+  return rows[0].item<int64_t>() == rows[-1].item<int64_t>();
+}
+
+// Return true where torch.nn's LSTM runs in oneDNN, which takes zeros for a gradient that there is none of: they spread
+// NaN. Autograd leaves such a gradient out.
+bool takes_zeros(const LayerCall& call) {
+  const Tensor &w_hh = call.inputs[2], &w_hr = call.inputs[5];
+  return without_bound(call.cell) == "lstm" && !w_hr.defined() && !call.form.no_steps && is_rectangular(call) &&
+         at::globalContext().userEnabledMkldnn() &&
+         (w_hh.scalar_type() == at::kFloat || (w_hh.scalar_type() == at::kBFloat16 && onednn_has_bfloat16()));
+}
+
+// Return true if nothing but the cell state after a single step has a gradient: the projection has no part in it.
+bool spares_projection(const LayerCall& call, const variable_list& grads) {
+  return call.inputs[5].defined() && !grads[0].defined() && !grads[1].defined() && is_single_step(call);
+}
+
 // `results`: y (T, B, P) and what the forward pass kept.
 Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, variable_list grads, Tensors results,
                   bool changed) {
@@ -101,6 +133,10 @@ Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, varia
       if (grads[k].defined()) grads[k] = call.form.state(grads[k]);
     }
   }
+  if (!grads[0].defined() && !grads[1].defined() && takes_zeros(call))
+    grads[1] =
+        at::zeros({call.batch_sizes ? (*call.batch_sizes)[0].item<int64_t>() : results[0].size(1), in[2].size(1)},
+                  results[0].options());
   Tensors found = backward_layer(call.cell, grads, in[0], optional(in[1]), in[2], optional(in[5]),
                                  at::TensorList(in).slice(kFixedInputs), results[0], at::TensorList(results).slice(1),
                                  call.batch_sizes, call.lengths, call.reset, call.reverse, needs);
@@ -130,6 +166,7 @@ variable_list layer_gradients(LayerCall call, size_t inputs, const variable_list
   call.batch_sizes = optional(*next++);
   call.lengths = optional(*next++);
   call.reset = optional(*next++);
+  if (spares_projection(call, grads)) needs[5] = false;
   Tensors found = gradients(call, needs, grads, Tensors(next, saved.end()), changed);
   variable_list out;
   out.reserve(edges);
@@ -141,6 +178,12 @@ variable_list layer_gradients(LayerCall call, size_t inputs, const variable_list
 }
 
 void set_higher_order(HigherOrder function) { higher_order = std::move(function); }
+
+bool is_single_step(const LayerCall& call) {
+  if (call.form.no_steps) return true;
+  if (call.batch_sizes) return call.batch_sizes->numel() == 1;
+  return call.inputs[0].size(call.form.batch_first ? 1 : 0) == 1;
+}
 
 bool is_plain(const LayerCall& call) {
   if (c10::impl::dispatch_mode_enabled() ||

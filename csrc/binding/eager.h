@@ -32,6 +32,9 @@ void set_higher_order(HigherOrder function);
 // Whether the operators may be called directly: plain CPU tensors, and no mode that wants to see every call.
 bool is_plain(const LayerCall& call);
 
+// Whether x has one time step.
+bool is_single_step(const LayerCall& call);
+
 // y, then the final states; differentiable if grad mode is on and an input requires it.
 Tensors run_layer(LayerCall call);
 // The same for two calls that do not depend on each other, at once where that is better.

@@ -14,6 +14,7 @@
 
 #include "binding/buffers.h"
 #include "binding/eager.h"
+#include "binding/finite.h"
 #include "binding/layout.h"
 #include "binding/range.h"
 #include "binding/short.h"
@@ -134,6 +135,14 @@ std::optional<Tensors> layer(std::string cell, Tensor x, OptionalTensor w_ih, Te
   return run_layer(std::move(call));
 }
 
+bool is_finite_matrix(const Tensor& t) {
+  constexpr c10::DispatchKeySet kUsual({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                        c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU});
+  const bool ordinary = (t.key_set().raw_repr() & ~kUsual.raw_repr()) == 0 && t.dim() == 2 && t.is_floating_point() &&
+                        (t.stride(1) == 1 || t.size(1) == 1);
+  return ordinary && all_finite(t);
+}
+
 py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
 
 using Layers = std::vector<std::vector<OptionalTensor>>;
@@ -189,6 +198,9 @@ PYBIND11_MODULE(_C, m) {
         "Behave as if other programs were seen to want the cores, or forget that they were (tests).");
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
   m.def("layer", &fastrnn::layer, "One layer in eager mode: [y, final states...], or None if it needs the dispatcher.");
+  m.def(
+      "is_finite", [](const fastrnn::Tensor& t) { return fastrnn::is_finite_matrix(t); }, py::arg("t"),
+      "Return True if t is an ordinary floating-point matrix on the CPU without an infinite number or NaN.");
   m.def("use_higher_order", &fastrnn::use_higher_order, py::arg("function"));
   m.def(
       "has_kernels",

@@ -30,8 +30,9 @@ auto make_node() {
 // For the compiler of backward passes alone (torch._dynamo.compiled_autograd), which torch tells how to treat a
 // Function in C++: a node of this kind then stands in for ours.
 struct Layer : torch::autograd::Function<Layer> {
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
     auto& data = ctx->saved_data;
+    grads.resize(static_cast<size_t>(data["outputs"].toInt()));
     const int64_t form = data["form"].toInt();
     LayerCall call{data["cell"].toStringRef(), data["reverse"].toBool(), {}, {}, {}, {}, {}};
     call.form = {(form & 1) != 0, (form & 2) != 0, (form & 4) != 0, (form & 8) != 0};
@@ -82,7 +83,7 @@ struct Unread {
 
 struct LayerNode : Node {
   LayerCall call{};  // without its tensors
-  size_t inputs = 0;
+  size_t inputs = 0, outputs = 0;
   std::vector<SavedVariable> saved;         // nothing in place of an unread input
   std::array<Unread, kFixedInputs> unread;  // nothing in place of a saved one
   c10::VariableVersion watched;             // y's own: tells whether the caller has changed it
@@ -109,6 +110,7 @@ struct LayerNode : Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool changed = watched.current_version() != 0;
+    grads.resize(outputs);
     const variable_list tensors = unpacked(reads_all_inputs(grads, changed));
     return layer_gradients(
         call, inputs, tensors, changed, [this](size_t edge) { return task_should_compute_output(edge); }, grads);
@@ -133,6 +135,7 @@ struct LayerNode : Node {
     data["reverse"] = call.reverse;
     data["form"] = static_cast<int64_t>(f.batch_first | f.no_steps << 1 | f.no_batch << 2 | f.layered << 3);
     data["inputs"] = static_cast<int64_t>(inputs);
+    data["outputs"] = static_cast<int64_t>(outputs);
     variable_list tensors = const_cast<LayerNode*>(this)->unpacked(true);
     Tensor version = at::empty({0}, tensors[2].options().requires_grad(false));
     torch::autograd::impl::set_version_counter(version, watched);
@@ -150,6 +153,16 @@ struct LayerNode : Node {
     return function().apply_with_saved(grads, swap);
   }
 };
+
+// Return true if only y and h depend on what requires a gradient: the projection alone, which the other states do not
+// meet within a single step.
+bool depends_by_hidden_alone(const LayerCall& call) {
+  if (!call.inputs[5].defined() || !is_single_step(call)) return false;
+  for (size_t k = 0; k < call.inputs.size(); ++k) {
+    if (k != 5 && call.inputs[k].defined() && call.inputs[k].requires_grad()) return false;
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -185,12 +198,14 @@ void record_layer(LayerCall call, Tensors& outputs, const Tensor& kept, const Te
   for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) save_own(t.value_or(Tensor()));
   save(kept);
   for (const Tensor& t : reserve) save(t);
+  const size_t differentiable = depends_by_hidden_alone(call) ? 2 : outputs.size();  // y and h
   call.inputs.clear();
   call.batch_sizes = call.lengths = call.reset = std::nullopt;
   node->call = std::move(call);
   node->set_next_edges(std::move(edges));
   node->watched = torch::autograd::impl::version_counter(outputs[0]);
-  for (Tensor& t : outputs) torch::autograd::create_gradient_edge(t, node);
+  node->outputs = outputs.size();
+  for (size_t k = 0; k < differentiable; ++k) torch::autograd::create_gradient_edge(outputs[k], node);
 }
 
 }  // namespace fastrnn

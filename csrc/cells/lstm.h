@@ -39,6 +39,12 @@ struct lstm {
     ds[0] = V::zero();
     ds[1] = dc * f;
   }
+
+  // Replaces the values that only ∂L/∂h is multiplied with, for a step whose h has no gradient: zero times NaN is NaN.
+  template <class V>
+  FASTRNN_FN static void leave_out_hidden(V (&saved)[4], V (&s_new)[2]) {
+    saved[3] = s_new[1] = V::zero();
+  }
 };
 
 }  // namespace FASTRNN_NAMESPACE

@@ -24,6 +24,8 @@ struct Backward {
   static constexpr int kLanes = V::kLanes, G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
   static constexpr int Q = Cell::kParameters, R = Cell::kRecurrent, R2 = Cell::kSecond, R1 = R - R2;
   static constexpr int kSplitFrom = Cell::kSplitFrom, kSplit = R - kSplitFrom;
+  static constexpr bool kCanLeaveOutHidden =
+      requires(V (&saved)[K > 0 ? K : 1], V (&after)[S]) { Cell::leave_out_hidden(saved, after); };
   // The product reads drh where the caller wants it.
   static constexpr bool kInPlace = Engine::kReadsStates && sizeof(T) == sizeof(C) && kSplit == 0;
 
@@ -353,6 +355,12 @@ struct Backward {
     Values v;
     V da[G], drh[R > 0 ? R : 1], ds[S];
     load(n, i, unit, lanes, v);
+    if constexpr (kCanLeaveOutHidden) {
+      if (args.hidden_unused && n == 0) {
+        Cell::leave_out_hidden(v.saved, v.after);
+        gradient = V::zero();  // also where the projection is not finite
+      }
+    }
     FASTRNN_UNROLL
     for (int s = 0; s < S; ++s) {
       if constexpr (R2 > 0) {

@@ -1,0 +1,11 @@
+// A look at many numbers at once.
+#pragma once
+
+#include <ATen/ATen.h>
+
+namespace fastrnn {
+
+// Return true if no element of `t` is infinite or NaN. t: (N, M) of one of the kernels' dtypes, its rows contiguous.
+bool all_finite(const at::Tensor& t);
+
+}  // namespace fastrnn
