@@ -23,6 +23,7 @@ constexpr int64_t kLong = 400'000'000;
 constexpr int64_t kLeastRows = 16;
 // The library adds up a product with a vector, or of few results, one by one: its error grows with the depth.
 constexpr int64_t kChain = 64, kFewSums = 16;
+constexpr int64_t kMostChains = 16;
 
 struct Job {
   Tensor& out;
@@ -32,6 +33,7 @@ struct Job {
   bool add;
   int64_t pieces;
   bool by_rows;
+  int64_t chains;  // pieces of the depth, added up one after the other
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
@@ -41,6 +43,12 @@ struct Job {
     const int64_t size = out.size(dim), from = size * piece / pieces, count = size * (piece + 1) / pieces - from;
     Tensor target = out.narrow(dim, from, count);
     const Tensor left = by_rows ? a.narrow(0, from, count) : a, right = by_rows ? b : b.narrow(1, from, count);
+    for (int64_t k = 0; chains > 1 && k < chains; ++k) {
+      const int64_t depth = a.size(1), first = depth * k / chains, links = depth * (k + 1) / chains - first;
+      const Tensor l = left.narrow(1, first, links), r = right.narrow(0, first, links);
+      k > 0 || add ? target.addmm_(l, r) : at::mm_out(target, l, r);
+    }
+    if (chains > 1) return;
     if (add) {
       target.addmm_(left, right);
     } else if (bias) {
@@ -87,7 +95,8 @@ void in_chains(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
 
 }  // namespace
 
-void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, bool add) {
+void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, bool add,
+             int64_t links) {
   const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1), most = Modest::threads();
   const bool few = rows == 1 || columns == 1 || rows * columns <= kFewSums;
   if (few && depth > kChain && !bias && a.element_size() >= 4) {
@@ -99,7 +108,9 @@ void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<
   // Long products in more pieces than threads: who lost its core for a while computes fewer.
   const int64_t wanted = rows * columns * depth > most * kLong ? 2 * most : most;
   const int64_t pieces = small ? 1 : std::max<int64_t>(1, std::min(wanted, size / kLeastRows));
-  Job job{out, a, b, bias, add, pieces, by_rows};
+  // In 16 bits each chain would be rounded.
+  const int64_t chains = links == 0 || a.element_size() < 4 ? 1 : std::min(kMostChains, (depth + links - 1) / links);
+  Job job{out, a, b, bias, add, pieces, by_rows, chains};
   if (pieces == 1 || Modest::alone()) {
     job.work();
   } else {

@@ -11,8 +11,9 @@
 
 namespace fastrnn::library {
 
-// out (N, M) = a (N, K) · b (K, M) + bias (M), or with `add` out + a·b. Strides as they come.
+// out (N, M) = a (N, K) · b (K, M) + bias (M), or with `add` out + a·b. Strides as they come. `links`: how many
+// products are added up in one chain, of which there are at most 16; 0: as many as the library likes.
 void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,
-             bool add = false);
+             bool add = false, int64_t links = 0);
 
 }  // namespace fastrnn::library

@@ -21,7 +21,7 @@ FASTRNN_FN void fold_lanes(Vec<C>* sum) {
   }
 }
 
-// One row of `a` times `kLanes` rows of `b`, `stride` apart.
+// One row of `a` times `kLanes` rows of `b`, `stride` apart. Each lane adds up its products in one chain.
 template <class C>
 FASTRNN_FN Vec<C> dots(const C* a, const C* b, int64_t stride, int64_t depth) {
   using V = Vec<C>;
@@ -45,19 +45,32 @@ FASTRNN_FN Vec<C> dots(const C* a, const C* b, int64_t stride, int64_t depth) {
   return sum[0];
 }
 
-// out (N, M) = a (N, K) · b (M, K)ᵀ + bias (M)
+// The same in chains of at most kDotLinks products: the error grows with their length, and two lanes (float64 without
+// AVX) have long ones.
+constexpr int64_t kDotLinks = 128;
 template <class C>
-void small_by_rows(const SmallProduct& p) {
+FASTRNN_FN Vec<C> deep_dots(const C* a, const C* b, int64_t stride, int64_t depth) {
+  constexpr int64_t kBlock = kDotLinks * Vec<C>::kLanes;
+  Vec<C> total = Vec<C>::zero();
+  for (int64_t k = 0; k < depth; k += kBlock) total = total + dots(a + k, b + k, stride, smaller(kBlock, depth - k));
+  return total;
+}
+
+template <class C, bool Deep>
+void by_rows(const SmallProduct& p) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
   const C *a = static_cast<const C*>(p.a), *b = static_cast<const C*>(p.b), *bias = static_cast<const C*>(p.bias);
   C* out = static_cast<C*>(p.out);
   const int64_t M = p.columns, K = p.depth;
+  const auto sums = [&](int64_t n, int64_t row, int64_t stride) __attribute__((always_inline)) {
+    const C *x = a + n * p.a_row, *w = b + row * p.b_row;
+    return Deep ? deep_dots(x, w, stride, K) : dots(x, w, stride, K);
+  };
   int64_t m = 0;
   for (; m + kLanes <= M; m += kLanes) {
     const V start = bias != nullptr ? load(bias + m) : V::zero();
-    for (int64_t n = 0; n < p.rows; ++n)
-      (start + dots(a + n * p.a_row, b + m * p.b_row, p.b_row, K)).store(out + n * p.out_row + m);
+    for (int64_t n = 0; n < p.rows; ++n) (start + sums(n, m, p.b_row)).store(out + n * p.out_row + m);
   }
   if (m == M) return;
   // The last few: once more those before them if there are enough, else one after the other (a row `0` apart).
@@ -65,14 +78,18 @@ void small_by_rows(const SmallProduct& p) {
   for (int64_t n = 0; n < p.rows; ++n) {
     alignas(64) C lanes[kLanes];
     for (int i = 0; i < rest; ++i) {
-      if (M < kLanes || i == 0) {
-        const int64_t row = M < kLanes ? m + i : M - kLanes;
-        dots(a + n * p.a_row, b + row * p.b_row, M < kLanes ? 0 : p.b_row, K).store(lanes);
-      }
+      if (M < kLanes || i == 0) sums(n, M < kLanes ? m + i : M - kLanes, M < kLanes ? 0 : p.b_row).store(lanes);
       const C sum = M < kLanes ? lanes[0] : lanes[kLanes - rest + i];
       out[n * p.out_row + m + i] = (bias != nullptr ? bias[m + i] : C(0)) + sum;
     }
   }
+}
+
+// out (N, M) = a (N, K) · b (M, K)ᵀ + bias (M)
+template <class C>
+void small_by_rows(const SmallProduct& p) {
+  constexpr int64_t kShallow = kDotLinks * Vec<C>::kLanes;
+  p.depth > kShallow ? by_rows<C, true>(p) : by_rows<C, false>(p);
 }
 
 // NV vectors of out (N, K) = a (N, M) · b (M, K), or (add) added to out; one after the other over M in chains of 64.
@@ -125,26 +142,106 @@ void small_by_columns(const SmallProduct& p) {
   }
 }
 
-// out (M, K) = a (N, M)ᵀ · b (N, K), or (add) added to out.
-template <class C>
-void small_outer(const SmallProduct& p) {
+// MB rows of `out` by NV vectors: what rows begin…end of a and b contribute, added to what is there unless `fresh`.
+template <class C, int MB, int NV, bool Full>
+FASTRNN_FN void outer_tile(const SmallProduct& p, int64_t m, int64_t k, Range rows, bool fresh, int lanes_left) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
-  const C *a = static_cast<const C*>(p.a), *b = static_cast<const C*>(p.b);
-  const int64_t N = p.rows, M = p.depth, K = p.columns;
-  for (int64_t m = 0; m < M; ++m) {
-    C* out = static_cast<C*>(p.out) + m * p.out_row;
-    int64_t k = 0;
-    for (; k + kLanes <= K; k += kLanes) {
-      V sum = p.add ? load(out + k) : V::zero();
-      for (int64_t n = 0; n < N; ++n) sum = fma(V(a[n * p.a_row + m]), load(b + n * p.b_row + k), sum);
-      sum.store(out + k);
+  const Lanes<Full> lanes{lanes_left};
+  const C *a = static_cast<const C*>(p.a) + m, *b = static_cast<const C*>(p.b) + k;
+  C* out = static_cast<C*>(p.out) + m * p.out_row + k;
+  V sum[MB][NV];
+  FASTRNN_UNROLL
+  for (int i = 0; i < MB; ++i) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < NV; ++v) sum[i][v] = V::zero();
+  }
+  for (int64_t n = rows.begin; n < rows.end; ++n) {
+    V x[NV];
+    FASTRNN_UNROLL
+    for (int v = 0; v < NV; ++v) x[v] = lanes.load(b + n * p.b_row + v * kLanes);
+    FASTRNN_UNROLL
+    for (int i = 0; i < MB; ++i) {
+      const V factor(a[n * p.a_row + i]);
+      FASTRNN_UNROLL
+      for (int v = 0; v < NV; ++v) sum[i][v] = fma(factor, x[v], sum[i][v]);
     }
-    if (k == K) continue;
-    const int rest = static_cast<int>(K - k);
-    V sum = p.add ? load_some(out + k, rest) : V::zero();
-    for (int64_t n = 0; n < N; ++n) sum = fma(V(a[n * p.a_row + m]), load_some(b + n * p.b_row + k, rest), sum);
-    store_some(sum, out + k, rest);
+  }
+  FASTRNN_UNROLL
+  for (int i = 0; i < MB; ++i) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < NV; ++v) {
+      C* to = out + i * p.out_row + v * kLanes;
+      lanes.store(fresh ? sum[i][v] : lanes.load(to) + sum[i][v], to);
+    }
+  }
+}
+
+template <class C, int MB>
+FASTRNN_FN void outer_rows(const SmallProduct& p, int64_t m, int64_t columns, Range rows, bool fresh) {
+  constexpr int kLanes = Vec<C>::kLanes, kVectors = sizeof(Vec<C>) == 64 ? 4 : 2;  // as many as registers allow
+  int64_t k = 0;
+  for (; k + kVectors * kLanes <= columns; k += kVectors * kLanes)
+    outer_tile<C, MB, kVectors, true>(p, m, k, rows, fresh, kLanes);
+  for (; k + kLanes <= columns; k += kLanes) outer_tile<C, MB, 1, true>(p, m, k, rows, fresh, kLanes);
+  if (k < columns) outer_tile<C, MB, 1, false>(p, m, k, rows, fresh, static_cast<int>(columns - k));
+}
+
+// The same for NC columns and MV vectors of rows of `out`: where too few columns are left for a vector of them.
+template <class C, int NC, int MV, bool Full>
+FASTRNN_FN void outer_columns(const SmallProduct& p, int64_t m, int64_t k, Range rows, bool fresh, int lanes_left) {
+  using V = Vec<C>;
+  constexpr int kLanes = V::kLanes;
+  const Lanes<Full> lanes{lanes_left};
+  const C *a = static_cast<const C*>(p.a) + m, *b = static_cast<const C*>(p.b) + k;
+  V sum[MV][NC];
+  FASTRNN_UNROLL
+  for (int v = 0; v < MV; ++v) {
+    FASTRNN_UNROLL
+    for (int c = 0; c < NC; ++c) sum[v][c] = V::zero();
+  }
+  for (int64_t n = rows.begin; n < rows.end; ++n) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < MV; ++v) {
+      const V x = lanes.load(a + n * p.a_row + v * kLanes);
+      FASTRNN_UNROLL
+      for (int c = 0; c < NC; ++c) sum[v][c] = fma(V(b[n * p.b_row + c]), x, sum[v][c]);
+    }
+  }
+  for (int v = 0; v < MV; ++v) {
+    for (int c = 0; c < NC; ++c) {
+      alignas(64) C values[kLanes];
+      sum[v][c].store(values);
+      C* to = static_cast<C*>(p.out) + (m + v * kLanes) * p.out_row + k + c;
+      for (int i = 0; i < lanes_left; ++i) to[i * p.out_row] = (fresh ? C(0) : to[i * p.out_row]) + values[i];
+    }
+  }
+}
+
+template <class C, int NC>
+FASTRNN_FN void outer_column_block(const SmallProduct& p, int64_t k, Range rows, bool fresh) {
+  constexpr int kLanes = Vec<C>::kLanes, kVectors = NC == 1 ? 4 : 1;
+  int64_t m = 0;
+  for (; m + kVectors * kLanes <= p.depth; m += kVectors * kLanes)
+    outer_columns<C, NC, kVectors, true>(p, m, k, rows, fresh, kLanes);
+  for (; m + kLanes <= p.depth; m += kLanes) outer_columns<C, NC, 1, true>(p, m, k, rows, fresh, kLanes);
+  if (m < p.depth) outer_columns<C, NC, 1, false>(p, m, k, rows, fresh, static_cast<int>(p.depth - m));
+}
+
+// out (M, K) = a (N, M)ᵀ · b (N, K), or (add) added to out: sums of kLinks rows each, one after the other.
+template <class C>
+void small_outer(const SmallProduct& p) {
+  constexpr int64_t kLinks = 48, kBlock = 4, kLanes = Vec<C>::kLanes;
+  constexpr int64_t kWorthColumns = 16;  // rows: with fewer, storing columns takes longer than computing them
+  const int64_t columns = p.rows < kWorthColumns ? p.columns : p.columns / kLanes * kLanes;
+  for (int64_t n = 0; n < p.rows; n += kLinks) {
+    const Range rows{n, smaller(p.rows, n + kLinks)};
+    const bool fresh = n == 0 && !p.add;
+    int64_t m = 0, k = columns;
+    for (; m + kBlock <= p.depth; m += kBlock) outer_rows<C, kBlock>(p, m, columns, rows, fresh);
+    for (; m < p.depth; ++m) outer_rows<C, 1>(p, m, columns, rows, fresh);
+    for (; k + kBlock <= p.columns; k += kBlock) outer_column_block<C, kBlock>(p, k, rows, fresh);
+    for (; k < p.columns; ++k) outer_column_block<C, 1>(p, k, rows, fresh);
   }
 }
 
