@@ -2,8 +2,8 @@
 and backward.cpp in Python.
 
 A call on meta or fake tensors raises where the kernels would. Of values only those of ``batch_sizes`` are looked at,
-where there are any. Sizes may be symbolic, so every
-comparison goes through ``torch._check``, which turns one that cannot be decided into a guard or a run-time assertion.
+where there are any. Sizes may be symbolic, so every comparison goes through ``torch._check``, which turns one that
+cannot be decided into a guard or a run-time assertion.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ def check_devices(like: Tensor, named: dict[str, Tensor | None]) -> None:
             )
 
 
+def check_present(t: Tensor | None, name: str) -> None:
+    """Raise TypeError for None in place of a tensor, which the dispatcher lets through to fake kernels."""
+    if t is None:
+        raise TypeError(f"{name}: expected a Tensor, got None")
+
+
 def check_dtype(dtype: torch.dtype) -> None:
     """Raise TypeError for a dtype that no cell has kernels of."""
     if dtype not in DTYPES:
@@ -65,6 +71,7 @@ class Call:
         w_hr: Tensor | None,
         layout: tuple[Tensor | None, Tensor | None, Tensor | None],
     ) -> None:
+        check_present(rows_like, "input")
         self.sizes, self.like = sizes, w_hh
         self._check_layout(rows_like, *layout)
         _expect(w_hh.dim() == 2, f"w_hh: expected shape [{sizes.recurrent}·H, P], got {_shape(w_hh)}")
@@ -135,6 +142,7 @@ class Call:
 
     def check(self, t: Tensor, sizes: Sequence[Size], name: str) -> None:
         """Raise RuntimeError unless ``t`` has these sizes, the call's dtype and its device."""
+        check_present(t, name)
         like = self.like
         text = f"{name}: expected a dense tensor on {like.device}, got {t.layout} on {t.device}"
         _expect(t.device == like.device and t.layout is torch.strided, text)

@@ -28,7 +28,7 @@ except ImportError as error:
 
 # After _C, which defines the operators that it implements for CUDA.
 from fastrnn import _gpu, cells
-from fastrnn._call_checks import UNKNOWN, Call, check_dtype
+from fastrnn._call_checks import UNKNOWN, Call, check_dtype, check_present
 
 if _C.capability_problem():
     warnings.warn(f"{_C.capability_problem()}; using {_C.capability()}", stacklevel=2)
@@ -114,6 +114,7 @@ def _call(
     w_hr: Tensor | None,
     layout: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> Call:
+    check_present(w_hh, "w_hh")
     check_dtype(w_hh.dtype)
     return Call(cell, sizes_of(cell), rows_like, w_hh, w_hr, layout)
 

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -204,20 +203,14 @@ def test_sums_over_time_have_no_long_chains(name, sizes, steps, rows, capability
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("capability", _C.capabilities())
-@pytest.mark.parametrize("rows", [1, 5])
-def test_deep_products_of_few_rows(rows, capability, dtype):
-    """A dot product is added up in chains of a bounded length, also where a vector has two lanes."""
+def test_deep_products_of_a_row_have_no_long_chains(capability, dtype):
+    """A lane of a dot product adds up at most 128 products: so many small terms are lost beside a large one."""
     _C.set_capability(capability)
-
-    def errors_of(draw: int) -> tuple[float, float]:
-        torch.manual_seed(draw)
-        theirs = torch.nn.RNN(1000, 8).to(dtype)
-        x = torch.randn(1, rows, 1000).to(dtype)
-        w_ih, _, b_ih, b_hh = (p.detach().numpy().astype(np.longdouble) for p in theirs.parameters())
-        right = np.tanh(x[0].numpy().astype(np.longdouble) @ w_ih.T + b_ih + b_hh)
-        mine = sequence("rnn_tanh", x, LayerWeights(*theirs.parameters()), backend="fused")[0]
-        found = (y[0].detach().numpy().astype(np.longdouble) for y in (mine, theirs(x)[0]))
-        return tuple(float(np.sqrt(np.mean((y - right) ** 2))) for y in found)
-
-    mine, other = medians(errors_of)
-    assert mine <= 2 * other
+    depth, eps = 10_000, torch.finfo(dtype).eps
+    w_ih = torch.full((17, depth), 0.375 * eps, dtype=dtype)
+    w_ih[:, 0] = 1
+    weights = LayerWeights(w_ih, torch.zeros(17, 17, dtype=dtype))
+    y, _ = sequence("rnn_relu", torch.ones(1, 1, depth, dtype=dtype), weights, backend="fused")
+    lost = (1 - y.double()) / eps + 0.375 * (depth - 1)
+    rounding = 0.5 * depth / 128  # of the chains' sums, when they are added up
+    assert lost.max() <= 0.375 * 128 + rounding

@@ -241,3 +241,14 @@ def test_strides_and_offsets_of_all_kinds(name, layout):
             right = moved(changed, lambda t: t.contiguous().resolve_neg().clone())
             for a, b in zip(tensors(invoke(name, changed)), tensors(invoke(name, right)), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=f"{cell} {what}")
+
+
+def test_none_for_a_required_tensor_beside_meta_tensors():
+    w_ih, w_hh, x = (torch.empty(*shape, device="meta") for shape in ((8, 3), (8, 2), (4, 1, 3)))
+    rest = (None, None, None, None, None, None, None, False, True)
+    with pytest.raises(TypeError, match="w_hh: expected a Tensor, got None"):
+        _ops.forward("lstm", x, w_ih, None, *rest)
+    with pytest.raises(TypeError, match="input: expected a Tensor, got None"):
+        _ops.forward("lstm", None, w_ih, w_hh, *rest)
+    with pytest.raises(TypeError, match="input: expected a Tensor, got None"):
+        _ops.backward("lstm", None, [], w_hh, None, None, None, [x] * 4, *rest[:3], False, True, False)

@@ -10,9 +10,10 @@ namespace {
 template <class Bits>
 bool rows_finite(const at::Tensor& t, Bits exponent) {
   const auto* row = static_cast<const Bits*>(t.const_data_ptr());
+  const int64_t N = t.size(0), M = t.size(1), stride = t.stride(0);
   Bits found = 0;
-  for (int64_t n = 0; n < t.size(0); ++n, row += t.stride(0)) {
-    for (int64_t m = 0; m < t.size(1); ++m) found |= static_cast<Bits>((row[m] & exponent) == exponent);
+  for (int64_t n = 0; n < N; ++n, row += stride) {
+    for (int64_t m = 0; m < M; ++m) found |= static_cast<Bits>((row[m] & exponent) == exponent);
   }
   return found == 0;
 }
