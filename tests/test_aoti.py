@@ -160,8 +160,10 @@ def test_states_that_only_a_subclass_can_read():
 
 def test_cell_that_nobody_knows(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path))
-    (tmp_path / "nobody_0_0.so").write_bytes(b"not a library")
+    custom = "nobody_0123456789ab"
+    (tmp_path / f"{custom}_{'0' * 32}_{'0' * 16}.so").write_bytes(b"not a library")
     p = Problem("gru", T, B, I, H)
-    for name in ("nobody", "../nobody", "no body*"):
-        with pytest.raises(ValueError, match="FASTRNN_CACHE"):
+    for name in ("nobody", "../nobody", "no body*", custom, f"../{custom}"):
+        expected = "FASTRNN_CACHE" if name.endswith(custom) else "cell: expected one of"
+        with pytest.raises(ValueError, match=expected):
             _ops.forward(name, *operator_arguments(p, None)[1:], None, None, None, False, False)
