@@ -206,8 +206,8 @@ def test_sizes_that_do_not_fit(ops):
         forward(cell.kernels, x, None, w, None, x[0, 0], None, [], *layout)
     with pytest.raises(ValueError, match="cannot be used with a projection"):
         forward(cell.kernels, x, None, w, None, None, torch.randn(5, 5, dtype=torch.float64), [], *layout)
-    with pytest.raises(RuntimeError, match=r"the kernels of .* are not compiled for Half"):
-        forward(products.only_second.kernels, x[..., :5].half(), None, w[:5].half(), None, None, None, [], *layout)
+    with pytest.raises(RuntimeError, match=r"cell: expected kernels of .* for Half"):
+        forward(cell.kernels, x.half(), None, w.half(), None, None, None, [], *layout)
 
 
 def test_a_shared_object_of_another_version(ops, tmp_path):

@@ -327,7 +327,7 @@ def test_the_compiled_stream_checks_what_it_is_given():
     for batch in (0, -1):
         with pytest.raises(ValueError, match="batch: expected a positive number"):
             _C.Stream("lstm", [w], batch)
-    with pytest.raises(ValueError, match="cell: expected lstm"):
+    with pytest.raises(ValueError, match="cell: expected a built-in cell"):
         _C.Stream("unknown", [w], 2)
     stream = _C.Stream("lstm", [w], 2)
     other = [torch.randn(8, 4), *w[1:]]

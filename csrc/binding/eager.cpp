@@ -13,6 +13,7 @@
 #include "binding/cell_name.h"
 #include "binding/modest.h"
 #include "binding/node.h"
+#include "cpu/dispatch.h"
 #include "cpu/plan.h"
 #include "cpu/team.h"
 
@@ -142,8 +143,9 @@ bool is_rectangular(const LayerCall& call) {
 // NaN. Autograd leaves such a gradient out.
 bool takes_zeros(const LayerCall& call) {
   const Tensor &w_hh = call.inputs[2], &w_hr = call.inputs[5];
-  return without_bound(call.cell) == "lstm" && !w_hr.defined() && !call.form.no_steps && is_rectangular(call) &&
-         at::globalContext().userEnabledMkldnn() &&
+  const std::string name = without_bound(call.cell);
+  if (names_custom_cell(name) || find_cell(name.c_str())->states != 2) return false;  // torch's one cell of two states
+  return !w_hr.defined() && !call.form.no_steps && is_rectangular(call) && at::globalContext().userEnabledMkldnn() &&
          (w_hh.scalar_type() == at::kFloat || (w_hh.scalar_type() == at::kBFloat16 && onednn_has_bfloat16()));
 }
 

@@ -139,8 +139,11 @@ int outer_kind(const Tensor& out, const Tensor& g, const Tensor& x) {
   };
   const int64_t rows = g.size(0);
   if (rows <= kMostRows && g.is_contiguous() && x.is_contiguous()) return small(g, x, rows, out.numel());
-  if (rows * out.numel() >= kMost || out.numel() == 0 || rows == 0 || !out.is_contiguous() || !rows_dense(g) ||
-      !rows_dense(x) || (matmul_in_parts_pays(out.size(0), out.size(1), rows) && in_parts())) {
+  // BLAS is least exact where the result is narrow, and far from its speed.
+  constexpr int64_t kNarrow = 16, kMostNarrow = 10 * kMost;
+  if (rows * out.numel() >= (out.size(1) < kNarrow ? kMostNarrow : kMost) || out.numel() == 0 || rows == 0 ||
+      !out.is_contiguous() || !rows_dense(g) || !rows_dense(x) ||
+      (matmul_in_parts_pays(out.size(0), out.size(1), rows) && in_parts())) {
     return -1;
   }
   return type == at::kFloat ? 0 : (type == at::kDouble ? 1 : -1);

@@ -62,7 +62,7 @@ Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t ba
   const CellKernels* kernels = find_cell(cell.c_str());
   TORCH_CHECK_VALUE(kernels != nullptr && !kernels->staged && kernels->second == 0 && kernels->parameters == 0 &&
                         kernels->recurrent == kernels->gates,
-                    "cell: expected lstm, gru, rnn_tanh or rnn_relu, got ", cell);
+                    "cell: expected a built-in cell, got ", cell);
   TORCH_CHECK_VALUE(batch > 0, "batch: expected a positive number of rows, got ", batch);
   set_weights(std::move(weights));
   const Tensor& w_hh = weights_[0][1];

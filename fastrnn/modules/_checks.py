@@ -105,15 +105,15 @@ def read_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
 def read_flat_weights(module: Any) -> list[Any]:
     """Read the weights of a layer, in torch's order: its attributes, or what was put into ``_flat_weights`` by hand.
 
-    Like torch.nn, a layer computes with that list until attributes are replaced behind its back, as `functional_call`
-    does: the list then still holds what torch put there, which ``_flat_weight_refs`` refers to.
+    Like torch.nn, a layer computes with that list unless an attribute is another tensor than ``_flat_weight_refs``
+    refers to: `functional_call` and parametrizations replace attributes without changing the list.
     """
     weights = read_weights(module, module._flat_weights_names)
     flat = module._flat_weights
     if len(flat) != len(weights) or all(map(operator.is_, flat, weights)):
         return weights
-    for listed, weight, reference in zip(flat, weights, module._flat_weight_refs, strict=False):
-        if listed is not weight and reference is not None and listed is reference():
+    for reference, weight in zip(module._flat_weight_refs, weights, strict=False):
+        if reference is not None and weight is not None and reference() is not weight:
             return weights
     return list(flat)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,13 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
     backend: str = "auto"
     recompute: bool | int = False
     clip_state_gradient: float | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        names = self.__dict__.get("_flat_weights_names", ())
+        if name in names and isinstance(value, Tensor) and len(self._flat_weight_refs) == len(names):
+            # torch puts the value into its list of weights, and notes at its next call that the list holds it.
+            self._flat_weight_refs[names.index(name)] = weakref.ref(value)  # type: ignore[arg-type]
 
     def forward(
         self,
