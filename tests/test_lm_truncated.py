@@ -27,7 +27,7 @@ def truncated(process, out, text, size):
 @pytest.mark.parametrize("unit", ["byte", "character"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_text_that_becomes_shorter_ends_the_run_with_a_checkpoint(tmp_path, unit, share):
-    changes = {"unit": unit, "checkpoint_every": 0, "validate_every": 7}
+    changes = {"unit": unit, "checkpoint_every": 0, "validate_every": 0}  # the next test cuts during a validation
     options = tiny(tmp_path, steps=10**6, **changes)
     out, text = tmp_path / "run", tmp_path / "text.txt"
     content = text.read_bytes()
