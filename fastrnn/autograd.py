@@ -302,13 +302,26 @@ def _per_sample(setting: Setting, needs, rows: Rows, inputs, grads, results) -> 
     if needs[0]:
         out[0] = rows.unfold(da if w_ih is None else da @ w_ih, 1)
     if needs[1]:
-        out[1] = torch.einsum("tvbg,tvbi->vgi", da_v, x_v)
+        out[1] = _outer_products(da_v, x_v)
     if needs[2]:
-        out[2] = torch.einsum("tvbg,tvbp->vgp", drh_v, before_v)
+        out[2] = _outer_products(drh_v, before_v)
     if needs[3]:
         out[3] = da_v.sum((0, 2))
     if needs[4]:
         out[4] = drh_v.sum((0, 2))
     if needs[5] and projecting:
-        out[5] = torch.einsum("tvbp,tvbh->vph", rows.unfold(dh, 1), rows.unfold(reserve[3], 1))
+        out[5] = _outer_products(rows.unfold(dh, 1), rows.unfold(reserve[3], 1))
     return [*out, *initial]
+
+
+def _outer_products(gradients: Tensor, values: Tensor) -> Tensor:
+    """Each sample's sum over steps and rows of gradient times value: (T, V, B, M) and (T, V, B, N) to (V, M, N).
+
+    In some pieces of the sequence and then the sum of these: BLAS adds up one piece in one chain, whose error grows
+    with its length. (csrc/binding/products.cpp does so too.)
+    """
+    chain, most = 96, 16
+    T, B = gradients.shape[0], gradients.shape[2]
+    steps = max(1, chain // max(1, B), -(-T // most))
+    pieces = zip(gradients.split(steps), values.split(steps), strict=True)
+    return torch.stack([torch.einsum("tvbm,tvbn->vmn", g, v) for g, v in pieces]).sum(0)

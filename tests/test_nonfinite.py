@@ -172,6 +172,22 @@ def test_zero_state_times_nan_in_sizes_of_every_product(cell, steps, rows):
         assert torch.equal(*(g.isnan() for g in found))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_weight_of_h_where_h_is_zero(cell, value, rows):
+    """A single step from no state notices a recurrent weight that is infinite or NaN: zero times it is NaN."""
+    name, options = KINDS[cell]
+    theirs, ours = pair(name, I, H, **options)
+    for module in (theirs, ours):
+        module.weight_hh_l0.data[1, 2] = value
+    check(theirs, ours, 1, torch.float32, False, ["y"])
+    x = torch.randn(1, rows, I)
+    found = [m(x)[0] for m in (theirs, ours)]
+    assert found[0].isnan().any()
+    assert torch.equal(*(y.isnan() for y in found))
+
+
 @pytest.mark.parametrize("layout", ["lengths", "reset"])
 def test_rows_and_segments_that_start_from_no_state(layout):
     """A row of `lengths` and a segment of `reset` are what they are on their own."""

@@ -1,6 +1,5 @@
 #include "binding/ops.h"
 
-#include <string.h>
 #include <torch/library.h>
 
 #include "binding/buffers.h"
@@ -11,19 +10,13 @@ namespace fastrnn {
 
 namespace {
 
-// R·h + b_hh of a sequence's only step: no use packing weights that are read once.
+// R·h + b_hh of a sequence's only step: no use packing weights that are read once. Without initial states all rows are
+// one row's; it is multiplied all the same, as zero times an infinite weight is NaN.
 Tensor only_product(const Call& call, const Tensors& states, const Weights& w) {
-  if (!states.empty()) return products::forward(states[0], call.first_product(w.w_hh), w.b_hh);
-  Tensor rows = products::empty({call.layout.batch, call.recurrent_width()}, w.w_hh);
-  if (!w.b_hh) {
-    memset(rows.mutable_data_ptr(), 0, rows.nbytes());
-    return rows;
-  }
-  for (int64_t b = 0; b < call.layout.batch; ++b) {
-    memcpy(static_cast<char*>(rows.mutable_data_ptr()) + b * w.b_hh->nbytes(), w.b_hh->const_data_ptr(),
-           w.b_hh->nbytes());
-  }
-  return rows;
+  const Tensor matrix = call.first_product(w.w_hh);
+  if (!states.empty()) return products::forward(states[0], matrix, w.b_hh);
+  const Tensor row = products::forward(at::zeros({1, call.projected}, call.options), matrix, w.b_hh);
+  return call.layout.batch == 1 ? row : row.expand({call.layout.batch, row.size(1)}).contiguous();
 }
 
 // Whether the library adds b_ih: a 16-bit W·x must not be rounded before the bias, with which it may cancel. Otherwise

@@ -264,7 +264,7 @@ def _by_layout(c: Case) -> dict[str, object]:
         out.update(vocabulary=0)  # the reference packs embedded ids, which torch refuses in these dtypes
     if c.autocast and c.dtype not in ("float32", "float64", c.autocast):
         out.update(
-            lengths=False, reset=False, clip=0.0
+            lengths=False, reset=False, initial=False, learned=False, clip=0.0
         )  # torch's cat, of which the loop is made, takes no such mixture
     if c.autocast and c.dtype not in ("float32", c.autocast) and c.backend == "fused":
         out["backend"] = "auto"  # torch.nn's forward runs there
