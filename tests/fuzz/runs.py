@@ -26,7 +26,7 @@ def run(case: Case, inputs: Inputs, side: str, exact: bool = False, nudge: float
     dtype = torch.float64 if exact else DTYPES[case.dtype]
     torch.manual_seed(case.values + 1)
     net = Net(case, inputs, side, dtype)
-    x, states = inputs.x.to(dtype), [s.to(dtype) for s in inputs.states]
+    x, states = inputs.x.detach().to(dtype), [s.detach().to(dtype) for s in inputs.states]
     if nudge:
         x, states = _nudged(net, x, states, nudge, inputs.draw)
     net = _prepared(case, net, x, states)
