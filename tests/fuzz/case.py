@@ -178,7 +178,7 @@ def _by_form(c: Case) -> dict[str, object]:
         out.update(form="layers", vocabulary=0, autocast="", invalid=0)
         if c.extra == "weight_norm":
             out["extra"] = ""
-        if c.kind in ("slstm", "nas") and c.dtype == "float16":
+        if c.kind in ("slstm", "nas", "layer_norm_gru") and c.dtype == "float16":
             out["dtype"] = "float32"
     form = out.get("form", c.form)
     if form == "cell":
