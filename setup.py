@@ -63,7 +63,7 @@ def sources(*patterns):
 
 
 def cpu_sources():
-    return sources("csrc/binding/*.cpp", "csrc/cpu/*.cpp")
+    return sources("csrc/binding/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/cpu/*.cpp")
 
 
 def cuda_sources():

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fastrnn._ops import Sizes
+    from fastrnn._call import Call
+    from fastrnn._ops import SavedTensor, Traits
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _INTEGERS = frozenset(
     (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 )
-_MOST_UNITS = 1 << 40  # csrc/binding/cell_lookup.h: kTooManyUnits
+_MOST_UNITS = 1 << 40  # csrc/ops/cell.h: kTooManyUnits
 #: A size that is a value of batch_sizes, and not known here.
 UNKNOWN = None
 Size = Any  # int or SymInt; or UNKNOWN
@@ -54,33 +55,27 @@ def has_values(t: Tensor) -> bool:
     return type(t) is Tensor and t.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(t)
 
 
-class Call:
+class Checked:
     """A checked call: its sizes.
 
     Args:
-        cell: name of the cell; sizes: its constants.
+        call: the arguments.
+        traits: the cell's.
         rows_like: the tensor whose leading dimensions are those of the rows (x, or y in backward).
     """
 
-    def __init__(
-        self,
-        cell: str,
-        sizes: Sizes,
-        rows_like: Tensor,
-        w_hh: Tensor,
-        w_hr: Tensor | None,
-        layout: tuple[Tensor | None, Tensor | None, Tensor | None],
-    ) -> None:
+    def __init__(self, call: Call, traits: Traits, rows_like: Tensor) -> None:
         check_present(rows_like, "input")
-        self.sizes, self.like = sizes, w_hh
-        self._check_layout(rows_like, *layout)
-        _expect(w_hh.dim() == 2, f"w_hh: expected shape [{sizes.recurrent}·H, P], got {_shape(w_hh)}")
-        if w_hr is not None and not sizes.projectable:
-            raise ValueError(f"w_hr: the cell {cell} cannot be used with a projection")
+        w_hh, w_hr = call.weights.w_hh, call.weights.w_hr
+        self.call, self.traits, self.like = call, traits, w_hh
+        self._check_layout(rows_like, *call.layout)
+        _expect(w_hh.dim() == 2, f"w_hh: expected shape [{traits.recurrent}·H, P], got {_shape(w_hh)}")
+        if w_hr is not None and not traits.projectable:
+            raise ValueError(f"w_hr: the cell {call.cell} cannot be used with a projection")
         rows, self.projected = w_hh.shape
-        self.hidden = (rows - sizes.parameters) // sizes.recurrent if sizes.recurrent else self.projected
-        expected = sizes.recurrent * self.hidden + sizes.parameters
-        _expect(rows == expected, f"w_hh: expected shape [{sizes.recurrent}·H + {sizes.parameters}, P], got {rows}")
+        self.hidden = (rows - traits.parameters) // traits.recurrent if traits.recurrent else self.projected
+        expected = traits.recurrent * self.hidden + traits.parameters
+        _expect(rows == expected, f"w_hh: expected shape [{traits.recurrent}·H + {traits.parameters}, P], got {rows}")
         text = f"w_hh: expected at least one hidden unit, less than {_MOST_UNITS}, and an h of at least one, got shape "
         text += str(_shape(w_hh))
         for size in (self.hidden, self.projected):
@@ -92,6 +87,15 @@ class Call:
         else:
             text = f"w_hh: expected shape [{expected}, {self.hidden}], got {_shape(w_hh)}"
             _expect(self.projected == self.hidden, text)
+
+    @property
+    def saved(self) -> tuple[SavedTensor, ...]:
+        """The tensors that a forward pass saves for backward."""
+        return self.traits.saved_tensors(self.call.weights.w_hr is not None)
+
+    def rows_of(self, width: Size) -> tuple[Size, ...]:
+        """The shape of rows of this width in the caller's layout."""
+        return (*self.lead, width)
 
     def _check_layout(
         self, x: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, reset: Tensor | None
@@ -155,64 +159,57 @@ class Call:
 
     def check_rows(self, t: Tensor, width: Size, name: str) -> None:
         """`check` for a tensor with the call's leading dimensions."""
-        self.check(t, (*self.lead, width), name)
+        self.check(t, self.rows_of(width), name)
 
-    def check_states(self, states: Sequence[Tensor], name: str) -> None:
-        """`check` for initial states, if there are any."""
+    def check_inputs(self) -> None:
+        """`check` for x, the input weights, the biases and the states, as far as there are any."""
+        call, traits = self.call, self.traits
+        w_ih, b_ih, b_hh = call.weights.w_ih, call.weights.b_ih, call.weights.b_hh
+        wide = traits.gates * self.hidden
+        if w_ih is not None:
+            if w_ih.dim() == 0:
+                raise IndexError("w_ih: expected shape [G·H, I], got a tensor without dimensions")
+            self.check(w_ih, (wide, w_ih.shape[-1]), "w_ih")
+        if b_ih is not None:
+            self.check(b_ih, (wide,), "b_ih")
+        if b_hh is not None:
+            self.check(b_hh, (traits.recurrent * self.hidden,), "b_hh")
+        self.check_rows(call.x, wide if w_ih is None else w_ih.shape[-1], "x")
+        self._check_states(call.states, "states")
+        _expect(not call.restart or call.reset is not None, "restart: expected none without reset, got some")
+        self._check_states(call.restart, "restart")
+
+    def _check_states(self, states: Sequence[Tensor], name: str) -> None:
         if not states:
             return
-        count = self.sizes.states
+        count = self.traits.states
         _expect(len(states) == count, f"{name}: expected {count} tensors, got {len(states)}")
         if self.batch is UNKNOWN and states[0].dim() > 0:
             self.batch = states[0].shape[0]
         for k, state in enumerate(states):
             self.check(state, (self.batch, self.width(k)), name)
 
-    def check_input(self, x: Tensor, w_ih: Tensor | None) -> None:
-        """`check` for x and the input weights."""
-        wide = self.sizes.gates * self.hidden
-        if w_ih is not None:
-            if w_ih.dim() == 0:
-                raise IndexError("w_ih: expected shape [G·H, I], got a tensor without dimensions")
-            self.check(w_ih, (wide, w_ih.shape[-1]), "w_ih")
-        self.check_rows(x, wide if w_ih is None else w_ih.shape[-1], "x")
-
-    def check_biases(self, b_ih: Tensor | None, b_hh: Tensor | None) -> None:
-        """`check` for the biases that there are."""
-        if b_ih is not None:
-            self.check(b_ih, (self.sizes.gates * self.hidden,), "b_ih")
-        if b_hh is not None:
-            self.check(b_hh, (self.sizes.recurrent * self.hidden,), "b_hh")
-
-    def check_saved(self, y: Tensor, states: Sequence[Tensor], reserve: Sequence[Tensor], projecting: bool) -> None:
+    def check_results(self, y: Tensor, saved: Sequence[Tensor]) -> None:
         """`check` for what the forward pass returned."""
         self.check_rows(y, self.projected, "y")
-        self.check_states(states, "states")
         text = "reserve: expected what a forward pass with training=True returned, got "
-        _expect(len(reserve) == 4, f"{text}{len(reserve)} tensors")
-        sizes, hidden, dtype = self.sizes, self.hidden, self.like.dtype
-        widths = (
-            sizes.gates * hidden if sizes.saved > 0 else 0,
-            max(0, sizes.saved - sizes.gates) * hidden,
-            (sizes.states - 1) * hidden + sizes.totals,
-            hidden * (1 if projecting else sizes.vectors),
-        )
-        rows = 1
+        _expect(len(saved) == len(self.saved), f"{text}{len(saved)} tensors")
+        dtype, rows = self.like.dtype, 1
         for size in self.lead:
             rows = rows * size
-        kept = (sizes.saved > 0, sizes.saved > sizes.gates, sizes.states > 1 or sizes.totals > 0, True)
-        for k, (t, width) in enumerate(zip(reserve, widths, strict=True)):
-            there = kept[k] and (k < 3 or projecting or sizes.vectors > 0)
-            expected = (torch.float64 if dtype == torch.float64 else torch.float32) if k == 2 else dtype
+        for k, (t, expected) in enumerate(zip(saved, self.saved, strict=True)):
+            width = expected.width(self.hidden)
+            there = expected.per_unit > 0 or expected.constant > 0
+            right = (torch.float64 if dtype == torch.float64 else torch.float32) if expected.compute else dtype
             text = (
                 f"reserve: expected what the forward pass returned, got {t.dtype} of shape {_shape(t)} at position {k}"
             )
-            _expect(t.device == self.like.device and (not there or t.dtype is expected), text)
+            _expect(t.device == self.like.device and (not there or t.dtype is right), text)
             _expect(t.numel() == (rows * width if there else 0), text)
 
     def check_grads(self, grad_y: Tensor | None, grad_final: Sequence[Tensor | None]) -> None:
         """`check` for the gradients of y and of the final states."""
-        count = self.sizes.states
+        count = self.traits.states
         usual = len(grad_final) in (0, count)
         _expect(usual, f"grad_final: expected {count} gradients, got {len(grad_final)}")
         if grad_y is not None:

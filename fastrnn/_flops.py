@@ -7,7 +7,7 @@ N is T·B for a padded input; the sum of ``batch_sizes`` for a packed one; the s
 which is on the CPU and outside of the compiler, else T·B. Element-wise operations count nothing.
 
 In the backward pass each product of the forward pass gives one product for the gradient of its matrix and one for that
-of its vector, where these are asked for: ``needs``. The gradient of the initial ``h`` is one product of N_0 rows, the
+of its vector, where these are asked for: ``wanted``. The gradient of the initial ``h`` is one product of N_0 rows, the
 rows that have a first step.
 """
 
@@ -21,7 +21,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fastrnn._ops import hidden_size, sizes_of
+from fastrnn._call import Wanted
+from fastrnn._ops import hidden_size, traits_of
 
 States = Sequence[Tensor] | None
 
@@ -59,12 +60,12 @@ class _Products(NamedTuple):
 
 
 def _products(cell: str, w_ih: Tensor | None, w_hh: Tensor, w_hr: Tensor | None) -> _Products:
-    sizes = sizes_of(cell)
+    traits = traits_of(cell)
     hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
-    second = sizes.second * hidden
+    second = traits.second * hidden
     return _Products(
         0 if w_ih is None else w_ih.shape[0] * w_ih.shape[1],
-        (w_hh.shape[0] - sizes.parameters - second) * projected,
+        (w_hh.shape[0] - traits.parameters - second) * projected,
         second * projected,
         0 if w_hr is None else projected * hidden,
     )
@@ -95,30 +96,7 @@ def _loop_flops(one: _Products, rows: _Rows, initial: bool) -> Any:
     return 2 * (recurrent * one.recurrent + rows.all * (one.second + one.projection))
 
 
-@register_flop_formula(torch.ops.fastrnn.sequence_backward, get_raw=True)
-def loop_backward_flops(
-    cell: str,
-    grad_y: Tensor | None,
-    grad_final: Sequence[Tensor | None],
-    w_hh: Tensor,
-    w_hr: Tensor | None,
-    states: States,
-    y: Tensor,
-    reserve: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    want_initial: bool,
-    *_: Any,
-    **more: Any,
-) -> Any:
-    """Count the time loop of a layer's backward pass."""
-    rows = _rows(y, states, batch_sizes, lengths)
-    return _loop_flops(_products(cell, None, w_hh, w_hr), rows, want_initial)
-
-
-@register_flop_formula([torch.ops.fastrnn.layer_backward, torch.ops.fastrnn.layer_backward_flow], get_raw=True)
+@register_flop_formula(torch.ops.fastrnn.layer_backward, get_raw=True)
 def backward_flops(
     cell: str,
     grad_y: Tensor | None,
@@ -129,18 +107,19 @@ def backward_flops(
     w_hr: Tensor | None,
     states: States,
     y: Tensor,
-    reserve: Sequence[Tensor],
+    saved: Sequence[Tensor],
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
-    needs: Sequence[bool],
+    wanted: Sequence[bool],
     *_: Any,
     **more: Any,
 ) -> Any:
     """Count a layer's backward pass."""
     rows = _rows(y, states, batch_sizes, lengths)
     one = _products(cell, w_ih, w_hh, w_hr)
-    gradients = (int(needs[0]) + int(needs[1])) * one.input + int(needs[2]) * (one.recurrent + one.second)
-    gradients += int(needs[5]) * one.projection
-    return _loop_flops(one, rows, needs[6]) + 2 * rows.all * gradients
+    want = Wanted(*wanted)
+    gradients = (int(want.x) + int(want.w_ih)) * one.input + int(want.w_hh) * (one.recurrent + one.second)
+    gradients += int(want.w_hr) * one.projection
+    return _loop_flops(one, rows, want.states or want.restart) + 2 * rows.all * gradients

@@ -1,12 +1,13 @@
 """Loads the compiled operators and tells the compiler their output shapes.
 
 ``torch.ops.fastrnn.*`` are functional: they change no argument and share no memory with one. Their schemas and what
-they return are in ``csrc/binding/ops.cpp`` and ``backward.cpp``.
+they return are in ``csrc/ops/operators.h``.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,59 +29,72 @@ except ImportError as error:
 
 # After _C, which defines the operators that it implements for CUDA.
 from fastrnn import _gpu, cells
-from fastrnn._call_checks import UNKNOWN, Call, check_dtype, check_present
+from fastrnn._call import Call, Gradients, LayerWeights, Wanted
+from fastrnn._call_checks import UNKNOWN, Checked, check_dtype, check_present
 
 if _C.capability_problem():
     warnings.warn(f"{_C.capability_problem()}; using {_C.capability()}", stacklevel=2)
 
 
-class Sizes(NamedTuple):
-    """What the shapes of a cell's saved tensors follow from; the same constants as in its header."""
+class SavedTensor(NamedTuple):
+    """One of the tensors that a forward pass saves: its width is ``per_unit``·H + ``constant``; none if that is 0."""
+
+    per_unit: int
+    constant: int
+    compute: bool  # in the dtype that is computed in
+
+    def width(self, hidden):
+        return self.per_unit * hidden + self.constant
+
+
+class Traits(NamedTuple):
+    """The sizes of a cell, as the kernels have them (csrc/math/cell_traits.h)."""
 
     gates: int
     states: int
-    saved: int
-    split_gradient: bool
-    parameters: int = 0
-    recurrent: int = 0  # gates with a recurrent product, and how many of them multiply another vector than h
-    second: int = 0
-    vectors: int = 0  # that are multiplied besides h, and sums over all units of a row
-    totals: int = 0
-    projectable: bool = False  # csrc/binding/cell_lookup.h
+    recurrent: int  # gates with a recurrent product, and how many of them multiply another vector than h
+    second: int
+    parameters: int
+    totals: int  # sums over all units of a row
+    projectable: bool
+    saved: tuple[SavedTensor, ...]
+    saved_with_projection: tuple[SavedTensor, ...]
 
     @property
     def one_product(self) -> bool:
-        """Whether w_hh is the matrix of one product, with rows for every gate and nothing else."""
+        """Return True if w_hh is the matrix of one product, with rows for every gate and nothing else."""
         return self.recurrent == self.gates and not self.parameters and not self.second
 
-
-def _sizes() -> dict[str, Sizes]:
-    return {name: Sizes(*_C.cell_sizes(name)) for name in _C.cells()}
-
-
-SIZES: dict[str, Sizes] = _sizes()  # fastrnn.custom adds its own
+    def saved_tensors(self, projection: bool) -> tuple[SavedTensor, ...]:
+        return self.saved_with_projection if projection else self.saved
 
 
-def sizes_of(cell: str) -> Sizes:
-    """Those of a cell, also of one with a bound for ∂L/∂h (`fastrnn.cells.with_bound`).
+def _traits(name: str) -> Traits:
+    known = _C.cell_traits(name)
+    for key in ("saved", "saved_with_projection"):
+        known[key] = tuple(SavedTensor(*t) for t in known[key])
+    return Traits(**known)
+
+
+TRAITS: dict[str, Traits] = {name: _traits(name) for name in _C.cells()}  # fastrnn.custom adds its own
+
+
+def traits_of(cell: str) -> Traits:
+    """Those of a cell.
 
     Raises:
-        ValueError: there is no such cell, or the bound is not a positive number.
+        ValueError: there is no such cell.
     """
-    found = SIZES.get(cell)
-    if found is None:
-        name = cell.partition("@")[0]
-        found = SIZES.get(name) or _sizes_of_cached(name)
-        _C.bound_of(cell)
-    return found
+    found = TRAITS.get(cell)
+    return _traits_of_cached(cell) if found is None else found
 
 
-def _sizes_of_cached(name: str) -> Sizes:
-    """Sizes of a custom cell that another process defined and whose kernels are in the cell cache."""
+def _traits_of_cached(name: str) -> Traits:
+    """Traits of a custom cell that another process defined and whose kernels are in the cell cache."""
     from fastrnn.custom.build import load_cached  # which imports this module
 
     load_cached(name)
-    return Sizes(*_C.cell_sizes(name))
+    return _traits(name)
 
 
 _DTYPES = {"Float": torch.float32, "Double": torch.float64, "BFloat16": torch.bfloat16, "Half": torch.float16}
@@ -107,16 +121,9 @@ if _gpu.module is not None:
     _gpu.module.use_preparation(_prepare)
 
 
-def _call(
-    cell: str,
-    rows_like: Tensor,
-    w_hh: Tensor,
-    w_hr: Tensor | None,
-    layout: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> Call:
-    check_present(w_hh, "w_hh")
-    check_dtype(w_hh.dtype)
-    return Call(cell, sizes_of(cell), rows_like, w_hh, w_hr, layout)
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a storage dtype is computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
@@ -129,72 +136,63 @@ def state_widths(w_hh: Tensor, w_hr: Tensor | None):
     return hidden_size(w_hh, w_hr), w_hh.shape[1]
 
 
-def _batch(call: Call):
-    """B. Of packed input it is a value, not a shape, and may be known only when the call runs."""
-    return torch.library.get_ctx().new_dynamic_size() if call.batch is UNKNOWN else call.batch
+#: The operators themselves, with their long lists of arguments.
+sequence_forward = torch.ops.fastrnn.sequence_forward.default
+layer_backward = torch.ops.fastrnn.layer_backward.default
 
 
-@torch.library.register_fake("fastrnn::sequence_forward")
-def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, training):
-    call = _call(cell, x, w_hh, w_hr, (batch_sizes, lengths, reset))
-    call.check_input(x, w_ih)
-    call.check_biases(b_ih, b_hh)
-    call.check_states(states, "states")
-    sizes = call.sizes
-    hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
-    batch = _batch(call)
-    y = w_hh.new_empty((*x.shape[:-1], projected))
-    finals = [w_hh.new_empty((batch, hidden if s else projected)) for s in range(sizes.states)]
-    if not training:
-        return y, finals, []
-    compute = torch.float64 if w_hh.dtype == torch.float64 else torch.float32
-
-    def kept(width: int, dtype: torch.dtype) -> Tensor:
-        return w_hh.new_empty((*x.shape[:-1], width) if width > 0 else (0, 0), dtype=dtype)
-
-    reserve = [
-        kept(sizes.gates * hidden if sizes.saved > 0 else 0, w_hh.dtype),
-        kept(max(0, sizes.saved - sizes.gates) * hidden, w_hh.dtype),
-        kept((sizes.states - 1) * hidden + sizes.totals, compute),
-        kept(hidden * (1 if w_hr is not None else sizes.vectors), w_hh.dtype),
-    ]
-    return y, finals, reserve
-
-
-@torch.library.register_fake("fastrnn::sequence_backward")
-def _(
-    cell,
-    grad_y,
-    grad_final,
-    w_hh,
-    w_hr,
-    states,
-    y,
-    reserve,
-    batch_sizes,
-    lengths,
-    reset,
-    reverse,
-    want_initial,
-    want_dh,
-):
-    call = _call(cell, y, w_hh, w_hr, (batch_sizes, lengths, reset))
-    call.check_saved(y, states, reserve, w_hr is not None)
-    call.check_grads(grad_y, grad_final)
-    sizes = call.sizes
-    hidden = hidden_size(w_hh, w_hr)
-    wide = (*y.shape[:-1], sizes.gates * hidden)
-    initial = _fake_initial(sizes, w_hh, hidden, _batch(call)) if want_initial else []
-    return (
-        w_hh.new_empty(wide),
-        w_hh.new_empty((*y.shape[:-1], sizes.recurrent * hidden) if sizes.split_gradient else (0,)),
-        initial,
-        w_hh.new_empty(y.shape if want_dh else (0,)),
+def forward(call: Call, training: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """y, the final states, and if ``training`` the tensors that `backward` takes."""
+    return sequence_forward(
+        call.cell, call.x, *call.weights, call.states, *call.layout, call.reverse, training, call.restart
     )
 
 
-def _fake_initial(sizes: Sizes, w_hh: Tensor, hidden, batch) -> list[Tensor]:
-    return [w_hh.new_empty((batch, hidden if s else w_hh.shape[1])) for s in range(sizes.states)]
+def backward(
+    call: Call, grads: Sequence[Tensor | None], y: Tensor, saved: Sequence[Tensor], wanted: Wanted
+) -> Gradients:
+    """Gradients of a call, from those of y and (or not at all) of the final states, and what `forward` returned."""
+    w_ih, w_hh, _, _, w_hr = call.weights
+    inputs = (call.x, w_ih, w_hh, w_hr, call.states)
+    found = layer_backward(
+        call.cell, grads[0], grads[1:], *inputs, y, saved, *call.layout, call.reverse, wanted, call.restart, call.clip
+    )
+    return Gradients.of_flat(found, wanted, traits_of(call.cell).states, len(call.restart))
+
+
+def layer(call: Call) -> list[Tensor] | None:
+    """In eager mode y and the final states, differentiable; None where the dispatcher has to see the operators."""
+    return _C.layer(call.flat())
+
+
+def _checked(call: Call, rows_like: Tensor) -> Checked:
+    check_present(call.weights.w_hh, "w_hh")
+    check_dtype(call.weights.w_hh.dtype)
+    return Checked(call, traits_of(call.cell), rows_like)
+
+
+def _batch(checked: Checked):
+    """B. Of packed input it is a value, not a shape, and may be known only when the call runs."""
+    return torch.library.get_ctx().new_dynamic_size() if checked.batch is UNKNOWN else checked.batch
+
+
+@torch.library.register_fake("fastrnn::sequence_forward")
+def _(cell, x, w_ih, w_hh, b_ih, b_hh, w_hr, states, batch_sizes, lengths, reset, reverse, training, restart=None):
+    weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)
+    call = Call(cell, x, weights, tuple(states or ()), tuple(restart or ()), batch_sizes, lengths, reset, reverse)
+    checked = _checked(call, x)
+    checked.check_inputs()
+    batch = _batch(checked)
+    y = w_hh.new_empty(checked.rows_of(checked.projected))
+    finals = [w_hh.new_empty((batch, checked.width(s))) for s in range(checked.traits.states)]
+    if not training:
+        return y, finals, []
+    saved = []
+    for tensor in checked.saved:
+        width = tensor.width(checked.hidden)
+        dtype = compute_dtype(w_hh.dtype) if tensor.compute else w_hh.dtype
+        saved.append(w_hh.new_empty(checked.rows_of(width) if width > 0 else (0, 0), dtype=dtype))
+    return y, finals, saved
 
 
 @torch.library.register_fake("fastrnn::layer_backward")
@@ -208,66 +206,32 @@ def _(
     w_hr,
     states,
     y,
-    reserve,
+    saved,
     batch_sizes,
     lengths,
     reset,
     reverse,
-    needs,
+    wanted,
+    restart=None,
+    clip=0.0,
 ):
-    call = _call(cell, y, w_hh, w_hr, (batch_sizes, lengths, reset))
-    call.check_saved(y, states, reserve, w_hr is not None)
-    call.check_input(x, w_ih)
-    call.check_grads(grad_y, grad_final)
-    sizes = call.sizes
-    hidden = hidden_size(w_hh, w_hr)
-    shapes = (
-        x.shape,
-        None if w_ih is None else w_ih.shape,
-        w_hh.shape,
-        (sizes.gates * hidden,),
-        (sizes.recurrent * hidden,),
-        None if w_hr is None else w_hr.shape,
-    )
-    out = [
-        w_hh.new_empty(shape if need and shape is not None else (0,))
-        for need, shape in zip(needs[:6], shapes, strict=True)
-    ]
-    if needs[6]:
-        out += _fake_initial(sizes, w_hh, hidden, _batch(call))
+    weights, layout = LayerWeights(w_ih, w_hh, w_hr=w_hr), (batch_sizes, lengths, reset, reverse, clip)
+    checked = _checked(Call(cell, x, weights, tuple(states or ()), tuple(restart or ()), *layout), y)
+    checked.check_inputs()
+    checked.check_results(y, saved)
+    checked.check_grads(grad_y, grad_final)
+    wanted, traits, hidden = Wanted(*wanted), checked.traits, checked.hidden
+    shapes = (x.shape, w_ih, w_hh.shape, (traits.gates * hidden,), (traits.recurrent * hidden,), w_hr)
+    shapes = tuple(s.shape if isinstance(s, Tensor) else s for s in shapes)
+    out = [w_hh.new_empty(s if want and s is not None else (0,)) for want, s in zip(wanted, shapes, strict=False)]
+    batch = _batch(checked) if wanted.states or wanted.restart else None
+    widths = [checked.width(s) for s in range(traits.states)]
+    for there in (wanted.states, wanted.restart and bool(restart)):
+        out += [w_hh.new_empty((batch, width)) for width in widths] if there else []
+    if wanted.products:
+        out += [w_hh.new_empty(checked.rows_of(n * hidden)) for n in (traits.gates, traits.recurrent)]
+    if wanted.hidden:
+        out.append(w_hh.new_empty(y.shape))
+    if wanted.later:
+        out += [w_hh.new_empty(checked.rows_of(width), dtype=compute_dtype(w_hh.dtype)) for width in widths]
     return out
-
-
-@torch.library.register_fake("fastrnn::layer_backward_flow")
-def _(
-    cell,
-    grad_y,
-    grad_final,
-    x,
-    w_ih,
-    w_hh,
-    w_hr,
-    states,
-    y,
-    reserve,
-    batch_sizes,
-    lengths,
-    reset,
-    reverse,
-    needs,
-):
-    layout = (batch_sizes, lengths, reset, reverse)
-    known = torch.ops.fastrnn.layer_backward.default
-    out = known(cell, grad_y, grad_final, x, w_ih, w_hh, w_hr, states, y, reserve, *layout, needs)
-    sizes, hidden = sizes_of(cell), hidden_size(w_hh, w_hr)
-    compute = torch.float64 if w_hh.dtype == torch.float64 else torch.float32
-    widths = [hidden if s else w_hh.shape[1] for s in range(sizes.states)]
-    out.append(w_hh.new_empty((*x.shape[:-1], sizes.recurrent * hidden)))
-    return out + [w_hh.new_empty((*x.shape[:-1], width), dtype=compute) for width in widths]
-
-
-forward = torch.ops.fastrnn.sequence_forward.default
-backward = torch.ops.fastrnn.sequence_backward.default
-layer_backward = torch.ops.fastrnn.layer_backward.default
-layer_backward_flow = torch.ops.fastrnn.layer_backward_flow.default
-layer = _C.layer

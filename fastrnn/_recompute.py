@@ -1,22 +1,26 @@
-"""Training with less memory: gates are not kept for the backward pass but computed again, segment by segment.
+"""Training with less memory: gates are not saved for the backward pass but computed again, segment by segment.
 
-The forward pass goes through the sequence in segments and keeps inputs and the states between segments. The backward
-pass takes the segments from the last to the first, runs each once more with everything kept, and pulls the gradients
-back through it. With √T steps to a segment both what is kept and what is computed again at a time grow as √T, for one
-more forward pass of time. What a segment is, is in ``_segments.py``.
+The forward pass goes through the sequence in segments and saves inputs and the states between segments. The backward
+pass takes the segments from the last to the first, runs each once more with everything saved, and pulls the gradients
+back through it. With √T steps to a segment both what is saved and what is computed again at a time grow as √T, for one
+more forward pass of time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastrnn import _gpu, _ops
-from fastrnn._segments import Segment, Some, States
-from fastrnn.autograd import N_FIXED, Setting, _higher_order, _layer_backward
+from fastrnn._call import N_FIXED, Call, Gradients, Wanted, wanted_of
+from fastrnn.autograd import BackwardPass, differentiable_backward
+
+States = tuple[Tensor, ...]
+Some = Sequence[Tensor | None]
 
 
 def check(recompute: Any) -> None:
@@ -34,29 +38,20 @@ def check(recompute: Any) -> None:
         raise ValueError(f"recompute: expected True, False or at least 2 steps for each segment, got {recompute}")
 
 
-def layer(
-    cell: str,
-    x: Tensor,
-    weights: Some,
-    states: States,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    recompute: bool | int,
-) -> tuple[Tensor, States] | None:
-    """`fastrnn.functional.sequence` for an input that requires a gradient; None where the arguments do not fit, which
-    is for the operators to say, and under dispatch modes, which may have no values to decide on.
+def layer(call: Call, recompute: bool | int) -> tuple[Tensor, States] | None:
+    """A layer for an input that requires a gradient; None where the arguments do not fit, which is for the operators to
+    say, and under dispatch modes, which may have no values to decide on.
     """
     if torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None:
         return None
-    if isinstance(x, Tensor) and x.is_cuda:
-        lengths, reset = _to_gpu(lengths, x.device), _to_gpu(reset, x.device)
-    if not _fits(cell, x, weights, states, batch_sizes, lengths, reset):
+    if isinstance(call.x, Tensor) and call.x.is_cuda:
+        on = call.x.device
+        call = call._replace(lengths=_to_gpu(call.lengths, on), reset=_to_gpu(call.reset, on))
+    if not _fits(call):
         return None
-    steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    steps = call.x.shape[0] if call.batch_sizes is None else call.batch_sizes.shape[0]
     borders = _borders(steps, max(2, math.isqrt(steps)) if recompute is True else recompute)
-    y, *finals = Recomputed.apply(cell, reverse, borders, batch_sizes, lengths, reset, x, *weights, *states)
+    y, *finals = Recomputed.apply(borders, *call.flat())
     return y, tuple(finals)
 
 
@@ -72,175 +67,212 @@ def _borders(steps: int, each: int) -> list[int]:
     return [*starts, steps]
 
 
-def _fits(
-    cell: str,
-    x: Tensor,
-    weights: Some,
-    states: States,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-) -> bool:
-    """Whether an operator would take the whole call, as far as it depends on how rows lie and on sizes."""
-    tensors = (x, *weights, *states, batch_sizes, lengths, reset)
+def _fits(call: Call) -> bool:
+    """Return True if an operator would take the whole call, as far as it depends on how rows lie and on sizes."""
+    x, (w_ih, w_hh, *_) = call.x, call.weights
+    tensors = (*call.inputs, *call.layout)
     if not all(t is None or isinstance(t, Tensor) for t in tensors):
         return False
-    if not (x.is_cpu or _gpu.takes(x)) or not (batch_sizes is None or batch_sizes.is_cpu):
+    if not (x.is_cpu or _gpu.takes(x)) or not (call.batch_sizes is None or call.batch_sizes.is_cpu):
         return False
-    if not all(t is None or t is batch_sizes or t.device == x.device for t in tensors):
+    if not all(t is None or t is call.batch_sizes or t.device == x.device for t in tensors):
         return False
-    w_ih, w_hh = weights[:2]
     if w_hh is None or w_hh.dim() != 2 or (w_ih is not None and w_ih.dim() != 2):
         return False
+    batch = _batch_of(call)
+    if batch is None or x.shape[-1] != (w_hh.shape[0] if w_ih is None else w_ih.shape[1]):
+        return False
+    sizes = _state_sizes(call, batch)
+    return all(not states or [tuple(s.shape) for s in states] == sizes for states in (call.states, call.restart))
+
+
+def _batch_of(call: Call) -> int | None:
+    """B; None if the rows do not lie as an operator takes them."""
+    x, (batch_sizes, lengths, reset) = call.x, call.layout
     if batch_sizes is not None:
         if x.dim() != 2 or lengths is not None or reset is not None:
-            return False
+            return None
         if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.numel() == 0:
-            return False
+            return None
         counts = batch_sizes.tolist()
         if counts[-1] < 1 or sum(counts) != x.shape[0] or counts != sorted(counts, reverse=True):
-            return False
-        batch = counts[0]
-    else:
-        if x.dim() != 3 or x.shape[0] == 0:
-            return False
-        batch = x.shape[1]
-    sizes = _state_sizes(cell, batch, w_hh)
-    if x.shape[-1] != w_hh.shape[0] if w_ih is None else x.shape[-1] != w_ih.shape[1]:
-        return False
-    if states and [tuple(s.shape) for s in states] != sizes:
-        return False
+            return None
+        return counts[0]
+    if x.dim() != 3 or x.shape[0] == 0:
+        return None
     if reset is not None and (reset.dtype != torch.bool or reset.shape != x.shape[:2]):
-        return False
-    if lengths is None:
-        return True
-    whole = not (lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool)
-    if not whole or lengths.shape != x.shape[1:2]:
-        return False
-    return not lengths.is_cpu or bool(((lengths >= 0) & (lengths <= x.shape[0])).all())
+        return None
+    if lengths is not None:
+        whole = not (lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool)
+        if not whole or lengths.shape != x.shape[1:2]:
+            return None
+        if lengths.is_cpu and not bool(((lengths >= 0) & (lengths <= x.shape[0])).all()):
+            return None
+    return x.shape[1]
+
+
+def _state_sizes(call: Call, batch: int) -> list[tuple[int, int]]:
+    w_hh, traits = call.weights.w_hh, _ops.traits_of(call.cell)
+    # Only with one product there may be a projection, and h be narrower.
+    hidden = w_hh.shape[0] // traits.gates if traits.one_product else w_hh.shape[1]
+    return [(batch, hidden if s else w_hh.shape[1]) for s in range(traits.states)]
+
+
+def _initial(call: Call) -> States:
+    if call.states:
+        return call.states
+    batch = call.x.shape[1] if call.batch_sizes is None else int(call.batch_sizes[0])
+    return tuple(call.x.new_zeros(size) for size in _state_sizes(call, batch))
+
+
+class Segment:
+    """Steps `start` to `stop` of a call as a call of its own, from the states that the segment before it has left."""
+
+    def __init__(self, whole: Call, restart: States, start: int, stop: int):
+        batch_sizes, lengths, reset = whole.layout
+        self.rows = slice(start, stop)
+        self.batch: int | None = None  # rows of the first step of packed input
+        self.flags: Tensor | None = None  # (B, 1): rows of a reversed segment that a new one follows in time
+        if batch_sizes is not None:
+            first = int(batch_sizes[:start].sum())
+            batch_sizes = batch_sizes[start:stop]
+            self.rows = slice(first, first + int(batch_sizes.sum()))
+            self.batch = int(batch_sizes[0])
+        if reset is not None and whole.reverse and stop < reset.shape[0]:
+            # A row that has not begun yet has no reset there.
+            flags = reset[stop] if lengths is None else reset[stop] & (stop < lengths)
+            self.flags = flags.unsqueeze(-1)
+        self.restart = restart
+        self.call = whole._replace(
+            x=whole.x[self.rows],
+            restart=restart if reset is not None else (),
+            batch_sizes=batch_sizes,
+            lengths=None if lengths is None else (lengths.long() - start).clamp(0, stop - start),
+            reset=None if reset is None else reset[start:stop],
+        )
+
+    def _entered(self, carried: States) -> Call:
+        if self.batch is not None:
+            carried = tuple(s[: self.batch] for s in carried)
+        if self.flags is not None:
+            carried = tuple(torch.where(self.flags, r, s) for r, s in zip(self.restart, carried, strict=True))
+        return self.call._replace(states=carried)
+
+    def run(self, carried: States) -> tuple[Tensor, States]:
+        """Output rows, and the states after the segment."""
+        y, finals, _ = _ops.forward(self._entered(carried), False)
+        if self.batch is not None:
+            finals = [torch.cat((f, s[self.batch :])) for f, s in zip(finals, carried, strict=True)]
+        return y, tuple(finals)
+
+    def pull(self, carried: States, grad_y: Tensor | None, grad_after: Some, wanted: Wanted) -> Gradients:
+        """Gradients of the inputs, of the states before the segment, and of those after a reset."""
+        call = self._entered(carried)
+        y, _, saved = _ops.forward(call, True)
+        grads = [None if grad_y is None else grad_y[self.rows], *grad_after]
+        if self.batch is not None:
+            grads[1:] = [None if g is None else g[: self.batch] for g in grad_after]
+        wanted = wanted._replace(restart=wanted.states and bool(call.restart))
+        found = _ops.backward(call, grads, y, saved, wanted)
+        if self.batch is not None and found.states:  # rows that were not there hand the gradients of their states on
+            rest = [
+                g.new_zeros(carried[0].shape[0] - self.batch, g.shape[1]) if a is None else a[self.batch :]
+                for g, a in zip(found.states, grad_after, strict=True)
+            ]
+            found = found._replace(states=tuple(torch.cat(pair) for pair in zip(found.states, rest, strict=True)))
+        if self.flags is not None and found.states:
+            zero = y.new_zeros(())
+            back = [torch.where(self.flags, g, zero) for g in found.states]
+            found = found._replace(
+                states=tuple(torch.where(self.flags, zero, g) for g in found.states),
+                restart=tuple(r + b for r, b in zip(found.restart, back, strict=True)),
+            )
+        return found
 
 
 class Recomputed(torch.autograd.Function):
-    """``apply(cell, reverse, borders, batch_sizes, lengths, reset, x, *weights, *states)`` → y, final states."""
+    """``apply(borders, *call.flat())`` → y, final states."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        cell: str,
-        reverse: bool,
-        borders: list[int],
-        batch_sizes: Any,
-        lengths: Any,
-        reset: Any,
-        x: Tensor,
-        *tensors: Any,
-    ) -> States:
-        ctx.cell, ctx.reverse, ctx.borders = cell, reverse, borders
+    def forward(ctx: Any, borders: list[int], *flat: Any) -> States:
+        call = Call.of_flat(*flat)
+        ctx.borders, ctx.setting, ctx.count = borders, flat[:4], len(flat) - 4
         ctx.set_materialize_grads(False)
-        weights, states = tensors[: N_FIXED - 1], tensors[N_FIXED - 1 :]
-        layout = (batch_sizes, lengths, reset)
-        initial = states or _zero_states(ctx, x, weights, batch_sizes)
-        y = x.new_empty(*x.shape[:-1], weights[1].shape[1])
+        initial = _initial(call)
+        y = call.x.new_empty(*call.x.shape[:-1], call.weights.w_hh.shape[1])
         carried, kept = initial, list[Tensor]()
-        for k in _order(ctx):
+        for segment in _segments(call, borders, call.restart or initial):
             if carried is not initial:
                 kept.extend(carried)
-            segment = _segment(ctx, layout, k)
-            y[segment.rows], carried = segment.run(x, weights, carried, initial)
-        ctx.save_for_backward(*layout, x, *tensors, *kept)
-        ctx.count = 1 + len(tensors)
+            y[segment.rows], carried = segment.run(carried)
+        ctx.save_for_backward(*flat[4:], *kept)
         return (y, *carried)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Some:
-        nothing = (None,) * 6
         if all(g is None for g in grads):
-            return (*nothing, *(None,) * ctx.count)
+            return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors
-        layout, inputs, kept = saved[:3], saved[3 : 3 + ctx.count], saved[3 + ctx.count :]
-        needed = ctx.needs_input_grad[6:]
-        needs = [*needed[:N_FIXED], any(needed[N_FIXED:])]
-        if torch.compiler.is_compiling():  # compiled autograd, which cannot trace sizes that packed rows decide on
-            run = _by_segments if layout[0] is None else _at_once
-            found = run(ctx, layout, inputs, kept, grads, needs)
-        elif torch.is_grad_enabled() or any(g is not None and _is_wrapped(g) for g in grads):
-            found = _with_everything_kept(ctx, layout, inputs, grads, needs)
+        call, kept = Call.of_flat(*ctx.setting, *saved[: ctx.count]), saved[ctx.count :]
+        needs = Call.of_flat(*ctx.needs_input_grad[1:], like=call)
+        wanted = wanted_of(needs)
+        if torch.compiler.is_compiling() and call.batch_sizes is not None:
+            # Compiled autograd, which cannot trace sizes that packed rows decide on: one segment of the whole sequence.
+            y, _, results = _ops.forward(call, True)
+            found = BackwardPass(call, grads, y, results, wanted).run()
+        elif not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any(map(_is_wrapped, grads))):
+            # Gradients that are differentiated themselves, or batched by vmap: everything saved.
+            with torch.no_grad():
+                y, _, results = _ops.forward(call, True)
+            found = differentiable_backward(call.flat(), wanted, grads, (y, *results))
         else:
-            found = _by_segments(ctx, layout, inputs, kept, grads, needs)
-        padded = (*found, *(None for _ in inputs[len(found) :]))
-        return (*nothing, *(g if need else None for g, need in zip(padded, needed, strict=True)))
+            found = _by_segments(call, ctx.borders, kept, grads, wanted)
+        before = len(ctx.needs_input_grad) - len(call.inputs)
+        return (None,) * before + tuple(g if need else None for g, need in zip(found, needs.inputs, strict=True))
 
 
-def _is_wrapped(grad: Tensor) -> bool:
+def _is_wrapped(grad: Tensor | None) -> bool:
     functorch = torch._C._functorch
+    if grad is None:
+        return False
     return functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
 
-def _segment(ctx: Any, layout: Some, k: int) -> Segment:
-    return Segment(ctx.cell, ctx.reverse, layout, ctx.borders[k], ctx.borders[k + 1])
+def _segments(call: Call, borders: list[int], restart: States) -> list[Segment]:
+    """In the order of the forward pass."""
+    segments = [Segment(call, restart, *pair) for pair in zip(borders, borders[1:], strict=False)]
+    return segments[::-1] if call.reverse else segments
 
 
-def _order(ctx: Any) -> list[int]:
-    """The segments in the order of the forward pass."""
-    order = list(range(len(ctx.borders) - 1))
-    return order[::-1] if ctx.reverse else order
-
-
-def _state_sizes(cell: str, batch: int, w_hh: Tensor) -> list[tuple[int, int]]:
-    sizes = _ops.sizes_of(cell)
-    # Only with one product there may be a projection, and h be narrower.
-    hidden = w_hh.shape[0] // sizes.gates if sizes.one_product else w_hh.shape[1]
-    return [(batch, hidden if s else w_hh.shape[1]) for s in range(sizes.states)]
-
-
-def _zero_states(ctx: Any, x: Tensor, weights: Some, batch_sizes: Tensor | None) -> States:
-    assert weights[1] is not None
-    batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-    return tuple(x.new_zeros(size) for size in _state_sizes(ctx.cell, batch, weights[1]))
-
-
-def _with_everything_kept(ctx: Any, layout: Some, inputs: tuple[Any, ...], grads: Some, needs: list[bool]) -> Some:
-    """Where gradients are differentiated themselves, or batched by vmap."""
-    x, *weights = inputs[:N_FIXED]
-    with torch.no_grad():
-        y, _, reserve = _ops.forward(ctx.cell, x, *weights, inputs[N_FIXED:], *layout, ctx.reverse, True)
-    batch_sizes, lengths, reset = layout
-    results = (y, *reserve)
-    return _higher_order(ctx.cell, ctx.reverse, batch_sizes, lengths, reset, tuple(needs), inputs, grads, results)
-
-
-def _at_once(ctx: Any, layout: Some, inputs: tuple[Any, ...], _: States, grads: Some, needs: list[bool]) -> Some:
-    """Gradients by one segment that is the whole sequence."""
-    y, _, reserve = _ops.forward(ctx.cell, *inputs[:N_FIXED], inputs[N_FIXED:], *layout, ctx.reverse, True)
-    return _layer_backward(Setting(ctx.cell, ctx.reverse, *layout), needs, inputs, grads, (y, *reserve))
-
-
-def _by_segments(ctx: Any, layout: Some, inputs: tuple[Any, ...], kept: States, grads: Some, needs: list[bool]) -> Some:
-    x, weights, states = inputs[0], inputs[1:N_FIXED], inputs[N_FIXED:]
-    initial = states or _zero_states(ctx, x, weights, layout[0])
-    grad_y = grads[0]
-    after: list[Any] = list(grads[1:])
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs[0] else None
-    sums: list[Tensor | None] = [grad_x, *(None for _ in weights)]
-    extra: list[Tensor] | None = None
-    order, width = _order(ctx), len(initial)
-    for place in range(len(order) - 1, -1, -1):
-        segment = _segment(ctx, layout, order[place])
+def _by_segments(call: Call, borders: list[int], kept: States, grads: Some, wanted: Wanted) -> list[Tensor | None]:
+    initial = _initial(call)
+    width = len(initial)
+    after: Some = grads[1:]
+    grad_x = torch.empty_like(call.x, memory_format=torch.contiguous_format) if wanted.x else None
+    sums: list[Tensor | None] = [None] * N_FIXED
+    restarted: States = ()
+    segments = _segments(call, borders, call.restart or initial)
+    into_states = wanted.states or wanted.restart
+    for place in range(len(segments) - 1, -1, -1):
+        segment = segments[place]
         carried = kept[(place - 1) * width : place * width] if place else initial
-        fixed, after, to_initial = segment.pull(
-            x, weights, carried, initial, grad_y, after, [*needs[:N_FIXED], bool(place) or needs[N_FIXED]]
-        )
-        if grad_x is not None:
-            grad_x[segment.rows] = fixed[0]
-        for k in range(1, N_FIXED):
-            if needs[k]:
-                sums[k] = _add(sums[k], fixed[k])
-        if to_initial is not None:
-            extra = to_initial if extra is None else [a + b for a, b in zip(extra, to_initial, strict=True)]
-    if extra is not None and needs[N_FIXED]:
-        after = [a + b for a, b in zip(after, extra, strict=True)]
-    out = [s if s is None or s.dtype == x.dtype else s.to(x.dtype) for s in sums]
-    return (*out, *(after if needs[N_FIXED] else ()))
+        found = segment.pull(carried, grads[0], after, wanted._replace(states=bool(place) or into_states))
+        after = found.states
+        for k, g in enumerate(found.fixed):
+            if k == 0 and grad_x is not None:
+                grad_x[segment.rows] = g
+            elif g is not None:
+                sums[k] = _add(sums[k], g)
+        if found.restart:
+            pairs = zip(restarted, found.restart, strict=True) if restarted else ()
+            restarted = tuple(r + g for r, g in pairs) or found.restart
+    out = [s if s is None or s.dtype == call.x.dtype else s.to(call.x.dtype) for s in sums]
+    out[0] = grad_x
+    if restarted and not call.restart:
+        after = [a + r for a, r in zip(after, restarted, strict=True)]
+    states = after if wanted.states and call.states else (None,) * len(call.states)
+    zeros = [torch.zeros_like(s) for s in call.restart]
+    return [*out, *states, *((restarted or zeros) if wanted.restart else (None,) * len(call.restart))]
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

@@ -7,29 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn._call import Call
 
-def needs_each(args: tuple, weight_dims: tuple) -> bool:
-    """Whether vmap must make one call for each sample: rows of packed input, or of `lengths`, cannot be folded into one
-    batch without changing what the saved tensors hold; and a call has one set of weights.
+
+def needs_each(call: Call, dims: Call) -> bool:
+    """Return True if vmap must make one call for each sample: rows of packed input, or of `lengths`, cannot be folded
+    into one batch without changing what the saved tensors hold; and a call has one set of weights.
     """
-    return args[2] is not None or args[3] is not None or any(d is not None for d in weight_dims)
+    return call.batch_sizes is not None or call.lengths is not None or any(d is not None for d in dims.weights)
 
 
-def can_expand(args: tuple) -> bool:
-    """Whether the per-sample products may be taken outside of any further differentiation."""
-    if torch._C._functorch.maybe_current_level() is not None:
+def can_expand(arguments: tuple, reset: Tensor | None) -> bool:
+    """Return True if the per-sample products may be taken outside of any further differentiation."""
+    if torch._C._functorch.maybe_current_level() is not None or reset is not None:
         return False
-    if args[4] is not None:
-        return False
-    return not any(isinstance(t, Tensor) and t.requires_grad for t in args)
+    return not any(isinstance(t, Tensor) and t.requires_grad for t in arguments)
 
 
 class Rows:
     """A vmapped dimension V folded into the batch: (…, B, …) ↔ (…, V·B, …)."""
 
-    def __init__(self, size: int, x: Tensor, dim: int | None):
+    def __init__(self, size: int, call: Call, dims: Call):
         self.size = size
-        self.batch = x.shape[1] if dim is None else x.movedim(dim, 0).shape[2]
+        self.batch = call.x.shape[1] if dims.x is None else call.x.movedim(dims.x, 0).shape[2]
+
+    def fold_call(self, call: Call, dims: Call) -> Call:
+        """The call of all samples at once. The weights have no V."""
+
+        def states(given: tuple[Tensor, ...], places: tuple) -> tuple[Any, ...]:
+            return tuple(self.fold(s, d, 0) for s, d in zip(given, places, strict=True))
+
+        return call._replace(
+            x=self.fold(call.x, dims.x, 1),
+            states=states(call.states, dims.states),
+            restart=states(call.restart, dims.restart),
+            reset=self.fold(call.reset, dims.reset, 1),
+        )
 
     def fold(self, t: Tensor | None, dim: int | None, at: int) -> Tensor | None:
         """`at`: where the batch is in a tensor without V."""

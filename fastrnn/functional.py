@@ -6,42 +6,18 @@ directions and dropout around :func:`sequence`.
 
 from __future__ import annotations
 
-import warnings
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastrnn import _C, _gpu, _onnx, _ops, _recompute, _segments, _tokens, cells, reference
-from fastrnn.autograd import N_RESERVE, Layer
-from fastrnn.cells import CellSpec
+from fastrnn import _C, _ops, _paths, _recompute, _tokens, cells
+from fastrnn._call import Call, LayerWeights, Wanted
 
 if TYPE_CHECKING:
     from fastrnn.training import GradientNormPenalty
-
-_FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_BACKENDS = ("auto", "fused", "reference")
-_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
-
-
-class LayerWeights(NamedTuple):
-    """The weights of one layer in one direction, named as torch.nn names them.
-
-    G is the number of gates of the cell, P the width of ``h``: the projection's, or H.
-    """
-
-    #: (G·H, I), or None where the input is the product with it already
-    w_ih: Tensor | None
-    #: (G·H, P); of a cell of one's own the gates that multiply h, those that multiply another vector, and a row for
-    #: each of its parameters
-    w_hh: Tensor
-    #: (G·H) or None
-    b_ih: Tensor | None = None
-    #: (G·H) or None
-    b_hh: Tensor | None = None
-    #: (P, H) or None: no projection
-    w_hr: Tensor | None = None
 
 
 def sequence(
@@ -108,167 +84,34 @@ def sequence(
         RuntimeError: sizes or dtypes do not fit together, or ``backend="fused"`` where there are no kernels.
         IndexError: an id is not in 0…V-1.
     """
-    spec = cells.find(cell)
+    spec = cells.find(cell) if isinstance(cell, str) else None
     if spec is None:
         raise ValueError(_C.unknown_cell(cell) if isinstance(cell, str) else f"cell: expected a name, got {cell!r}")
     if weights.w_hr is not None:
         spec.check_projection(weights.w_hr)
-    if backend != "auto" and backend not in _BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    if backend != "auto" and backend not in _paths.BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(_paths.BACKENDS)}, got {backend!r}")
     if recompute is not False:
         _recompute.check(recompute)
-    if initial is not None and states is None:
-        states = initial
-    elif initial is not None and states is not None and reset is not None:
-        options = {"reverse": reverse, "backend": backend, "embedding": embedding, "recompute": recompute}
-        options.update(clip_state_gradient=clip_state_gradient, penalty=penalty)
-        return _segments.from_initial(
-            sequence, cell, x, weights, tuple(states), tuple(initial), lengths, reset, options
-        )
+    clip = 0.0
     if clip_state_gradient is not None:
-        cell = cells.with_bound(cell, clip_state_gradient)
+        cells.check_bound(clip_state_gradient)
         if weights.w_hh.is_complex():
             raise ValueError(f"clip_state_gradient: expected real numbers, got weights of {weights.w_hh.dtype}")
-        spec = spec.clipped(clip_state_gradient)
+        clip = float(clip_state_gradient)
     if embedding is not None:
-        # To be kept, embedded ids (…, I) are smaller than products (…, G·H).
+        # To be saved, embedded ids (…, I) are smaller than products (…, G·H).
         x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
         weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
+    states = initial if states is None else states
     states = () if states is None else tuple(states)
-    compiling = torch.compiler.is_compiling()
-    if not compiling and torch._C._is_tracing() and torch.onnx.is_in_onnx_export():
-        return _onnx.traced(cell, x, weights, states, batch_sizes, lengths, reset, reverse)
-    if penalty is not None:
-        return penalty._layer(cell, spec, x, weights, states, (batch_sizes, lengths, reset, reverse), backend)
-    transformed = torch._C._are_functorch_transforms_active()
-    functionalized = transformed and not compiling and _is_functionalized()
-    plain = _must_be_plain(compiling and transformed) or (functionalized and _may_need_graph(x, weights, states))
-    for_onnx = compiling and _onnx.replaces_operator(weights.w_hh)
-    if not for_onnx and (backend == "reference" or plain or not _fusible(weights, backend, spec)):
-        if not states:
-            batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-            states = reference.zero_states(spec, x, batch, *_ops.state_widths(weights.w_hh, weights.w_hr))
-        return _without_autocast(spec, x, weights, states, batch_sizes, lengths, reset, reverse)
-    layout = (batch_sizes, lengths, reset, reverse)
-    if not compiling and not transformed:
-        if recompute and _needs_graph(x, weights, states) and not _below_autograd():
-            found = _recompute.layer(cell, x, weights, states, *layout, recompute)
-            if found is not None:
-                return found
-        try:
-            out = _ops.layer(cell, x, *weights, states, *layout)
-        except TypeError:
-            _check_types(x, weights, states, layout)
-            raise
-        if out is not None:
-            return out[0], tuple(out[1:])
-    graph = transformed or (_needs_graph(x, weights, states) and (compiling or not _below_autograd()))
-    if graph and not functionalized:
-        out = Layer.apply(cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
-        # A copy, as y may be changed in place: neither the compiler nor torch.func notices that for the saved one. In
-        # eager mode autograd does, and raises in backward, as it does for torch.nn on a GPU.
-        noticed = x.is_cuda and not compiling and not transformed and torch._C._len_torch_dispatch_stack() == 0
-        return out[0] if noticed else out[0].clone(), out[1:-N_RESERVE]
-    y, finals, _ = _ops.forward(cell, x, *weights, states or None, *layout, False)
-    return y, tuple(finals)
-
-
-def _must_be_plain(transformed_and_compiling: bool) -> bool:
-    """Forward mode; and torch.func inside a compiled function, where dynamo says that nothing requires a gradient."""
-    return transformed_and_compiling or torch.autograd.forward_ad._current_level >= 0
-
-
-def _without_autocast(spec: CellSpec, x: Tensor, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-    device = x.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return reference.sequence(spec, x, *arguments)
-    return reference.sequence(spec, x, *arguments)
-
-
-def _check_types(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...], layout: tuple) -> None:
-    """Raises a TypeError that names the argument which is no tensor."""
-    named: dict[str, Any] = {"x": x, **LayerWeights(*weights)._asdict()}
-    named |= {f"states[{k}]": s for k, s in enumerate(states)}
-    named |= dict(zip(("batch_sizes", "lengths", "reset"), layout, strict=False))
-    optional = ("w_ih", "b_ih", "b_hh", "w_hr", "batch_sizes", "lengths", "reset")
-    for name, value in named.items():
-        if not isinstance(value, Tensor) and not (value is None and name in optional):
-            raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}") from None
-
-
-def _needs_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]) -> bool:
-    if torch.is_grad_enabled():
-        for t in (x, *weights, *states):
-            if t is not None and t.requires_grad:
-                return True
-    return False
-
-
-def _below_autograd() -> bool:
-    """Whether nothing is recorded, whatever grad mode says: in inference mode, or in the body of a custom operator.
-
-    Not for the compiler to trace.
-    """
-    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
-
-
-def _is_functionalized() -> bool:
-    """Under `torch.func.functionalize`, at any level: it has no rule for an ``autograd.Function``."""
-    return any(level.key() == _FUNCTIONALIZE for level in torch._C._functorch.get_interpreter_stack() or ())
-
-
-def _may_need_graph(x: Tensor, weights: LayerWeights, states: tuple[Tensor, ...]) -> bool:
-    """As `_needs_graph`, under functionalize: another transform may want gradients, or the tensors wrapped by it."""
-    if len(torch._C._functorch.get_interpreter_stack() or ()) > 1:
-        return True
-    inside = [t for t in (x, *weights, *states) if t is not None]
-    inside = [torch._from_functional_tensor(t) if torch._is_functional_tensor(t) else t for t in inside]
-    return torch.is_grad_enabled() and any(t.requires_grad for t in inside)
-
-
-def _fusible(weights: LayerWeights, backend: str, spec: CellSpec) -> bool:
-    reason = no_kernels(spec, weights.w_hh.dtype, weights.w_hh.device)
-    if not reason:
-        return True
-    if backend == "fused":
-        raise RuntimeError(f'backend="fused": {reason}')
-    instead = "using the plain-torch reference" if spec.prepare is None else "running it as plain torch, step by step"
-    _warn_once(f"fastrnn: {reason}; {instead}")
-    return False
-
-
-def no_kernels(spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
-    """Why there are no kernels of a cell, or an empty string."""
-    if spec.prepare is not None:
-        problem = _prepared(spec.name, dtype, device)
-        return f"{spec.name}: {problem}" if problem else ""
-    reason = f"no kernels for {dtype} on {device.type}"
-    if dtype not in _FORMATS:
-        return reason
-    if device.type in ("cpu", "meta"):
-        return ""
-    if device.type != "cuda":
-        return reason
-    problem = _gpu.problem(device)
-    return f"{reason}, {problem}" if problem else ""
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _prepared(cell: str, dtype: torch.dtype, device: torch.device) -> str:
-    spec = cells.find(cell)
-    assert spec is not None
-    assert spec.prepare is not None
-    return spec.prepare(dtype, device)
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        warnings.warn(message, stacklevel=4)
+    restart = () if initial is None or reset is None or initial is states else tuple(initial)
+    if len(restart) == len(states) and all(map(operator.is_, restart, states)):
+        restart = ()
+    if restart and batch_sizes is not None:
+        raise RuntimeError("reset: expected None with batch_sizes, got a tensor")
+    call = Call(cell, x, weights, states, restart, batch_sizes, lengths, reset, reverse, clip)
+    return _paths.run(call, spec, _paths.Options(backend, recompute, penalty))
 
 
 def lstm(
@@ -389,10 +232,9 @@ def hidden_gradients(
     Returns:
         a tensor of y's shape, (T, B, P) or (N, P). Not differentiable.
     """
-    states = [] if states is None else list(states)
+    states = () if states is None else tuple(states)
+    call = Call(cell, x, weights, states, (), batch_sizes, lengths, reset, reverse)
     with torch.no_grad():
-        layout = (batch_sizes, lengths, reset, reverse)
-        y, finals, reserve = _ops.forward(cell, x, *weights, states, *layout, True)
+        y, finals, saved = _ops.forward(call, True)
         grad_final = [None] * len(finals) if grad_final is None else list(grad_final)
-        _, w_hh, _, _, w_hr = weights
-        return _ops.backward(cell, grad_y, grad_final, w_hh, w_hr, states, y, reserve, *layout, False, True)[3]
+        return _ops.backward(call, [grad_y, *grad_final], y, saved, Wanted(hidden=True)).hidden[0]

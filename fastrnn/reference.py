@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrnn._call import Call
 from fastrnn._call_checks import check_devices
 from fastrnn.cells import CellSpec
 
@@ -22,7 +23,7 @@ Step = Callable[[Tensor, States], States]
 
 
 class _ClipGradient(torch.autograd.Function):
-    """``apply(h, bound)``: h, whose gradient is cut to ±bound."""
+    """``apply(h, bound)``: h, whose gradient is clipped to ±bound."""
 
     generate_vmap_rule = True
 
@@ -44,7 +45,7 @@ class _ClipGradient(torch.autograd.Function):
 
 
 def clip_gradient(h: Tensor, bound: float) -> Tensor:
-    """h itself; of its gradient, every element is cut to ±bound. In forward mode nothing is cut."""
+    """h itself; of its gradient, every element is clipped to ±bound. In forward mode nothing is clipped."""
     return _ClipGradient.apply(h, bound)
 
 
@@ -53,8 +54,10 @@ def zero_states(spec: CellSpec, like: Tensor, batch: int, hidden: int, projected
     return tuple(like.new_zeros(batch, hidden if k else projected) for k in range(len(spec.states)))
 
 
-def step_of(spec: CellSpec, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | None) -> Step:
-    """One step of a layer as a function of the input product (B, G·H) and the states; projection and bound included."""
+def step_of(spec: CellSpec, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | None, clip: float = 0.0) -> Step:
+    """One step of a layer as a function of the input product (B, G·H) and the states; with projection, and ∂L/∂h
+    clipped to ±``clip`` if that is not 0.
+    """
     more: tuple[Any, ...] = ()
     if spec.parameters:
         more = w_hh[-spec.parameters :].unbind()
@@ -75,7 +78,7 @@ def step_of(spec: CellSpec, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | No
     def step(wx: Tensor, now: States) -> States:
         h, *rest = spec.step(wx, F.linear(now[0], w_hh, b_hh), now, *more)
         h = h if w_hr is None else F.linear(h, w_hr)
-        return (clip_gradient(h, spec.clip) if spec.clip else h, *rest)
+        return (clip_gradient(h, clip) if clip else h, *rest)
 
     return step
 
@@ -89,6 +92,9 @@ def sequence(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
+    *,
+    restart: States = (),
+    clip: float = 0.0,
 ) -> tuple[Tensor, States]:
     """Run one layer in one direction.
 
@@ -101,6 +107,8 @@ def sequence(
         lengths: (B), the steps of each row of a padded input.
         reset: (T, B) bool, true at the first step of a segment.
         reverse: run from the last step to the first.
+        restart: the states from which segments start; none: the initial ones.
+        clip: a bound for the elements of ∂L/∂h at every step; 0 for none.
 
     Returns:
         outputs (T, B, P) or (N, P), and the final states.
@@ -109,7 +117,7 @@ def sequence(
     assert w_hh is not None
     spec.check_projection(w_hr)
     check_devices(x, {**dict(zip(_WEIGHTS, weights, strict=True)), **{f"states[{k}]": s for k, s in enumerate(states)}})
-    step = step_of(spec, w_hh, b_hh, w_hr)
+    step = step_of(spec, w_hh, b_hh, w_hr, clip)
     if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
         lengths = lengths.to(x.device)
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
@@ -122,11 +130,28 @@ def sequence(
         wx = x if b_ih is None else x + b_ih
     if batch_sizes is not None:
         return _packed(step, wx, states, [int(n) for n in batch_sizes.tolist()], reverse)
-    return _padded(step, wx, states, lengths, reset, reverse)
+    return _padded(step, wx, states, restart or states, lengths, reset, reverse)
+
+
+def run(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
+    """A call of a layer, by `sequence`."""
+    states, (_, w_hh, *_, w_hr) = call.states, call.weights
+    if not states:
+        batch = call.x.shape[1] if call.batch_sizes is None else int(call.batch_sizes[0])
+        hidden = w_hh.shape[1] if w_hr is None else w_hr.shape[1]
+        states = zero_states(spec, call.x, batch, hidden, w_hh.shape[1])
+    own = {"restart": call.restart, "clip": call.clip}
+    return sequence(spec, call.x, call.weights, states, *call.layout, call.reverse, **own)
 
 
 def _padded(
-    step: Step, wx: Tensor, initial: States, lengths: Tensor | None, reset: Tensor | None, reverse: bool
+    step: Step,
+    wx: Tensor,
+    initial: States,
+    restart: States,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
 ) -> tuple[Tensor, States]:
     steps = wx.shape[0]
     order = range(steps - 1, -1, -1) if reverse else range(steps)
@@ -136,8 +161,8 @@ def _padded(
         first = t + 1 if reverse else t  # the segments are the same in both directions
         before = states
         if reset is not None and first < steps:
-            again = reset[first].unsqueeze(-1)
-            before = tuple(torch.where(again, s0, s) for s0, s in zip(initial, states, strict=True))
+            again = reset[first] if lengths is None else reset[first] & (first < lengths)
+            before = tuple(torch.where(again.unsqueeze(-1), s0, s) for s0, s in zip(restart, states, strict=True))
         new = step(wx[t], before)
         if active is None:
             states = new

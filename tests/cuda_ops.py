@@ -17,7 +17,7 @@ from pathlib import Path
 import emulated
 import torch
 
-from fastrnn import _C, _ops, functional
+from fastrnn import _C, _ops
 from fastrnn.custom import build_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +158,7 @@ def instead() -> Iterator[None]:
     _ops.layer_backward = ours.layer_backward.default
     _ops.layer_backward_flow = ours.layer_backward_flow.default
     _ops.layer = lambda *_: None
-    prepared, functional._prepared = functional._prepared, lambda *_: ""  # cells of Python: load_own
+    prepared, _paths._prepared = _paths._prepared, lambda *_: ""  # cells of Python: load_own
     _C.set_short(False)
     ours.set_poison(True)
     try:
@@ -166,7 +166,7 @@ def instead() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(_ops, name, value)
-        functional._prepared = prepared
+        _paths._prepared = prepared
         _C.set_short(True)
         ours.set_driver("auto")
         ours.limit_machine(0, 0, 0)

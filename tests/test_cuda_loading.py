@@ -193,7 +193,7 @@ def on_a_gpu(*shapes):
 
 
 def test_fused_on_a_gpu_without_kernels(absent, monkeypatch):
-    functional._warned.clear()
+    _paths._warned.clear()
     monkeypatch.setattr(functional, "_without_autocast", lambda *_: "the reference")
     with FakeTensorMode():
         x, w_ih, w_hh = on_a_gpu((4, 5, 3), (8, 3), (8, 2))

@@ -315,7 +315,7 @@ def on_a_gpu():
 
 def test_one_warning_and_plain_torch(gpu, monkeypatch):
     gpu.nvcc(answer='echo "error: out of luck" >&2; exit 2')
-    functional._warned.clear()
+    _paths._warned.clear()
     monkeypatch.setattr(functional, "_without_autocast", lambda *_: "the reference")
     with FakeTensorMode():
         x, weights = on_a_gpu()

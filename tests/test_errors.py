@@ -81,9 +81,8 @@ def test_error(name):
 
 def test_fallback_warns_once_with_the_reason():
     weights = LayerWeights(W.w_ih.cfloat(), W.w_hh.cfloat())
-    from fastrnn import functional
 
-    functional._warned.clear()
+    _paths._warned.clear()
     with pytest.warns(UserWarning, match="no kernels for torch.complex64 on cpu"):
         y, _ = lstm(X.cfloat(), weights)
     assert y.dtype == torch.complex64

@@ -10,12 +10,12 @@
 #include <atomic>
 #include <exception>
 
-#include "binding/cell_name.h"
-#include "binding/modest.h"
 #include "binding/node.h"
 #include "cpu/dispatch.h"
 #include "cpu/plan.h"
 #include "cpu/team.h"
+#include "ops/cpu/device.h"
+#include "ops/operators.h"
 
 namespace fastrnn {
 
@@ -33,22 +33,13 @@ bool is_plain(const Tensor& t) {
   return !t.key_set().has_any(kWrapped);
 }
 
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
-
 // In the operators' own layout, without autograd's knowledge.
-Tensors plain_inputs(const LayerCall& call) {
-  Tensors in = call.inputs;
-  if (call.form.plain()) return in;
-  in[0] = call.form.rows(in[0]);
-  for (size_t k = kFixedInputs; k < in.size(); ++k) in[k] = call.form.state(in[k]);
-  return in;
-}
-
-std::tuple<Tensor, Tensors, Tensors> forward(const LayerCall& call, bool training) {
-  const Tensors in = plain_inputs(call);
-  return forward_layer(call.cell, in[0], optional(in[1]), in[2], optional(in[3]), optional(in[4]), optional(in[5]),
-                       at::TensorList(in).slice(kFixedInputs), call.batch_sizes, call.lengths, call.reset, call.reverse,
-                       training);
+LayerCall laid_out(const EagerCall& call) {
+  LayerCall own = call;
+  if (call.form.plain()) return own;
+  own.inputs[kX] = call.form.rows(own.x());
+  for (size_t k = kFixedInputs; k < own.inputs.size(); ++k) own.inputs[k] = call.form.state(own.inputs[k]);
+  return own;
 }
 
 Tensors in_form(const Form& form, Tensor y, Tensors& finals) {
@@ -60,50 +51,61 @@ Tensors in_form(const Form& form, Tensor y, Tensors& finals) {
   return outputs;
 }
 
+// Gradients of the inputs in their order; an undefined tensor where one is not wanted.
+Tensors in_order(Gradients g, const LayerCall& call) {
+  Tensors out(std::make_move_iterator(g.fixed.begin()), std::make_move_iterator(g.fixed.end()));
+  g.states.resize(call.states().size());
+  g.restart.resize(call.restarts);
+  out.insert(out.end(), g.states.begin(), g.states.end());
+  out.insert(out.end(), g.restart.begin(), g.restart.end());
+  return out;
+}
+
+// The same, of what an operator returns for gradients alone. Those of states are left out altogether.
+Tensors in_order(Tensors found, const Wanted& wanted, const LayerCall& call) {
+  const auto end = found.begin() + kFixedInputs;
+  Gradients g;
+  std::move(found.begin(), end, g.fixed.begin());
+  const auto states = static_cast<int64_t>(wanted[kStates] ? found.size() - kFixedInputs - (wanted[kRestart] ? call.restarts : 0) : 0);
+  g.states.assign(end, end + states);
+  g.restart.assign(end + states, found.end());
+  return in_order(std::move(g), call);
+}
+
 // The operators as the dispatcher calls them.
-Tensors dispatched_backward(const LayerCall& call, const std::array<bool, 7>& needs, const Tensors& grads,
-                            const Tensors& results, bool changed) {
-  auto& dispatcher = c10::Dispatcher::singleton();
-  static const auto run_forward =
-      dispatcher.findSchemaOrThrow("fastrnn::sequence_forward", "").typed<decltype(sequence_forward)>();
-  static const auto run_backward =
-      dispatcher.findSchemaOrThrow("fastrnn::layer_backward", "").typed<decltype(layer_backward)>();
-  const Tensors& in = call.inputs;
-  const OptionalTensor w_ih = optional(in[1]), w_hr = optional(in[5]);
-  const OptionalTensors states =
-      in.size() > kFixedInputs ? OptionalTensors(at::TensorList(in).slice(kFixedInputs)) : std::nullopt;
-  c10::List<OptionalTensor> finals;
-  for (size_t k = 1; k < grads.size(); ++k) finals.push_back(optional(grads[k]));
-  const auto backward = [&](const Tensor& y, at::TensorList reserve) {
-    return run_backward.call(call.cell, optional(grads[0]), finals, in[0], w_ih, in[2], w_hr, states, y, reserve,
-                             call.batch_sizes, call.lengths, call.reset, call.reverse, needs);
+Tensors dispatched_backward(const LayerCall& call, const Wanted& wanted, const Tensors& grads, const Tensors& results,
+                            bool changed) {
+  const auto backward = [&](const Tensor& y, at::TensorList saved) {
+    return in_order(dispatch_backward(call, grads, y, saved, wanted), wanted, call);
   };
   if (!changed) return backward(results[0], at::TensorList(results).slice(1));
-  const auto [y, _, reserve] = run_forward.call(call.cell, in[0], w_ih, in[2], optional(in[3]), optional(in[4]), w_hr,
-                                                states, call.batch_sizes, call.lengths, call.reset, call.reverse, true);
-  return backward(y, reserve);
+  const auto [y, _, saved] = dispatch_forward(call, true);
+  return backward(y, saved);
 }
 
 // Gradients by `run`, which takes and returns tensors in the operators' own layout, with torch's view operations around
 // it.
 template <class Run>
-Tensors gradients_by(const Run& run, LayerCall call, const std::array<bool, 7>& needs, Tensors grads, Tensors results) {
-  const Form form = call.form;
+Tensors gradients_by(const Run& run, const EagerCall& given, const Wanted& wanted, Tensors grads, Tensors results) {
+  const Form form = given.form;
+  LayerCall call = given;
   if (!form.plain()) {
-    call.inputs[0] = form.tracked_rows(call.inputs[0]);
+    call.inputs[kX] = form.tracked_rows(call.x());
     for (size_t k = kFixedInputs; k < call.inputs.size(); ++k) call.inputs[k] = form.tracked_state(call.inputs[k]);
     if (grads[0].defined()) grads[0] = form.tracked_rows(grads[0]);
     for (size_t k = 1; k < grads.size(); ++k) {
       if (grads[k].defined()) grads[k] = form.tracked_state(grads[k]);
     }
   }
-  Tensors reserve(results.begin() + 1, results.end());
-  fill_reserve(reserve, call.inputs[2]);
-  std::move(reserve.begin(), reserve.end(), results.begin() + 1);
-  Tensors found = run(call, needs, grads, results);
+  Tensors saved(results.begin() + 1, results.end());
+  fill_saved(saved, call);
+  std::move(saved.begin(), saved.end(), results.begin() + 1);
+  Tensors found = run(call, wanted, grads, results);
   if (form.plain()) return found;
-  if (needs[0]) found[0] = form.tracked_back_rows(found[0]);
-  for (size_t k = kFixedInputs; k < found.size(); ++k) found[k] = form.tracked_back_state(found[k]);
+  if (wanted[kX]) found[kX] = form.tracked_back_rows(found[kX]);
+  for (size_t k = kFixedInputs; k < found.size(); ++k) {
+    if (found[k].defined()) found[k] = form.tracked_back_state(found[k]);
+  }
   return found;
 }
 
@@ -117,7 +119,7 @@ bool to_be_tracked(const variable_list& grads) {
 }
 
 // A mode or a subclass of Tensor (fake tensors of the compiler, a counter of FLOPs) has to see the operators.
-bool to_be_dispatched(const LayerCall& call, const variable_list& grads) {
+bool to_be_dispatched(const EagerCall& call, const variable_list& grads) {
   const auto watched = [](const Tensor& t) { return t.defined() && t.key_set().has(c10::DispatchKey::Python); };
   return c10::impl::dispatch_mode_enabled() || std::any_of(grads.begin(), grads.end(), watched) ||
          std::any_of(call.inputs.begin(), call.inputs.end(), watched);
@@ -132,7 +134,7 @@ bool onednn_has_bfloat16() {
 }
 
 // Return true for rows of equal length: padded, or packed all the same.
-bool is_rectangular(const LayerCall& call) {
+bool is_rectangular(const EagerCall& call) {
   if (call.lengths || call.reset) return false;
   if (!call.batch_sizes) return true;
   const Tensor& rows = *call.batch_sizes;  // they never grow
@@ -141,53 +143,53 @@ bool is_rectangular(const LayerCall& call) {
 
 // Return true where torch.nn's LSTM runs in oneDNN, which takes zeros for a gradient that there is none of: they spread
 // NaN. Autograd leaves such a gradient out.
-bool takes_zeros(const LayerCall& call) {
-  const Tensor &w_hh = call.inputs[2], &w_hr = call.inputs[5];
-  const std::string name = without_bound(call.cell);
-  if (names_custom_cell(name) || find_cell(name.c_str())->states != 2) return false;  // torch's one cell of two states
-  return !w_hr.defined() && !call.form.no_steps && is_rectangular(call) && at::globalContext().userEnabledMkldnn() &&
+bool takes_zeros(const EagerCall& call) {
+  const Tensor& w_hh = call.w_hh();
+  if (names_custom_cell(call.cell) || find_cell(call.cell.c_str())->states != 2) return false;  // torch's one such cell
+  return !call.w_hr().defined() && !call.form.no_steps && is_rectangular(call) &&
+         at::globalContext().userEnabledMkldnn() &&
          (w_hh.scalar_type() == at::kFloat || (w_hh.scalar_type() == at::kBFloat16 && onednn_has_bfloat16()));
 }
 
 // Return true if nothing but the cell state after a single step has a gradient: the projection has no part in it.
-bool spares_projection(const LayerCall& call, const variable_list& grads) {
-  return call.inputs[5].defined() && !grads[0].defined() && !grads[1].defined() && is_single_step(call);
+bool spares_projection(const EagerCall& call, const variable_list& grads) {
+  return call.w_hr().defined() && !grads[0].defined() && !grads[1].defined() && is_single_step(call);
 }
 
-// `results`: y (T, B, P) and what the forward pass kept.
-Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, variable_list grads, Tensors results,
-                  bool changed) {
+// `results`: y (T, B, P) and the saved tensors.
+Tensors gradients(const EagerCall& call, const Wanted& wanted, variable_list grads, Tensors results, bool changed) {
   if (!to_be_tracked(grads) && to_be_dispatched(call, grads)) {
-    const auto run = [&](const LayerCall& laid_out, const auto&... rest) {
-      return dispatched_backward(laid_out, rest..., changed);
+    const auto run = [&](const LayerCall& own, const auto&... rest) {
+      return dispatched_backward(own, rest..., changed);
     };
-    return gradients_by(run, call, needs, std::move(grads), std::move(results));
+    return gradients_by(run, call, wanted, std::move(grads), std::move(results));
   }
+  const LayerCall own = laid_out(call);
   if (changed) {
     const at::NoGradGuard no_grad;
-    auto [y, finals, reserve] = forward(call, true);
-    results = {y};
-    results.insert(results.end(), reserve.begin(), reserve.end());
+    Forward again = run_forward<Cpu>(own, true);
+    results = {again.y};
+    results.insert(results.end(), again.saved.begin(), again.saved.end());
   }
   // Through plain torch, where they are to be differentiated themselves.
-  if (to_be_tracked(grads)) return gradients_by(higher_order, call, needs, std::move(grads), std::move(results));
-  const Tensors in = plain_inputs(call);
+  if (to_be_tracked(grads)) return gradients_by(higher_order, call, wanted, std::move(grads), std::move(results));
   if (!call.form.plain()) {
     if (grads[0].defined()) grads[0] = call.form.rows(grads[0]);
     for (size_t k = 1; k < grads.size(); ++k) {
       if (grads[k].defined()) grads[k] = call.form.state(grads[k]);
     }
   }
-  if (!grads[0].defined() && !grads[1].defined() && takes_zeros(call))
-    grads[1] =
-        at::zeros({call.batch_sizes ? (*call.batch_sizes)[0].item<int64_t>() : results[0].size(1), in[2].size(1)},
-                  results[0].options());
-  Tensors found = backward_layer(call.cell, grads, in[0], optional(in[1]), in[2], optional(in[5]),
-                                 at::TensorList(in).slice(kFixedInputs), results[0], at::TensorList(results).slice(1),
-                                 call.batch_sizes, call.lengths, call.reset, call.reverse, needs);
+  if (!grads[0].defined() && !grads[1].defined() && takes_zeros(call)) {
+    const int64_t batch = call.batch_sizes ? (*call.batch_sizes)[0].item<int64_t>() : results[0].size(1);
+    grads[1] = at::zeros({batch, own.w_hh().size(1)}, results[0].options());
+  }
+  Tensors found =
+      in_order(run_backward<Cpu>(own, grads, results[0], at::TensorList(results).slice(1), wanted), own);
   if (call.form.plain()) return found;
-  if (found[0].defined()) call.form.give_rows(found[0]);
-  for (size_t k = kFixedInputs; k < found.size(); ++k) call.form.give_state(found[k]);
+  if (found[kX].defined()) call.form.give_rows(found[kX]);
+  for (size_t k = kFixedInputs; k < found.size(); ++k) {
+    if (found[k].defined()) call.form.give_state(found[k]);
+  }
   return found;
 }
 
@@ -195,14 +197,17 @@ Tensors gradients(const LayerCall& call, const std::array<bool, 7>& needs, varia
 
 bool reads_all_inputs(const variable_list& grads, bool changed) { return changed || to_be_tracked(grads); }
 
-// What is saved: all inputs, batch_sizes, lengths, reset, y, and what the forward pass kept.
-variable_list layer_gradients(LayerCall call, size_t inputs, const variable_list& saved, bool changed,
+// Saved: all inputs, batch_sizes, lengths, reset, y, and the forward pass's own saved tensors.
+variable_list layer_gradients(EagerCall call, size_t inputs, const variable_list& saved, bool changed,
                               const std::function<bool(size_t)>& wants, const variable_list& grads) {
   call.inputs.assign(saved.begin(), saved.begin() + static_cast<int64_t>(inputs));
-  std::array<bool, 7> needs{};
+  const auto place = [&](size_t k) -> size_t {
+    return k < kFixedInputs ? k : k < inputs - call.restarts ? size_t{kStates} : size_t{kRestart};
+  };
+  Wanted wanted{};
   size_t edges = 0;
   for (size_t k = 0; k < inputs; ++k) {
-    if (call.inputs[k].defined() && wants(edges++)) needs[std::min(k, kFixedInputs)] = true;
+    if (call.inputs[k].defined() && wants(edges++)) wanted[place(k)] = true;
   }
   if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) {
     return variable_list(edges);
@@ -211,20 +216,20 @@ variable_list layer_gradients(LayerCall call, size_t inputs, const variable_list
   call.batch_sizes = optional(*next++);
   call.lengths = optional(*next++);
   call.reset = optional(*next++);
-  if (spares_projection(call, grads)) needs[5] = false;
-  Tensors found = gradients(call, needs, grads, Tensors(next, saved.end()), changed);
+  if (spares_projection(call, grads)) wanted[kWHr] = false;
+  Tensors found = gradients(call, wanted, grads, Tensors(next, saved.end()), changed);
   variable_list out;
   out.reserve(edges);
   for (size_t k = 0; k < inputs; ++k) {
     if (!call.inputs[k].defined()) continue;
-    out.push_back(needs[std::min(k, kFixedInputs)] ? std::move(found[k]) : Tensor());
+    out.push_back(wanted[place(k)] ? std::move(found[k]) : Tensor());
   }
   return out;
 }
 
 void set_higher_order(HigherOrder function) { higher_order = std::move(function); }
 
-bool is_single_step(const LayerCall& call) {
+bool is_single_step(const EagerCall& call) {
   if (call.form.no_steps) return true;
   if (call.batch_sizes) return call.batch_sizes->numel() == 1;
   return call.inputs[0].size(call.form.batch_first ? 1 : 0) == 1;
@@ -251,36 +256,29 @@ bool needs_graph(const LayerCall& call) {
                      [](const Tensor& t) { return t.defined() && t.requires_grad(); });
 }
 
-// What the kernels computed, before autograd hears of it.
-struct Computed {
-  Tensor y;
-  Tensors finals, reserve;
-};
-
-Computed compute(const LayerCall& call, bool graph) {
+Forward compute(const EagerCall& call, bool graph) {
   const at::NoGradGuard no_grad;
-  auto [y, finals, reserve] = forward(call, graph);
-  return {std::move(y), std::move(finals), std::move(reserve)};
+  return run_forward<Cpu>(laid_out(call), graph);
 }
 
-Tensors conclude(LayerCall call, Computed found, bool graph) {
+Tensors conclude(EagerCall call, Forward found, bool graph) {
   if (!graph) return in_form(call.form, std::move(found.y), found.finals);
   // torch.nn.GRU and RNN let their output be changed in place. So y is saved under a version counter of its own.
   const Tensor kept = memory_of(found.y, found.y.sizes());
   const Form form = call.form;
   Tensors outputs = in_form(form, std::move(found.y), found.finals);
-  record_layer(std::move(call), outputs, kept, found.reserve);
+  record_layer(std::move(call), outputs, kept, found.saved);
   return outputs;
 }
 
 // Two calls, each computed by one thread. Whoever comes first takes the next, so that a thread which has no core holds
 // nothing up that it has not begun.
 struct Pair {
-  const std::array<LayerCall, 2>& calls;
+  const std::array<EagerCall, 2>& calls;
   const std::array<bool, 2> graph;
   const int threads = Modest::threads();
   const at::ThreadLocalState state{};
-  std::array<Computed, 2> found{};
+  std::array<Forward, 2> found{};
   std::array<std::exception_ptr, 2> errors{};
   std::atomic<size_t> next{0};
 
@@ -301,9 +299,9 @@ struct Pair {
 // Whether two threads with a call each are better than all threads on one call after the other: they need no barrier
 // and read one matrix R each. Not if that is too large for a core's own cache, nor if there are more threads, unless a
 // step is too short to be shared.
-bool better_at_once(const LayerCall& call, int64_t multiply_adds) {
+bool better_at_once(const EagerCall& call, int64_t multiply_adds) {
   constexpr int64_t kLeast = 500'000, kShortStep = 100'000;
-  const Tensor &x = call.inputs[0], &w_hh = call.inputs[2];
+  const Tensor &x = call.x(), &w_hh = call.w_hh();
   const int64_t batch = x.dim() == 3 ? x.size(call.form.batch_first ? 0 : 1) : 1;
   return multiply_adds >= kLeast && !Modest::alone() && !at::in_parallel_region() && Modest::threads() >= 2 &&
          static_cast<double>(w_hh.nbytes()) < 0.7 * near_cache_bytes() &&
@@ -312,13 +310,13 @@ bool better_at_once(const LayerCall& call, int64_t multiply_adds) {
 
 }  // namespace
 
-Tensors run_layer(LayerCall call) {
+Tensors run_layer(EagerCall call) {
   const bool graph = needs_graph(call);
-  Computed found = compute(call, graph);
+  Forward found = compute(call, graph);
   return conclude(std::move(call), std::move(found), graph);
 }
 
-std::array<Tensors, 2> run_both(std::array<LayerCall, 2> calls) {
+std::array<Tensors, 2> run_both(std::array<EagerCall, 2> calls) {
   const Tensors& in = calls[0].inputs;
   const int64_t width = std::max<int64_t>(1, in[2].size(0));
   const int64_t depth = (in[2].numel() + (in[1].defined() ? in[1].numel() : 0)) / width;

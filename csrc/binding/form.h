@@ -1,7 +1,7 @@
 // How the tensors of a call are laid out for its caller, where that is not the operators' own way.
 #pragma once
 
-#include "binding/layout.h"
+#include "ops/tensors.h"
 
 namespace fastrnn {
 

@@ -12,11 +12,8 @@
 #include <tuple>
 #include <vector>
 
-#include "binding/buffers.h"
-#include "binding/cell_name.h"
+#include "ops/cpu/buffers.h"
 #include "binding/eager.h"
-#include "binding/finite.h"
-#include "binding/layout.h"
 #include "binding/range.h"
 #include "binding/short.h"
 #include "binding/stream.h"
@@ -24,6 +21,8 @@
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
 #include "cpu/workspace.h"
+#include "ops/cpu/device.h"
+#include "ops/finite.h"
 
 namespace py = pybind11;
 
@@ -47,12 +46,25 @@ std::vector<std::string> cells() {
   return names;
 }
 
-std::tuple<int, int, int, bool, int, int, int, int, int, bool> cell_sizes(const std::string& name) {
+py::dict cell_traits(const std::string& name) {
   const CellKernels* cell = find_cell(name.c_str());
   if (cell == nullptr) throw py::value_error(unknown_cell(name, &cell_name));
-  return {cell->gates,      cell->states,      cell->saved,  cell->split_from < cell->recurrent,
-          cell->parameters, cell->recurrent,   cell->second, cell->vectors,
-          cell->totals,     projectable(*cell)};
+  py::dict traits;
+  traits["gates"] = cell->gates;
+  traits["states"] = cell->states;
+  traits["recurrent"] = cell->recurrent;
+  traits["second"] = cell->second;
+  traits["parameters"] = cell->parameters;
+  traits["totals"] = cell->totals;
+  traits["projectable"] = projectable(*cell);
+  for (const bool projection : {false, true}) {
+    py::list saved;
+    for (const SavedTensor& t : saved_tensors(*cell, projection)) {
+      saved.append(py::make_tuple(t.per_unit, t.constant, t.compute));
+    }
+    traits[projection ? "saved_with_projection" : "saved"] = py::tuple(saved);
+  }
+  return traits;
 }
 
 // Whether a cell has kernels of a format ("float32", …) for the instruction set in use.
@@ -123,14 +135,50 @@ void choose_split(const std::string& name) {
   set_split(found->second);
 }
 
+// A call in Python's flat form (fastrnn/_call.py): cell, reverse, clip, number of initial states, batch_sizes,
+// lengths, reset, and the inputs.
+constexpr size_t kSettings = 4;
+
+LayerCall call_of(const py::tuple& flat) {
+  const auto tensor = [&](size_t k) { return flat[k].cast<OptionalTensor>(); };
+  LayerCall call;
+  try {
+    call.cell = flat[0].cast<std::string>();
+    call.reverse = flat[1].cast<bool>();
+    call.clip = flat[2].cast<double>();
+    call.batch_sizes = tensor(kSettings);
+    call.lengths = tensor(kSettings + 1);
+    call.reset = tensor(kSettings + 2);
+    for (size_t k = kSettings + 3; k < flat.size(); ++k) call.inputs.push_back(tensor(k).value_or(Tensor()));
+    call.restarts = call.inputs.size() - kFixedInputs - flat[3].cast<size_t>();
+  } catch (const py::cast_error&) {
+    throw py::type_error("layer: expected tensors");
+  }
+  for (size_t k = 0; k < call.inputs.size(); ++k) {
+    if ((k == kX || k == kWHh || k >= kFixedInputs) && !call.inputs[k].defined()) {
+      throw py::type_error("layer: expected a tensor, got None");
+    }
+  }
+  return call;
+}
+
+py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
+
+py::tuple flat_of(const LayerCall& call) {
+  py::tuple flat(kSettings + 3 + call.inputs.size());
+  size_t k = 0;
+  flat[k++] = call.cell;
+  flat[k++] = call.reverse;
+  flat[k++] = call.clip;
+  flat[k++] = call.states().size();
+  for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) flat[k++] = or_none(t.value_or(Tensor()));
+  for (const Tensor& t : call.inputs) flat[k++] = or_none(t);
+  return flat;
+}
+
 // One layer, directly: its outputs, or None where the dispatcher has to see the operators (see is_plain).
-std::optional<Tensors> layer(std::string cell, Tensor x, OptionalTensor w_ih, Tensor w_hh, OptionalTensor b_ih,
-                             OptionalTensor b_hh, OptionalTensor w_hr, const Tensors& states,
-                             OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset, bool reverse) {
-  const auto plain = [](OptionalTensor& t) { return t ? std::move(*t) : Tensor(); };
-  LayerCall call{std::move(cell), reverse, std::move(batch_sizes), std::move(lengths), std::move(reset), {}, {}};
-  call.inputs = {std::move(x), plain(w_ih), std::move(w_hh), plain(b_ih), plain(b_hh), plain(w_hr)};
-  call.inputs.insert(call.inputs.end(), states.begin(), states.end());
+std::optional<Tensors> layer(const py::tuple& flat) {
+  EagerCall call{call_of(flat), {}};
   if (!is_plain(call)) return std::nullopt;
   const py::gil_scoped_release no_gil;
   const Range range(call.cell, "", [&] { return call.inputs; });
@@ -144,8 +192,6 @@ bool is_finite_matrix(const Tensor& t) {
                         (t.stride(1) == 1 || t.size(1) == 1);
   return ordinary && all_finite(t);
 }
-
-py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
 
 using Layers = std::vector<std::vector<OptionalTensor>>;
 
@@ -162,19 +208,18 @@ std::vector<Tensors> tensors_of(const Layers& layers) {
 void use_higher_order(const py::function& function) {
   // Never destroyed: at exit there may be no interpreter left to do it.
   const auto* held = new py::function(function);
-  set_higher_order(
-      [held](const LayerCall& call, const std::array<bool, 7>& needs, const Tensors& grads, const Tensors& results) {
-        const py::gil_scoped_acquire gil;
-        const auto list = [](const Tensors& tensors) {
-          py::list out;
-          for (const Tensor& t : tensors) out.append(or_none(t));
-          return out;
-        };
-        const auto given = [](const OptionalTensor& t) { return t ? py::cast(*t) : py::none(); };
-        return (*held)(call.cell, call.reverse, given(call.batch_sizes), given(call.lengths), given(call.reset),
-                       py::tuple(py::cast(needs)), list(call.inputs), list(grads), list(results))
-            .cast<Tensors>();
-      });
+  set_higher_order([held](const LayerCall& call, const Wanted& wanted, const Tensors& grads, const Tensors& results) {
+    const py::gil_scoped_acquire gil;
+    const auto list = [](const Tensors& tensors) {
+      py::list out;
+      for (const Tensor& t : tensors) out.append(or_none(t));
+      return out;
+    };
+    const auto found = (*held)(flat_of(call), py::tuple(py::cast(wanted)), list(grads), list(results));
+    Tensors out;
+    for (const OptionalTensor& t : found.cast<std::vector<OptionalTensor>>()) out.push_back(t.value_or(Tensor()));
+    return out;
+  });
 }
 
 // Custom cells are compiled by Python.
@@ -208,7 +253,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_crowd", &fastrnn::set_crowd, py::arg("seen"),
         "Behave as if other programs were seen to want the cores, or forget that they were (tests).");
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
-  m.def("layer", &fastrnn::layer, "One layer in eager mode: [y, final states...], or None if it needs the dispatcher.");
+  m.def("layer", &fastrnn::layer, py::arg("call"),
+        "One layer in eager mode, of a flat call: [y, final states...], or None if it needs the dispatcher.");
   m.def(
       "is_finite", [](const fastrnn::Tensor& t) { return fastrnn::is_finite_matrix(t); }, py::arg("t"),
       "Return True if t is an ordinary floating-point matrix on the CPU without an infinite number or NaN.");
@@ -219,9 +265,6 @@ PYBIND11_MODULE(_C, m) {
       "unknown_cell", [](const std::string& name) { return fastrnn::unknown_cell(name, &fastrnn::cell_name); },
       py::arg("name"), "The message of the error for a name that no cell has.");
   m.def(
-      "bound_of", [](const std::string& name) { return fastrnn::bound_of(name); }, py::arg("name"),
-      "The bound in the name of a cell, 0 for none. Raises ValueError for one that is not a positive number.");
-  m.def(
       "has_kernels",
       [](const std::string& name, const py::object& dtype) {
         if (!THPDtype_Check(dtype.ptr())) throw py::type_error("dtype: expected a torch.dtype");
@@ -230,7 +273,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("cell"), py::arg("dtype"));
   m.def("load_cells", &fastrnn::load_cells_from, py::arg("path"), "Adds the kernels of a user's cell.");
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
-  m.def("cell_sizes", &fastrnn::cell_sizes, py::arg("name"), "A cell's gates, states, saved values, split gradient.");
+  m.def("cell_traits", &fastrnn::cell_traits, py::arg("name"), "The sizes of a cell, and of what it saves for backward.");
   PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());
   PyModule_AddFunctions(m.ptr(), fastrnn::stream_methods());
   m.def(

@@ -6,7 +6,6 @@
 #include <array>
 #include <type_traits>
 
-#include "binding/cell_name.h"
 #include "cpu/dispatch.h"
 
 namespace fastrnn {
@@ -30,13 +29,12 @@ auto make_node() {
   }
 }
 
-constexpr size_t kReserve = 4;
 // Saved after the inputs: batch_sizes, lengths, reset, y, and the tensors of the forward pass.
-constexpr size_t kSavedBesides = 4 + kReserve;
+constexpr size_t kSavedBesides = 4 + kSavedTensors;
 
 // Only for compiled autograd (torch._dynamo.compiled_autograd), which traces a C++ Function: a node of this kind then
-// stands in for ours. Strings and bools of saved_data are constants of the traced graph; an integer would become a
-// symbol.
+// stands in for ours. Strings, bools and floats of saved_data are constants of the traced graph; an
+// integer would become a symbol.
 struct Layer : torch::autograd::Function<Layer> {
   // While it is traced, `backward` sees fake tensors. It reads no values and calls the operators by the dispatcher.
   static constexpr bool is_traceable = true;
@@ -44,9 +42,13 @@ struct Layer : torch::autograd::Function<Layer> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const at::NoGradGuard no_grad;  // compiled autograd has no create_graph
     auto& data = ctx->saved_data;
-    grads.resize(1 + static_cast<size_t>(find_cell(without_bound(data["cell"].toStringRef()).c_str())->states));
+    grads.resize(1 + static_cast<size_t>(find_cell(data["cell"].toStringRef().c_str())->states));
     const variable_list saved = ctx->get_saved_variables();
-    LayerCall call{data["cell"].toStringRef(), data["reverse"].toBool(), {}, {}, {}, {}, {}};
+    EagerCall call;
+    call.cell = data["cell"].toStringRef();
+    call.reverse = data["reverse"].toBool();
+    call.clip = data["clip"].toDouble();
+    call.restarts = data["restarts"].toStringRef().size();
     call.form = {data["batch_first"].toBool(), data["no_steps"].toBool(), data["no_batch"].toBool(),
                  data["layered"].toBool()};
     return layer_gradients(
@@ -95,7 +97,7 @@ struct Unread {
 };
 
 struct LayerNode : Node {
-  LayerCall call{};  // without its tensors
+  EagerCall call{};  // without its tensors
   size_t inputs = 0, outputs = 0;
   std::vector<SavedVariable> saved;         // nothing in place of an unread input
   std::array<Unread, kFixedInputs> unread;  // nothing in place of a saved one
@@ -146,6 +148,8 @@ struct LayerNode : Node {
     auto& data = node->ctx_.saved_data;
     data["cell"] = call.cell;
     data["reverse"] = call.reverse;
+    data["clip"] = call.clip;
+    data["restarts"] = std::string(call.restarts, '+');
     data["batch_first"] = call.form.batch_first;
     data["no_steps"] = call.form.no_steps;
     data["no_batch"] = call.form.no_batch;
@@ -170,17 +174,17 @@ struct LayerNode : Node {
 
 // Return true if only y and h depend on what requires a gradient: the projection alone, which the other states do not
 // meet within a single step.
-bool depends_by_hidden_alone(const LayerCall& call) {
-  if (!call.inputs[5].defined() || !is_single_step(call)) return false;
+bool depends_by_hidden_alone(const EagerCall& call) {
+  if (!call.w_hr().defined() || !is_single_step(call)) return false;
   for (size_t k = 0; k < call.inputs.size(); ++k) {
-    if (k != 5 && call.inputs[k].defined() && call.inputs[k].requires_grad()) return false;
+    if (k != kWHr && call.inputs[k].defined() && call.inputs[k].requires_grad()) return false;
   }
   return true;
 }
 
 }  // namespace
 
-void record_layer(LayerCall call, Tensors& outputs, const Tensor& kept, const Tensors& reserve) {
+void record_layer(EagerCall call, Tensors& outputs, const Tensor& kept, const Tensors& saved) {
   auto node = make_node<LayerNode>();
   node->inputs = call.inputs.size();
   node->saved.reserve(call.inputs.size() + kSavedBesides);
@@ -211,7 +215,7 @@ void record_layer(LayerCall call, Tensors& outputs, const Tensor& kept, const Te
   }
   for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) save_own(t.value_or(Tensor()));
   save(kept);
-  for (const Tensor& t : reserve) save(t);
+  for (const Tensor& t : saved) save(t);
   const size_t differentiable = depends_by_hidden_alone(call) ? 2 : outputs.size();  // y and h
   call.inputs.clear();
   call.batch_sizes = call.lengths = call.reset = std::nullopt;

@@ -9,8 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "binding/cell_name.h"
-#include "binding/layout.h"
+#include "ops/call.h"
 
 namespace fastrnn {
 
@@ -24,7 +23,7 @@ class Range {
   Range(const std::string& cell, const char* suffix, const Inputs& inputs) {
     auto profilers = at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION);
     if (__builtin_expect(static_cast<long>(profilers.has_value()), 0) == 0) return;
-    shown_ = std::make_unique<Shown>(std::move(*profilers), "fastrnn::" + without_bound(cell) + suffix, inputs());
+    shown_ = std::make_unique<Shown>(std::move(*profilers), "fastrnn::" + cell + suffix, inputs());
   }
   Range(const Range&) = delete;
   Range& operator=(const Range&) = delete;

@@ -59,7 +59,7 @@ struct Sizes {
 };
 
 // The weights of one layer and direction, into call.inputs; false if anything is unusual.
-bool take_weights(LayerCall& call, Attributes& module, PyObject* parameters, PyObject* const* name, at::ScalarType type,
+bool take_weights(EagerCall& call, Attributes& module, PyObject* parameters, PyObject* const* name, at::ScalarType type,
                   const Sizes& s) {
   const int64_t wide = s.gates * s.hidden;
   const std::array<int64_t, 5> rows{wide, wide, wide, wide, s.projected},
@@ -127,7 +127,7 @@ struct Network {
   PyObject *parameters = nullptr, *flat = nullptr;  // flat: the names of the weights
   Form form;
   std::array<const Tensor*, kMaxStates> given{};
-  std::vector<LayerCall> calls;
+  std::vector<EagerCall> calls;
   // Unless there is but one call, as operations of torch see them:
   Tensor x;                      // (T, B, I)
   std::vector<Tensors> initial;  // of each state, one for each call; or none
@@ -195,7 +195,7 @@ struct Network {
   bool read_weights(Attributes& module, at::ScalarType type) {
     calls.reserve(count);
     for (int64_t k = 0; k < count; ++k) {
-      LayerCall& call = calls.emplace_back();
+      EagerCall& call = calls.emplace_back();
       call.cell = cell;
       call.reverse = k % directions == 1;
       call.inputs.reserve(kFixedInputs + kernels->states);
@@ -217,7 +217,7 @@ struct Network {
       return;
     }
     calls[0].form = form;
-    calls[0].inputs[0] = input;
+    calls[0].inputs[kX] = input;
     for (int s = 0; given[0] != nullptr && s < kernels->states; ++s) calls[0].inputs.push_back(*given[s]);
   }
 
@@ -243,7 +243,7 @@ struct Network {
     std::vector<Tensors> finals(kernels->states);
     for (int64_t first = 0; first < count; first += directions) {
       for (int64_t k = first; k < first + directions; ++k) {
-        calls[k].inputs[0] = x;
+        calls[k].inputs[kX] = x;
         for (const Tensors& column : initial) calls[k].inputs.push_back(column[k]);
       }
       std::array<Tensors, 2> found;
@@ -287,7 +287,7 @@ PyObject* short_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-bool prepare_cell(LayerCall& call, PyObject* const* args) {
+bool prepare_cell(EagerCall& call, PyObject* const* args) {
   const Names& n = names();
   const Tensor* x = plain_tensor(args[2]);
   if (x == nullptr || !known_format(x->scalar_type()) || x->dim() < 1 || x->dim() > 2) return false;
@@ -320,7 +320,7 @@ bool prepare_cell(LayerCall& call, PyObject* const* args) {
 // short_cell(module, cell, input, states) -> the new states, or None
 PyObject* short_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  LayerCall call{};
+  EagerCall call{};
   if (count != 4 || !enabled || !nobody_watches() || !is_one_of(cell_types, args[0]) || !prepare_cell(call, args)) {
     Py_RETURN_NONE;
   }

@@ -5,9 +5,8 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include "binding/buffers.h"
+#include "ops/cpu/device.h"
 #include "binding/plain.h"
-#include "binding/products.h"
 #include "binding/range.h"
 #include "binding/stream.h"
 #include "cpu/dispatch.h"

@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "binding/ops.h"
+#include "cpu/args.h"
+#include "ops/call.h"
 
 namespace fastrnn {
 

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "math/cell_traits.h"
+
 namespace fastrnn {
 
 // What kernels call that were compiled into another shared object: a user's cell.
@@ -44,6 +46,7 @@ struct ForwardArgs {
   const void* parameters;           // T [Q, H], a cell's numbers for each unit
   const void* rh;                   // T [B, R·H] or null: R·h + b_hh of the only step, if T = 1 and the caller has it
   const void* initial[kMaxStates];  // T [B, P] for h, [B, H] for others; null = zeros
+  const void* restart[kMaxStates];  // the same of the states at seq.reset
   void* gates;                      // T [N, G·H] in: W·x; out, if training: the first min(G, K) saved values
   void* extra;                      // T [N, (K-G)·H], training and K > G
   void* cells;                     // C [N, (S-1)·H + sums], training: states other than h after each step; a row's sums
@@ -60,6 +63,7 @@ struct BackwardArgs {
   const void* w_hr;
   const void* parameters;
   const void* initial[kMaxStates];
+  const void* restart[kMaxStates];
   const void* gates;
   const void* extra;
   const void* cells;
@@ -71,8 +75,9 @@ struct BackwardArgs {
   void* drh;                           // T [N, (R - split_from)·H], ∂L/∂rh of the gates where it differs from da
   void* dparameters;                   // C [B, Q·H], zeros: ∂L/∂parameters of a row's steps is added to it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
+  void* grad_restart[kMaxStates];      // T [B, P or H]; null: restart is initial, and grad_initial the sum of both
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
-  void* arrived[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
+  void* later[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
   double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
   bool hidden_unused;    // no gradient, not even zeros, reaches the h of the last step (loss on the cell state alone)
   bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
@@ -94,13 +99,7 @@ struct SmallKernels {
   void (*outer[2])(const SmallProduct&);       // out (depth, columns) = a (N, depth)ᵀ · b (N, columns)
 };
 
-struct CellKernels {
-  int gates, recurrent, second, states, saved, split_from, parameters;
-  bool reads_hidden;
-  int vectors;               // that are multiplied besides h; a projection's is not among them
-  const int* vector_blocks;  // how many of the `second` matrices each of them has
-  int totals;                // sums over all units of a row
-  bool staged;               // see staged.h
+struct CellKernels : CellTraits {
   // By Format. Null: this instruction set has nothing for it (kFloat32Parts alone; kFloat32 does it). They return 0, or
   // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
   int (*forward[kFormats])(const ForwardArgs&);

@@ -43,13 +43,14 @@ struct Backward {
   C* incoming[kMaxStates] = {};  // (B, H padded): gradients of the new states, until the second product is there
   C* direct[kMaxStates] = {};    // (B, width(s)): gradient of the states a step starts from, without the product's part
   C* initial[kMaxStates] = {};   // (B, width(s)): gradient of the initial states
+  C* restart[kMaxStates] = {};   // the same of those of a restart
   int64_t stride[kMaxStates];
   size_t at_recurrent, at_second = 0, at_incoming[kMaxStates] = {}, at_projection = 0, at_operand[2] = {}, at_total = 0,
-                       at_direct[kMaxStates], at_initial[kMaxStates];
+                       at_direct[kMaxStates], at_initial[kMaxStates], at_restart[kMaxStates];
 
   explicit Backward(const BackwardArgs& a)
       : args(a), seq(opposite(a.seq)), steps{seq}, H(seq.hidden), P(seq.projected), projecting(a.w_hr != nullptr) {
-    for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr;
+    for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr || args.grad_restart[s] != nullptr;
     const int64_t depth = R > 0 ? R * H : 16;  // of a cell without a product: its element-wise work
     plan = make_plan(seq, {seq.batch, depth, P, Engine::kBytes, projecting || R2 > 0 ? 2 : 1, Engine::kSpeed});
     recurrent = Engine::template weights<1>(R1 * H, P, rows_of_a_thread(plan, seq));
@@ -77,6 +78,7 @@ struct Backward {
       if (R2 > 0) at_incoming[s] = workspace.add(seq.batch * stride[s], sizeof(C));
       at_direct[s] = workspace.add(seq.batch * stride[s], sizeof(C));
       at_initial[s] = workspace.add(want_initial ? seq.batch * stride[s] : 0, sizeof(C));
+      at_restart[s] = workspace.add(args.grad_restart[s] != nullptr ? seq.batch * stride[s] : 0, sizeof(C));
     }
   }
 
@@ -100,6 +102,7 @@ struct Backward {
       direct[s] = workspace.template at<C>(at_direct[s]);
       incoming[s] = workspace.template at<C>(at_incoming[s]);
       initial[s] = workspace.template at<C>(at_initial[s]);
+      restart[s] = args.grad_restart[s] != nullptr ? workspace.template at<C>(at_restart[s]) : initial[s];
     }
     run_team(plan.threads, &Backward::body, this);
     return workspace.intact() ? 0 : -2;
@@ -163,7 +166,10 @@ struct Backward {
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);
       for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
-        for (int64_t u = units.begin; u < units.end; ++u) initial[s][i * stride[s] + u] = C(0);
+        for (int64_t u = units.begin; u < units.end; ++u) {
+          initial[s][i * stride[s] + u] = C(0);
+          restart[s][i * stride[s] + u] = C(0);
+        }
       }
     }
   }
@@ -190,12 +196,13 @@ struct Backward {
     return i < steps.rows(n) && (i >= steps.rows(n - 1) || !steps.reset(n, i));
   }
 
-  // Gradient that arrives at state s of row i: at the step of visit n, or else at the initial state.
+  // Gradient that arrives at state s of row i: at the step of visit n, or else at the initial state or, where the row
+  // has a step here, at that of a restart.
   FASTRNN_FN V arriving(int s, int64_t n, int64_t i, int64_t unit, V product) const {
     const V gradient = product + V::load(direct[s] + i * stride[s] + unit);
     if (goes_on(n, i)) return gradient;
     if (want_initial) {
-      C* to = initial[s] + i * stride[s] + unit;
+      C* to = (i < steps.rows(n) ? restart : initial)[s] + i * stride[s] + unit;
       (V::load(to) + gradient).store(to);
     }
     return V::zero();
@@ -244,11 +251,11 @@ struct Backward {
     for (int s = 1; s < S; ++s) arriving(s, n, i, unit, V::zero());
   }
 
-  // What comes to state s of row i from later steps, for who asked for it.
+  // Store the gradient reaching state s of row i from later steps, if requested.
   template <bool Full>
-  FASTRNN_FN void keep_arrived(int s, int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V gradient) const {
-    if (args.arrived[s] == nullptr) return;
-    lanes.store(gradient, static_cast<C*>(args.arrived[s]) + (steps.offset(n) + i) * width(s) + unit);
+  FASTRNN_FN void store_later(int s, int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V gradient) const {
+    if (args.later[s] == nullptr) return;
+    lanes.store(gradient, static_cast<C*>(args.later[s]) + (steps.offset(n) + i) * width(s) + unit);
   }
 
   // Adds the gradient of the step's output.
@@ -256,7 +263,7 @@ struct Backward {
   FASTRNN_FN void with_output(int64_t n, int64_t i, int64_t unit, int lanes_left, V dh) const {
     const Lanes<Full> lanes{lanes_left};
     const int64_t at = (steps.offset(n) + i) * P + unit;
-    keep_arrived(0, n, i, unit, lanes, dh);
+    store_later(0, n, i, unit, lanes, dh);
     if (args.grad_y != nullptr) dh = dh + lanes.load(static_cast<const T*>(args.grad_y) + at);
     if (args.clip > 0) {  // a NaN stays one
       const V bound(static_cast<C>(args.clip));
@@ -282,7 +289,7 @@ struct Backward {
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) {
       v.ds_new[s] = arriving(s, n, i, unit, V::zero());
-      keep_arrived(s, n, i, unit, lanes, v.ds_new[s]);
+      store_later(s, n, i, unit, lanes, v.ds_new[s]);
     }
     FASTRNN_UNROLL
     for (int s = 0; s < S; ++s) v.ds_new[s].store(incoming[s] + i * stride[s] + unit);
@@ -312,13 +319,14 @@ struct Backward {
   // State s of row i before the step of visit n.
   template <bool Full>
   FASTRNN_FN V state_before(int s, int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes) const {
-    if (i < steps.rows(n + 1) && !steps.reset(n + 1, i)) {
+    const bool continues = i < steps.rows(n + 1);
+    if (continues && !steps.reset(n + 1, i)) {
       const int64_t row = steps.offset(n + 1) + i;
       if (s == 0) return lanes.load(static_cast<const T*>(args.y) + row * H + unit);
       return lanes.load(static_cast<const C*>(args.cells) + (row * (S - 1) + s - 1) * H + unit);
     }
-    if (args.initial[s] == nullptr) return V::zero();
-    return lanes.load(static_cast<const T*>(args.initial[s]) + i * H + unit);
+    const void* first = (continues ? args.restart : args.initial)[s];
+    return first == nullptr ? V::zero() : lanes.load(static_cast<const T*>(first) + i * H + unit);
   }
 
   // What the cell's gradient is computed from, one vector each.
@@ -367,7 +375,7 @@ struct Backward {
         v.ds_new[s] = V::load(incoming[s] + i * stride[s] + unit);
       } else {
         v.ds_new[s] = s == 0 ? gradient : arriving(s, n, i, unit, V::zero());
-        if (s > 0) keep_arrived(s, n, i, unit, lanes, v.ds_new[s]);
+        if (s > 0) store_later(s, n, i, unit, lanes, v.ds_new[s]);
       }
     }
     if constexpr (Q > 0 || R2 > 0) {
@@ -400,13 +408,16 @@ struct Backward {
   // Gradients of the initial states; a row without any step passes those of its final states on.
   void finish(const Part& part) const {
     for (int s = 0; s < S; ++s) {
-      if (args.grad_initial[s] == nullptr) continue;
       const Range units = units_of(s, part);
       const int64_t end = smaller(units.end, width(s));
       for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
-        C* from = initial[s] + i * stride[s];
-        if (i >= seq.counts[0]) load_final(part, s, i, from);
-        copy(from + units.begin, static_cast<T*>(args.grad_initial[s]) + i * width(s) + units.begin, end - units.begin);
+        const auto store = [&](const C* from, void* gradient) {
+          if (gradient == nullptr) return;
+          copy(from + units.begin, static_cast<T*>(gradient) + i * width(s) + units.begin, end - units.begin);
+        };
+        if (i >= seq.counts[0]) load_final(part, s, i, initial[s] + i * stride[s]);
+        store(initial[s] + i * stride[s], args.grad_initial[s]);
+        store(restart[s] + i * stride[s], args.grad_restart[s]);
       }
     }
   }

@@ -152,23 +152,23 @@ struct Forward {
   }
 
   // After visit n, whose new states are in state[now]: rows that end here hand over their states; rows that begin with
-  // the next visit, or begin a new segment there, get the initial ones.
+  // the next visit get the initial ones; those that begin a new segment there, the ones of a restart.
   void between(const Part& part, int64_t n, int now) const {
     const int64_t here = steps.rows(n), next = steps.rows(n + 1);
     const auto clip = [&](int64_t row) { return larger(part.rows.begin, smaller(part.rows.end, row)); };
     finish(part, {clip(next), clip(here)}, state[now]);
-    for (int64_t i = clip(here); i < clip(next); ++i) begin(part, now, i);
+    for (int64_t i = clip(here); i < clip(next); ++i) begin(part, now, i, args.initial);
     if (seq.reset == nullptr || n < 0 || n + 1 == seq.steps) return;
     for (int64_t i = part.rows.begin; i < clip(smaller(here, next)); ++i) {
-      if (steps.reset(n + 1, i)) begin(part, now, i);
+      if (steps.reset(n + 1, i)) begin(part, now, i, args.restart);
     }
   }
 
-  void begin(const Part& part, int now, int64_t i) const {
+  void begin(const Part& part, int now, int64_t i, const void* const* states) const {
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);
       C* to = state[now][s] + i * stride[s];
-      const T* from = static_cast<const T*>(args.initial[s]);
+      const T* from = static_cast<const T*>(states[s]);
       if (from != nullptr) {
         copy(from + i * width(s) + units.begin, to + units.begin, units.end - units.begin);
       } else {

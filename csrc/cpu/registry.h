@@ -12,7 +12,7 @@ struct RegistryEntry {
 };
 
 // Changes with everything that kernels in another shared object have in common with this one.
-constexpr int kCellInterface = 5;
+constexpr int kCellInterface = 6;
 
 extern const RegistryEntry kRegistry[];  // ends with a null cell
 

@@ -17,8 +17,8 @@ struct StagedBackward {
 
   const BackwardArgs& args;
   Scratch stages;  // its states: the gradients of a step's states
-  C* initial = nullptr;
-  size_t at_initial;
+  C *initial = nullptr, *restart = nullptr;  // gradients of the initial states, and of those of a restart
+  size_t at_initial, at_restart;
 
   static Sequence opposite(Sequence s) {
     s.reverse = !s.reverse;
@@ -27,11 +27,15 @@ struct StagedBackward {
 
   explicit StagedBackward(const BackwardArgs& a) : args(a), stages(opposite(a.seq), R, G) {
     at_initial = stages.workspace.add(S * stages.B * stages.stride, sizeof(C));
+    at_restart = stages.workspace.add(restarts() ? S * stages.B * stages.stride : 0, sizeof(C));
   }
+
+  bool restarts() const { return args.grad_restart[0] != nullptr; }
 
   int run() {
     if (!stages.allocate()) return -1;
     initial = stages.workspace.template at<C>(at_initial);
+    restart = restarts() ? stages.workspace.template at<C>(at_restart) : initial;
     run_team(stages.plan.threads, &StagedBackward::body, this);
     return stages.workspace.intact() ? 0 : -2;
   }
@@ -46,7 +50,10 @@ struct StagedBackward {
     const Range units = stages.units_of(part);
     for (int s = 0; s < S; ++s) {
       for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
-        for (int64_t u = units.begin; u < units.end; ++u) of_initial(s, i)[u] = C(0);
+        for (int64_t u = units.begin; u < units.end; ++u) {
+          row_of(initial, s, i)[u] = C(0);
+          row_of(restart, s, i)[u] = C(0);
+        }
       }
     }
     member.wait();
@@ -60,10 +67,11 @@ struct StagedBackward {
     finish(part);
   }
 
-  C* of_initial(int s, int64_t i) const { return initial + (s * stages.B + i) * stages.stride; }
+  C* row_of(C* gradients, int s, int64_t i) const { return gradients + (s * stages.B + i) * stages.stride; }
 
   // Before visit n: rows whose last step it is start from the gradient of their final states; what has come to a row
-  // that had its first step, or the first of a segment, belongs to its initial state. Then the outputs' gradients.
+  // that had its first step belongs to its initial state, and to that of a restart where it was the first of a later
+  // segment. Then the outputs' gradients.
   void between(const Part& part, int64_t n) const {
     const Steps& steps = stages.steps;
     const int64_t before = steps.rows(n - 1), here = steps.rows(n);
@@ -71,11 +79,11 @@ struct StagedBackward {
     for (int64_t i = part.rows.begin; i < end; ++i) {
       const bool ends = i < before && (i >= here || steps.reset(n, i));
       for (int s = 0; s < S; ++s) {
-        if (ends) hand_over(part, n, s, i);
+        if (ends) hand_over(part, n, s, i, i >= here ? initial : restart);
         if (i < here && i >= before) stages.set_state(part, n & 1, s, i, final_gradient(s, i));
       }
       if (i >= here) continue;
-      for (int s = 0; s < S; ++s) keep_arrived(part, n, s, i);
+      for (int s = 0; s < S; ++s) store_later(part, n, s, i);
       add_output(part, n, i);
     }
   }
@@ -85,20 +93,20 @@ struct StagedBackward {
     return from == nullptr ? from : from + i * stages.H;
   }
 
-  void hand_over(const Part& part, int64_t n, int s, int64_t i) const {
+  void hand_over(const Part& part, int64_t n, int s, int64_t i, C* gradients) const {
     const Range units = stages.units_of(part);
-    C* from = stages.state[n & 1][s] + i * stages.stride;
+    C *from = stages.state[n & 1][s] + i * stages.stride, *to = row_of(gradients, s, i);
     for (int64_t u = units.begin; u < units.end; ++u) {
-      of_initial(s, i)[u] = of_initial(s, i)[u] + from[u];
+      to[u] = to[u] + from[u];
       from[u] = C(0);
     }
   }
 
-  // What comes to state s of row i from later steps, for who asked for it.
-  void keep_arrived(const Part& part, int64_t n, int s, int64_t i) const {
-    if (args.arrived[s] == nullptr) return;
+  // Store the gradient reaching state s of row i from later steps, if requested.
+  void store_later(const Part& part, int64_t n, int s, int64_t i) const {
+    if (args.later[s] == nullptr) return;
     const Range units = stages.units_of(part);
-    C* to = static_cast<C*>(args.arrived[s]) + (stages.steps.offset(n) + i) * stages.H;
+    C* to = static_cast<C*>(args.later[s]) + (stages.steps.offset(n) + i) * stages.H;
     const C* from = stages.state[n & 1][s] + i * stages.stride;
     for (int64_t u = units.begin; u < smaller(units.end, stages.H); ++u) to[u] = from[u];
   }
@@ -122,13 +130,15 @@ struct StagedBackward {
     const Range units = stages.units_of(part);
     const int64_t end = smaller(units.end, stages.H);
     for (int s = 0; s < S; ++s) {
-      if (args.grad_initial[s] == nullptr) continue;
       for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
-        T* to = static_cast<T*>(args.grad_initial[s]) + i * stages.H;
         const T* passed = i >= stages.seq.counts[0] ? final_gradient(s, i) : nullptr;  // a row without any step
-        for (int64_t u = units.begin; u < end; ++u) {
-          narrow(passed != nullptr ? widen(passed[u]) : of_initial(s, i)[u], to + u);
-        }
+        const auto store = [&](void* gradient, C* from) {
+          T* to = static_cast<T*>(gradient) + i * stages.H;
+          for (int64_t u = units.begin; gradient != nullptr && u < end; ++u) narrow(from[u], to + u);
+        };
+        for (int64_t u = units.begin; passed != nullptr && u < end; ++u) row_of(initial, s, i)[u] = widen(passed[u]);
+        store(args.grad_initial[s], row_of(initial, s, i));
+        store(args.grad_restart[s], row_of(restart, s, i));
       }
     }
   }
@@ -169,12 +179,13 @@ struct StagedBackward {
     FASTRNN_FN V old_state(int s) const {
       const int64_t H = d.stages.H;
       const Steps& steps = d.stages.steps;
-      if (i < steps.rows(n + 1) && !steps.reset(n + 1, i)) {
+      const bool continues = i < steps.rows(n + 1);
+      if (continues && !steps.reset(n + 1, i)) {
         const int64_t earlier = steps.offset(n + 1) + i;
         return s == 0 ? lanes.load(static_cast<const T*>(d.args.y) + earlier * H + unit)
                       : lanes.load(cells(earlier) + (s - 1) * H + unit);
       }
-      const T* from = static_cast<const T*>(d.args.initial[s]);
+      const T* from = static_cast<const T*>((continues ? d.args.restart : d.args.initial)[s]);
       return from == nullptr ? V::zero() : lanes.load(from + i * H + unit);
     }
     FASTRNN_FN void set_da(int g, V x) const {

@@ -56,20 +56,20 @@ struct StagedForward {
     const int64_t here = steps.rows(n), next = steps.rows(n + 1);
     const auto clip = [&](int64_t row) { return larger(part.rows.begin, smaller(part.rows.end, row)); };
     finish(part, {clip(next), clip(here)}, now);
-    for (int64_t i = clip(here); i < clip(next); ++i) begin(part, now, i);
+    for (int64_t i = clip(here); i < clip(next); ++i) begin(part, now, i, args.initial);
     if (stages.seq.reset == nullptr || n < 0 || n + 1 == stages.seq.steps) return;
     for (int64_t i = part.rows.begin; i < clip(smaller(here, next)); ++i) {
-      if (steps.reset(n + 1, i)) begin(part, now, i);
+      if (steps.reset(n + 1, i)) begin(part, now, i, args.restart);
     }
   }
 
-  const T* initial(int s, int64_t i) const {
-    const T* from = static_cast<const T*>(args.initial[s]);
-    return from == nullptr ? from : from + i * stages.H;
+  // Row i of a state [B, H], or null.
+  const T* row_of(const void* state, int64_t i) const {
+    return state == nullptr ? nullptr : static_cast<const T*>(state) + i * stages.H;
   }
 
-  void begin(const Part& part, int now, int64_t i) const {
-    for (int s = 0; s < S; ++s) stages.set_state(part, now, s, i, initial(s, i));
+  void begin(const Part& part, int now, int64_t i, const void* const* states) const {
+    for (int s = 0; s < S; ++s) stages.set_state(part, now, s, i, row_of(states[s], i));
   }
 
   // Final states of `rows`: those in state[now], or (-1) the initial ones.
@@ -79,7 +79,7 @@ struct StagedForward {
     for (int s = 0; s < S; ++s) {
       for (int64_t i = rows.begin; i < rows.end; ++i) {
         T* to = static_cast<T*>(args.final_states[s]) + i * stages.H;
-        const T* from = initial(s, i);
+        const T* from = row_of(args.initial[s], i);
         for (int64_t u = units.begin; u < end; ++u) {
           narrow(now >= 0          ? stages.state[now][s][i * stages.stride + u]
                  : from != nullptr ? widen(from[u])

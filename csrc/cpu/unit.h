@@ -80,18 +80,8 @@ void add_format(CellKernels& kernels) {
 template <class Cell>
 CellKernels plain_kernels() {
   CellKernels kernels = {
-      Cell::kGates,
-      Cell::kRecurrent,
-      Cell::kSecond,
-      Cell::kStates,
-      Cell::kSaved,
-      Cell::kSplitFrom,
-      Cell::kParameters,
-      Cell::kReadsHidden,
-      Structure<Cell>::kVectors,
-      Structure<Cell>::kBlocks,
-      Structure<Cell>::kTotals,
-      Staged<Cell>,
+      {Cell::kGates, Cell::kRecurrent, Cell::kSecond, Cell::kStates, Cell::kSaved, Cell::kSplitFrom, Cell::kParameters,
+       Cell::kReadsHidden, Structure<Cell>::kVectors, Structure<Cell>::kBlocks, Structure<Cell>::kTotals, Staged<Cell>},
       {},
       {},
       {{&small_by_rows<float>, &small_by_rows<double>},

@@ -34,12 +34,12 @@ struct Rows {
   // Whether there is memory for row b at step t, and whether the network takes a step there.
   FASTRNN_FN bool exists(int64_t t, int64_t b) const { return offsets == nullptr || b < offsets[t + 1] - offsets[t]; }
   FASTRNN_FN bool active(int64_t t, int64_t b) const { return lengths != nullptr ? t < lengths[b] : exists(t, b); }
-  // Whether the k-th step of row b, k > 0, begins with the initial state again. Segments are the same in both
-  // directions.
+  // Return true if the k-th step of row b, k > 0, begins a later segment. Segments are the same in both directions: the
+  // flag stands at their first step in time.
   FASTRNN_FN bool anew(int64_t k, int64_t b) const {
     if (reset == nullptr) return false;
-    const int64_t t = step(k);
-    return reset[(reverse ? t + 1 : t) * batch + b] && active(t, b);
+    const int64_t flagged = reverse ? step(k) + 1 : step(k);
+    return reset[flagged * batch + b] && active(flagged, b);
   }
   // Whether the k-th step of row b begins with what its (k-1)-th step computed.
   FASTRNN_FN bool continues(int64_t k, int64_t b) const { return k > 0 && active(step(k - 1), b) && !anew(k, b); }
@@ -93,6 +93,7 @@ struct ForwardArgs {
   const void* b_hh;                 // T [R·H] or null
   const void* parameters;           // T [Q, H]
   const void* initial[kMaxStates];  // T [B, P or H] or null
+  const void* restart[kMaxStates];  // the same of the states at rows.reset
   void* gates;                      // T [N, G·H]: W·x + b_ih, then (training) the first G saved values
   void* extra;                      // T [N, (K-G)·H], training, or null
   void* cells;                      // C [N, (S-1)·H], training, or null
@@ -111,6 +112,7 @@ struct BackwardArgs {
   const void* w_hh;
   const void* parameters;
   const void* initial[kMaxStates];
+  const void* restart[kMaxStates];
   const void* gates;
   const void* extra;
   const void* cells;
@@ -122,9 +124,10 @@ struct BackwardArgs {
   void* drh;                           // T [N, (R - split_from)·H], or null where nothing is split
   void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
-  void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of initial states that reset brought; or null
+  void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of the states at rows.reset; or null
+  bool own_restart;                    // restart is not initial: `restarts` is no part of grad_initial
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
-  void* arrived[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
+  void* later[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
   double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
   bool projection;
   Tiling tiling;

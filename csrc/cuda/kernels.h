@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/args.h"
+#include "math/cell_traits.h"
 
 namespace fastrnn::cuda {
 
@@ -43,15 +44,13 @@ struct FormatKernels {
   StepKernel<BackwardArgs> begin_backward, project_backward, step_backward, initial, whole_backward;
 };
 
-struct CellKernels {
+struct CellKernels : CellTraits {
   const char* name;
-  int gates, recurrent, second, states, saved, split_from, parameters;  // G, R, R2, S, K, ·, Q
-  bool reads_hidden;
   const FormatKernels* formats[kFormats];  // null: not compiled
 };
 
 // Changes with everything that kernels in another shared object (cuda/custom_unit.h) have in common with this one.
-constexpr int kInterfaceVersion = 1;
+constexpr int kInterfaceVersion = 2;
 constexpr int64_t kCellInterface =
     kInterfaceVersion + 16 * static_cast<int64_t>(sizeof(ForwardArgs) +
                                                   4096 * (sizeof(BackwardArgs) +

@@ -24,15 +24,18 @@ __global__ void store_chunk(const __grid_constant__ Chunk chunk, int count, int6
 __global__ void add_to(int64_t* counter, int64_t by) { *counter += by; }
 
 template <class Word>
-__global__ void copy_all_before(const Rows rows, const Word* y, const Word* initial, Word* out, int64_t width) {
-  copy_before(rows, y, initial, out, width, static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x);
+__global__ void copy_all_before(const Rows rows, const Word* y, const Word* initial, const Word* restart, Word* out,
+                                int64_t width) {
+  copy_before(rows, y, initial, restart, out, width, static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x);
 }
 
 template <class Word>
-Error launch_before(const Rows& rows, const void* y, const void* initial, void* out, int64_t width, Stream stream) {
+Error launch_before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width,
+                    Stream stream) {
   const int64_t blocks = (rows.steps * rows.batch * width + kBlock - 1) / kBlock;
   copy_all_before<<<static_cast<unsigned>(blocks), kBlock, 0, static_cast<cudaStream_t>(stream)>>>(
-      rows, static_cast<const Word*>(y), static_cast<const Word*>(initial), static_cast<Word*>(out), width);
+      rows, static_cast<const Word*>(y), static_cast<const Word*>(initial), static_cast<const Word*>(restart),
+      static_cast<Word*>(out), width);
   return cudaGetLastError();
 }
 
@@ -74,15 +77,15 @@ Error advance(int64_t* counter, int64_t by, Stream stream) {
   return cudaGetLastError();
 }
 
-Error hidden_before(const Rows& rows, const void* y, const void* initial, void* out, int64_t width, int bytes,
-                    Stream stream) {
+Error hidden_before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width,
+                    int bytes, Stream stream) {
   switch (bytes) {
     case 2:
-      return launch_before<uint16_t>(rows, y, initial, out, width, stream);
+      return launch_before<uint16_t>(rows, y, initial, restart, out, width, stream);
     case 4:
-      return launch_before<uint32_t>(rows, y, initial, out, width, stream);
+      return launch_before<uint32_t>(rows, y, initial, restart, out, width, stream);
     case 8:
-      return launch_before<uint64_t>(rows, y, initial, out, width, stream);
+      return launch_before<uint64_t>(rows, y, initial, restart, out, width, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -16,9 +16,10 @@ Error write_words(const void* from, int64_t bytes, void* to, Stream stream);
 Error advance(int64_t* counter, int64_t by, Stream stream);
 
 // h before each step of each row, [N, width] in the order of y: what R was multiplied with. Zeros where no step is
-// taken. `initial`: [B, width] or null for zeros; `bytes`: of an element, 2, 4 or 8.
-Error hidden_before(const Rows& rows, const void* y, const void* initial, void* out, int64_t width, int bytes,
-                    Stream stream);
+// taken. `initial`, `restart`: h at the first step and at rows.reset, [B, width] or null for zeros; `bytes`: of an
+// element, 2, 4 or 8.
+Error hidden_before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width,
+                    int bytes, Stream stream);
 
 // The virtual architecture (80, 90) that the kernels which run on the current device were compiled for.
 Error compiled_for(int* architecture);
@@ -27,7 +28,8 @@ const char* architectures();
 
 // The n-th element that hidden_before writes, counted over all steps, rows and units.
 template <class Word>
-FASTRNN_FN void copy_before(const Rows& rows, const Word* y, const Word* initial, Word* out, int64_t width, int64_t n) {
+FASTRNN_FN void copy_before(const Rows& rows, const Word* y, const Word* initial, const Word* restart, Word* out,
+                            int64_t width, int64_t n) {
   const int64_t u = n % width, b = n / width % rows.batch, k = n / width / rows.batch;
   if (k >= rows.steps) return;
   const int64_t t = rows.step(k);
@@ -36,8 +38,8 @@ FASTRNN_FN void copy_before(const Rows& rows, const Word* y, const Word* initial
   if (rows.active(t, b)) {
     if (rows.continues(k, b)) {
       value = y[rows.row(rows.step(k - 1), b) * width + u];
-    } else if (initial != nullptr) {
-      value = initial[b * width + u];
+    } else if (const Word* first = k > 0 && rows.anew(k, b) ? restart : initial; first != nullptr) {
+      value = first[b * width + u];
     }
   }
   out[rows.row(t, b) * width + u] = value;

@@ -249,7 +249,7 @@ struct PersistentBackward {
       for (int s = 0; s < S; ++s) U::put_initial(a, s, b, u, grads[s].v);
       return;
     }
-    for (int s = 0; s < S; ++s) U::keep_arrived(a, s, k, b, u, grads[s].v);
+    for (int s = 0; s < S; ++s) U::store_later(a, s, k, b, u, grads[s].v);
     const int64_t t = a.rows.step(k);
     V drh[R];
     for (int g = 0; g < R; ++g) drh[g] = V::zero();

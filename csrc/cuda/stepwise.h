@@ -204,7 +204,7 @@ struct Stepwise {
       if (R1 > 0 && s == 0) value += static_cast<const C*>(a.memory.product)[b * a.projected + u];
       value = U::divert(a, s, k + 1, b, u, value);
     }
-    U::keep_arrived(a, s, k, b, u, value);
+    U::store_later(a, s, k, b, u, value);
     return value;
   }
 
@@ -302,7 +302,7 @@ struct Stepwise {
         if (k + 1 < a.rows.steps) {
           for (int s = 0; s < S; ++s) grads[s] = U::divert(a, s, k + 1, b, u, grads[s].v);
         }
-        for (int s = 0; s < S; ++s) U::keep_arrived(a, s, k, b, u, grads[s].v);
+        for (int s = 0; s < S; ++s) U::store_later(a, s, k, b, u, grads[s].v);
         grads[0] = output_too(a, k, b, u, grads[0].v);
         if (a.rows.active(a.rows.step(k), b)) {
           U::backward(a, k, b, u, C(0), grads, drh);

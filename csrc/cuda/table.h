@@ -98,8 +98,11 @@ void add_format(CellKernels& cell) {
 // each (Format): of the built-in cells all of them.
 template <class Launcher, class Cell, unsigned formats = (1u << kFormats) - 1>
 CellKernels cell_table(const char* name) {
-  CellKernels cell{name,         Cell::kGates,     Cell::kRecurrent,  Cell::kSecond,      Cell::kStates,
-                   Cell::kSaved, Cell::kSplitFrom, Cell::kParameters, Cell::kReadsHidden, {}};
+  static constexpr int kVectorBlocks[1] = {Cell::kSecond};
+  CellKernels cell{{Cell::kGates, Cell::kRecurrent, Cell::kSecond, Cell::kStates, Cell::kSaved, Cell::kSplitFrom,
+                    Cell::kParameters, Cell::kReadsHidden, Cell::kSecond > 0 ? 1 : 0, kVectorBlocks, 0, false},
+                   name,
+                   {}};
   add_format<Launcher, Cell, formats, Format::kFloat32, float, PlainFloat>(cell);
   add_format<Launcher, Cell, formats, Format::kFloat64, double>(cell);
   add_format<Launcher, Cell, formats, Format::kBFloat16, BFloat16, TensorCores<BFloat16, MmaBFloat16>>(cell);

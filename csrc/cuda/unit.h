@@ -54,7 +54,12 @@ struct Unit {
   }
   template <class Args>
   FASTRNN_FN static C initial(const Args& a, int s, int64_t b, int64_t u) {
-    return a.initial[s] != nullptr ? get<T>(a.initial[s], b * width(a, s) + u) : C(0);
+    return widen(first(a, a.initial, s, b, u));
+  }
+  // Of the initial states or those of a restart.
+  template <class Args>
+  FASTRNN_FN static T first(const Args& a, const void* const* states, int s, int64_t b, int64_t u) {
+    return states[s] != nullptr ? static_cast<const T*>(states[s])[b * width(a, s) + u] : T{};
   }
 
   template <class Args>
@@ -121,28 +126,25 @@ struct Unit {
       put<T>(value, a.final_states[s], b * width(a, s) + u);
       return value;
     }
-    return a.rows.anew(k + 1, b) ? initial(a, s, b, u) : value;
+    return a.rows.anew(k + 1, b) ? widen(first(a, a.restart, s, b, u)) : value;
   }
 
-  template <class Args>
-  FASTRNN_FN static T raw_initial(const Args& a, int s, int64_t b, int64_t u) {
-    return a.initial[s] != nullptr ? static_cast<const T*>(a.initial[s])[b * width(a, s) + u] : T{};
-  }
   // What the k-th step of row b left, at `row` of memory.
   FASTRNN_FN static void fetch(const BackwardArgs& a, int64_t k, int64_t b, int64_t row, int64_t u, WaitingKnown& out) {
     const bool continues = a.rows.continues(k, b);
     const int64_t previous = continues ? a.rows.row(a.rows.step(k - 1), b) : 0;
+    const void* const* states = k > 0 && a.rows.anew(k, b) ? a.restart : a.initial;
     const T *y = static_cast<const T*>(a.y), *gates = static_cast<const T*>(a.gates);
     // With a projection y holds what comes after it, and the cell reads no h.
     out.h_before = out.h_after = T{};
     if (!a.projection) {
-      out.h_before = continues ? y[previous * a.hidden + u] : raw_initial(a, 0, b, u);
+      out.h_before = continues ? y[previous * a.hidden + u] : first(a, states, 0, b, u);
       out.h_after = y[row * a.hidden + u];
     }
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) {
       const C* cells = static_cast<const C*>(a.cells);
-      out.before[s] = continues ? cells[(previous * (S - 1) + s - 1) * a.hidden + u] : initial(a, s, b, u);
+      out.before[s] = continues ? cells[(previous * (S - 1) + s - 1) * a.hidden + u] : widen(first(a, states, s, b, u));
       out.after[s] = cells[(row * (S - 1) + s - 1) * a.hidden + u];
     }
     FASTRNN_UNROLL
@@ -238,13 +240,13 @@ struct Unit {
     if (a.restarts[s] != nullptr) static_cast<C*>(a.restarts[s])[b * width(a, s) + u] += value;
     return C(0);
   }
-  // What comes to state s of row b after its k-th step from later steps, for who asked for it.
-  FASTRNN_FN static void keep_arrived(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
-    if (a.arrived[s] == nullptr) return;
+  // Store the gradient reaching state s of row b after its k-th step from later steps, if requested.
+  FASTRNN_FN static void store_later(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
+    if (a.later[s] == nullptr) return;
     const int64_t t = a.rows.step(k);
     if (!a.rows.exists(t, b)) return;
     const int64_t at = a.rows.row(t, b) * width(a, s) + u;
-    static_cast<C*>(a.arrived[s])[at] = a.rows.active(t, b) ? value : C(0);
+    static_cast<C*>(a.later[s])[at] = a.rows.active(t, b) ? value : C(0);
   }
   FASTRNN_FN static C final_gradient(const BackwardArgs& a, int s, int64_t b, int64_t u) {
     return a.grad_final[s] != nullptr ? get<T>(a.grad_final[s], b * width(a, s) + u) : C(0);
@@ -262,7 +264,7 @@ struct Unit {
   FASTRNN_FN static void put_initial(const BackwardArgs& a, int s, int64_t b, int64_t u, C value) {
     if (a.grad_initial[s] == nullptr) return;
     const int64_t at = b * width(a, s) + u;
-    if (a.restarts[s] != nullptr) value += static_cast<const C*>(a.restarts[s])[at];
+    if (a.restarts[s] != nullptr && !a.own_restart) value += static_cast<const C*>(a.restarts[s])[at];
     put<T>(value, a.grad_initial[s], at);
   }
 };

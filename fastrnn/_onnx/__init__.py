@@ -10,11 +10,10 @@ exporters of torch translate.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from fastrnn._call import Call
 from fastrnn._onnx import (
     _capture,  # noqa: F401 - registers the rule for the operator
     _translation,
@@ -26,21 +25,15 @@ def replaces_operator(weight: Tensor) -> bool:
     return torch.onnx.is_in_onnx_export() and weight.is_floating_point()
 
 
-def traced(
-    cell: str, x: Tensor, weights: Any, states: tuple[Tensor, ...], batch_sizes: Tensor | None, *layout: Any
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Replace `fastrnn.functional.sequence` while the TorchScript exporter traces.
-
-    Args:
-        cell, x, weights, states, batch_sizes: as in `fastrnn.functional.sequence`.
-        layout: lengths, reset and reverse.
+def traced(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Replace a layer's call while the TorchScript exporter traces.
 
     Raises:
         ValueError: the input is packed.
     """
-    if batch_sizes is not None:
+    if call.batch_sizes is not None:
         raise ValueError(
             "batch_sizes: expected None in torch.onnx.export(dynamo=False), got packed input; give padded input with "
             "lengths=, or export with dynamo=True"
         )
-    return _translation.layer(cell, x, weights, states or None, *layout)
+    return _translation.layer(call)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops
+from fastrnn._call import Call
 from fastrnn._onnx import _nodes
 
 States = tuple[Tensor, ...]
-Weights = tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh, w_hr
 
 
 class Kind(NamedTuple):
@@ -36,44 +36,40 @@ KINDS = {
 }
 
 
-def can_take(cell: str, weights: Weights, reset: Tensor | None) -> bool:
+def can_take(call: Call) -> bool:
     """Return True if a node has the meaning of this layer and onnxruntime can run it.
 
     ONNX has no projection, no resets, and no node that takes the input product. onnxruntime has no node in float64.
     """
-    w_ih, w_hh, _, _, w_hr = weights
-    if cell not in KINDS or reset is not None or w_ih is None or w_hr is not None:
+    w_ih, w_hh, _, _, w_hr = call.weights
+    if call.cell not in KINDS or call.reset is not None or w_ih is None or w_hr is not None:
         return False
-    return w_hh is not None and w_hh.dtype != torch.float64
+    return w_hh.dtype != torch.float64
 
 
-def layer(
-    cell: str,
-    x: Tensor,
-    weights: Weights,
-    states: States | None,
-    lengths: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, States]:
+def layer(call: Call) -> tuple[Tensor, States]:
     """Run one layer in one direction: x (T, B, I), states (B, H), lengths (B) -> y (T, B, H), final states (B, H)."""
-    kind, dtype = KINDS[cell], x.dtype
-    w_ih, w_hh, b_ih, b_hh, _ = weights
+    kind, x, lengths, dtype = KINDS[call.cell], call.x, call.lengths, call.x.dtype
+    w_ih, w_hh, b_ih, b_hh, _ = call.weights
     assert w_ih is not None
-    assert w_hh is not None
     inputs: list[Tensor | None] = [
         x,
         _in_order(w_ih, kind).unsqueeze(0),
         _in_order(w_hh, kind).unsqueeze(0),
         _bias(w_hh, b_ih, b_hh, kind),
         None if lengths is None else lengths.to(torch.int32),
-        *([None] if states is None else [s.unsqueeze(0) for s in states]),
+        *([s.unsqueeze(0) for s in call.states] or [None]),
     ]
     if dtype is torch.bfloat16:  # ONNX allows it from opset 22 on, onnxruntime never
         inputs = [t.float() if t is not None and t.dtype is dtype else t for t in inputs]
-    attributes = {**kind.attributes, "hidden_size": w_hh.shape[1], "direction": "reverse" if reverse else "forward"}
+    attributes = {
+        **kind.attributes,
+        "hidden_size": w_hh.shape[1],
+        "direction": "reverse" if call.reverse else "forward",
+    }
 
     def compute() -> tuple[Tensor, ...]:
-        y, finals, _ = _ops.forward(cell, x, *weights, states or (), None, lengths, None, reverse, False)
+        y, finals, _ = _ops.forward(call, False)
         wanted = torch.float32 if dtype is torch.bfloat16 else dtype
         return y.unsqueeze(1).to(wanted), *(f.unsqueeze(0).to(wanted) for f in finals)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import reference
+from fastrnn._call import Call
 from fastrnn._onnx import _traced
 from fastrnn.cells import CellSpec
 
@@ -13,22 +14,18 @@ States = tuple[Tensor, ...]
 Matrices = tuple[Tensor, Tensor | None, Tensor | None]  # w_hh, b_hh, w_hr
 
 
-def layer(
-    spec: CellSpec,
-    wx: Tensor,
-    matrices: Matrices,
-    states: States,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, States]:
+def layer(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
     """Run one layer in one direction: input product (T, B, G·H), states (B, P or H) -> y (T, B, P), final states."""
+    wx, states, lengths, reset, reverse = call.x, call.states, call.lengths, call.reset, call.reverse
+    matrices = (call.weights.w_hh, call.weights.b_hh, call.weights.w_hr)
     steps = [wx]
     if lengths is not None:
         time = torch.arange(wx.shape[0], device=wx.device).unsqueeze(-1)
         steps.append((time < lengths).unsqueeze(-1))
     if reset is not None:
         # Segments are the same in both directions. In reverse, the step before a segment's first one starts anew.
+        if lengths is not None:
+            reset = reset & steps[-1].squeeze(-1)
         flags = torch.cat((reset[1:], torch.zeros_like(reset[:1]))) if reverse else reset
         steps.append(flags.unsqueeze(-1))
     if reverse:
@@ -36,7 +33,7 @@ def layer(
     body = Body(spec, len(states), matrices, lengths is not None, reset is not None)
     common = [t for t in matrices if t is not None]
     if reset is not None:
-        common += states
+        common += call.restart or states
     # detach() returns distinct tensors without gradients. Tracing identifies the arguments of the body by the tensors
     # given here, and the exporter would differentiate the loop when it runs the captured program once more.
     states_in, steps_in, shared = ([t.detach() for t in tensors] for tensors in (states, steps, common))

@@ -11,8 +11,8 @@ from torch import Tensor
 class Rows:
     """Positions of packed rows (N, ·) in padded input (T, B, ·)."""
 
-    def __init__(self, batch_sizes: Tensor, x: Tensor, states: tuple[Tensor, ...] | None):
-        batch: Any = batch_sizes[0].item() if states is None else states[0].shape[0]
+    def __init__(self, batch_sizes: Tensor, x: Tensor, states: tuple[Tensor, ...]):
+        batch: Any = states[0].shape[0] if states else batch_sizes[0].item()
         torch._check(batch >= 0)
         sizes = batch_sizes.to(x.device)
         row = torch.arange(batch, device=x.device)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastrnn import _ops, cells, reference
+from fastrnn._call import N_SAVED, Call, LayerWeights
 from fastrnn._onnx import _fused, _loop, _packed
 
 States = tuple[Tensor, ...]
-Weights = tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh, w_hr
 
 
 def sequence_forward(
@@ -28,42 +28,32 @@ def sequence_forward(
     reset: Tensor | None,
     reverse: bool,
     training: bool,
+    restart: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return the operator's results. An exported model runs no backward pass, so that the tensors that training saves
     for it are empty.
     """
-    weights = (w_ih, w_hh, b_ih, b_hh, w_hr)
-    initial = tuple(states) if states else None
+    weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)
+    call = Call(cell, x, weights, tuple(states or ()), tuple(restart or ()), None, lengths, reset, reverse)
     if batch_sizes is None:
-        y, finals = layer(cell, x, weights, initial, lengths, reset, reverse)
+        y, finals = layer(call)
     else:
-        rows = _packed.Rows(batch_sizes, x, initial)
-        y, finals = layer(cell, rows.pad(x), weights, initial, rows.lengths, None, reverse)
+        rows = _packed.Rows(batch_sizes, x, call.states)
+        y, finals = layer(call._replace(x=rows.pad(x), lengths=rows.lengths))
         y = rows.pack(y)
-    return y, list(finals), [w_hh.new_empty(0) for _ in range(4)] if training else []
+    return y, list(finals), [w_hh.new_empty(0) for _ in range(N_SAVED)] if training else []
 
 
-def layer(
-    cell: str,
-    x: Tensor,
-    weights: Weights,
-    states: States | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, States]:
+def layer(call: Call) -> tuple[Tensor, States]:
     """Run one layer in one direction on padded input (T, B, I): a node of ONNX where there is one, else a loop."""
-    cell = cells.split_bound(cell)[0]  # clipping gradients has no effect in inference
-    if _fused.can_take(cell, weights, reset):
-        return _fused.layer(cell, x, weights, states, lengths, reverse)
-    spec = cells.find(cell)
+    if _fused.can_take(call):
+        return _fused.layer(call)
+    spec = cells.find(call.cell)
     assert spec is not None
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    assert w_hh is not None
-    if states is None:
-        states = reference.zero_states(spec, x, x.shape[1], *_ops.state_widths(w_hh, w_hr))
+    x, (w_ih, w_hh, b_ih, _, w_hr) = call.x, call.weights
+    states = call.states or reference.zero_states(spec, x, x.shape[1], *_ops.state_widths(w_hh, w_hr))
     if w_ih is not None:
         wx = F.linear(x, w_ih, b_ih)
     else:
         wx = x if b_ih is None else x + b_ih
-    return _loop.layer(spec, wx, (w_hh, b_hh, w_hr), states, lengths, reset, reverse)
+    return _loop.layer(spec, call._replace(x=wx, states=states))

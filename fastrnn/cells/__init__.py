@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from fastrnn.cells._spec import CellSpec, check_bound, split_bound, with_bound
+from fastrnn.cells._spec import CellSpec, check_bound
 
 
 def _discover() -> dict[str, CellSpec]:
@@ -29,10 +29,8 @@ def add(spec: CellSpec) -> None:
 
 
 def find(name: str) -> CellSpec | None:
-    """The cell of that name, built-in or a user's; also with a bound for ∂L/∂h, see `with_bound`."""
-    base, bound = split_bound(name)
-    found = CELLS.get(base) or _own.get(base)
-    return found.clipped(bound) if found is not None and bound else found
+    """The cell of that name, built-in or a user's."""
+    return CELLS.get(name) or _own.get(name)
 
 
-__all__ = ["CELLS", "CellSpec", "add", "check_bound", "find", "split_bound", "with_bound"]
+__all__ = ["CELLS", "CellSpec", "add", "check_bound", "find"]

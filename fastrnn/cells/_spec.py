@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,13 +25,12 @@ class CellSpec:
         states: names of the states, the hidden state ``h`` first.
         step: the differentiable plain-torch step, oracle of the tests and fallback of the kernels.
         projectable: whether ``h`` may be projected: the step does not read ``states[0]``, every gate has a product with
-            it, and there are no other products and no parameters. The same as in csrc/binding/cell_lookup.h.
+            it, and there are no other products and no parameters. The same as in csrc/ops/cell.h.
         second: how many gates multiply another vector than h: the last ones of those that multiply anything. The step
             then gets, behind the parameters, a function of that vector that gives their products (B, ·).
         parameters: Q, how many numbers each hidden unit has of its own; they are rows of ``w_hh`` behind the gates'.
         prepare: of a cell whose kernels are compiled when they are needed: does so, and says why it cannot.
         source: the paper, and which of its variants this is.
-        clip: a bound for the elements of ∂L/∂h behind every step; 0 for none.
     """
 
     name: str
@@ -43,38 +42,14 @@ class CellSpec:
     parameters: int = 0
     second: int = 0
     prepare: Callable[[torch.dtype, torch.device], str] | None = None
-    clip: float = 0.0
 
     def check_projection(self, w_hr: Tensor | None) -> None:
         """Raise ValueError for a projection that the cell cannot be used with."""
         if w_hr is not None and not self.projectable:
             raise ValueError(f"w_hr: the cell {self.name} cannot be used with a projection")
 
-    def clipped(self, bound: float) -> CellSpec:
-        """The same cell with that bound for ∂L/∂h."""
-        return replace(self, clip=bound)
-
 
 def check_bound(bound: Any) -> None:
     """Raises TypeError or ValueError unless ``clip_state_gradient`` is a positive number, also as a float."""
     if finite(bound, "clip_state_gradient", "a positive number") <= 0:
         raise ValueError(f"clip_state_gradient: expected a positive number, got {float(bound)}")
-
-
-def with_bound(name: str, bound: float) -> str:
-    """The name under which operators and `find` know a cell with a bound for ∂L/∂h: "lstm@0.5".
-
-    Being a cell of its own to all but the kernels, it needs no argument of its own in the operators' schemas, in the
-    nodes of autograd, in vmap, recomputation and the compiler. Raises as `check_bound`.
-    """
-    check_bound(bound)
-    return f"{name}@{float(bound)!r}"
-
-
-def split_bound(name: str) -> tuple[str, float]:
-    """Name and bound (0 for none) out of what `with_bound` made; the whole as a name if it is nothing of that kind."""
-    base, _, bound = name.partition("@")
-    try:
-        return base, float(bound)
-    except ValueError:
-        return name, 0.0

@@ -78,19 +78,19 @@ class Cell:
 
     def _register(self) -> None:
         """Known to the rest of the library under a name made of what it computes: the same cell twice is one."""
-        sizes = _ops.Sizes(*self._compiled.sizes())
+        traits = self._compiled.traits()
         spec = CellSpec(
             self.kernels,
             len(self._columns),
             self.states,
             self._torch_step,
-            projectable=sizes.projectable,
+            projectable=traits.projectable,
             source=f"{self.__module__}.{self.__qualname__}",
             parameters=len(self.parameters),
             second=len(self._compiled.step.second),
             prepare=self._prepare,
         )
-        _ops.SIZES[self.kernels] = sizes
+        _ops.TRAITS[self.kernels] = traits
         cells.add(spec)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fastrnn._ops import SavedTensor, Traits
 from fastrnn.custom import emit_staged
 from fastrnn.custom.differentiate import Gradients, differentiate, renamed, to_keep
 from fastrnn.custom.graph import Leaf, Node, reached
@@ -63,14 +64,30 @@ class Compiled:
         """Of what the step has the mean or the sum over the units."""
         return totals_of(self.step)
 
-    def sizes(self) -> tuple[int, int, int, bool, int, int, int, int, int, bool]:
-        """As `_C.cell_sizes` gives them."""
-        recurrent, second = len(self.recurrent), len(self.step.second)
-        split = self.split_from < recurrent
-        sizes = (len(self.gates), len(self.states), len(self.kept), split, len(self.parameters), recurrent, second)
-        one_product = recurrent == len(self.gates) and not second and not self.parameters
-        projectable = one_product and not self.reads_hidden
-        return (*sizes, len(self.step.vectors), len(self.totals), projectable)
+    def traits(self) -> Traits:
+        """As `_C.cell_traits` gives them once there are kernels."""
+        gates, recurrent, second = len(self.gates), len(self.recurrent), len(self.step.second)
+        one_product = recurrent == gates and not second and not self.parameters
+
+        def saved(vectors: int) -> tuple[SavedTensor, ...]:
+            return (
+                SavedTensor(gates if self.kept else 0, 0, False),
+                SavedTensor(max(0, len(self.kept) - gates), 0, False),
+                SavedTensor(len(self.states) - 1, len(self.totals), True),
+                SavedTensor(vectors, 0, False),
+            )
+
+        return Traits(
+            gates,
+            len(self.states),
+            recurrent,
+            second,
+            len(self.parameters),
+            len(self.totals),
+            one_product and not self.reads_hidden,
+            saved(len(self.step.vectors)),
+            saved(1),
+        )
 
 
 def totals_of(step: Traced) -> tuple[Node, ...]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrnn import _ops, _torch, cells, functional, reference
+from fastrnn import _ops, _paths, _torch, cells, reference
 from fastrnn.cells import CellSpec
 from fastrnn.custom import Cell
 from fastrnn.custom.module import Network
@@ -86,7 +86,7 @@ class Layer:
 
     def has_kernels(self) -> bool:
         """Whether compiled kernels run it here; a warning says it where they do not."""
-        return functional._fusible(self.weights, "auto", self.spec)
+        return _paths.has_kernels(self.spec, self.weights)
 
     def step(self, wx: Tensor, states: States) -> States:
         """One step in plain torch: `columns` (B, ·) and states to the new states."""

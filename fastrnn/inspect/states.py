@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrnn import _ops
+from fastrnn._call import Call
 from fastrnn.inspect.graph import gate_values
 from fastrnn.inspect.layers import Layer, States, as_input, as_states, layers_of, run_stack
 
@@ -70,8 +71,7 @@ def all_states(layer: Layer, wx: Tensor, initial: States) -> States:
     """Each state after each step, (T, B, ·), for `Layer.columns` (T, B, ·). Not differentiable."""
     if not layer.has_kernels():
         return stepwise(layer, wx, initial)
-    arguments = (layer.spec.name, wx, *layer.after_input, list(initial), None, None, None, layer.reverse, True)
-    y, _, reserve = _ops.forward(*arguments)
+    y, _, reserve = _ops.forward(Call(layer.spec.name, wx, layer.after_input, initial, reverse=layer.reverse), True)
     if len(initial) == 1:
         return (y,)
     kept = reserve[2][..., : (len(initial) - 1) * layer.hidden].to(y.dtype)  # behind them are sums over the units

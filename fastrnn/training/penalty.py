@@ -18,17 +18,15 @@ are held constant, and only where R stands in ∂s_{t+1}/∂s_t is it varied. So
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fastrnn import _ops, functional
+from fastrnn import _ops, _paths
+from fastrnn._call import Call, Gradients
 from fastrnn._numbers import finite
-from fastrnn.autograd import N_FIXED
-from fastrnn.cells import CellSpec, split_bound
+from fastrnn.cells import CellSpec
 
 Pairs = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -66,139 +64,54 @@ class GradientNormPenalty:
         self.weight = weight
         self.value: Tensor | None = None
         self._finished = False
-        self._batch: int | None = None
 
-    def _begin(self) -> None:
-        """A forward pass after a backward pass begins another sum."""
+    def begin(self, call: Call, spec: CellSpec, backend: str) -> None:
+        """Before a layer's forward pass. One after a backward pass begins another sum.
+
+        Raises:
+            ValueError: the cell, or ``backend``, is none that can be penalised.
+            RuntimeError: there are no kernels, or something traces or transforms the call.
+        """
+        _check(call, spec, backend)
         if self._finished:
             self.value, self._finished = None, False
 
-    def _add(self, value: Tensor) -> None:
+    def backward(self, call: Call, grads: tuple[Tensor | None, ...], found: Gradients) -> None:
+        """Behind a layer's backward pass: adds Ω and its gradient."""
+        value, of_weight = _omega(call, grads[0], found)
         self.value = value if self.value is None else self.value + value
         self._finished = True
-
-    @contextmanager
-    def _of_rows(self, batch: int) -> Iterator[None]:
-        """Within, the rows of a call are parts of so many rows of a batch."""
-        self._batch = batch
-        try:
-            yield
-        finally:
-            self._batch = None
-
-    def _layer(
-        self,
-        cell: str,
-        spec: CellSpec,
-        x: Tensor,
-        weights: tuple[Tensor | None, ...],
-        states: tuple[Tensor, ...],
-        layout: tuple[Any, ...],
-        backend: str,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`fastrnn.functional.sequence` with this penalty. Raises where there are no kernels for it."""
-        _check(cell, spec, x, backend)
-        self._begin()
-        batch_sizes, lengths, reset, reverse = layout
-        y, *finals = _Penalised.apply(self, cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)
-        return y, tuple(finals)
+        gradient = found.fixed[2]
+        if gradient is not None:
+            rows = gradient[: of_weight.shape[0]]  # behind them there are per-unit parameters
+            rows.add_(of_weight.to(rows.dtype), alpha=self.weight)
 
 
-def _check(cell: str, spec: CellSpec, x: Tensor, backend: str) -> None:
-    sizes = _ops.sizes_of(cell)
-    if sizes.second or sizes.totals or not sizes.recurrent:
+def _check(call: Call, spec: CellSpec, backend: str) -> None:
+    traits, x = _ops.traits_of(call.cell), call.x
+    if traits.second or traits.totals or not traits.recurrent:
         raise ValueError(f"penalty: expected a cell with one product of R and h, got {spec.name}")
     if backend == "reference":
         raise ValueError("penalty: expected the fused kernels, got backend='reference'")
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         raise RuntimeError("penalty: expected eager mode, got a call inside torch.compile or torch.func")
     known = x.device.type in ("cpu", "cuda")
-    problem = functional.no_kernels(spec, x.dtype, x.device) if known else f"no kernels on {x.device.type}"
+    problem = _paths.no_kernels(spec, x.dtype, x.device) if known else f"no kernels on {x.device.type}"
     if problem:
         raise RuntimeError(f"penalty: expected the fused kernels, got {problem}")
 
 
-class _Penalised(torch.autograd.Function):
-    """``apply(penalty, cell, reverse, batch_sizes, lengths, reset, x, *weights, *states)`` → y, final states."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        penalty: GradientNormPenalty,
-        cell: str,
-        reverse: bool,
-        batch_sizes: Any,
-        lengths: Any,
-        reset: Any,
-        x: Tensor,
-        *tensors: Any,
-    ) -> tuple[Tensor, ...]:
-        ctx.penalty, ctx.cell, ctx.reverse, ctx.batch = penalty, cell, reverse, penalty._batch
-        ctx.count = 1 + len(tensors)
-        ctx.set_materialize_grads(False)
-        training = any(ctx.needs_input_grad)
-        weights, states = tensors[: N_FIXED - 1], tensors[N_FIXED - 1 :]
-        layout = (batch_sizes, lengths, reset)
-        y, finals, reserve = _ops.forward(cell, x, *weights, states, *layout, reverse, training)
-        if training:
-            ctx.save_for_backward(*layout, x, *tensors, y, *reserve)
-        return (y, *finals)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("penalty: expected a backward pass without create_graph=True")
-        nothing = (None,) * 6
-        if all(g is None for g in grads):
-            return (*nothing, *(None,) * ctx.count)
-        saved = ctx.saved_tensors
-        layout, inputs, (y, *reserve) = saved[:3], saved[3 : 3 + ctx.count], saved[3 + ctx.count :]
-        x, w_ih, w_hh, _, _, w_hr = inputs[:N_FIXED]
-        needed = ctx.needs_input_grad[6:]
-        needs = [*needed[:N_FIXED], any(needed[N_FIXED:])]
-        states = inputs[N_FIXED:]
-        found = _ops.layer_backward_flow(
-            ctx.cell, grads[0], grads[1:], x, w_ih, w_hh, w_hr, states, y, reserve, *layout, ctx.reverse, needs
-        )
-        count = N_FIXED + (_ops.sizes_of(ctx.cell).states if needs[-1] else 0)
-        gradients, flow = found[:count], found[count:]
-        value, of_weight = _omega(flow, grads[0], layout, ctx.reverse, split_bound(ctx.cell)[1], ctx.batch)
-        ctx.penalty._add(value)
-        if needs[2]:
-            rows = gradients[2][: of_weight.shape[0]]  # behind them a cell's numbers for each unit
-            rows.add_(of_weight.to(rows.dtype), alpha=ctx.penalty.weight)
-        padded = (*gradients, *(None for _ in inputs[len(gradients) :]))
-        return (*nothing, *(g if need else None for g, need in zip(padded, needed, strict=True)))
-
-
-def _omega(
-    flow: list[Tensor],
-    grad_y: Tensor | None,
-    layout: tuple[Tensor | None, ...],
-    reverse: bool,
-    bound: float,
-    rows: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Ω and its immediate derivative for R.
-
-    Args:
-        flow: ∂L/∂(R·h) (…, R·H); of each state what came to it from later steps (…, P or H).
-        grad_y: ∂L/∂y (…, P) or None.
-        layout: batch_sizes, lengths, reset.
-        reverse: whether time ran backwards.
-        bound: what ∂L/∂h was cut to, 0 for nothing.
-        rows: over how many rows to average; None: B.
-    """
-    drh, *arrived = flow
-    dtype = arrived[0].dtype
-    total = arrived[0] if grad_y is None else arrived[0] + grad_y.to(dtype)
-    if bound:
-        total = total.clamp(-bound, bound)
-    pairs, valid, batch = _neighbours(layout, drh)
-    batch = batch if rows is None else rows
-    side = 0 if reverse else 1  # which of two neighbours was computed later
-    later = [pairs(t)[side] for t in (total, *arrived[1:])]
-    through = [pairs(t)[1 - side] for t in arrived]
+def _omega(call: Call, grad_y: Tensor | None, found: Gradients) -> tuple[Tensor, Tensor]:
+    """Ω and its immediate derivative for R, out of a backward pass with ``products`` and ``later``."""
+    drh, later_gradients = found.products[1], found.later
+    dtype = later_gradients[0].dtype
+    total = later_gradients[0] if grad_y is None else later_gradients[0] + grad_y.to(dtype)
+    if call.clip:
+        total = total.clamp(-call.clip, call.clip)
+    pairs, valid, batch = _neighbours(call.layout, drh)
+    side = 0 if call.reverse else 1  # which of two neighbours was computed later
+    later = [pairs(t)[side] for t in (total, *later_gradients[1:])]
+    through = [pairs(t)[1 - side] for t in later_gradients]
     whole, passed = _norm(later), _norm(through)
     ratio = torch.where(whole > 0, passed / whole, 1.0)
     if valid is not None:

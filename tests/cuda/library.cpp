@@ -135,7 +135,7 @@ Args common_args(const Call& c) {
   a.extra = c.extra;
   a.cells = c.cells;
   a.y = c.y;
-  for (int s = 0; s < kMaxStates; ++s) a.initial[s] = c.initial[s];
+  for (int s = 0; s < kMaxStates; ++s) a.initial[s] = a.restart[s] = c.initial[s];
   return a;
 }
 

@@ -27,11 +27,11 @@ Error write_offsets(const int64_t* counts, int64_t steps, int64_t* offsets, Stre
 namespace {
 
 template <class Word>
-void before(const Rows& rows, const void* y, const void* initial, void* out, int64_t width) {
+void before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width) {
   // More threads than elements, as of a launch in whole blocks.
   for (int64_t n = 0; n < rows.steps * rows.batch * width + 100; ++n) {
-    copy_before(rows, static_cast<const Word*>(y), static_cast<const Word*>(initial), static_cast<Word*>(out), width,
-                n);
+    copy_before(rows, static_cast<const Word*>(y), static_cast<const Word*>(initial),
+                static_cast<const Word*>(restart), static_cast<Word*>(out), width, n);
   }
 }
 
@@ -39,10 +39,11 @@ Machine limits{};
 
 }  // namespace
 
-Error hidden_before(const Rows& rows, const void* y, const void* initial, void* out, int64_t width, int bytes, Stream) {
-  if (bytes == 2) before<uint16_t>(rows, y, initial, out, width);
-  if (bytes == 4) before<uint32_t>(rows, y, initial, out, width);
-  if (bytes == 8) before<uint64_t>(rows, y, initial, out, width);
+Error hidden_before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width,
+                    int bytes, Stream) {
+  if (bytes == 2) before<uint16_t>(rows, y, initial, restart, out, width);
+  if (bytes == 4) before<uint32_t>(rows, y, initial, restart, out, width);
+  if (bytes == 8) before<uint64_t>(rows, y, initial, restart, out, width);
   return cudaSuccess;
 }
 

@@ -165,6 +165,8 @@ void check_slopes(Problem p, const Outputs& forward, const Outputs& backward, Ra
     p.initial[s].resize(index(p.B * p.width(s)));
     const std::string name = "grad_initial" + std::to_string(s);
     check(name, p.initial[s], backward[name].values());
+    const std::string restarted = "grad_restart" + std::to_string(s);
+    if (p.own_restart) check(restarted, p.restart[s], backward[restarted].values());
   }
   if (!p.projecting) return;
   check("grad_w_hr", p.w_hr, projection_gradient(p, backward["dh"].values(), forward["unprojected"].values()));

@@ -46,12 +46,14 @@ struct RowState {
   Values h, c;
 };
 
-inline RowState initial_of(const Problem& p, int64_t b) {
+inline RowState row_of(const Values* states, const Problem& p, int64_t b) {
   RowState state{Values(index(p.P)), Values(index(p.H))};
-  for (size_t k = 0; k < state.h.size() && !p.initial[0].empty(); ++k) state.h[k] = p.initial[0][index(b * p.P) + k];
-  for (size_t k = 0; k < state.c.size() && !p.initial[1].empty(); ++k) state.c[k] = p.initial[1][index(b * p.H) + k];
+  for (size_t k = 0; k < state.h.size() && !states[0].empty(); ++k) state.h[k] = states[0][index(b * p.P) + k];
+  for (size_t k = 0; k < state.c.size() && !states[1].empty(); ++k) state.c[k] = states[1][index(b * p.H) + k];
   return state;
 }
+
+inline RowState initial_of(const Problem& p, int64_t b) { return row_of(p.initial, p, b); }
 
 inline void row_step(const Problem& p, int64_t row, RowState& state) {
   const Values r = recurrent_product(p, state.h);
@@ -91,7 +93,9 @@ inline Expected equations(const Problem& p) {
       const int64_t t = p.reverse ? length - 1 - n : n;
       // The segment's first step in time; in reverse it has been left when the step after it was done.
       const int64_t border = p.reverse ? t + 1 : t;
-      if (n > 0 && p.resets && p.reset[index(p.offsets[index(border)] + b)] != 0) state = initial_of(p, b);
+      if (n > 0 && p.resets && p.reset[index(p.offsets[index(border)] + b)] != 0) {
+        state = row_of(p.segment_start(), p, b);
+      }
       row_step(p, p.offsets[index(t)] + b, state);
       std::copy(state.h.begin(), state.h.end(), out.y.begin() + (p.offsets[index(t)] + b) * p.P);
     }

@@ -163,6 +163,8 @@ struct Problem : Case {
   std::vector<uint8_t> reset;
   int64_t N = 0;
   Values wx, w_hh, b_ih, b_hh, w_hr, initial[kMaxStates], grad_y, grad_final[kMaxStates];  // empty: null
+  bool own_restart = false;  // segments start from `restart`, else from `initial`
+  Values restart[kMaxStates];
 
   Problem(const Case& c, uint64_t seed) : Case(c) {
     Random random(seed);
@@ -179,9 +181,12 @@ struct Problem : Case {
       grad_final[s] = random.values(B * width(s), 0, 64);
     }
     grad_y = random.values(N * P, 0, 64);
+    own_restart = resets && random.below(2) != 0;
+    for (int s = 0; own_restart && s < kernels->states; ++s) restart[s] = random.values(B * width(s), 0, 64);
   }
 
   int64_t width(int s) const { return s == 0 ? P : H; }
+  const Values* segment_start() const { return own_restart ? restart : initial; }
   static double power_of_two_below(int64_t n) {
     return ldexp(1.0, -static_cast<int>(ceil(log2(static_cast<double>(n)))));
   }
@@ -195,7 +200,7 @@ struct Problem : Case {
     std::string text = cell + " T=" + n(T) + " B=" + n(B) + " H=" + n(H);
     if (projecting) text += " P=" + n(P);
     for (size_t t = 0; ragged && t < counts.size(); ++t) text += (t == 0 ? " counts=" : ",") + n(counts[t]);
-    return text + (resets ? " resets" : "") + (reverse ? " reverse" : "") + (b_ih.empty() ? "" : " b_ih") +
+    return text + (resets ? " resets" : "") + (own_restart ? " restart" : "") + (reverse ? " reverse" : "") + (b_ih.empty() ? "" : " b_ih") +
            (b_hh.empty() ? "" : " b_hh") + (initial[0].empty() ? "" : " initial");
   }
 
@@ -282,6 +287,7 @@ inline Outputs run_forward(const Problem& p, const Way& way) {
   args.y = out.add("y", Buffer(f, p.N * p.P));
   for (int s = 0; s < k.states; ++s) {
     args.initial[s] = in(p.initial[s]);
+    args.restart[s] = in(p.segment_start()[s]);
     args.final_states[s] = out.add("final" + std::to_string(s), Buffer(f, p.B * p.width(s)));
   }
   args.gates = out.add("gates", Buffer(f, p.wx));
@@ -316,9 +322,13 @@ inline Outputs run_backward(const Problem& p, const Way& way, const Outputs& for
   args.initial_product = way.product;
   for (int s = 0; s < k.states; ++s) {
     args.initial[s] = in(p.initial[s]);
+    args.restart[s] = in(p.segment_start()[s]);
     args.grad_final[s] = in(p.grad_final[s]);
     if (want_initial) {
       args.grad_initial[s] = out.add("grad_initial" + std::to_string(s), Buffer(f, p.B * p.width(s)));
+      if (p.own_restart) {
+        args.grad_restart[s] = out.add("grad_restart" + std::to_string(s), Buffer(f, p.B * p.width(s)));
+      }
     }
   }
   out.code = k.backward[static_cast<int>(f)](args);

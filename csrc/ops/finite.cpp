@@ -1,4 +1,4 @@
-#include "binding/finite.h"
+#include "ops/finite.h"
 
 #include <stdint.h>
 

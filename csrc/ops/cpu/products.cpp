@@ -1,4 +1,4 @@
-#include "binding/products.h"
+#include "ops/cpu/products.h"
 
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
@@ -6,14 +6,14 @@
 #include <algorithm>
 #include <atomic>
 
-#include "binding/buffers.h"
-#include "binding/library.h"
-#include "binding/modest.h"
+#include "ops/cpu/buffers.h"
+#include "ops/cpu/library.h"
+#include "ops/cpu/modest.h"
 #include "cpu/dispatch.h"
 #include "cpu/matmul.h"
 #include "cpu/team.h"
 
-namespace fastrnn::products {
+namespace fastrnn {
 
 namespace {
 
@@ -26,7 +26,7 @@ bool dense_matrix(const Tensor& t) {
 void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& bias, bool add, int64_t links = 0) {
   const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1);
   if (!matmul_in_parts_pays(rows, columns, depth) || !dense_matrix(a) || !dense_matrix(b) || !dense_matrix(out) ||
-      out.stride(1) != 1 || !in_parts()) {
+      out.stride(1) != 1 || !products::in_parts()) {
     return library::product(out, a, b, bias, add, links);
   }
   const OptionalTensor dense_bias = bias ? OptionalTensor(bias->contiguous()) : bias;
@@ -143,7 +143,7 @@ int outer_kind(const Tensor& out, const Tensor& g, const Tensor& x) {
   constexpr int64_t kNarrow = 16, kMostNarrow = 10 * kMost;
   if (rows * out.numel() >= (out.size(1) < kNarrow ? kMostNarrow : kMost) || out.numel() == 0 || rows == 0 ||
       !out.is_contiguous() || !rows_dense(g) || !rows_dense(x) ||
-      (matmul_in_parts_pays(out.size(0), out.size(1), rows) && in_parts())) {
+      (matmul_in_parts_pays(out.size(0), out.size(1), rows) && products::in_parts())) {
     return -1;
   }
   return type == at::kFloat ? 0 : (type == at::kDouble ? 1 : -1);
@@ -164,47 +164,40 @@ void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
 
 }  // namespace
 
-bool in_parts() {
+bool products::in_parts() {
   const auto allowed = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
   return allowed == at::Float32Precision::TF32 || allowed == at::Float32Precision::BF16;
 }
 
-Tensor empty(at::IntArrayRef sizes, const Tensor& like) {
+Tensor products::empty(at::IntArrayRef sizes, const Tensor& like) {
   return Tensor(at::detail::empty_cpu(sizes, like.scalar_type()));
 }
 
-Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  const int64_t last = x.dim() - 1;
-  if (x.dim() == 2) {
-    Tensor out = empty({x.size(0), w.size(0)}, w);
-    by_rows(out, x, w, bias);
-    return out;
-  }
-  const Tensor rows = x.reshape({c10::multiply_integers(x.sizes().slice(0, last)), x.size(last)});
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = w.size(0);
-  return forward(rows, w, bias).view(sizes);
+Tensor products::forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  Tensor out = empty({x.size(0), w.size(0)}, w);
+  by_rows(out, x, w, bias);
+  return out;
 }
 
-void forward_into(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+void products::forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
   by_rows(out, x, w, bias);
 }
 
-Tensor of_input(const Tensor& g, const Tensor& w) {
+Tensor products::of_input(const Tensor& g, const Tensor& w) {
   Tensor out = empty({g.size(0), w.size(1)}, g);
   by_columns(out, g, w, false);
   return out;
 }
 
-void add_of_input(Tensor& sum, const Tensor& g, const Tensor& w) { by_columns(sum, g, w, true); }
+void products::add_of_input(Tensor sum, const Tensor& g, const Tensor& w) { by_columns(sum, g, w, true); }
 
-Tensor of_weight(const Tensor& g, const Tensor& x) {
+Tensor products::of_weight(const Tensor& g, const Tensor& x) {
   Tensor out = empty({g.size(1), x.size(1)}, g);
   outer(out, g, x, false);
   return out;
 }
 
-void of_weight_into(Tensor& out, const Tensor& g, const Tensor& x) { outer(out, g, x, false); }
-void add_of_weight(Tensor& sum, const Tensor& g, const Tensor& x) { outer(sum, g, x, true); }
+void products::of_weight_into(Tensor out, const Tensor& g, const Tensor& x) { outer(out, g, x, false); }
+void products::add_of_weight(Tensor sum, const Tensor& g, const Tensor& x) { outer(sum, g, x, true); }
 
-}  // namespace fastrnn::products
+}  // namespace fastrnn

@@ -1,4 +1,4 @@
-#include "binding/library.h"
+#include "ops/cpu/library.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
@@ -6,7 +6,7 @@
 #include <atomic>
 #include <exception>
 
-#include "binding/modest.h"
+#include "ops/cpu/modest.h"
 #include "cpu/team.h"
 
 namespace fastrnn::library {

@@ -1,13 +1,16 @@
-// What the operators of both devices share in finding a cell: its name in errors, its kernels made on demand, and
-// whether its h can be projected. The traits have the same names in cpu/args.h and cuda/kernels.h.
+// Cells as the operators of every device see them: sizes that follow from their traits, and the search for kernels.
 #pragma once
 
+#include <ATen/ATen.h>
 #include <ctype.h>
 #include <stdint.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <string>
+
+#include "math/cell_traits.h"
 
 namespace fastrnn {
 
@@ -15,18 +18,38 @@ namespace fastrnn {
 // none; empty if they are there now, and for a cell that Python does not know. Called without the Python GIL.
 using Preparation = std::function<std::string(const std::string&, const std::string&, const std::string&)>;
 
-// Whether h may be projected. The rows of w_hh must give H, so it is the matrix of one product with rows for every gate
-// and nothing else; and the element-wise stage must not read h, which is narrower than H then.
-template <class Cell>
-bool projectable(const Cell& cell) {
+// Return true if h may be projected. The rows of w_hh must give H, so it is the matrix of one product with rows for
+// every gate and nothing else; and the element-wise stage must not read h, which is narrower than H then.
+inline bool projectable(const CellTraits& cell) {
   return cell.recurrent == cell.gates && cell.second == 0 && cell.parameters == 0 && !cell.reads_hidden;
 }
 
 // H, out of the shape (R·H + Q, P) of w_hh; of a cell without recurrent products it is P.
-template <class Cell>
-int64_t hidden_units(const Cell& cell, int64_t rows, int64_t projected) {
+inline int64_t hidden_units(const CellTraits& cell, int64_t rows, int64_t projected) {
   return cell.recurrent > 0 ? (rows - cell.parameters) / cell.recurrent : projected;
 }
+
+// One of the tensors that a forward pass saves for backward: `per_unit`·H + `constant` values for each time step of
+// each batch row; none if both are 0.
+struct SavedTensor {
+  int64_t per_unit, constant;
+  bool compute;  // in the dtype that is computed in
+
+  int64_t width(int64_t hidden) const { return per_unit * hidden + constant; }
+};
+
+// Those of a cell: the first min(G, K) saved values, in place of W·x; the others; states other than h, and sums over the
+// units; the vectors besides h that are multiplied, or with a projection h before it.
+constexpr size_t kSavedTensors = 4;
+inline std::array<SavedTensor, kSavedTensors> saved_tensors(const CellTraits& cell, bool projection) {
+  return {{{cell.saved > 0 ? cell.gates : 0, 0, false},
+           {std::max(0, cell.saved - cell.gates), 0, false},
+           {cell.states - 1, cell.totals, true},
+           {projection ? 1 : cell.vectors, 0, false}}};
+}
+
+// The dtype that a storage dtype is computed in.
+inline at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
 // A bound for H that keeps the products of sizes within int64; no memory holds such a layer.
 constexpr int64_t kTooManyUnits = int64_t{1} << 40;

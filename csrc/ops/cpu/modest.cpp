@@ -1,4 +1,4 @@
-#include "binding/modest.h"
+#include "ops/cpu/modest.h"
 
 #include <ATen/Parallel.h>
 

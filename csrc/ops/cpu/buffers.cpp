@@ -1,4 +1,4 @@
-#include "binding/buffers.h"
+#include "ops/cpu/buffers.h"
 
 #include <ATen/EmptyTensor.h>
 

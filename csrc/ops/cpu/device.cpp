@@ -1,0 +1,189 @@
+#include "ops/cpu/device.h"
+
+#include <string.h>
+
+#include "cpu/dispatch.h"
+#include "ops/finite.h"
+
+namespace fastrnn {
+
+namespace {
+
+constexpr int kParts = static_cast<int>(Format::kFloat32Parts);
+
+Preparation preparation;
+
+// R·h + b_hh of a sequence's only step: no use packing weights that are read once. Without initial states all rows are
+// one row's; it is multiplied all the same, as zero times an infinite weight is NaN.
+Tensor only_product(const Checked<Cpu>& c, const ForwardPass& pass) {
+  const Tensor matrix = c.first_product(pass.w_hh);
+  if (!pass.states.empty()) return products::forward(pass.states[0], matrix, optional(pass.b_hh));
+  const Tensor row = products::forward(at::zeros({1, c.projected}, c.options), matrix, optional(pass.b_hh));
+  return c.layout.batch == 1 ? row : row.expand({c.layout.batch, row.size(1)}).contiguous();
+}
+
+template <class Pass, class Args>
+void set_states(const Pass& pass, Args& args) {
+  for (size_t s = 0; s < pass.states.size(); ++s) {
+    args.initial[s] = args.restart[s] = pass.states[s].const_data_ptr();
+  }
+  for (size_t s = 0; s < pass.restart.size(); ++s) args.restart[s] = pass.restart[s].const_data_ptr();
+}
+
+Tensor copy_of(const Tensor& t, at::IntArrayRef sizes) {
+  Tensor copy = products::empty(sizes, t);
+  memcpy(copy.mutable_data_ptr(), t.const_data_ptr(), copy.nbytes());
+  return copy;
+}
+
+}  // namespace
+
+void set_preparation(Preparation function) { preparation = std::move(function); }
+
+const CellKernels& kernels_of(const std::string& name, at::ScalarType type) {
+  const int format = static_cast<int>(format_of(type));
+  const CellKernels* cell = find_cell(name.c_str());
+  if (cell != nullptr && cell->forward[format] != nullptr) return *cell;
+  const std::string problem = preparation ? preparation(name, c10::toString(type), "cpu") : std::string();
+  cell = find_cell(name.c_str());
+  TORCH_CHECK_VALUE(cell != nullptr || !problem.empty(), unknown_cell(name, &cell_name));
+  TORCH_CHECK(cell != nullptr && cell->forward[format] != nullptr, "cell: expected kernels of ", name, " for ", type,
+              " and the instruction set ", capability(), ", got none", problem.empty() ? "" : (": " + problem).c_str());
+  return *cell;
+}
+
+Format format_for(const CellKernels& cell, at::ScalarType type) {
+  const Format format = format_of(type);
+  const bool parts = format == Format::kFloat32 && cell.forward[kParts] != nullptr && products::in_parts();
+  return parts ? Format::kFloat32Parts : format;
+}
+
+Tensor Cpu::Memory::saved(const CpuLayout& layout, int64_t width, const at::TensorOptions& options) {
+  Tensor t = empty({layout.capacity(), width}, options);
+  if (const int64_t beyond = layout.capacity() - layout.rows; beyond > 0) t.narrow(0, layout.rows, beyond).zero_();
+  return t;
+}
+
+bool Cpu::adds_bias(const Checked<Cpu>& c, const LayerCall& call) {
+  return call.w_ih().defined() && (c.kernels == Format::kBFloat16 || c.kernels == Format::kFloat16);
+}
+
+void Cpu::run(const Checked<Cpu>& c, const ForwardPass& pass, Memory& memory) {
+  const bool at_once = c.layout.steps == 1 && !c.cell->staged && c.cell->second == 0 && c.cell->recurrent > 0;
+  const Tensor rh = at_once ? only_product(c, pass) : Tensor();
+  ForwardArgs args{};
+  args.seq = c.layout.sequence(c.hidden, c.projected, c.reverse);
+  args.w_hh = pass.w_hh.const_data_ptr();
+  args.b_ih = data_of(pass.b_ih);
+  args.b_hh = at_once ? nullptr : data_of(pass.b_hh);
+  args.w_hr = data_of(pass.w_hr);
+  args.parameters = c.parameters_of(pass.w_hh);
+  args.rh = data_of(rh);
+  args.gates = writable(pass.gates);
+  args.extra = writable(pass.extra);
+  args.cells = writable(pass.cells);
+  args.unprojected = writable(pass.unprojected);
+  args.y = writable(pass.y);
+  args.training = pass.training;
+  set_states(pass, args);
+  for (size_t s = 0; s < pass.finals.size(); ++s) args.final_states[s] = pass.finals[s].data_ptr();
+  memory.verify(c.cell->forward[static_cast<int>(c.kernels)](args));
+}
+
+void Cpu::run(const Checked<Cpu>& c, BackwardPass& pass, Memory& memory) {
+  BackwardArgs args{};
+  args.seq = c.layout.sequence(c.hidden, c.projected, c.reverse);
+  args.w_hh = pass.w_hh.const_data_ptr();
+  args.w_hr = data_of(pass.w_hr);
+  args.parameters = c.parameters_of(pass.w_hh);
+  args.gates = data_of(pass.saved[0]);
+  args.extra = data_of(pass.saved[1]);
+  args.cells = data_of(pass.saved[2]);
+  args.unprojected = data_of(pass.saved[3]);
+  args.y = pass.y.const_data_ptr();
+  args.grad_y = data_of(pass.grad_y);
+  args.da = pass.da.data_ptr();
+  args.drh = pass.drh.data_ptr();
+  args.dparameters = pass.dparameters.data_ptr();
+  args.dh = writable(pass.dh);
+  args.clip = c.clip;
+  args.hidden_unused = pass.hidden_unused;
+  args.initial_product = c.layout.steps > 1 || c.cell->second > 0 || c.cell->recurrent == 0 || c.cell->staged;
+  set_states(pass, args);
+  for (size_t s = 0; s < pass.grad_finals.size(); ++s) {
+    args.grad_final[s] = data_of(pass.grad_finals[s]);
+    if (!pass.later.empty()) args.later[s] = pass.later[s].data_ptr();
+    if (!pass.grad_states.empty()) args.grad_initial[s] = pass.grad_states[s].data_ptr();
+    if (!pass.grad_restart.empty()) args.grad_restart[s] = pass.grad_restart[s].data_ptr();
+  }
+  memory.verify(c.cell->backward[static_cast<int>(c.kernels)](args));
+  if (pass.grad_states.empty() || args.initial_product) return;
+  Tensor& gradient = pass.grad_states[0];
+  Tensor first = c.layout.rows == c.layout.batch ? gradient : gradient.narrow(0, 0, c.layout.rows);
+  products::add_of_input(first, recurrent_products(c, pass), c.first_product(pass.w_hh));
+}
+
+Tensor Cpu::parameter_gradients(const Checked<Cpu>& c, Memory& memory) {
+  Tensor sums = memory.empty({c.layout.batch, c.cell->parameters * c.hidden}, c.options.dtype(c.compute_type()));
+  if (sums.numel() > 0) clear(sums);
+  return sums;
+}
+
+Tensor Cpu::hidden_before(const Checked<Cpu>& c, const BackwardPass& pass) {
+  const CpuLayout& layout = c.layout;
+  const int64_t N = layout.rows, B = layout.batch;
+  // In `source`, row N + i is the initial state of row i; behind these there are those of a restart.
+  std::vector<Tensor> parts{pass.y, pass.states.empty() ? at::zeros({B, c.projected}, c.options) : pass.states[0]};
+  const int64_t restart = N + (pass.restart.empty() ? 0 : B);
+  if (!pass.restart.empty()) parts.push_back(pass.restart[0]);
+  Tensor index = at::empty({N}, at::kLong);
+  int64_t* to = index.data_ptr<int64_t>();
+  const bool* reset = layout.reset.defined() ? layout.reset.const_data_ptr<bool>() : nullptr;
+  for (int64_t t = 0; t < layout.steps; ++t) {
+    const int64_t before = c.reverse ? t + 1 : t - 1;
+    const bool inside = before >= 0 && before < layout.steps;
+    for (int64_t i = 0; i < layout.counts[t]; ++i) {
+      const int64_t row = layout.offsets[t] + i;
+      if (!inside || i >= layout.counts[before]) {
+        to[row] = N + i;
+      } else {
+        const int64_t previous = layout.offsets[before] + i;
+        to[row] = reset != nullptr && reset[c.reverse ? previous : row] ? restart + i : previous;
+      }
+    }
+  }
+  return at::cat(parts).index_select(0, index);
+}
+
+Tensor Cpu::unprojected(const Checked<Cpu>& c, const BackwardPass& pass) {
+  const CpuLayout& layout = c.layout;
+  const Tensor rows = pass.saved[3].reshape({-1, c.hidden}).narrow(0, 0, layout.rows);
+  if (!pass.hidden_unused) return rows;
+  const int64_t last = c.reverse ? 0 : layout.steps - 1;
+  Tensor copy = rows.clone();
+  copy.narrow(0, layout.offsets[last], layout.counts[last]).zero_();
+  return copy;
+}
+
+Tensor Cpu::columns(const Tensor& left, int64_t count, const Tensor& right) {
+  Tensor whole = products::empty({left.size(0), count + right.size(1)}, left);
+  const auto bytes = [](const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); };
+  const size_t size = left.itemsize(), row = static_cast<size_t>(whole.size(1)) * size;
+  const size_t row_of_left = static_cast<size_t>(left.size(1)) * size;
+  const size_t front = static_cast<size_t>(count) * size, back = static_cast<size_t>(right.size(1)) * size;
+  for (size_t n = 0; n < static_cast<size_t>(left.size(0)); ++n) {
+    memcpy(bytes(whole) + n * row, bytes(left) + n * row_of_left, front);
+    memcpy(bytes(whole) + n * row + front, bytes(right) + n * back, back);
+  }
+  return whole;
+}
+
+Tensor Cpu::sum_rows(const Tensor& t) { return t.size(0) == 1 ? copy_of(t, t.sizes().slice(1)) : t.sum(0); }
+Tensor Cpu::copy(const Tensor& t) { return copy_of(t, t.sizes()); }
+void Cpu::clear(Tensor& t) { memset(t.mutable_data_ptr(), 0, t.nbytes()); }
+
+void Cpu::add_of_zeros(Tensor& out, const Tensor& drh) {
+  if (!all_finite(drh)) products::add_of_weight(out, drh, at::zeros({drh.size(0), out.size(1)}, drh.options()));
+}
+
+}  // namespace fastrnn

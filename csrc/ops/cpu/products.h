@@ -1,0 +1,33 @@
+// The linear products around a recurrence: of the input, and of the gradients. One place, so that each may be computed
+// by whatever is best for its size and dtype.
+#pragma once
+
+#include "ops/call.h"
+
+namespace fastrnn {
+
+struct products {
+  // Return true if torch allows float32 products by sums of bfloat16 parts (cpu/parts.h):
+  // set_float32_matmul_precision("high") or "medium", torch.backends.mkldnn.matmul.fp32_precision "tf32" or "bf16". Read
+  // anew for each product, as torch does.
+  static bool in_parts();
+
+  // Memory for a result, of the type of `like`.
+  static Tensor empty(at::IntArrayRef sizes, const Tensor& like);
+
+  // x·wᵀ (+ bias): x (N, K), w (M, K), bias (M). Contiguous.
+  static Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
+  // The same into `out` (N, M), which may be part of a larger tensor.
+  static void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
+  // g·w, the gradient of x: g (N, M), w (M, K).
+  static Tensor of_input(const Tensor& g, const Tensor& w);
+  // Adds g·w to `sum` (N, K).
+  static void add_of_input(Tensor sum, const Tensor& g, const Tensor& w);
+  // gᵀ·x, the gradient of w: g (N, M), x (N, K).
+  static Tensor of_weight(const Tensor& g, const Tensor& x);
+  static void of_weight_into(Tensor out, const Tensor& g, const Tensor& x);
+  // Adds gᵀ·x to `sum` (M, K).
+  static void add_of_weight(Tensor sum, const Tensor& g, const Tensor& x);
+};
+
+}  // namespace fastrnn

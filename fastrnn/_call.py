@@ -1,0 +1,153 @@
+"""A call of one layer in one direction over a whole sequence, as one object.
+
+The only place where a call is flattened into a list of arguments, as ``autograd.Function``, the operators and the
+compiled part take it, and put together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+#: The differentiable inputs of fixed number: x, w_ih, w_hh, b_ih, b_hh, w_hr.
+N_FIXED = 6
+#: Tensors that a forward pass saves for backward besides y.
+N_SAVED = 4
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer in one direction, named as torch.nn names them.
+
+    G is the number of gates of the cell, P the width of ``h``: the projection's, or H.
+    """
+
+    #: (G·H, I), or None where the input is the product with it already
+    w_ih: Tensor | None
+    #: (G·H, P); of a custom cell the gates that multiply h, those that multiply another vector, and a row for each of
+    #: its parameters
+    w_hh: Tensor
+    #: (G·H) or None
+    b_ih: Tensor | None = None
+    #: (G·H) or None
+    b_hh: Tensor | None = None
+    #: (P, H) or None: no projection
+    w_hr: Tensor | None = None
+
+
+class Call(NamedTuple):
+    """One call of a layer; T, B, I, H, P, G as everywhere.
+
+    What is put together from something else than tensors, such as vmap's ``in_dims`` or flags for each input, has
+    these values in the places of the tensors.
+    """
+
+    #: name of the cell, as operators know it
+    cell: str
+    #: (T, B, I), or packed (N, I); without ``w_ih`` the input product itself, (…, G·H)
+    x: Tensor
+    weights: LayerWeights
+    #: initial states, each (B, P or H); none: zeros
+    states: tuple[Tensor, ...] = ()
+    #: states from which segments after a reset start; none: the initial ones
+    restart: tuple[Tensor, ...] = ()
+    #: (T) int64, rows of each time step of packed input
+    batch_sizes: Tensor | None = None
+    #: (B) integers
+    lengths: Tensor | None = None
+    #: (T, B) bool, true at the first step of a segment
+    reset: Tensor | None = None
+    reverse: bool = False
+    #: > 0: elements of ∂L/∂h_t are clipped to ±clip
+    clip: float = 0.0
+
+    @property
+    def layout(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The tensors that describe how rows lie: batch_sizes, lengths, reset."""
+        return self.batch_sizes, self.lengths, self.reset
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The differentiable inputs: x, the weights, the initial states, the states after a reset."""
+        return (self.x, *self.weights, *self.states, *self.restart)
+
+    def with_inputs(self, inputs: Sequence[Any]) -> Call:
+        """The same call of other `inputs`."""
+        end = N_FIXED + len(self.states)
+        weights = LayerWeights(*inputs[1:N_FIXED])
+        return self._replace(
+            x=inputs[0], weights=weights, states=tuple(inputs[N_FIXED:end]), restart=tuple(inputs[end:])
+        )
+
+    def flat(self) -> tuple[Any, ...]:
+        """The call as a list of arguments, for `of_flat`; the tensors are the last of them."""
+        return (self.cell, self.reverse, self.clip, len(self.states), *self.layout, *self.inputs)
+
+    @staticmethod
+    def of_flat(cell: Any, reverse: Any, clip: Any, states: Any, *tensors: Any, like: Call | None = None) -> Call:
+        """The call of such a list; with ``like``, of a list of other values in the places of that call's arguments."""
+        layout, inputs = tensors[:3], tensors[3:]
+        end = N_FIXED + (states if like is None else len(like.states))
+        weights = LayerWeights(*inputs[1:N_FIXED])
+        given, restart = tuple(inputs[N_FIXED:end]), tuple(inputs[end:])
+        return Call(cell, inputs[0], weights, given, restart, *layout, reverse, clip)
+
+
+class Wanted(NamedTuple):
+    """What a backward pass is asked for; csrc/ops/call.h has the same order."""
+
+    x: bool = False
+    w_ih: bool = False
+    w_hh: bool = False
+    b_ih: bool = False
+    b_hh: bool = False
+    w_hr: bool = False
+    #: gradients of the initial states, and of the states after a reset
+    states: bool = False
+    restart: bool = False
+    #: ∂L/∂(W·x) (…, G·H) and ∂L/∂(R·h) (…, R·H)
+    products: bool = False
+    #: ∂L/∂h_t, all paths together (…, P)
+    hidden: bool = False
+    #: the part of each state's gradient that comes from later steps (…, P or H)
+    later: bool = False
+
+    @property
+    def weights(self) -> bool:
+        return any(self[1:N_FIXED])
+
+
+def wanted_of(needs: Call) -> Wanted:
+    """The gradients of a call's inputs, out of flags in their places."""
+    return Wanted(needs.x, *needs.weights, any(needs.states), any(needs.restart))
+
+
+class Gradients(NamedTuple):
+    """What a backward pass gives; None or nothing where it was not wanted."""
+
+    fixed: tuple[Tensor | None, ...]
+    states: tuple[Tensor, ...] = ()
+    restart: tuple[Tensor, ...] = ()
+    products: tuple[Tensor, ...] = ()
+    hidden: tuple[Tensor, ...] = ()
+    later: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def of_flat(found: Sequence[Tensor], wanted: Wanted, states: int, restarts: int) -> Gradients:
+        """Gradients of what the operator returns for a cell of so many states, and a call with so many restarts."""
+        rest = list(found)
+
+        def take(there: bool, count: int) -> tuple[Tensor, ...]:
+            taken = tuple(rest[:count]) if there else ()
+            del rest[: len(taken)]
+            return taken
+
+        fixed = tuple(g if want else None for g, want in zip(take(True, N_FIXED), wanted, strict=False))
+        counts = ((wanted.states, states), (wanted.restart, restarts), (wanted.products, 2), (wanted.hidden, 1))
+        return Gradients(fixed, *(take(*each) for each in counts), take(wanted.later, states))
+
+    def of_inputs(self, call: Call) -> list[Tensor | None]:
+        """A gradient, or None, for each of the call's `inputs`."""
+        states = self.states or (None,) * len(call.states)
+        return [*self.fixed, *states, *(self.restart or (None,) * len(call.restart))]

@@ -1,0 +1,286 @@
+"""Which way a layer's call takes: the choice, in one place.
+
+====================  ==========================================================================================
+path                  taken where
+====================  ==========================================================================================
+``onnx``              torch.onnx.export(dynamo=False) traces
+``observed``          an observer looks at what flows backward (`fastrnn.training.GradientNormPenalty`)
+``reference``         ``backend="reference"``; no kernels of the cell, the dtype or the device; forward mode; torch.func
+                      inside a compiled function; functionalize beside another transform
+``recompute``         ``recompute=`` and eager mode that records a graph
+``eager``             eager mode on the CPU: operators and autograd node in C++, without the dispatcher
+``differentiable``    a graph is recorded elsewhere: compiled functions, torch.func, CUDA, tensor subclasses
+``operator``          no graph is recorded: the operator alone
+====================  ==========================================================================================
+
+The first of these whose condition holds is taken.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastrnn import _gpu, _onnx, _ops, _recompute, cells, reference
+from fastrnn._call import N_SAVED, Call, Gradients, LayerWeights, wanted_of
+from fastrnn.autograd import Layer
+from fastrnn.cells import CellSpec
+
+FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+BACKENDS = ("auto", "fused", "reference")
+_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
+Found = tuple[Tensor, tuple[Tensor, ...]]
+
+
+class Observer(Protocol):
+    """Looks at what flows backward through a layer, and may change the gradients."""
+
+    def begin(self, call: Call, spec: CellSpec, backend: str) -> None:
+        """Before the forward pass. Raises where it cannot observe the call."""
+
+    def backward(self, call: Call, grads: tuple[Tensor | None, ...], found: Gradients) -> None:
+        """Behind a backward pass, which `found` has the gradients, ``products`` and ``later`` of."""
+
+
+class Options(NamedTuple):
+    """What decides on the way of a call besides the call itself."""
+
+    backend: str = "auto"
+    recompute: bool | int = False
+    observer: Observer | None = None
+
+
+class Surroundings(NamedTuple):
+    """What traces or transforms the program here and now."""
+
+    compiling: bool  # torch.compile and torch.export
+    transformed: bool  # torch.func
+    forward_mode: bool
+    exporting_onnx: bool  # torch.onnx.export(dynamo=False)
+
+    @staticmethod
+    def now() -> Surroundings:
+        compiling = torch.compiler.is_compiling()
+        return Surroundings(
+            compiling,
+            torch._C._are_functorch_transforms_active(),
+            torch.autograd.forward_ad._current_level >= 0,
+            not compiling and torch._C._is_tracing() and torch.onnx.is_in_onnx_export(),
+        )
+
+
+def run(call: Call, spec: CellSpec, options: Options) -> Found:
+    """One layer in one direction, the way that `choose` says."""
+    path, reason = choose(call, spec, options)
+    if reason:
+        _warn_once(spec, reason)
+    if path == "recompute":
+        found = _recompute.layer(call, options.recompute)
+        path = "eager"
+        if found is not None:
+            return found
+    if path == "eager":
+        try:
+            out = _ops.layer(call)
+        except TypeError:
+            _check_types(call)
+            raise
+        if out is not None:
+            return out[0], tuple(out[1:])
+        path = "differentiable" if _records(call, Surroundings.now()) else "operator"
+    return _WAYS[path](call, spec, options)
+
+
+def choose(call: Call, spec: CellSpec, options: Options) -> tuple[str, str]:
+    """The path of a call, and for the reference why there are no kernels, or an empty string.
+
+    Raises:
+        RuntimeError: ``backend="fused"`` where there are no kernels.
+    """
+    around = Surroundings.now()
+    if around.exporting_onnx:
+        return "onnx", ""
+    if options.observer is not None:
+        return "observed", ""
+    for_onnx = around.compiling and _onnx.replaces_operator(call.weights.w_hh)
+    if not for_onnx:
+        if options.backend == "reference" or not _takes_operators(call, around):
+            return "reference", ""
+        reason = no_kernels(spec, call.weights.w_hh.dtype, call.weights.w_hh.device)
+        if reason and options.backend == "fused":
+            raise RuntimeError(f'backend="fused": {reason}')
+        if reason:
+            return "reference", reason
+    if not around.compiling and not around.transformed:
+        return ("recompute" if options.recompute and _records(call, around) else "eager"), ""
+    return ("differentiable" if _records(call, around) else "operator"), ""
+
+
+def _takes_operators(call: Call, around: Surroundings) -> bool:
+    """Return False in forward mode, for which the operators have no rule; and for torch.func inside a compiled
+    function, where dynamo says that nothing requires a gradient.
+    """
+    if around.forward_mode or (around.compiling and around.transformed):
+        return False
+    return not (around.transformed and _is_functionalized() and _may_need_graph(call))
+
+
+def _records(call: Call, around: Surroundings) -> bool:
+    """Return True if a graph is recorded. (Under functionalize there is no rule for an ``autograd.Function``.)"""
+    if around.transformed:
+        return around.compiling or not _is_functionalized()
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in call.inputs):
+        return False
+    return around.compiling or not _below_autograd()
+
+
+def _below_autograd() -> bool:
+    """Return True if nothing is recorded, whatever grad mode says: in inference mode, or in the body of a custom
+    operator. Not for the compiler to trace.
+    """
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
+
+
+def _is_functionalized() -> bool:
+    """Return True under `torch.func.functionalize`, at any level."""
+    return any(level.key() == _FUNCTIONALIZE for level in torch._C._functorch.get_interpreter_stack() or ())
+
+
+def _may_need_graph(call: Call) -> bool:
+    """Under functionalize: another transform may want gradients, or the tensors wrapped by it."""
+    if len(torch._C._functorch.get_interpreter_stack() or ()) > 1:
+        return True
+    inside = [t for t in call.inputs if t is not None]
+    inside = [torch._from_functional_tensor(t) if torch._is_functional_tensor(t) else t for t in inside]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in inside)
+
+
+def _by_onnx(call: Call, spec: CellSpec, options: Options) -> Found:
+    return _onnx.traced(call)
+
+
+def _by_reference(call: Call, spec: CellSpec, options: Options) -> Found:
+    device = call.x.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return reference.run(spec, call)
+    return reference.run(spec, call)
+
+
+def _by_layer(call: Call, spec: CellSpec, options: Options) -> Found:
+    out = Layer.apply(*call.flat())
+    # A copy, as y may be changed in place: neither the compiler nor torch.func notices that for the saved one. In eager
+    # mode autograd does, and raises in backward, as it does for torch.nn on a GPU.
+    around = Surroundings.now()
+    eager = not around.compiling and not around.transformed
+    noticed = call.x.is_cuda and eager and torch._C._len_torch_dispatch_stack() == 0
+    return out[0] if noticed else out[0].clone(), out[1:-N_SAVED]
+
+
+def _by_operator(call: Call, spec: CellSpec, options: Options) -> Found:
+    y, finals, _ = _ops.forward(call, False)
+    return y, tuple(finals)
+
+
+def _observed(call: Call, spec: CellSpec, options: Options) -> Found:
+    observer = options.observer
+    assert observer is not None
+    observer.begin(call, spec, options.backend)
+    y, *finals = _Observed.apply(observer, *call.flat())
+    return y, tuple(finals)
+
+
+_WAYS = {
+    "onnx": _by_onnx,
+    "observed": _observed,
+    "reference": _by_reference,
+    "differentiable": _by_layer,
+    "operator": _by_operator,
+}
+
+
+class _Observed(torch.autograd.Function):
+    """``apply(observer, *call.flat())`` → y, final states."""
+
+    @staticmethod
+    def forward(ctx: Any, observer: Observer, *flat: Any) -> tuple[Tensor, ...]:
+        call = Call.of_flat(*flat)
+        ctx.observer, ctx.setting, ctx.count = observer, flat[:4], len(flat) - 4
+        ctx.set_materialize_grads(False)
+        training = any(ctx.needs_input_grad)
+        y, finals, saved = _ops.forward(call, training)
+        if training:
+            ctx.save_for_backward(*flat[4:], y, *saved)
+        return (y, *finals)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("penalty: expected a backward pass without create_graph=True")
+        if all(g is None for g in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        tensors = ctx.saved_tensors
+        call, (y, *saved) = Call.of_flat(*ctx.setting, *tensors[: ctx.count]), tensors[ctx.count :]
+        needs = Call.of_flat(*ctx.needs_input_grad[1:], like=call)
+        found = _ops.backward(call, grads, y, saved, wanted_of(needs)._replace(products=True, later=True))
+        ctx.observer.backward(call, grads, found)
+        before = len(ctx.needs_input_grad) - len(call.inputs)
+        pairs = zip(found.of_inputs(call), needs.inputs, strict=True)
+        return (None,) * before + tuple(g if need else None for g, need in pairs)
+
+
+def _check_types(call: Call) -> None:
+    """Raises a TypeError that names the argument which is no tensor."""
+    named: dict[str, Any] = {"x": call.x, **LayerWeights(*call.weights)._asdict()}
+    named |= {f"states[{k}]": s for k, s in enumerate(call.states)}
+    named |= dict(zip(("batch_sizes", "lengths", "reset"), call.layout, strict=True))
+    optional = ("w_ih", "b_ih", "b_hh", "w_hr", "batch_sizes", "lengths", "reset")
+    for name, value in named.items():
+        if not isinstance(value, Tensor) and not (value is None and name in optional):
+            raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}") from None
+
+
+def no_kernels(spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
+    """Why there are no kernels of a cell, or an empty string."""
+    if spec.prepare is not None:
+        problem = _prepared(spec.name, dtype, device)
+        return f"{spec.name}: {problem}" if problem else ""
+    reason = f"no kernels for {dtype} on {device.type}"
+    if dtype not in FORMATS:
+        return reason
+    if device.type in ("cpu", "meta"):
+        return ""
+    if device.type != "cuda":
+        return reason
+    problem = _gpu.problem(device)
+    return f"{reason}, {problem}" if problem else ""
+
+
+def has_kernels(spec: CellSpec, weights: LayerWeights) -> bool:
+    """Return True if compiled kernels run a cell here; a warning says why where they do not."""
+    reason = no_kernels(spec, weights.w_hh.dtype, weights.w_hh.device)
+    if reason:
+        _warn_once(spec, reason)
+    return not reason
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _prepared(cell: str, dtype: torch.dtype, device: torch.device) -> str:
+    spec = cells.find(cell)
+    assert spec is not None
+    assert spec.prepare is not None
+    return spec.prepare(dtype, device)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(spec: CellSpec, reason: str) -> None:
+    instead = "using the plain-torch reference" if spec.prepare is None else "running it as plain torch, step by step"
+    message = f"fastrnn: {reason}; {instead}"
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=5)
