@@ -2,7 +2,7 @@
 #
 # Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
 #
-#   ARGS     for the program that is run:         make test ARGS=tests/test_cli.py, make bench ARGS=--help
+#   ARGS     for the program that is run:         make test ARGS=tests/apps/test_cli.py, make bench ARGS=--help
 #   TORCH    another torch than the one found:    make build TORCH='torch==2.14.1'
 #   PYTHON   the Python for a new environment:    make test PYTHON=python3.12
 #   VENV     the environment's folder:            make test VENV=$HOME/envs/fastrnn

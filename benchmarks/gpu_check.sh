@@ -91,7 +91,7 @@ tests() {
     echo "the kernels cannot run here, see: $PYTHON -m fastrnn info"
     return 1
   }
-  files=$(grep -lE 'needs_gpu|needs a GPU' tests/test_cuda*.py | grep -v test_cuda_cells)
+  files=$(grep -rlE --include='test_cuda*.py' 'needs_gpu|needs a GPU' tests | grep -v test_cuda_cells)
   # shellcheck disable=SC2086
   "$PYTHON" -m pytest -q -p no:cacheprovider --durations=5 $files
 }
@@ -101,7 +101,7 @@ cells() {
   local home
   home=$("$PYTHON" tools/cuda_checks.py) || return 1
   CUDA_HOME=$home FASTRNN_CACHE=$PWD/build/gpu-cells "$PYTHON" -m pytest -q -p no:cacheprovider --durations=3 \
-    tests/test_cuda_cells.py
+    tests/cuda/test_cuda_cells.py
 }
 
 sanitizer() {

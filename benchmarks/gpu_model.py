@@ -67,7 +67,7 @@ def rows_of_groups(t: Tiling, B: int) -> list[int]:
 
 
 def step_counts(p: Problem, t: Tiling) -> dict[str, int]:
-    """What one step does, all blocks together; the emulator counts the same (tests/test_gpu_model.py).
+    """What one step does, all blocks together; the emulator counts the same (tests/cuda/test_gpu_model.py).
 
     products: of a warp (one mma). loaded_bytes: of the operand that blocks load, out of L2 (grid) or their own shared
     memory (cluster), as often as their warps do. stored_bytes: what is stored for the next step's operand, in a

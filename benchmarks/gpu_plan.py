@@ -1,7 +1,7 @@
 """csrc/cuda/plan.cpp again, in Python: which driver runs a call, how a persistent one is cut, and the model's time.
 
 The constants are read out of plan.cpp, the rest is written a second time, so that reports and fits can take the
-model's time apart; tests/test_gpu_model.py compares the two. Letters: B rows of the batch, H hidden size.
+model's time apart; tests/cuda/test_gpu_model.py compares the two. Letters: B rows of the batch, H hidden size.
 """
 
 from __future__ import annotations

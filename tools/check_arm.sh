@@ -40,7 +40,7 @@ install_quietly() {
 }
 
 if [[ $(uname -m) == aarch64 ]]; then
-  echo "This is an ARM machine: tests/test_native.py checks its kernels"
+  echo "This is an ARM machine: tests/kernels/test_native.py checks its kernels"
   exit 0
 fi
 if ! command -v "$CXX" >/dev/null || ! find_emulator >/dev/null; then

@@ -1,5 +1,5 @@
-// What tests/emulated.py calls: one layer in one direction, forward or backward, by one of the three drivers, on the
-// emulated machine. Plain C names and structures, buffers from emulated_allocate.
+// What tests/harness/emulated.py calls: one layer in one direction, forward or backward, by one of the three drivers,
+// on the emulated machine. Plain C names and structures, buffers from emulated_allocate.
 #include <stdio.h>
 #include <string.h>
 
@@ -17,7 +17,7 @@ using namespace fastrnn::cuda;
 
 #define FASTRNN_EXPORT extern "C" __attribute__((visibility("default")))
 
-// The same fields in the same order as in tests/emulated.py. Enumerations are those of csrc/cuda.
+// The same fields in the same order as in tests/harness/emulated.py. Enumerations are those of csrc/cuda.
 struct Call {
   const char* cell;
   int64_t format, driver;

@@ -1,4 +1,4 @@
-// The tables of all cells' kernels, from the units that tests/emulated.py generates.
+// The tables of all cells' kernels, from the units that tests/harness/emulated.py generates.
 #pragma once
 
 #include <vector>

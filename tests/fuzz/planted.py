@@ -1,4 +1,4 @@
-"""A fuzzer of nothing, with faults planted at certain sizes: what tests/test_fuzz.py tries the driver on."""
+"""A fuzzer of nothing, with faults planted at certain sizes: what tests/fuzz/test_fuzz.py tries the driver on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,174 @@
+"""torch.ops.fastrnn_emulated: the operators of csrc/cuda_binding on the CPU, built over the emulator of tests/cuda.
+
+A tensor on the CPU passes for one on a GPU, and the kernels run in the emulator; all that is between torch and them is
+what runs on a GPU. The build is kept in build/cuda_ops and made again only when a file that it includes has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import emulated
+import torch
+
+from fastrnn import _C, _ops
+from fastrnn.custom import build_cuda
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = ROOT / "tests" / "cuda_binding"
+#: The emulated GPU's compute capability, times ten.
+CAPABILITY = 90
+#: What knows the runtime or the GPU itself, and is replaced by tests/cuda_binding.
+REPLACED = ("graphs.cpp", "machine.cpp", "module.cpp")
+#: Of the emulator, what its own tests call.
+NOT_NEEDED = ("library.cpp", "mistakes.cpp")
+CELLS = ("gru", "lstm", "rnn_tanh")
+
+
+def load() -> None:
+    """Builds and loads the library. Raises emulated.BuildError."""
+    if not hasattr(torch.ops.fastrnn_emulated, "sequence_forward"):
+        torch.ops.load_library(str(build()))
+
+
+def build() -> Path:
+    compiler = emulated.tools()
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import build_checks
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    torch_include = Path(build_checks.find_torch_include())
+    binding = [p for p in sorted((ROOT / "csrc" / "cuda_binding").glob("*.cpp")) if p.name not in REPLACED]
+    binding += sorted(OWN.glob("*.cpp"))
+    plain = [*emulated.HOST, ROOT / "csrc" / "cuda" / "registry.cpp"]
+    plain += [*(p for p in sorted((ROOT / "tests" / "cuda").glob("*.cpp")) if p.name not in NOT_NEEDED)]
+    includes = [f"-I{OWN / 'include'}", f"-isystem{torch_include}"]
+    includes += [f"-isystem{torch_include / 'torch' / 'csrc' / 'api' / 'include'}"]
+    # Kernels in a shared object of their own (load_own) call the emulator.
+    flags = [
+        *(f for f in emulated.FLAGS if f != "-fvisibility=hidden"),
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+    ]
+    command = [*compiler.command, *flags]
+    key = repr((command, includes, compiler.version, torch.__version__, CELLS))
+    folder = ROOT / "build" / "cuda_ops" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        units = emulated.generated(folder / "units", CELLS)
+        units.append(registry(folder / "units"))
+        libraries = [f"-L{torch_include.parent / 'lib'}", "-lc10", "-ltorch_cpu", "-Wl,--no-undefined"]
+        text = ninja_file(command, [*units, *plain], binding, [*includes, "-O0", "-g0"], libraries)
+        ninja = folder / "build.ninja"
+        if not ninja.is_file() or ninja.read_text() != text:
+            ninja.write_text(text)
+        done = subprocess.run(["ninja", "-j2"], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise emulated.BuildError(done.stdout + done.stderr)
+    return folder / "cuda_ops.so"
+
+
+def registry(folder: Path) -> Path:
+    """The built-in cells' table, as tools/generate_units.py writes it for a GPU."""
+    entries = "".join(f'{{"{cell}", &table<{k}>}}, ' for k, cell in enumerate(CELLS))
+    path = folder / "emulated_registry.cpp"
+    text = (
+        '#include "cuda/registry.h"\n#include "tables.h"\nnamespace fastrnn::cuda {\ntemplate <int k>\n'
+        "const CellKernels* table() {\n  return &all_tables()[k];\n}\n"
+        f"const RegistryEntry kRegistry[] = {{{entries}{{nullptr, nullptr}}}};\n}}\n"
+    )
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
+    return path
+
+
+def load_own(name: str, header: str, formats: int) -> None:
+    """Compiles a cell of Python from the sources that nvcc gets, for the emulator, and loads it, unless that is done.
+
+    formats: a bit for each of emulated.FORMATS.
+    """
+    if formats & ~torch.ops.fastrnn_emulated.formats(name, CAPABILITY) == 0:
+        return
+    whole = build()  # what the kernels call
+    compiler = emulated.tools()
+    files = build_cuda.sources(name, header, formats)
+    command = [*compiler.command, *emulated.FLAGS, "-I.", "-shared", "-x", "c++", "cell.cu", "-x", "none", str(whole)]
+    key = repr((command, compiler.version, files, build_cuda.build.headers_digest("cuda"), whole.stat().st_mtime_ns))
+    folder = ROOT / "build" / "cuda_ops" / f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "cell.so").is_file():
+            for file, text in files.items():
+                (folder / file).write_text(text)
+            done = subprocess.run([*command, "-o", "new.so"], cwd=folder, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise emulated.BuildError(done.stdout + done.stderr)
+            (folder / "new.so").rename(folder / "cell.so")
+    torch.ops.fastrnn_emulated.load_cell(str(folder / "cell.so"), CAPABILITY)
+
+
+def ninja_file(
+    command: list[str], plain: list[Path], binding: list[Path], extra: list[str], libraries: list[str]
+) -> str:
+    """`extra`: flags of what includes torch; `libraries`: flags of the link."""
+
+    def escape(path: object) -> str:
+        return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    def quoted(flags: list[str]) -> str:
+        return " ".join(f"'{flag}'" for flag in flags).replace("$", "$$")
+
+    compiler = quoted(command)
+    lines = ["rule compile", f"  command = {compiler} $extra -MMD -MF $out.d -c $in -o $out"]
+    lines += [
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {compiler} -shared $in {quoted(libraries)} -o $out",
+    ]
+    objects = [f"{path.parent.name}_{path.stem}.o" for path in (*plain, *binding)]
+    for name, path in zip(objects, (*plain, *binding), strict=True):
+        lines.append(f"build {name}: compile {escape(path)}")
+        if path in binding:
+            lines.append(f"  extra = {quoted(extra)}")
+    return "\n".join([*lines, f"build cuda_ops.so: link {' '.join(objects)}", ""])
+
+
+def runs() -> dict[str, int]:
+    """How many sequences ran by each driver."""
+    return dict(zip(emulated.DRIVERS, torch.ops.fastrnn_emulated.runs(), strict=True))
+
+
+@contextlib.contextmanager
+def instead() -> Iterator[None]:
+    """fastrnn computes with these operators, in the way it does with tensors on a GPU."""
+    ours = torch.ops.fastrnn_emulated
+    names = ("forward", "backward", "layer_backward", "layer_backward_flow", "layer")
+    before = {name: getattr(_ops, name) for name in names}
+    _ops.forward = ours.sequence_forward.default
+    _ops.backward = ours.sequence_backward.default
+    _ops.layer_backward = ours.layer_backward.default
+    _ops.layer_backward_flow = ours.layer_backward_flow.default
+    _ops.layer = lambda *_: None
+    prepared, _paths._prepared = _paths._prepared, lambda *_: ""  # cells of Python: load_own
+    _C.set_short(False)
+    ours.set_poison(True)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(_ops, name, value)
+        _paths._prepared = prepared
+        _C.set_short(True)
+        ours.set_driver("auto")
+        ours.limit_machine(0, 0, 0)
+        ours.set_refusing(False)
+        ours.set_poison(False)

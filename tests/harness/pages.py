@@ -1,0 +1,51 @@
+"""Pages of the documentation: their code is run, their tables are read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Kind and content of a page's blocks of Python and text; Python behind empty lines, so that messages show the
+    page's line.
+    """
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(python|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        kind, block = found.groups()
+        yield kind, block if kind == "text" else "\n" * text[: found.start(2)].count("\n") + block
+
+
+def run_code(page: Path, shown: bool = False) -> int:
+    """Runs a page's Python from top to bottom; with ``shown`` its text blocks are what the code before them prints.
+
+    Returns:
+        how many blocks of Python there are.
+    """
+    names: dict[str, Any] = {"__name__": "page"}
+    printed, count = "", 0
+    for kind, block in blocks(page):
+        if kind == "text":
+            assert not shown or block == printed, "what is shown is not what the code before it prints"
+            continue
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output) if shown else contextlib.nullcontext():
+            exec(compile(block, str(page), "exec"), names)
+        printed, count = output.getvalue(), count + 1
+    return count
+
+
+def options(text: str) -> dict[str, str]:
+    """Defaults by option, from tables whose first two columns these are."""
+    found: dict[str, str] = {}
+    for row in text.splitlines():
+        if row.startswith("| `--"):
+            names, defaults = row.split("|")[1:3]
+            found |= zip(re.findall("`(.*?)`", names), defaults.strip().split(", "), strict=True)
+    return found
