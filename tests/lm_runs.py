@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastrnn import lm
+from fastrnn.apps import lm
 
 #: Columns that depend on the clock.
 CLOCK = ("characters_per_second", "seconds")

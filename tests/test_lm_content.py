@@ -9,9 +9,9 @@ import torch
 from lm_runs import tiny
 from test_lm_checkpoint import save
 
-from fastrnn import lm
-from fastrnn.cli import main
-from fastrnn.lm import checkpoint
+from fastrnn.apps import lm
+from fastrnn.apps.cli import main
+from fastrnn.apps.lm import checkpoint
 
 #: Of another kind than any part.
 STRANGE = {
