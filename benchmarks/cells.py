@@ -97,7 +97,7 @@ class Loop:
 
 
 class Workload:
-    """One cell and shape in one engine, as `fastrnn.bench.worker.time_training` times it."""
+    """One cell and shape in one engine, as `fastrnn.apps.bench.worker.time_training` times it."""
 
     def __init__(self, engine: str, cell: str, shape: tuple[int, int, int], dtype: str = "float32") -> None:
         import torch
@@ -178,7 +178,7 @@ def serve(connection: Any, engine: str, threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    from fastrnn.bench.worker import come_to_rest, time_training
+    from fastrnn.apps.bench.worker import come_to_rest, time_training
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -259,8 +259,8 @@ def middle(found: list[Any]) -> Any:
 
 def measure(engines: dict[str, Engine], cell: str, shape: tuple[int, int, int], options: Any) -> dict[str, Any]:
     """One row: parity, then rounds."""
-    from fastrnn.bench import ratios
-    from fastrnn.bench.parity import check_peer
+    from fastrnn.apps.bench import ratios
+    from fastrnn.apps.bench.parity import check_peer
 
     row: dict[str, Any] = {"cell": cell, "shape": list(shape), "engines": {}, "speedup": {}}
     exact = engines["loop"].call("tensors", cell, shape, "float64")
@@ -307,7 +307,7 @@ def measure(engines: dict[str, Engine], cell: str, shape: tuple[int, int, int], 
 
 def table(rows: list[dict[str, Any]], names: list[str]) -> str:
     """Milliseconds of a training step, and in brackets how many times fastrnn's."""
-    from fastrnn.bench.figures import format_seconds
+    from fastrnn.apps.bench.figures import format_seconds
 
     lines = ["| cell | B×T×H | " + " | ".join(names) + " |", "|---|---|" + "---:|" * len(names)]
     notes = []
@@ -354,7 +354,7 @@ def parse(arguments: list[str] | None) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from fastrnn.bench import environment
+    from fastrnn.apps.bench import environment
 
     engines = {name: Engine(name, options.threads) for name in options.engines}
     rows: list[dict[str, Any]] = []

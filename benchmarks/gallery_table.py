@@ -62,7 +62,7 @@ def ratio(row: dict[str, Any] | None) -> str:
 
 
 def render() -> str:
-    from fastrnn.bench.environment import describe
+    from fastrnn.apps.bench.environment import describe
     from fastrnn.gallery import CELLS
 
     result = newest()

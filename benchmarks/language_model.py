@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2", help="with commas between (default: 0,1,2)")
     parser.add_argument("--out", type=Path, default=Path("bench-out/language-model.json"), help="where the figures go")
     arguments, options = parser.parse_args(given[:cut]), given[cut + 1 :]
-    from fastrnn.bench import environment
+    from fastrnn.apps.bench import environment
 
     about = {"name": arguments.text.name, "bytes": arguments.text.stat().st_size} if arguments.text else None
     result: dict[str, Any] = {"environment": environment.collect(), "text": about, "options": options, "runs": []}

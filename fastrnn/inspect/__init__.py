@@ -1,25 +1,22 @@
-"""Looking inside recurrent networks: their states, gates and gradients. ``fastrnn inspect`` and ``fastrnn gradflow`` as
-functions.
+"""Analyses of recurrent networks: their states, gates, gradients and spectra, and which text features units follow.
 
 .. code-block:: python
 
     from fastrnn import inspect
 
-    reading = inspect.read("run/best.pt", "def f(x):  # a comment")
     inspect.follow(lstm, x)[0].gates["f"]  # (T, B, H)
     inspect.gradient_flow(lstm, x).layers[0].norms("c")  # ‖∂L/∂c_t‖ by lag
     inspect.jacobian(lstm, x[0], (h, c))
     inspect.spectrum(lstm)[0].radius
+
+`fastrnn.apps.inspect` makes pages and figures of them.
 """
 
 from __future__ import annotations
 
 from fastrnn.inspect.features import FEATURES, features_of
-from fastrnn.inspect.figure import save as save_figure
 from fastrnn.inspect.flow import GradientFlow, LayerFlow, gradient_flow
-from fastrnn.inspect.gradflow import Run, compare, of_checkpoint
-from fastrnn.inspect.page import as_html
-from fastrnn.inspect.reading import Reading, Track, read
+from fastrnn.inspect.gradflow import Run, compare
 from fastrnn.inspect.states import LayerStates, follow
 from fastrnn.inspect.step import Spectrum, jacobian, spectrum
 
@@ -28,18 +25,12 @@ __all__ = [
     "GradientFlow",
     "LayerFlow",
     "LayerStates",
-    "Reading",
     "Run",
     "Spectrum",
-    "Track",
-    "as_html",
     "compare",
     "features_of",
     "follow",
     "gradient_flow",
     "jacobian",
-    "of_checkpoint",
-    "read",
-    "save_figure",
     "spectrum",
 ]

@@ -1,4 +1,4 @@
-"""The numbers of `fastrnn gradflow`: of several networks side by side, or of a checkpoint.
+"""Gradient flow through time in numbers, for several networks side by side.
 
 Everything is a number, a string or a list in the end, so that it can be written as JSON: see `Run`.
 """
@@ -6,13 +6,11 @@ Everything is a number, a string or a list in the end, so that it can be written
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastrnn
@@ -21,7 +19,8 @@ from fastrnn.inspect.initial import initialise, parsed
 from fastrnn.inspect.layers import as_input, as_states, layers_of
 from fastrnn.inspect.states import follow
 from fastrnn.inspect.step import eigenvalues, spectrum, step_jacobian
-from fastrnn.lm.options import CELLS
+
+_BUILT_IN = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 @dataclass
@@ -99,7 +98,7 @@ def compare(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
-    _check_clip(clip)
+    check_clip(clip)
     for init in inits:
         parsed(init)
     made = {cell: _maker(cell) for cell in cells}
@@ -115,13 +114,14 @@ def compare(
     return found
 
 
-def _check_clip(clip: float) -> None:
+def check_clip(clip: float) -> None:
+    """Raise ValueError unless ``clip`` is a norm to clip to."""
     if not clip > 0:
         raise ValueError(f"clip: expected more than 0, got {clip}")
 
 
 def _maker(cell: str) -> Callable[[int, int], nn.Module]:
-    if cell in CELLS:
+    if cell in _BUILT_IN:
         options: dict[str, Any] = {"dtype": torch.float64}
         if cell.startswith("rnn_"):
             return lambda inputs, hidden: fastrnn.RNN(inputs, hidden, nonlinearity=cell[4:], **options)
@@ -129,7 +129,7 @@ def _maker(cell: str) -> Callable[[int, int], nn.Module]:
     from fastrnn.gallery import CELLS as GALLERY
 
     if cell not in GALLERY:
-        raise ValueError(f"cell: expected one of {', '.join((*CELLS, *GALLERY))}, got {cell!r}")
+        raise ValueError(f"cell: expected one of {', '.join((*_BUILT_IN, *GALLERY))}, got {cell!r}")
     return lambda inputs, hidden: GALLERY[cell](inputs, hidden, dtype=torch.float64)
 
 
@@ -141,13 +141,13 @@ def _fresh(cell: str, init: str, module: nn.Module, draws: list[Tensor], clip: f
     for x in draws:
         module.zero_grad()
         last(module(x)[0]).backward()
-        both = _clipped(module, clip)
+        both = clipped(module, clip)
         before.append(both[0])
         after.append(both[1])
     return run_of(module, draws[0], last, cell, init, "sum of the last h, mean over rows", before, after, clip)
 
 
-def _clipped(module: nn.Module, clip: float) -> tuple[float, float]:
+def clipped(module: nn.Module, clip: float) -> tuple[float, float]:
     """The norm of the gradient of all parameters before and after clipping, which is done."""
     before = float(nn.utils.clip_grad_norm_(module.parameters(), clip))
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
@@ -198,60 +198,3 @@ def run_of(
 def pairs(values: Tensor) -> list[list[float]]:
     """Complex numbers as [real, imaginary]."""
     return torch.view_as_real(values.resolve_conj()).tolist()
-
-
-def of_checkpoint(
-    path: str | os.PathLike[str],
-    text: str | bytes,
-    *,
-    steps: int = 100,
-    batch: int = 16,
-    batches: int = 20,
-    clip: float | None = None,
-    name: str = "",
-) -> Run:
-    """Gradient flow in a language model of ``fastrnn train``, of its last layer.
-
-    L is the cross entropy of what comes after the last of T units, mean over B places of the text, for the flow; for
-    the norms of the parameters' gradient it is that of all T units, as in training.
-
-    Args:
-        path: as of `fastrnn.lm.load`.
-        text: at least T + 1 units.
-        steps, batch: T and B.
-        batches: how many norms to take.
-        clip: to clip them to; None: as in training.
-        name: what to call it.
-
-    Raises:
-        CheckpointError: see `fastrnn.lm.load`.
-        ValueError: the text is too short or has characters that the vocabulary has not, or a number is out of range.
-    """
-    from fastrnn.inspect.reading import ids_of
-    from fastrnn.lm.sampling import load
-
-    for what, size in {"steps": steps, "batch": batch, "batches": batches}.items():
-        if size < 1:
-            raise ValueError(f"{what}: expected at least 1, got {size}")
-    model = load(path)
-    clip = (model.options.clip_norm or math.inf) if clip is None else clip
-    _check_clip(clip)
-    ids = torch.from_numpy(ids_of(model, text))
-    if len(ids) <= steps:
-        raise ValueError(f"text: expected more than {steps} units, which are the steps, got {len(ids)}")
-    starts = torch.linspace(0, len(ids) - steps - 1, batch * batches).long().view(batches, batch)
-    windows = ids[starts.unsqueeze(-1) + torch.arange(steps + 1)].transpose(1, 2)  # (batches, T+1, B)
-    before, after = [], []
-    for window in windows:
-        model.zero_grad()
-        model.loss(model(window[:-1])[0], window[1:]).backward()
-        both = _clipped(model, clip)
-        before.append(both[0])
-        after.append(both[1])
-
-    def last(y: Tensor) -> Tensor:
-        return F.cross_entropy(model.logits(y[-1]).float(), windows[0, -1])
-
-    x = F.embedding(windows[0, :-1], model.rows()).detach()
-    words = "cross entropy of the last character, mean over places"
-    return run_of(model.recurrent, x, last, model.options.cell, name or str(path), words, before, after, clip)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import fastrnn.info
+import fastrnn.apps.info
 from fastrnn._version import __version__
-from fastrnn.cli import format_info, main
+from fastrnn.apps.cli import format_info, main
 
 SECTIONS = ("fastrnn", "extension", "cpu", "threads", "python", "torch", "libraries", "cuda")
 
@@ -24,7 +24,7 @@ def without_extension(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> No
     def fail(name: str) -> None:
         raise error
 
-    monkeypatch.setattr(fastrnn.info.importlib, "import_module", fail)
+    monkeypatch.setattr(fastrnn.apps.info.importlib, "import_module", fail)
 
 
 def test_info_as_json_has_every_section():
@@ -46,7 +46,7 @@ def test_info_names_versions_and_libraries(capsys):
 
 
 def test_chosen_instruction_set_is_among_those_available():
-    extension = fastrnn.info.collect()["extension"]
+    extension = fastrnn.apps.info.collect()["extension"]
     if not extension["built"]:
         pytest.skip(extension["error"])
     assert extension["capability"] in extension["capabilities"]
@@ -61,7 +61,7 @@ def test_one_openmp_runtime_serves_torch_and_the_kernels():
 
 
 def test_collect_prints_nothing(capsys):
-    fastrnn.info.collect()
+    fastrnn.apps.info.collect()
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == ""
@@ -69,7 +69,7 @@ def test_collect_prints_nothing(capsys):
 
 def test_missing_kernels_are_named_with_the_command_that_builds_them(monkeypatch):
     without_extension(monkeypatch, ModuleNotFoundError("No module named 'fastrnn._C'", name="fastrnn._C"))
-    found = fastrnn.info.collect()
+    found = fastrnn.apps.info.collect()
     text = format_info(found)
     assert not found["extension"]["built"]
     assert "not built" in text
@@ -78,13 +78,13 @@ def test_missing_kernels_are_named_with_the_command_that_builds_them(monkeypatch
 
 def test_kernels_that_do_not_load_are_told_from_missing_ones(monkeypatch):
     without_extension(monkeypatch, ImportError("undefined symbol: _ZN3c10"))
-    text = format_info(fastrnn.info.collect())
+    text = format_info(fastrnn.apps.info.collect())
     assert "undefined symbol: _ZN3c10" in text
     assert "build them again" in text
 
 
 def test_kernels_built_for_another_torch_are_pointed_out():
-    found = fastrnn.info.collect()
+    found = fastrnn.apps.info.collect()
     found["extension"] = {
         "built": True,
         "path": "_C.so",
@@ -125,7 +125,8 @@ def test_wrong_arguments_show_no_traceback():
 
 
 def test_info_does_not_load_the_benchmarks():
-    code = "import sys; from fastrnn.cli import main; main(['info']); assert 'fastrnn.bench.cli' not in sys.modules"
+    code = "import sys; from fastrnn.apps.cli import main; main(['info']);"
+    code += "assert not [name for name in sys.modules if name.startswith('fastrnn.apps.bench')]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

@@ -8,7 +8,8 @@ import browser
 import pytest
 from lm_runs import tiny
 
-from fastrnn import inspect, lm
+from fastrnn.apps import inspect as pages
+from fastrnn.apps import lm
 
 pytestmark = pytest.mark.skipif(browser.path() is None, reason=f"no browser: none of {', '.join(browser.NAMES)}")
 
@@ -22,9 +23,9 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "text.txt").write_text(TEXT * 30, encoding="utf-8")
     lm.train(tiny(folder))
-    reading = inspect.read(folder / "run", TEXT)
+    reading = pages.read(folder / "run", TEXT)
     file = folder / "page <&'\">.html"
-    file.write_text(inspect.as_html(reading, "a test"), encoding="utf-8")
+    file.write_text(pages.as_html(reading, "a test"), encoding="utf-8")
     return file, reading
 
 
@@ -193,9 +194,9 @@ def test_it_fits_and_is_readable(window, width, dark):
 )
 def test_other_cells_and_odd_texts(window, tmp_path, cell, text):
     lm.train(tiny(tmp_path, cell=cell, layers=1, steps=2))
-    reading = inspect.read(tmp_path / "run", text)
+    reading = pages.read(tmp_path / "run", text)
     file = tmp_path / "page.html"
-    file.write_text(inspect.as_html(reading, cell), encoding="utf-8")
+    file.write_text(pages.as_html(reading, cell), encoding="utf-8")
     window.open(file)
     assert window.run("document.getElementById('text').textContent") == reading.text
     options = window.run("[...document.getElementById('quantity').options].map(o => o.textContent)")

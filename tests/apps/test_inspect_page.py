@@ -11,10 +11,12 @@ import pytest
 import torch
 from lm_runs import tiny
 
-from fastrnn import inspect, lm
-from fastrnn.cli import main
-from fastrnn.inspect.page import byte_symbol
-from fastrnn.inspect.reading import chosen
+from fastrnn import inspect
+from fastrnn.apps import inspect as pages
+from fastrnn.apps import lm
+from fastrnn.apps.cli import main
+from fastrnn.apps.inspect.page import byte_symbol
+from fastrnn.apps.inspect.reading import chosen
 
 HOSTILE = 'x = "</script><script>alert(1)</script>" <!-- & \\u003c \x00 \u2028 é→ --> # end\n\tif (y): pass\n'
 
@@ -41,7 +43,7 @@ def decoded(text, dtype=np.uint8):
 
 def test_a_reading_is_what_the_model_computes(run):
     model = lm.load(run / "run")
-    reading = inspect.read(model, HOSTILE, top=4)
+    reading = pages.read(model, HOSTILE, top=4)
     ids = torch.from_numpy(np.frombuffer(HOSTILE.encode(), np.uint8).astype(np.int64))
     with torch.no_grad():
         shares = torch.softmax(model(ids.unsqueeze(1))[0].squeeze(1), -1)
@@ -69,7 +71,7 @@ def test_a_reading_is_what_the_model_computes(run):
 
 
 def test_features_of_bytes_are_those_of_their_characters(run):
-    reading = inspect.read(run / "run", 'é"→"')
+    reading = pages.read(run / "run", 'é"→"')
     assert reading.text == 'é"→"'
     assert reading.ends.tolist() == [1, 2, 5, 6]
     assert reading.features["position in the line"].tolist() == [0, 1, 2, 2, 2, 3, 4]
@@ -77,15 +79,15 @@ def test_features_of_bytes_are_those_of_their_characters(run):
 
 
 def test_what_is_no_text_is_shown_as_such(run):
-    reading = inspect.read(run / "run", b"a\xff\xc3")
+    reading = pages.read(run / "run", b"a\xff\xc3")
     assert (reading.text, reading.ends.tolist(), reading.steps) == ("a\ufffd", [0, 1], 3)
-    assert content(inspect.as_html(reading))["text"] == "a\ufffd"
-    assert inspect.read(run / "run", b"\xc3").text == ""
-    inspect.as_html(inspect.read(run / "run", b"\xc3"))
+    assert content(pages.as_html(reading))["text"] == "a\ufffd"
+    assert pages.read(run / "run", b"\xc3").text == ""
+    pages.as_html(pages.read(run / "run", b"\xc3"))
 
 
 def test_a_hostile_text_is_data(run):
-    page = inspect.as_html(inspect.read(run / "run", HOSTILE), about=HOSTILE)
+    page = pages.as_html(pages.read(run / "run", HOSTILE), about=HOSTILE)
     assert page.count("</script>") == 2  # those of the page itself
     assert "alert(1)</script>" not in page
     assert "<!--" not in page
@@ -98,8 +100,8 @@ def test_a_hostile_text_is_data(run):
 
 def test_a_page_of_20_kb_of_text_is_under_1_mb(run):
     text = (HOSTILE * 400).encode()[:20_000]
-    reading = inspect.read(run / "run", text)
-    page = inspect.as_html(reading).encode()
+    reading = pages.read(run / "run", text)
+    page = pages.as_html(reading).encode()
     assert 900_000 < len(page) <= 1_000_000
     found = content(page.decode())
     assert 20 < len(found["tracks"]) < reading.tracks() == 2 * 5 * 9
@@ -113,8 +115,8 @@ def test_a_page_of_20_kb_of_text_is_under_1_mb(run):
 
 
 def test_a_short_text_has_every_unit(run):
-    reading = inspect.read(run / "run", HOSTILE)
-    found = content(inspect.as_html(reading))
+    reading = pages.read(run / "run", HOSTILE)
+    found = content(pages.as_html(reading))
     assert len(found["tracks"]) == reading.tracks() == 90
     assert "".join(found["steps"]) == "".join(str(len(c.encode())) for c in HOSTILE)
     assert decoded(found["expected"]).shape == (3 * reading.steps,)
@@ -124,25 +126,25 @@ def test_a_short_text_has_every_unit(run):
 
 
 def test_units_that_are_asked_for_come_first(run):
-    reading = inspect.read(run / "run", HOSTILE)
-    wanted = [inspect.Track(1, "f", 8), inspect.Track(0, "c", 0)]
+    reading = pages.read(run / "run", HOSTILE)
+    wanted = [pages.Track(1, "f", 8), pages.Track(0, "c", 0)]
     assert chosen(reading, wanted, 1, 5) == wanted
     assert chosen(reading, wanted, 40, 5)[:2] == wanted
     assert len(set(chosen(reading, wanted, 40, 5))) == 40
-    found = content(inspect.as_html(reading, tracks=wanted, max_bytes=1))
+    found = content(pages.as_html(reading, tracks=wanted, max_bytes=1))
     assert [(t["layer"], t["quantity"], t["unit"]) for t in found["tracks"]] == [(1, "f", 8), (0, "c", 0)]
     for track, message in (
-        (inspect.Track(2, "c", 0), "expected a layer from 1 to 2 in 3:c:1, got 3"),
-        (inspect.Track(1, "r", 0), "expected one of h, c, i, f, o in 2:r:1, got 'r'"),
-        (inspect.Track(1, "h", 9), "expected a unit from 1 to 9 in 2:h:10, got 10"),
+        (pages.Track(2, "c", 0), "expected a layer from 1 to 2 in 3:c:1, got 3"),
+        (pages.Track(1, "r", 0), "expected one of h, c, i, f, o in 2:r:1, got 'r'"),
+        (pages.Track(1, "h", 9), "expected a unit from 1 to 9 in 2:h:10, got 10"),
     ):
         with pytest.raises(ValueError, match=message):
-            inspect.as_html(reading, tracks=[track])
+            pages.as_html(reading, tracks=[track])
 
 
 def test_a_unit_that_is_a_feature_is_found(run):
     """A state replaced by position in the line must come first for it, also when it falls as the position rises."""
-    reading = inspect.read(run / "run", HOSTILE, syntax="python")
+    reading = pages.read(run / "run", HOSTILE, syntax="python")
     position = reading.features["position in the line"]
     reading.levels[1, "c"][4] = 200 - position.astype(np.uint8)
     ((track, score),) = reading.ranked("position in the line", 1)
@@ -164,18 +166,18 @@ def test_a_unit_that_is_a_feature_is_found(run):
 )
 def test_wrong_arguments(run, arguments, error, message):
     with pytest.raises(error, match=message):
-        inspect.read(run / "run", **arguments)
+        pages.read(run / "run", **arguments)
 
 
 def test_characters(run):
     model = run / "characters"
-    reading = inspect.read(model, "é→ #")
+    reading = pages.read(model, "é→ #")
     assert reading.quantities == [["h", "r", "z"]]
     assert reading.steps == 4
     with pytest.raises(ValueError, match="text: expected characters of the vocabulary"):
-        inspect.read(model, "Z")
+        pages.read(model, "Z")
     with pytest.raises(ValueError, match=r"text: expected UTF-8, got b'\\xff' at byte 1"):
-        inspect.read(model, b"x\xff")
+        pages.read(model, b"x\xff")
 
 
 def test_command(run, tmp_path, capsys):

@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
 from fastrnn import _gpu, _ops, cuda, functional
-from fastrnn.cli import format_info
+from fastrnn.apps.cli import format_info
+from fastrnn.apps.info import collect
 from fastrnn.functional import LayerWeights, sequence
-from fastrnn.info import collect
 from fastrnn.modules import _checks, _streams
 
 NOT_BUILT = "the CUDA kernels are not built"

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import fastrnn
+from fastrnn.apps.lm import corpus
 from fastrnn.custom import build, cache
-from fastrnn.lm import corpus
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser gives files away")

@@ -9,8 +9,9 @@ import pytest
 from lm_runs import tiny
 from pages import ROOT, options, run_code
 
-from fastrnn import inspect, lm
-from fastrnn.inspect.arguments import add_gradflow_arguments, add_inspect_arguments
+from fastrnn import inspect
+from fastrnn.apps import lm
+from fastrnn.apps.inspect.arguments import add_gradflow_arguments, add_inspect_arguments
 
 PAGE = ROOT / "docs" / "looking-inside.md"
 

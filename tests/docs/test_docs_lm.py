@@ -8,8 +8,8 @@ import pytest
 from lm_runs import write_text
 from pages import ROOT, options, run_code
 
-from fastrnn import lm
-from fastrnn.lm.arguments import flag
+from fastrnn.apps import lm
+from fastrnn.apps.lm.arguments import flag
 
 PAGE = ROOT / "docs" / "language-model.md"
 

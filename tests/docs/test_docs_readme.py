@@ -13,7 +13,7 @@ from pages import ROOT, blocks
 from torch import nn
 
 import fastrnn
-from fastrnn import cli
+from fastrnn.apps import cli
 
 PAGE = ROOT / "README.md"
 

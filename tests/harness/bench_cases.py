@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import json
 
-from fastrnn.bench import cli, environment, language_model, limits, parity
-from fastrnn.bench.cases import METRICS, make_cases, make_step_cases, parse_shapes
-from fastrnn.bench.engines import ENGINES
-from fastrnn.bench.results import Results
-from fastrnn.bench.runner import SIDES, CaseResult, PeerResult, Settings, new_model_result
+from fastrnn.apps.bench import cli, environment, language_model, limits, parity
+from fastrnn.apps.bench.cases import METRICS, make_cases, make_step_cases, parse_shapes
+from fastrnn.apps.bench.engines import ENGINES
+from fastrnn.apps.bench.results import Results
+from fastrnn.apps.bench.runner import SIDES, CaseResult, PeerResult, Settings, new_model_result
 
 PEER_SECONDS = {"onnxruntime": 0.0005, "jax": 0.004}  # of every call of a made-up row
 

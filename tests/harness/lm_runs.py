@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from fastrnn import lm
-from fastrnn.lm import checkpoint
+from fastrnn.apps import lm
+from fastrnn.apps.lm import checkpoint
 
 #: Columns that depend on the clock.
 CLOCK = ("characters_per_second", "seconds")

@@ -12,8 +12,10 @@ import torch
 from lm_runs import tiny
 
 import fastrnn
-from fastrnn import inspect, lm
-from fastrnn.cli import main
+from fastrnn import inspect
+from fastrnn.apps import inspect as pages
+from fastrnn.apps import lm
+from fastrnn.apps.cli import main
 from fastrnn.inspect.initial import initialise, parsed
 
 SMALL = {"steps": 6, "hidden": 5, "batch": 3, "inputs": 4, "batches": 2}
@@ -80,7 +82,7 @@ def test_what_overflows_becomes_null(tmp_path):
     assert None in found["norms"]["h"]
     json.dumps(found, allow_nan=False)
     pytest.importorskip("matplotlib")
-    inspect.save_figure([run], [tmp_path / "a.png"])
+    pages.save_figure([run], [tmp_path / "a.png"])
 
 
 def test_command_writes_figure_and_numbers(tmp_path, capsys, monkeypatch):
@@ -106,7 +108,7 @@ def test_the_figure_says_what_is_not_there(tmp_path):
     pytest.importorskip("matplotlib")
     runs = inspect.compare(["indrnn", "lstm"], **SMALL)
     runs.append(dataclasses.replace(runs[1], cell="overflown", step=[]))
-    inspect.save_figure(runs, [tmp_path / "a.svg"])
+    pages.save_figure(runs, [tmp_path / "a.svg"])
     drawing = (tmp_path / "a.svg").read_text()
     assert drawing.count("no matrix R") == 1
     assert drawing.count("not finite") == 1
@@ -126,7 +128,7 @@ def test_a_checkpoint(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lm.train(tiny(tmp_path))
     text = (tmp_path / "text.txt").read_bytes()
-    run = inspect.of_checkpoint("run", text, steps=9, batch=2, batches=3)
+    run = pages.of_checkpoint("run", text, steps=9, batch=2, batches=3)
     assert run.clip == 1
     assert len(run.norms["c"]) == 10
     # The same by hand: L is the cross entropy of the last character, of the first two places.
@@ -163,4 +165,4 @@ def test_wrong_arguments(args, status, message, capsys, monkeypatch, tmp_path):
 def test_a_text_that_is_too_short(tmp_path):
     lm.train(tiny(tmp_path))
     with pytest.raises(ValueError, match="text: expected more than 9 units, which are the steps, got 9"):
-        inspect.of_checkpoint(tmp_path / "run", "123456789", steps=9)
+        pages.of_checkpoint(tmp_path / "run", "123456789", steps=9)

@@ -46,12 +46,12 @@ def test_another_minor_version(running):
     assert f"the compiled kernels are built for torch {BUILT} and this is torch {running}: build them" in done.stdout
     assert "pip install --no-build-isolation" in done.stdout
     assert done.stdout.count("\n") == 1
-    done = python(running, "from fastrnn.cli import main\nmain(['info', '--json'])")
+    done = python(running, "from fastrnn.apps.cli import main\nmain(['info', '--json'])")
     found = json.loads(done.stdout)["extension"]
     assert not found["built"]
     assert f"built for torch {BUILT}" in found["error"]
     assert found["build"]["torch_version"] == BUILT
-    done = python(running, "from fastrnn.cli import main\nmain(['info'])")
+    done = python(running, "from fastrnn.apps.cli import main\nmain(['info'])")
     assert f"built for torch {BUILT} and this is torch {running}" in done.stdout
     assert "to build them" in done.stdout
 

@@ -10,9 +10,9 @@ import time
 import pytest
 from bench_cases import run, write_engine
 
-from fastrnn.bench import busy
-from fastrnn.bench.cases import Case, Shape
-from fastrnn.bench.runner import CaseResult, Settings
+from fastrnn.apps.bench import busy
+from fastrnn.apps.bench.cases import Case, Shape
+from fastrnn.apps.bench.runner import CaseResult, Settings
 
 
 def is_gone(pid):
@@ -55,7 +55,7 @@ def test_competitors_that_do_not_start_are_reported_and_gone(monkeypatch):
 
 def test_competitors_follow_their_parent():
     program = (
-        "import os, signal; from fastrnn.bench.busy import Competitors; c = Competitors(1); c.__enter__();"
+        "import os, signal; from fastrnn.apps.bench.busy import Competitors; c = Competitors(1); c.__enter__();"
         "print(c.processes[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrnn.bench import ratios
-from fastrnn.bench.cases import (
+from fastrnn.apps.bench import ratios
+from fastrnn.apps.bench.cases import (
     CELLS,
     STANDARD_SHAPES,
     Case,
@@ -19,8 +19,8 @@ from fastrnn.bench.cases import (
     parse_names,
     parse_shapes,
 )
-from fastrnn.bench.engines import ENGINES
-from fastrnn.bench.figures import format_speedup
+from fastrnn.apps.bench.engines import ENGINES
+from fastrnn.apps.bench.figures import format_speedup
 
 
 def test_standard_shapes_cover_every_cell_and_kind():

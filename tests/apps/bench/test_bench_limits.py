@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from fastrnn.bench import limits
-from fastrnn.bench.cases import Case, Shape, make_cases, parse_shapes
-from fastrnn.bench.client import Worker
+from fastrnn.apps.bench import limits
+from fastrnn.apps.bench.cases import Case, Shape, make_cases, parse_shapes
+from fastrnn.apps.bench.client import Worker
 
 PEAKS = limits.Peaks(
     2, {"float32": 1e10, "bfloat16": 4e10}, {4 * 4 * 64: 1e9, 3 * 4 * 64: 1e9, 4 * 64: 1e9, 2 * 64: 1e9}

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from fastrnn.bench import language_model
-from fastrnn.bench.engines import find_engine
+from fastrnn.apps.bench import language_model
+from fastrnn.apps.bench.engines import find_engine
 
 
 def test_streams_are_consecutive_and_start_again():

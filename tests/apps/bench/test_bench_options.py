@@ -6,7 +6,7 @@ import pytest
 import torch
 from bench_cases import parse
 
-from fastrnn.bench import cli
+from fastrnn.apps.bench import cli
 
 
 @pytest.mark.parametrize(

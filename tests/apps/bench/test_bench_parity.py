@@ -9,8 +9,8 @@ import pytest
 import torch
 from bench_cases import tensors
 
-from fastrnn.bench import parity
-from fastrnn.bench.cases import CELLS, Case, Shape
+from fastrnn.apps.bench import parity
+from fastrnn.apps.bench.cases import CELLS, Case, Shape
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])

@@ -7,11 +7,11 @@ import importlib.util
 import pytest
 from bench_cases import parse, run, tensors
 
-from fastrnn.bench import parity, peers
-from fastrnn.bench.cases import CELLS, Case, Shape
-from fastrnn.bench.client import Worker, WorkerError
-from fastrnn.bench.engines import find_engine
-from fastrnn.bench.peers import PEERS
+from fastrnn.apps.bench import parity, peers
+from fastrnn.apps.bench.cases import CELLS, Case, Shape
+from fastrnn.apps.bench.client import Worker, WorkerError
+from fastrnn.apps.bench.engines import find_engine
+from fastrnn.apps.bench.peers import PEERS
 
 SHAPES = (
     Shape(3, 7, 5, 6),

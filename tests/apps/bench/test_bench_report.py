@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench_cases import made_up_results
 
-from fastrnn.bench import environment, report
+from fastrnn.apps.bench import environment, report
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -125,7 +125,7 @@ def test_figures_have_three_digits():
 @pytest.mark.parametrize("peers", [(), ("onnxruntime", "jax")])
 def test_plot_is_drawn(tmp_path, peers):
     pytest.importorskip("matplotlib")
-    from fastrnn.bench import plot
+    from fastrnn.apps.bench import plot
 
     paths = [tmp_path / "bench.svg", tmp_path / "bench.png"]
     plot.save(made_up_results(peers=peers), paths)

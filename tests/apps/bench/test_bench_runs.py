@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from bench_cases import run, write_engine
 
-from fastrnn.bench import memory
-from fastrnn.bench.cases import METRICS, Case, Shape
-from fastrnn.bench.client import Worker, WorkerDiedError, WorkerError
-from fastrnn.bench.engines import ModuleEngine, find_engine
-from fastrnn.bench.runner import SIDES
+from fastrnn.apps.bench import memory
+from fastrnn.apps.bench.cases import METRICS, Case, Shape
+from fastrnn.apps.bench.client import Worker, WorkerDiedError, WorkerError
+from fastrnn.apps.bench.engines import ModuleEngine, find_engine
+from fastrnn.apps.bench.runner import SIDES
 
 OFF = ("--no-lm", "--no-steps")
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,7 +119,7 @@ def test_interrupt_writes_what_there_is(tmp_path):
     options = ["--engine", "torch", "--cells", "gru", "--shapes", "2x3x4", "--quick", "--threads", "1"]
     options += ["--no-steps", "--lm-steps", "100000", "--out", str(out)]
     program = (
-        "import argparse, sys; from fastrnn.bench import cli; parser = argparse.ArgumentParser();"
+        "import argparse, sys; from fastrnn.apps.bench import cli; parser = argparse.ArgumentParser();"
         "cli.add_arguments(parser); sys.exit(cli.run(parser.parse_args()))"
     )
     process = subprocess.Popen(

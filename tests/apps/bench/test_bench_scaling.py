@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from bench_cases import run
 
-from fastrnn.bench import plot, scaling
-from fastrnn.bench.cases import Case, Shape
-from fastrnn.bench.runner import CaseResult
+from fastrnn.apps.bench import plot, scaling
+from fastrnn.apps.bench.cases import Case, Shape
+from fastrnn.apps.bench.runner import CaseResult
 
 
 def test_points_cover_every_axis():

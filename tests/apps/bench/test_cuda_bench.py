@@ -6,7 +6,7 @@ import pytest
 import torch
 from bench_cases import run
 
-from fastrnn.bench.cases import METRICS
+from fastrnn.apps.bench.cases import METRICS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

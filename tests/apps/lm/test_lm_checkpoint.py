@@ -13,9 +13,9 @@ import pytest
 import torch
 from lm_runs import rows, save, tiny
 
-from fastrnn import lm
-from fastrnn.lm import checkpoint, trainer
-from fastrnn.lm.logs import CsvLog
+from fastrnn.apps import lm
+from fastrnn.apps.lm import checkpoint, trainer
+from fastrnn.apps.lm.logs import CsvLog
 
 
 @pytest.fixture

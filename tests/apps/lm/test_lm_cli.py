@@ -10,9 +10,9 @@ import sys
 import pytest
 from lm_runs import arguments, rows, start, tiny, write_text
 
-from fastrnn import lm
-from fastrnn.cli import main
-from fastrnn.lm.cli import printable
+from fastrnn.apps import lm
+from fastrnn.apps.cli import main
+from fastrnn.apps.lm.cli import printable
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_lines_of_a_run(tmp_path, capsys):
 def test_every_option_is_an_argument(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "fastrnn.lm.runs.train",
+        "fastrnn.apps.lm.runs.train",
         lambda options, *more: seen.append(options) or lm.Result(0, None, None, tmp_path, False),
     )
     changes = {"tied": True, "compile": True, "cell": "min_gru", "epochs": 3, "minutes": 0.5, "dropout": 0.25}
@@ -176,13 +176,13 @@ def test_control_characters_do_not_reach_the_terminal():
 
 
 def test_other_commands_do_not_load_the_models():
-    code = "import sys; from fastrnn.cli import main; main(['info']); assert 'fastrnn.lm' not in sys.modules"
+    code = "import sys; from fastrnn.apps.cli import main; main(['info']); assert 'fastrnn.apps.lm' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_default_text(tmp_path, monkeypatch, capsys):
-    from fastrnn.lm import corpus
+    from fastrnn.apps.lm import corpus
 
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "cache"))
     sources = [write_text(tmp_path / name) for name in ("a.py", "b.py")]

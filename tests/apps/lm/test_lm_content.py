@@ -8,9 +8,9 @@ import pytest
 import torch
 from lm_runs import save, tiny
 
-from fastrnn import lm
-from fastrnn.cli import main
-from fastrnn.lm import checkpoint
+from fastrnn.apps import lm
+from fastrnn.apps.cli import main
+from fastrnn.apps.lm import checkpoint
 
 #: Of another kind than any part.
 STRANGE = {

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_runs import write_text
 
-from fastrnn.lm import corpus, data
-from fastrnn.lm.errors import TextError
-from fastrnn.lm.vocabulary import Bytes, Characters, from_dict
+from fastrnn.apps.lm import corpus, data
+from fastrnn.apps.lm.errors import TextError
+from fastrnn.apps.lm.vocabulary import Bytes, Characters, from_dict
 
 
 def all_of(rows, epoch):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from lm_runs import losses, rows, tiny
 
-from fastrnn import lm
-from fastrnn.lm.model import LanguageModel
-from fastrnn.lm.options import CELLS, MAX_UNEMBEDDED
-from fastrnn.lm.schedule import learning_rate, make_optimizer
-from fastrnn.lm.vocabulary import Bytes, Characters
+from fastrnn.apps import lm
+from fastrnn.apps.lm.model import LanguageModel
+from fastrnn.apps.lm.options import CELLS, MAX_UNEMBEDDED
+from fastrnn.apps.lm.schedule import learning_rate, make_optimizer
+from fastrnn.apps.lm.vocabulary import Bytes, Characters
 
 
 def curves(tmp_path, **changes):

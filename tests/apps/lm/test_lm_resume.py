@@ -13,8 +13,8 @@ import time
 import pytest
 from lm_runs import arguments, rows, start, tiny, wait_for_rows
 
-from fastrnn import lm
-from fastrnn.lm import checkpoint
+from fastrnn.apps import lm
+from fastrnn.apps.lm import checkpoint
 
 
 def stop_after(steps):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lm_runs import tiny
 
-from fastrnn import lm
-from fastrnn.lm.sampling import Chooser
+from fastrnn.apps import lm
+from fastrnn.apps.lm.sampling import Chooser
 
 
 @pytest.fixture(scope="module", params=["byte-lstm", "character-gru", "byte-min_gru"])

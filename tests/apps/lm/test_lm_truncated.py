@@ -9,8 +9,8 @@ import pytest
 import torch.distributed as dist
 from lm_runs import arguments, rows, start, tiny, wait_for_rows
 
-from fastrnn import lm
-from fastrnn.lm import data
+from fastrnn.apps import lm
+from fastrnn.apps.lm import data
 
 
 def truncated(process, out, text, size):
@@ -78,7 +78,7 @@ def test_a_text_that_becomes_shorter_during_validation(tmp_path, monkeypatch):
 
 
 def test_a_text_that_becomes_shorter_before_the_first_step(tmp_path, monkeypatch, capsys):
-    from fastrnn.cli import main
+    from fastrnn.apps.cli import main
 
     options = tiny(tmp_path)
     fingerprint = data.fingerprint

@@ -8,8 +8,8 @@ import pytest
 import torch.distributed as dist
 from lm_runs import CLOCK, arguments, losses, rows, start, tiny, wait_for_rows
 
-from fastrnn import lm
-from fastrnn.lm.workers import Workers
+from fastrnn.apps import lm
+from fastrnn.apps.lm.workers import Workers
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
 

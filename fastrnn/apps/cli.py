@@ -1,0 +1,177 @@
+"""The command line: ``fastrnn info``, ``bench``, ``train``, ``sample``, ``inspect`` and ``gradflow``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fastrnn._missing import KernelsMissingError
+from fastrnn._version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # The options of a command are made by its own module, which no other command should wait for.
+    wanted = next((arg for arg in argv if not arg.startswith("-")), None)
+    try:
+        args = _parser(wanted).parse_args(argv)
+        status: int = args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `fastrnn info | head`: the reader has seen enough; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KernelsMissingError as error:
+        print(f"fastrnn: error: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastrnn", description="Recurrent networks for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    summary = "versions, libraries, instruction sets, threads, CUDA"
+    info = commands.add_parser("info", help=summary, description=f"Show {summary}.")
+    info.add_argument("--json", action="store_true", help="the same as JSON")
+    info.set_defaults(command=_info)
+
+    summary = "time fastrnn against other implementations"
+    bench = commands.add_parser("bench", help=summary, description=f"{summary.capitalize()}.")
+    bench.set_defaults(command=_bench)
+    if wanted == "bench":
+        from fastrnn.apps.bench.cli import add_arguments
+
+        add_arguments(bench)
+
+    train = commands.add_parser("train", help="train a language model on a text file")
+    train.set_defaults(command=_train)
+    sample = commands.add_parser("sample", help="write text with a model that train has made")
+    sample.set_defaults(command=_sample)
+    if wanted in ("train", "sample"):
+        from fastrnn.apps.lm.arguments import add_sample_arguments, add_train_arguments
+
+        add_train_arguments(train)
+        add_sample_arguments(sample)
+
+    inspect = commands.add_parser("inspect", help="look inside such a model: a page with a text as it sees it")
+    inspect.set_defaults(command=_inspect)
+    gradflow = commands.add_parser("gradflow", help="draw how gradients flow back through time")
+    gradflow.set_defaults(command=_gradflow)
+    if wanted in ("inspect", "gradflow"):
+        from fastrnn.apps.inspect.arguments import add_gradflow_arguments, add_inspect_arguments
+
+        add_inspect_arguments(inspect)
+        add_gradflow_arguments(gradflow)
+    return parser
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from fastrnn.apps.bench.cli import run
+
+    return run(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from fastrnn.apps.lm.cli import run_train
+
+    return run_train(args)
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from fastrnn.apps.lm.cli import run_sample
+
+    return run_sample(args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from fastrnn.apps.inspect.cli import run_inspect
+
+    return run_inspect(args)
+
+
+def _gradflow(args: argparse.Namespace) -> int:
+    from fastrnn.apps.inspect.cli import run_gradflow
+
+    return run_gradflow(args)
+
+
+def _info(args: argparse.Namespace) -> int:
+    from fastrnn.apps.info import collect
+
+    found = collect()
+    print(json.dumps(found, indent=2) if args.json else format_info(found))
+    return 0
+
+
+def format_info(found: dict[str, Any]) -> str:
+    """The facts of `fastrnn.apps.info.collect` as lines of ``name: value``, grouped for reading."""
+    sections = [_fastrnn_lines(found), _machine_lines(found), _library_lines(found), _cuda_lines(found)]
+    width = max(len(name) for section in sections for name, _ in section)
+    return "\n\n".join("\n".join(f"{name:<{width}}  {value}" for name, value in section) for section in sections)
+
+
+def _fastrnn_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    extension = found["extension"]
+    lines = [("fastrnn", f"{found['fastrnn']['version']} ({found['fastrnn']['path']})")]
+    if not extension["built"]:
+        return [*lines, ("kernels", extension["error"]), ("to build them", extension["command"])]
+
+    override = extension["capability_override"]
+    chosen = extension["capability"] + (f" (FASTRNN_CPU_CAPABILITY={override})" if override else "")
+    lines += [("kernels", extension["path"]), ("instruction set", chosen)]
+    lines += [("available", ", ".join(extension["capabilities"]))]
+    lines += [(f"built: {key}", str(value)) for key, value in sorted(extension["build"].items())]
+    built_for = extension["build"].get("torch_version", "")
+    if built_for and built_for.split("+")[0] != found["torch"]["version"].split("+")[0]:
+        lines.append(("warning", f"built for torch {built_for}, build again for torch {found['torch']['version']}"))
+    return lines
+
+
+def _machine_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu, threads, python = found["cpu"], found["threads"], found["python"]
+    limit = threads["OMP_NUM_THREADS"]
+    count = f"{threads['torch']} (between operators: {threads['torch_interop']})"
+    return [
+        ("CPU", f"{cpu['model']} ({cpu['machine']}), {cpu['usable_cpus']} of {cpu['logical_cpus']} usable"),
+        ("threads", count + (f", OMP_NUM_THREADS={limit}" if limit else "")),
+        ("Python", f"{python['version']} ({python['executable']})"),
+        ("platform", python["platform"]),
+    ]
+
+
+def _library_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    libraries = found["libraries"]
+    lines = [
+        ("torch", f"{found['torch']['version']} ({found['torch']['path']})"),
+        ("torch's CPU code", found["cpu"]["torch_capability"]),
+        ("BLAS", libraries["blas"]),
+        ("oneDNN", libraries["onednn"] or "no"),
+        ("OpenMP runtime", ", ".join(libraries["openmp"]) or "none loaded"),
+    ]
+    if len(libraries["openmp"]) > 1:
+        lines.append(("warning", "more than one OpenMP runtime: their threads compete for the same cores"))
+    return lines
+
+
+def _cuda_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    cuda = found["cuda"]
+    kernels = cuda["fastrnn_kernels"]
+    lines = [
+        ("torch's CUDA", cuda["torch_build"] or "none, torch is built for the CPU"),
+        ("CUDA devices", ", ".join(cuda["devices"]) or "none"),
+    ]
+    if not kernels["built"]:
+        return [*lines, ("CUDA kernels", kernels["error"])]
+    build, override = kernels["build"], cuda["driver_override"]
+    lines += [
+        ("CUDA kernels", kernels["path"]),
+        ("built for", f"{build['architectures']} (CUDA {build['toolkit']}, torch {build['torch_version']})"),
+        ("CUDA driver", kernels["driver"] + (f" (FASTRNN_CUDA_DRIVER={override})" if override else "")),
+    ]
+    return lines + [("warning", problem) for problem in kernels["problems"] if problem]

@@ -1,0 +1,72 @@
+"""The options of ``fastrnn inspect`` and ``fastrnn gradflow`` on the command line."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastrnn.inspect.features import SYNTAXES
+from fastrnn.inspect.initial import DESCRIPTION
+
+INSPECT = (
+    "Write a web page, one file that loads nothing, with a text as a language model of fastrnn train sees it: "
+    "coloured by a unit's state or gate, with the units that follow quotes, comments, indentation, …, how often gates "
+    "are saturated, and what was expected at each place. Exit status: 0; 1 if a file cannot be read or written, 2 for "
+    "wrong arguments."
+)
+GRADFLOW = (
+    "Draw how gradients flow back through time: their norms against the lag, step by step and unit by unit, "
+    "eigenvalues of R and of a step's Jacobian, and what clipping does; of fresh networks, or of a checkpoint of "
+    "fastrnn train on a text. Writes PNG, SVG and the numbers as JSON. Exit status: 0; 1 if a file cannot be read or "
+    "written or matplotlib is missing (the JSON file is written all the same), 2 for wrong arguments."
+)
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `fastrnn.apps.inspect.read` and `as_html`."""
+    parser.description = INSPECT
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder, for the newest in it")
+    parser.add_argument("text", metavar="TEXT", help="the file to read")
+    parser.add_argument("--out", default="inspect.html", metavar="FILE", help="the page (default: inspect.html)")
+    parser.add_argument(
+        "--unit",
+        action="append",
+        default=[],
+        metavar="LAYER:NAME:UNIT",
+        help="to have in the page whatever it tracks, as 2:c:17: layer and unit count from 1, NAME is a state or gate; "
+        "more than once for more, the first is shown first",
+    )
+    parser.add_argument("--begin", type=int, default=0, metavar="N", help="bytes or characters to leave out at first")
+    parser.add_argument("--limit", type=int, default=20_000, metavar="N", help="how many to read (default: 20000)")
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="likeliest next characters (default: 3)")
+    parser.add_argument("--ranks", type=int, default=5, metavar="N", help="units to name for a feature (default: 5)")
+    parser.add_argument("--syntax", choices=SYNTAXES, default="auto", help="what quotes and comments look like")
+    parser.add_argument(
+        "--max-bytes", type=int, default=1_000_000, metavar="N", help="size of the page (default: 1000000)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the CPU (default: 1)")
+
+
+def add_gradflow_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `fastrnn.inspect.compare` and `fastrnn.apps.inspect.of_checkpoint`."""
+    parser.description = GRADFLOW
+    parser.add_argument(
+        "checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint, or a folder, for the newest in it"
+    )
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="a file for it to read (10 MB at most)")
+    parser.add_argument(
+        "--cell", metavar="NAMES", help="lstm, gru, rnn_tanh, rnn_relu, cells of the gallery; without checkpoint: lstm"
+    )
+    parser.add_argument("--init", default="default", metavar="NAMES", help=DESCRIPTION.replace("%", "%%"))
+    parser.add_argument("--steps", type=int, default=100, metavar="T", help="steps (default: 100)")
+    parser.add_argument("--hidden", type=int, default=64, metavar="H", help="width of the cells (default: 64)")
+    parser.add_argument("--inputs", type=int, default=16, metavar="I", help="width of their input (default: 16)")
+    parser.add_argument("--batch", type=int, default=16, metavar="B", help="rows (default: 16)")
+    parser.add_argument("--batches", type=int, default=20, metavar="N", help="for the norms (default: 20)")
+    parser.add_argument(
+        "--clip", type=float, metavar="X", help="norm to clip to (default: 1, of a checkpoint as in training)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and input (default: 0)")
+    parser.add_argument(
+        "--out", default="gradflow", metavar="NAME", help="for NAME.png, NAME.svg, NAME.json (default: gradflow)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the CPU (default: 1)")
