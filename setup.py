@@ -67,7 +67,9 @@ def cpu_sources():
 
 
 def cuda_sources():
-    return sources("csrc/cuda_binding/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+    return sources(
+        "csrc/cuda_binding/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"
+    )
 
 
 class BuildKernels(build_ext):

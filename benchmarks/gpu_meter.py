@@ -128,14 +128,14 @@ class Gpu:
         def call(steps: int) -> float:
             if steps not in given:
                 wx = torch.randn(steps, point.B, spec.gates * point.H, device="cuda", dtype=dtype)
-                y, _, reserve = forward(wx)
-                given[steps] = wx, torch.randn_like(y), y, reserve
-            wx, grad_y, y, reserve = given[steps]
+                y, _, saved = forward(wx)
+                given[steps] = wx, torch.randn_like(y), y, saved
+            wx, grad_y, y, saved = given[steps]
             if not point.backward:
                 return _timed(lambda: forward(wx))
             return _timed(
-                lambda: torch.ops.fastrnn.sequence_backward(
-                    cell, grad_y, [], w_hh, None, [], y, reserve, None, None, None, False, False, False
+                lambda: torch.ops.fastrnn.layer_backward(
+                    cell, grad_y, [], wx, None, w_hh, None, [], y, saved, None, None, None, False, [False] * 11
                 )
             )
 

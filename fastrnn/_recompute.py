@@ -8,6 +8,7 @@ more forward pass of time.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -240,7 +241,7 @@ def _is_wrapped(grad: Tensor | None) -> bool:
 
 def _segments(call: Call, borders: list[int], restart: States) -> list[Segment]:
     """In the order of the forward pass."""
-    segments = [Segment(call, restart, *pair) for pair in zip(borders, borders[1:], strict=False)]
+    segments = [Segment(call, restart, *pair) for pair in itertools.pairwise(borders)]
     return segments[::-1] if call.reverse else segments
 
 

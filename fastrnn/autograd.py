@@ -228,7 +228,8 @@ class LayerBackward(torch.autograd.Function):
             out = list(LayerBackward.apply(*folded.flat()))
             out[0] = rows.unfold_saved(out[0]) if wanted.x else out[0]
         flags = _inputs_wanted(call, wanted)
-        out[N_FIXED:] = [rows.unfold(t, 0) if flag else t for t, flag in zip(out, flags, strict=True)][N_FIXED:]
+        for k in range(N_FIXED, len(out)):
+            out[k] = rows.unfold(out[k], 0) if flags[k] else out[k]
         places = (1, *(0 for _ in out[1:]))
         return tuple(out), tuple(place if flag else None for place, flag in zip(places, flags, strict=True))
 

@@ -95,7 +95,7 @@ Choice choice_of(const PersistentKernel<Args> (&kernels)[2], const Problem& prob
 template <class Args>
 bool run_persistent(const Call& call, Args args, const PersistentKernel<Args> (&kernels)[2], bool backward) {
   const Driver wanted = wanted_driver();
-  const Layout& layout = call.layout;
+  const CudaLayout& layout = call.layout;
   const CellKernels& cell = *call.cell;
   const Problem problem{layout.steps, layout.batch, call.hidden,     cell.recurrent,
                         cell.second,  cell.states,  call.projection, backward};

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "cuda/plan.h"
-#include "cuda_binding/call.h"
+#include "ops/cuda/device.h"
 
 namespace fastrnn::cuda {
 

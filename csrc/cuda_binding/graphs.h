@@ -5,7 +5,7 @@
 // arguments from device memory and the step from a counter there, and both are written before a sequence begins.
 #pragma once
 
-#include "cuda_binding/call.h"
+#include "ops/cuda/device.h"
 #include "cuda_binding/workspace.h"
 
 namespace fastrnn::cuda {

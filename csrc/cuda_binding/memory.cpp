@@ -18,9 +18,4 @@ Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
 
 void set_poison(bool on) { poison = on; }
 
-Tensor dense(const Tensor& t) {
-  const Tensor ordered = t.contiguous();
-  return ordered.is_neg() ? ordered.resolve_neg() : ordered;
-}
-
 }  // namespace fastrnn::cuda

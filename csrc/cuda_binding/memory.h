@@ -3,13 +3,9 @@
 
 #include <ATen/ATen.h>
 
-#include <vector>
+#include "ops/tensors.h"
 
 namespace fastrnn::cuda {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Tensors = std::vector<Tensor>;
 
 // Not initialised; with poison on filled with NaN.
 Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options);
@@ -25,13 +21,5 @@ inline bool on_gpu(const Tensor& t) {
   return t.is_cuda();
 #endif
 }
-
-// The tensor as a kernel may read it: its values in order, none of them waiting to be negated.
-Tensor dense(const Tensor& t);
-inline OptionalTensor dense(const OptionalTensor& t) { return t ? OptionalTensor(dense(*t)) : t; }
-
-inline const void* data_of(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-inline const void* data_of(const OptionalTensor& t) { return t ? data_of(*t) : nullptr; }
-inline void* writable(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
 }  // namespace fastrnn::cuda

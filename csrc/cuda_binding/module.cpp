@@ -12,9 +12,9 @@
 #include "cuda/layout.h"
 #include "cuda_binding/choice.h"
 #include "cuda_binding/graphs.h"
-#include "cuda_binding/inside.h"
 #include "cuda_binding/machine.h"
-#include "cuda_binding/ops.h"
+#include "ops/cuda/device.h"
+#include "ops/operators.h"
 
 namespace py = pybind11;
 
@@ -131,12 +131,7 @@ void use_preparation(const py::function& function) {
 }  // namespace
 }  // namespace fastrnn::cuda
 
-TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
-  m.impl("sequence_forward", &fastrnn::cuda::sequence_forward);
-  m.impl("sequence_backward", &fastrnn::cuda::sequence_backward);
-  m.impl("layer_backward", &fastrnn::cuda::layer_backward);
-  m.impl("layer_backward_flow", &fastrnn::cuda::layer_backward_flow);
-}
+TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) { fastrnn::register_operators<fastrnn::cuda::Cuda>(m); }
 
 PYBIND11_MODULE(_cuda, m) {
   using namespace fastrnn::cuda;

@@ -7,19 +7,20 @@
 
 namespace fastrnn::cuda {
 
-namespace products {
-
-// x·wᵀ (+ bias) into `out` (N, M): x (N, K), w (M, K), bias (M).
-void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias);
-// g·w, the gradient of x: g (N, M), w (M, K).
-Tensor of_input(const Tensor& g, const Tensor& w);
-// gᵀ·x, the gradient of w: g (N, M), x (N, K).
-Tensor of_weight(const Tensor& g, const Tensor& x);
-void of_weight_into(Tensor out, const Tensor& g, const Tensor& x);
-// Adds gᵀ·x to `sum` (M, K).
-void add_of_weight(Tensor sum, const Tensor& g, const Tensor& x);
-
-}  // namespace products
+struct products {
+  // Memory for a result, of the type of `like`.
+  static Tensor empty(at::IntArrayRef sizes, const Tensor& like);
+  // x·wᵀ (+ bias): x (N, K), w (M, K), bias (M).
+  static Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias);
+  static void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias);
+  // g·w, the gradient of x: g (N, M), w (M, K).
+  static Tensor of_input(const Tensor& g, const Tensor& w);
+  // gᵀ·x, the gradient of w: g (N, M), x (N, K).
+  static Tensor of_weight(const Tensor& g, const Tensor& x);
+  static void of_weight_into(Tensor out, const Tensor& g, const Tensor& x);
+  // Adds gᵀ·x to `sum` (M, K).
+  static void add_of_weight(Tensor sum, const Tensor& g, const Tensor& x);
+};
 
 // A product of the step-wise driver: the first rows of `out` = those of `operand` · `matrix`. Sums of 16-bit numbers
 // come out in float32.

@@ -13,8 +13,13 @@ namespace fastrnn::cuda {
 
 namespace {
 
-Counts counts_of(const Layout& layout) {
+Counts counts_of(const CudaLayout& layout) {
   return {layout.counts.empty() ? nullptr : layout.counts.data(), layout.batch};
+}
+
+// The matrix of a step's second product, if it has one: that of a projection, or the cell's own.
+OptionalTensor second_matrix(const Call& call, const Tensor& w_hh, const OptionalTensor& w_hr) {
+  return call.cell->second > 0 ? OptionalTensor(call.second_product(w_hh)) : w_hr;
 }
 
 Stream stream_of(const Call& call) { return c10::cuda::getCurrentCUDAStream(call.device.index()).stream(); }
@@ -39,12 +44,12 @@ void run(const Call& call, Args& args, const Tensor& first, const OptionalTensor
 }  // namespace
 
 void run_stepwise(const Call& call, ForwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  const OptionalTensor second = call.second_matrix(w_hh, w_hr);
+  const OptionalTensor second = second_matrix(call, w_hh, w_hr);
   run(call, args, call.first_product(w_hh).t(), second ? OptionalTensor(second->t()) : second);
 }
 
 void run_stepwise(const Call& call, BackwardArgs args, const Tensor& w_hh, const OptionalTensor& w_hr) {
-  run(call, args, call.first_product(w_hh), call.second_matrix(w_hh, w_hr));
+  run(call, args, call.first_product(w_hh), second_matrix(call, w_hh, w_hr));
 }
 
 }  // namespace fastrnn::cuda

@@ -1,7 +1,7 @@
 // The step-wise driver of a call: its memory, its products, and how its launches reach the GPU.
 #pragma once
 
-#include "cuda_binding/call.h"
+#include "ops/cuda/device.h"
 
 namespace fastrnn::cuda {
 

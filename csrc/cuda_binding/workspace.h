@@ -1,7 +1,7 @@
 // Memory of the step-wise driver, and its products in it.
 #pragma once
 
-#include "cuda_binding/call.h"
+#include "ops/cuda/device.h"
 #include "cuda_binding/products.h"
 
 namespace fastrnn::cuda {

@@ -10,6 +10,7 @@ namespace fastrnn {
 // kind. The checks of the arguments that describe it are here.
 struct RowLayout {
   int64_t steps = 0, batch = 0, rows = 0;  // T, B, N
+  std::vector<int64_t> counts;             // of packed input, the rows of each step
   std::vector<int64_t> shape;              // leading dimensions of the caller's x and y
 
   std::vector<int64_t> sizes(int64_t width) const {
@@ -19,9 +20,8 @@ struct RowLayout {
   }
 
  protected:
-  // Sets the sizes; of packed input, `counts` too: the rows of each step. Raises what a user should read if an argument
-  // does not fit. Values of lengths are checked where they are on the CPU.
-  RowLayout(const LayerCall& call, const Tensor& rows_like, std::vector<int64_t>& counts);
+  // Raises what a user should read if an argument does not fit. Values of lengths are checked where they are on the CPU.
+  RowLayout(const LayerCall& call, const Tensor& rows_like);
 };
 
 // Device, as csrc/ops/cpu/device.h and csrc/ops/cuda/device.h define it:

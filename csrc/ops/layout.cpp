@@ -49,7 +49,7 @@ void check_reset(const Tensor& given, int64_t steps, int64_t batch) {
 
 }  // namespace
 
-RowLayout::RowLayout(const LayerCall& call, const Tensor& rows_like, std::vector<int64_t>& counts) {
+RowLayout::RowLayout(const LayerCall& call, const Tensor& rows_like) {
   const int64_t dims = call.batch_sizes ? 2 : 3;
   TORCH_CHECK(rows_like.dim() == dims, "input must have ", dims, " dimensions, got ", rows_like.dim());
   shape.assign(rows_like.sizes().begin(), rows_like.sizes().end() - 1);

@@ -76,9 +76,9 @@ def layer(call: Call) -> tuple[Tensor, States]:
     y, *finals = _nodes.recurrent(kind.node, inputs, attributes, kind.states, compute)
     y = y.squeeze(1).to(dtype)
     finals = [f.squeeze(0).to(dtype) for f in finals]
-    if lengths is not None and states is not None:  # onnxruntime returns zero as the final state of an empty row
+    if lengths is not None and call.states:  # onnxruntime returns zero as the final state of an empty row
         has_steps = (lengths > 0).unsqueeze(-1)
-        finals = [torch.where(has_steps, f, s) for f, s in zip(finals, states, strict=True)]
+        finals = [torch.where(has_steps, f, s) for f, s in zip(finals, call.states, strict=True)]
     return y, tuple(finals)
 
 

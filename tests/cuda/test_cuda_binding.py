@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
 from fastrnn import _ops
+from fastrnn._call import Call
 from fastrnn.functional import LayerWeights, lstm, sequence
 
 ROWS = [(1, 1, 1, 1), (1, 3, 2, 5), (5, 4, 3, 7), (4, 17, 5, 12)]  # T, B, I, H
@@ -171,22 +172,17 @@ def test_shapes_are_those_that_the_compiler_is_told(ops, cell, layout):
             p = Problem(cell, 5, 4, 3, 6, P, layout, dtype=torch.bfloat16)
             arguments = (p.arguments.get("batch_sizes"), p.arguments.get("lengths"), p.arguments.get("reset"))
             states = list(p.states)
-            out = ops.sequence_forward(cell, p.x, *p.weights, states, *arguments, False, training)
-            check_shapes(
-                out, torch.ops.fastrnn.sequence_forward, cell, p.x, *p.weights, states, *arguments, False, training
-            )
+            restart = [s + 1 for s in states] if arguments[2] is not None else []
+            given = (cell, p.x, *p.weights, states, *arguments, False, training, restart)
+            out = ops.sequence_forward(*given)
+            check_shapes(out, torch.ops.fastrnn.sequence_forward, *given)
             if not training:
                 continue
-            y, finals, reserve = out
-            for needs in ([True] * 7, [False] * 7, [True, False] * 3 + [True]):
-                given = (cell, y, finals, p.x, p.weights.w_ih, p.weights.w_hh, p.weights.w_hr, states, y, reserve)
-                given = (*given, *arguments, False, needs)
-                for name in ("layer_backward", "layer_backward_flow"):
-                    check_shapes(getattr(ops, name)(*given), getattr(torch.ops.fastrnn, name), *given)
-            for wanted in (True, False):
-                given = (cell, y, finals, p.weights.w_hh, p.weights.w_hr, states, y, reserve, *arguments, False)
-                given = (*given, wanted, wanted)
-                check_shapes(ops.sequence_backward(*given), torch.ops.fastrnn.sequence_backward, *given)
+            y, finals, saved = out
+            for wanted in ([True] * 11, [False] * 11, [True, False] * 5 + [True]):
+                given = (cell, y, finals, p.x, p.weights.w_ih, p.weights.w_hh, p.weights.w_hr, states, y, saved)
+                given = (*given, *arguments, False, wanted, restart, 0.0)
+                check_shapes(ops.layer_backward(*given), torch.ops.fastrnn.layer_backward, *given)
 
 
 def check_shapes(found, operator, *arguments) -> None:
@@ -314,7 +310,7 @@ def test_what_is_kept_is_a_function_of_the_inputs(ops):
     for on in (True, False):
         ops.set_poison(on)
         lengths = p.arguments["lengths"]
-        kept.append(_ops.forward("gru", p.x, *p.weights, list(p.states), None, lengths, None, False, True))
+        kept.append(_ops.forward(Call("gru", p.x, p.weights, p.states, lengths=lengths), True))
     for a, b in zip(kept[0][2], kept[1][2], strict=True):
         assert torch.equal(a, b)
 

@@ -16,7 +16,8 @@ from dropin_cases import B, H, I, T, same
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
-from fastrnn import _gpu, _ops, cuda, functional
+from fastrnn import _gpu, _ops, _paths, cuda
+from fastrnn._call import Call, Wanted
 from fastrnn.apps.cli import format_info
 from fastrnn.apps.info import collect
 from fastrnn.functional import LayerWeights, sequence
@@ -194,7 +195,7 @@ def on_a_gpu(*shapes):
 
 def test_fused_on_a_gpu_without_kernels(absent, monkeypatch):
     _paths._warned.clear()
-    monkeypatch.setattr(functional, "_without_autocast", lambda *_: "the reference")
+    monkeypatch.setitem(_paths._WAYS, "reference", lambda *_: "the reference")
     with FakeTensorMode():
         x, w_ih, w_hh = on_a_gpu((4, 5, 3), (8, 3), (8, 2))
         weights = LayerWeights(w_ih, w_hh)
@@ -220,12 +221,11 @@ def test_the_compiler_is_told_of_the_gpu(present):
         y, (h,) = sequence("gru", x, LayerWeights(w_ih, w_hh, b_ih, b_hh), backend="fused")
         assert y.is_cuda
         assert (y.shape, h.shape) == ((4, 5, 2), (5, 2))
-        layout = (None, None, None, False)
-        y, finals, kept = _ops.forward("gru", x, w_ih, w_hh, b_ih, b_hh, None, [], *layout, True)
-        assert all(t.is_cuda for t in (y, *finals, *kept))
-        needs = [True] * 5 + [False] * 2
-        grads = _ops.layer_backward("gru", y, finals, x, w_ih, w_hh, None, [], y, kept, *layout, needs)
-        assert [g.shape for g in grads[:5]] == [t.shape for t in (x, w_ih, w_hh, b_ih, b_hh)]
+        call = Call("gru", x, LayerWeights(w_ih, w_hh, b_ih, b_hh))
+        y, finals, saved = _ops.forward(call, True)
+        assert all(t.is_cuda for t in (y, *finals, *saved))
+        grads = _ops.backward(call, [y, *finals], y, saved, Wanted(*[True] * 5)).fixed[:5]
+        assert [g.shape for g in grads] == [t.shape for t in (x, w_ih, w_hh, b_ih, b_hh)]
         assert all(g.is_cuda for g in grads)
 
 
@@ -364,10 +364,10 @@ def test_directions_are_computed_as_before():
 
 
 def test_the_operators_are_those_of_the_dispatcher():
-    for name in ("sequence_forward", "sequence_backward", "layer_backward"):
+    for name in ("sequence_forward", "layer_backward"):
         registered = "CUDA: registered" in torch._C._dispatch_dump(f"fastrnn::{name}")
         assert registered == (_gpu.module is not None)
-    assert _ops.forward is torch.ops.fastrnn.sequence_forward.default
+    assert _ops.sequence_forward is torch.ops.fastrnn.sequence_forward.default
 
 
 @pytest.mark.skipif(_gpu.module is None, reason="needs the CUDA kernels, but no GPU")

@@ -3,7 +3,8 @@
 
 #include "cuda_binding/choice.h"
 #include "cuda_binding/machine.h"
-#include "cuda_binding/ops.h"
+#include "ops/cuda/device.h"
+#include "ops/operators.h"
 #include "launcher.h"
 
 namespace fastrnn::cuda {
@@ -46,10 +47,8 @@ Tensor& multiply_wide(const Tensor& a, const Tensor& b, at::ScalarType type, Ten
 }  // namespace fastrnn::cuda
 
 TORCH_LIBRARY(fastrnn_emulated, m) {
-  m.def("sequence_forward", &fastrnn::cuda::sequence_forward);
-  m.def("sequence_backward", &fastrnn::cuda::sequence_backward);
-  m.def("layer_backward", &fastrnn::cuda::layer_backward);
-  m.def("layer_backward_flow", &fastrnn::cuda::layer_backward_flow);
+  m.def(fastrnn::kForwardSchema, &fastrnn::sequence_forward<fastrnn::cuda::Cuda>);
+  m.def(fastrnn::kBackwardSchema, &fastrnn::layer_backward<fastrnn::cuda::Cuda>);
   m.def("set_driver", &fastrnn::cuda::name_driver);
   m.def("set_slices", &fastrnn::cuda::slice);
   m.def("limit_machine", &fastrnn::cuda::limit);

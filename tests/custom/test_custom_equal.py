@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import LAYOUTS, Problem
 
-from fastrnn import _C
+from fastrnn import _C, _ops
 
 BUILT_IN = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FORMATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -50,8 +50,7 @@ def test_in_every_layout(cells, name, layout, reverse):
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_keeps_no_more_than_by_hand(cells, name):
     """What is kept for the backward pass is found as a minimum cut; a person's choice is an upper bound."""
-    gates, states, saved, split, *_ = _C.cell_sizes(name)
-    found = getattr(cells, name)._compiled.sizes()
-    assert found[:2] == (gates, states)
-    assert found[2] <= saved
-    assert found[3] == split
+    by_hand, found = _ops.traits_of(name), getattr(cells, name)._compiled.traits()
+    assert found[:2] == by_hand[:2]
+    for mine, right in zip(found.saved, by_hand.saved, strict=True):
+        assert mine.width(8) <= right.width(8)

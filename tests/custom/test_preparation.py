@@ -13,6 +13,7 @@ import torch
 
 import fastrnn
 from fastrnn import _C, _ops
+from fastrnn._call import Call, Wanted
 from fastrnn.functional import LayerWeights, hidden_gradients, sequence
 
 ROOT = Path(fastrnn.__file__).parent.parent
@@ -57,8 +58,7 @@ def passes(code: str, **environment: str) -> str:
 WAYS = {
     "hidden_gradients": "found = hidden_gradients(name, x, w, None, torch.ones(3, 2, 5, dtype=dtype))",
     "operator": "found = torch.ops.fastrnn.sequence_forward(name, x, *w, [], None, None, None, False, False)[0]",
-    "with a bound": "found = torch.ops.fastrnn.sequence_forward(name + '@0.5', x, *w, [], *[None] * 3, 0, 0)[0]",
-    "eager": "found = _C.layer(name, x, *w, [], None, None, None, False)[0]",
+    "eager": "found = _ops.layer(_ops.Call(name, x, w))[0]",
 }
 
 
@@ -191,26 +191,20 @@ def test_an_exported_program_in_another_process(tmp_path):
 
 def calls(name: str):
     x, w = torch.randn(3, 2, 4), LayerWeights(torch.randn(8, 4), torch.randn(8, 2))
-    layout = (None, None, None, False)
-    m, mw = x.to("meta"), LayerWeights(w.w_ih.to("meta"), w.w_hh.to("meta"))
-    y, reserve, needs = torch.randn(3, 2, 2), [torch.empty(0, 0)] * 4, [True] * 7
+    call = Call(name, x, w)
+    on_meta = Call(name, x.to("meta"), LayerWeights(w.w_ih.to("meta"), w.w_hh.to("meta")))
+    y, saved = torch.randn(3, 2, 2), [torch.empty(0, 0)] * 4
     my = y.to("meta")
-    backward, layer_backward, flow = _ops.backward, _ops.layer_backward, _ops.layer_backward_flow
     return {
         "sequence": lambda: sequence(name, x, w),
         "hidden_gradients": lambda: hidden_gradients(name, x, w, None, None),
-        "eager": lambda: _C.layer(name, x, *w, [], *layout),
-        "forward": lambda: _ops.forward(name, x, *w, [], *layout, True),
-        "forward on meta": lambda: _ops.forward(name, m, *mw, [], *layout, True),
-        "backward": lambda: backward(name, y, [], w.w_hh, None, [], y, reserve, *layout, False, False),
-        "backward on meta": lambda: backward(name, my, [], mw.w_hh, None, [], my, reserve, *layout, False, False),
-        "layer_backward": lambda: layer_backward(name, y, [], x, *w[:2], None, [], y, reserve, *layout, needs),
-        "layer_backward on meta": lambda: layer_backward(
-            name, my, [], m, *mw[:2], None, [], my, reserve, *layout, needs
-        ),
-        "flow on meta": lambda: flow(name, my, [], m, *mw[:2], None, [], my, reserve, *layout, needs),
-        "sizes": lambda: _ops.sizes_of(name),
-        "constants": lambda: _C.cell_sizes(name),
+        "eager": lambda: _ops.layer(call),
+        "forward": lambda: _ops.forward(call, True),
+        "forward on meta": lambda: _ops.forward(on_meta, True),
+        "backward": lambda: _ops.backward(call, [y], y, saved, Wanted(*[True] * 11)),
+        "backward on meta": lambda: _ops.backward(on_meta, [my], my, saved, Wanted(*[True] * 11)),
+        "traits": lambda: _ops.traits_of(name),
+        "constants": lambda: _C.cell_traits(name),
     }
 
 
@@ -228,8 +222,9 @@ def test_an_unknown_cell(way, name):
         calls(name)[way]()
 
 
-@pytest.mark.parametrize("bound", ["", "x", "-1", "0", "nan", "inf", "1e400", "0.5 ", "1_0"])
-@pytest.mark.parametrize("way", [way for way in calls("") if way not in ("constants", "hidden_gradients")])
-def test_a_wrong_bound_in_the_name(way, bound):
-    with pytest.raises(ValueError, match="cell: expected"):
-        calls(f"lstm@{bound}")[way]()
+@pytest.mark.parametrize("bound", [-1.0, float("nan"), float("inf")])
+def test_a_wrong_bound(bound):
+    call = Call("lstm", torch.randn(3, 2, 4), LayerWeights(torch.randn(8, 4), torch.randn(8, 2)), clip=bound)
+    y, _, saved = _ops.forward(call._replace(clip=0.0), True)
+    with pytest.raises(ValueError, match="clip: expected a positive number"):
+        _ops.backward(call, [y], y, saved, Wanted(x=True))

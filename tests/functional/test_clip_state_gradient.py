@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import _C, gallery
+from fastrnn import _C, _ops, gallery
+from fastrnn._call import Call, Wanted
 from fastrnn.functional import LayerWeights, hidden_gradients, sequence
 
 KINDS = [*LAYERS, "peephole_lstm", "gru_reset_before", "indrnn"]
@@ -214,8 +215,12 @@ def test_compiled(kind):
 def test_hidden_gradients_are_those_that_go_through_the_step():
     w = LayerWeights(torch.randn(8, 3), torch.randn(8, 8))
     x = torch.randn(T, B, 3)
-    found = hidden_gradients("rnn_tanh@0.125", x, w, None, torch.ones(T, B, 8))
+    call = Call("rnn_tanh", x, w, clip=0.125)
+    y, _, saved = _ops.forward(call, True)
+    (found,) = _ops.backward(call, [torch.ones(T, B, 8)], y, saved, Wanted(hidden=True)).hidden
     assert found.abs().max() == 0.125
+    free = hidden_gradients("rnn_tanh", x, w, None, torch.ones(T, B, 8))
+    assert free.abs().max() > 0.125
 
 
 @pytest.mark.parametrize("backend", ["fused", "reference"])

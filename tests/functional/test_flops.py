@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
 from fastrnn import _ops, gallery
+from fastrnn._call import Call, LayerWeights, Wanted
 from fastrnn.cells import CELLS
 from fastrnn.functional import hidden_gradients
 
@@ -97,8 +98,8 @@ def test_rows_that_are_there():
         assert flops(lambda y=y: y.sum().backward()) == backward
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = [mode.from_tensor(t.detach()) for t in (x, *module.parameters(), lengths)]
-        arguments = ("gru", *fake[:-1], None, None, None, fake[-1], None, False, False)
-        assert flops(lambda: _ops.forward(*arguments)) == 2 * T * B * matrix
+        call = Call("gru", fake[0], LayerWeights(*fake[1:-1]), lengths=fake[-1])
+        assert flops(lambda: _ops.forward(call, False)) == 2 * T * B * matrix
 
 
 def packed(module, x, lengths):
@@ -126,10 +127,9 @@ def test_operators_of_the_time_loop():
     first = 2 * B * 4 * H * P
     found = flops(lambda: hidden_gradients("lstm", p.x, p.weights, p.states, torch.ones(T, B, P).double()))
     assert found == forward + one_pass - first
-    y, _, reserve = _ops.forward(p.cell, p.x.detach(), *p.weights, p.states, None, None, None, False, True)
-    arguments = (torch.ones_like(y), [None] * 2, p.x, p.weights.w_ih, p.weights.w_hh, p.weights.w_hr, p.states, y)
-    needs = [False, False, True, False, False, True, True]
-    for operator in (_ops.layer_backward, _ops.layer_backward_flow):
-        with torch.no_grad():
-            found = flops(lambda op=operator: op(p.cell, *arguments, reserve, None, None, None, False, needs))
-        assert found == 2 * one_pass
+    call = Call(p.cell, p.x, p.weights, p.states)
+    with torch.no_grad():
+        y, _, saved = _ops.forward(call, True)
+        for later in (False, True):
+            wanted = Wanted(w_hh=True, w_hr=True, states=True, later=later)
+            assert flops(lambda w=wanted: _ops.backward(call, [torch.ones_like(y)], y, saved, w)) == 2 * one_pass

@@ -9,6 +9,7 @@ from problems import error
 import fastrnn
 from fastrnn import _C, _ops, reference
 from fastrnn import cells as known
+from fastrnn._call import Call
 from fastrnn.functional import LayerWeights, sequence
 
 
@@ -58,7 +59,7 @@ SIZES = [(8, 2), (4, 3), (5, 5), (4096, 1)]  # H, P
 
 def problem(cell: str, H: int, P: int, dtype: torch.dtype = torch.float64):
     """x, weights and states of a projected layer, its w_hh as wide as the cell's rows ask for."""
-    sizes = _ops.sizes_of(cell)
+    sizes = _ops.traits_of(cell)
     rows = (sizes.gates * H, sizes.recurrent * H)
     draw = lambda *shape: torch.randn(*shape, dtype=dtype) / 3  # noqa: E731
     weights = LayerWeights(
@@ -70,20 +71,20 @@ def problem(cell: str, H: int, P: int, dtype: torch.dtype = torch.float64):
 
 def calls(cell: str, x, weights, states):
     """Every way to a projected layer, by name."""
-    layout = (None, None, None, False)
+    call = Call(cell, x, weights, tuple(states))
     spec = known.find(cell)
     meta = LayerWeights(*(w.to("meta") for w in weights))
-    on_meta = (x.to("meta"), [s.to("meta") for s in states])
+    on_meta = Call(cell, x.to("meta"), meta, tuple(s.to("meta") for s in states))
     return {
         "sequence": lambda: sequence(cell, x, weights, states),
         "fused": lambda: sequence(cell, x, weights, states, backend="fused"),
         "backend=reference": lambda: sequence(cell, x, weights, states, backend="reference"),
         "reference": lambda: reference.sequence(spec, x, weights, tuple(states)),
         "without states": lambda: sequence(cell, x, weights),
-        "eager": lambda: _C.layer(cell, x, *weights, states, *layout),
-        "operator": lambda: _ops.forward(cell, x, *weights, states, *layout, True),
+        "eager": lambda: _C.layer(call.flat()),
+        "operator": lambda: _ops.forward(call, True),
         "clipped": lambda: sequence(cell, x, weights, states, clip_state_gradient=0.5),
-        "fake": lambda: _ops.forward(cell, on_meta[0], *meta, on_meta[1], *layout, True),
+        "fake": lambda: _ops.forward(on_meta, True),
     }
 
 
@@ -120,8 +121,8 @@ def test_one_answer(cells):
         cell.build(torch.float32)
     names = [*known.CELLS, *(cell.kernels for cell in own)]
     for name in names:
-        assert known.find(name).projectable == _ops.sizes_of(name).projectable == _C.cell_sizes(name)[-1], name
-        assert tuple(_ops.sizes_of(name)) == _C.cell_sizes(name)
+        assert known.find(name).projectable == _ops.traits_of(name).projectable, name
+        assert _ops.traits_of(name)._asdict() == _C.cell_traits(name)
     assert [name for name in known.CELLS if known.CELLS[name].projectable] == ["lstm"]
     assert {cell.name for cell in own if known.find(cell.kernels).projectable} >= {"free", "lstm"}
     assert not any(known.find(cell.kernels).projectable for cell in REFUSED.values())

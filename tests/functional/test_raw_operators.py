@@ -118,7 +118,7 @@ HUGE = {
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes_that_no_memory_holds(cell, name):
     """An overflow of a product of sizes would pass for a small layer."""
-    sizes = _ops.sizes_of(cell)
+    sizes = _ops.traits_of(cell)
     call = {
         "cell": cell,
         "x": torch.zeros(2, 1, 4),
@@ -133,6 +133,7 @@ def test_sizes_that_no_memory_holds(cell, name):
         "reset": None,
         "reverse": False,
         "training": True,
+        "restart": [],
     }
     invoke("sequence_forward", call)
     with pytest.raises((RuntimeError, ValueError, MemoryError)):
@@ -144,7 +145,7 @@ def test_a_projection_to_nothing():
     for device in ("cpu", "meta"):
         given = [t.to(device) for t in (x, w_ih, torch.zeros(20, 0))]
         with pytest.raises(RuntimeError, match=r"w_hh: expected at least one hidden unit, .* and an h of at least one"):
-            _ops.forward("lstm", *given, None, None, w_hr.to(device), [], None, None, None, False, True)
+            _ops.sequence_forward("lstm", *given, None, None, w_hr.to(device), [], None, None, None, False, True)
 
 
 WRAPPED = [2**62, 2**62, 2**62, 2**62]
@@ -170,7 +171,7 @@ def test_batch_sizes_of_all_kinds(sizes):
     """Their sum, in 64 bits, may be that of the rows though they are not."""
     x, w_ih, w_hh = torch.randn(3, 4), torch.randn(8, 4), torch.randn(8, 2)
     with pytest.raises(ValueError, match="batch_sizes: expected"):
-        _ops.forward("lstm", x, w_ih, w_hh, None, None, None, [], torch.tensor(sizes), None, None, False, True)
+        _ops.sequence_forward("lstm", x, w_ih, w_hh, None, None, None, [], torch.tensor(sizes), None, None, False, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
@@ -181,7 +182,7 @@ def test_lengths_of_all_kinds(dtype, value):
     x, w_ih, w_hh = torch.randn(3, 2, 4), torch.randn(8, 4), torch.randn(8, 2)
     for lengths in ([value, 1], [1, value]):
         with pytest.raises(ValueError, match="lengths: expected numbers from 0 to the 3 steps"):
-            _ops.forward(
+            _ops.sequence_forward(
                 *("lstm", x, w_ih, w_hh, None, None, None, [], None),
                 *(torch.tensor(lengths, dtype=dtype), None, False, True),
             )
@@ -217,8 +218,10 @@ def test_tensors_of_other_kinds(name, kind):
                 pytest.fail(f"{key}: {invoke(name, changed)}")
             if name == "sequence_forward":
                 order = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "states", "batch_sizes", "lengths", "reset")
+                flat = ("lstm", False, 0.0, len(changed["states"]), *(changed[k] for k in order[7:]))
+                flat += (*(changed[k] for k in order[:6]), *changed["states"])
                 with pytest.raises((RuntimeError, ValueError, TypeError)):
-                    pytest.fail(f"{key}: {_C.layer('lstm', *(changed[k] for k in order), False)}")
+                    pytest.fail(f"{key}: {_C.layer(flat)}")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -247,8 +250,8 @@ def test_none_for_a_required_tensor_beside_meta_tensors():
     w_ih, w_hh, x = (torch.empty(*shape, device="meta") for shape in ((8, 3), (8, 2), (4, 1, 3)))
     rest = (None, None, None, None, None, None, None, False, True)
     with pytest.raises(TypeError, match="w_hh: expected a Tensor, got None"):
-        _ops.forward("lstm", x, w_ih, None, *rest)
+        _ops.sequence_forward("lstm", x, w_ih, None, *rest)
     with pytest.raises(TypeError, match="input: expected a Tensor, got None"):
-        _ops.forward("lstm", None, w_ih, w_hh, *rest)
+        _ops.sequence_forward("lstm", None, w_ih, w_hh, *rest)
     with pytest.raises(TypeError, match="input: expected a Tensor, got None"):
-        _ops.backward("lstm", None, [], w_hh, None, None, None, [x] * 4, *rest[:3], False, True, False)
+        _ops.layer_backward("lstm", None, [], x, None, w_hh, None, None, None, [x] * 4, *rest[:3], False, [True] * 11)

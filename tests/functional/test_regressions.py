@@ -11,6 +11,7 @@ from torch import nn
 
 import fastrnn
 from fastrnn import _ops
+from fastrnn._call import Call, Wanted
 from fastrnn.cells import CELLS
 from fastrnn.functional import LayerWeights, sequence
 
@@ -149,15 +150,14 @@ def test_what_backward_is_given_is_checked():
     p = Problem("lstm", 3, 2, 2, 4, dtype=torch.float32)
     w = [None if t is None else t.detach() for t in p.weights]
     states = [s.detach() for s in p.states]
-    y, _, reserve = _ops.forward("lstm", p.x.detach(), *w, states, None, None, None, False, True)
-    arguments = (w[1], None, states, y)
-    layout = (None, None, None, False, False, False)
+    call = Call("lstm", p.x.detach(), LayerWeights(*w), tuple(states))
+    y, _, saved = _ops.forward(call, True)
     with pytest.raises(RuntimeError, match="reserve: expected what the forward pass returned"):
-        _ops.backward("lstm", y, [], *arguments, [torch.zeros(1)] * 4, *layout)
+        _ops.backward(call, [y], y, [torch.zeros(1)] * 4, Wanted(w_hh=True))
     with pytest.raises(RuntimeError, match="reserve: expected what the forward pass returned"):
-        _ops.backward("lstm", y, [], *arguments, [reserve[0].bfloat16(), *reserve[1:]], *layout)
+        _ops.backward(call, [y], y, [saved[0].bfloat16(), *saved[1:]], Wanted(w_hh=True))
     with pytest.raises(RuntimeError, match="grad_final: expected 2 gradients, got 1"):
-        _ops.backward("lstm", y, [None], *arguments, reserve, *layout)
+        _ops.backward(call, [y, None], y, saved, Wanted(w_hh=True))
 
 
 def test_odd_arguments():
@@ -248,10 +248,11 @@ def test_other_memory_assigned_after_the_forward_pass(cell, name):
 def test_gradient_operators_check_y():
     p = Problem("lstm", 3, 2, 2, 4, dtype=torch.float32)
     w = [None if t is None else t.detach() for t in p.weights]
-    y, _, reserve = _ops.forward("lstm", p.x.detach(), *w, [], None, None, None, False, True)
+    call = Call("lstm", p.x.detach(), LayerWeights(*w))
+    y, _, saved = _ops.forward(call, True)
     for bad in (y[..., :3], y.double()):
         with pytest.raises(RuntimeError, match="y: expected"):
-            _ops.backward("lstm", y, [], w[1], None, [], bad, reserve, None, None, None, False, False, False)
+            _ops.backward(call, [y], bad, saved, Wanted(w_hh=True))
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

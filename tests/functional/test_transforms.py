@@ -110,16 +110,15 @@ def test_opcheck(cell, projected, layout):
     x, w = p.x.detach(), [None if t is None else t.detach() for t in p.weights]
     states = [s.detach() for s in p.states]
     rows = tuple(p.arguments.get(name) for name in ("batch_sizes", "lengths", "reset"))
-    forward = (cell, x, *w, states, *rows, False, True)
-    opcheck(_ops.forward, forward)
-    opcheck(_ops.forward, (*forward[:-1], False))
-    y, finals, reserve = _ops.forward(*forward)
+    restart = [s + 1 for s in states] if rows[2] is not None else None
+    forward = (cell, x, *w, states, *rows, False, True, restart)
+    opcheck(_ops.sequence_forward, forward)
+    opcheck(_ops.sequence_forward, (*forward[:-2], False, restart))
+    y, finals, saved = _ops.sequence_forward(*forward)
     grads = (torch.randn_like(y), [torch.randn_like(f) for f in finals])
-    opcheck(_ops.backward, (cell, *grads, w[1], w[4], states, y, reserve, *rows, False, True, True))
-    backward = (cell, *grads, x, w[0], w[1], w[4], states, y, reserve, *rows, False, [True] * 7)
-    for given in (backward, (f"{cell}@0.5", *backward[1:])):
-        opcheck(_ops.layer_backward, given)
-        opcheck(_ops.layer_backward_flow, given)
+    backward = (cell, *grads, x, w[0], w[1], w[4], states, y, saved, *rows, False)
+    for rest in (([True] * 11, restart, 0.5), ([True] * 7 + [False] * 4, None)):
+        opcheck(_ops.layer_backward, (*backward, *rest))
 
 
 @pytest.mark.parametrize("layout", ["plain", "packed", "lengths+reset"])

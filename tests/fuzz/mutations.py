@@ -204,9 +204,9 @@ def corrupted(case, r, arguments):
 
 
 @_mutation
-def other_needs(case, r, arguments):
-    if "needs" in arguments:
-        arguments["needs"] = [r.random() < 0.5 for _ in range(r.choice((0, 6, 7, 7, 7, 8)))]
+def other_wanted(case, r, arguments):
+    if "wanted" in arguments:
+        arguments["wanted"] = [r.random() < 0.5 for _ in range(r.choice((0, 7, 10, 11, 11, 11, 12)))]
 
 
 @_mutation

@@ -13,16 +13,26 @@ from fastrnn import cells, reference
 from .guarded import Memory
 from .operator_case import OperatorCase
 
-#: The arguments of each operator in the order of its schema (csrc/binding/ops.cpp).
+#: The arguments of each operator in the order of its schema (csrc/ops/operators.h).
 _WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 _LAYOUT = ("batch_sizes", "lengths", "reset", "reverse")
 _RESULTS = ("states", "y", "reserve", *_LAYOUT)
 ARGUMENTS = {
-    "sequence_forward": ("cell", "x", *_WEIGHTS, "states", *_LAYOUT, "training"),
-    "sequence_backward": ("cell", "grad_y", "grad_final", "w_hh", "w_hr", *_RESULTS, "want_initial", "want_dh"),
-    "layer_backward": ("cell", "grad_y", "grad_final", "x", "w_ih", "w_hh", "w_hr", *_RESULTS, "needs"),
-    "layer_backward_flow": ("cell", "grad_y", "grad_final", "x", "w_ih", "w_hh", "w_hr", *_RESULTS, "needs"),
-    "layer": ("cell", "x", *_WEIGHTS, "states", *_LAYOUT),
+    "sequence_forward": ("cell", "x", *_WEIGHTS, "states", *_LAYOUT, "training", "restart"),
+    "layer_backward": (
+        "cell",
+        "grad_y",
+        "grad_final",
+        "x",
+        "w_ih",
+        "w_hh",
+        "w_hr",
+        *_RESULTS,
+        "wanted",
+        "restart",
+        "clip",
+    ),
+    "layer": ("cell", "x", *_WEIGHTS, "states", *_LAYOUT, "restart", "clip"),
 }
 
 
@@ -64,6 +74,7 @@ class Problem:
         )
         widths = [P if k == 0 else c.H for k in range(len(self.spec.states))]
         self.states = tuple(self.draw(c.B, w) for w in widths) if c.states else ()
+        self.restart = tuple(self.draw(c.B, w) for w in widths) if c.restart else ()
         self.grad_y = self.draw(*rows, P)
         self.grad_final = [self.draw(c.B, w) for w in widths]
         r = random.Random(c.grads)
@@ -79,7 +90,14 @@ class Problem:
         """Those of the forward operator, by name."""
         c = self.case
         found = dict(zip(_WEIGHTS, self.weights, strict=True))
-        found |= {"cell": c.name, "x": self.x, "states": list(self.states), "batch_sizes": self.batch_sizes}
+        found |= {
+            "cell": c.cell,
+            "clip": c.clip,
+            "restart": list(self.restart),
+            "x": self.x,
+            "states": list(self.states),
+            "batch_sizes": self.batch_sizes,
+        }
         return found | {"lengths": self.lengths, "reset": self.reset, "reverse": c.reverse, "training": c.training}
 
     def backward_arguments(self) -> dict:
@@ -87,25 +105,26 @@ class Problem:
         c, found = self.case, self.arguments() | {"training": True}
         forward = torch.ops.fastrnn.sequence_forward(*(found[k] for k in ARGUMENTS["sequence_forward"]))
         found |= {"y": forward[0], "reserve": forward[2], "grad_y": self.grad_y, "grad_final": self.grad_final}
-        found["needs"] = [bool(c.needs >> k & 1) for k in range(7)]
-        return found | {"want_initial": bool(c.needs & 1), "want_dh": bool(c.needs & 2)}
+        return found | {"wanted": [bool(c.wanted >> k & 1) for k in range(11)]}
 
     def right(self) -> tuple[list[Tensor], dict[str, Tensor | None]]:
         """Outputs and final states, and gradients by name, in float64 by the reference."""
         c = self.case
         wide = lambda t: None if t is None else t.double().requires_grad_()  # noqa: E731
         x, weights, states = wide(self.x), tuple(map(wide, self.weights)), tuple(map(wide, self.states))
+        restart = tuple(map(wide, self.restart))
         hidden = c.H
         P = c.P or c.H
         initial = states or reference.zero_states(self.spec, x, c.B, hidden, P)
         layout = (self.batch_sizes, self.lengths, self.reset, c.reverse)
-        y, finals = reference.sequence(self.spec, x, weights, initial, *layout)
+        y, finals = reference.sequence(self.spec, x, weights, initial, *layout, restart=restart, clip=c.clip)
         outputs = [y, *finals]
         seeds = [
             (o, g.double()) for o, g in zip(outputs, [self.grad_y, *self.grad_final], strict=True) if g is not None
         ]
         leaves = {"x": x, **dict(zip(_WEIGHTS, weights, strict=True))}
         leaves |= {f"state {k}": s for k, s in enumerate(states)}
+        leaves |= {f"restart {k}": s for k, s in enumerate(restart)}
         there = {name: leaf for name, leaf in leaves.items() if leaf is not None}
         if not seeds:
             return outputs, {name: torch.zeros_like(leaf) for name, leaf in there.items()}

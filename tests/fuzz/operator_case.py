@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from fastrnn import _C
 
 SIZES = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 64, 65, 100)
-OPERATORS = ("sequence_forward", "sequence_backward", "layer_backward", "layer_backward_flow", "layer", "stream")
+OPERATORS = ("sequence_forward", "layer_backward", "layer", "stream")
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -20,7 +20,7 @@ class OperatorCase:
 
     operator: str = "sequence_forward"
     cell: str = "lstm"
-    bound: str = ""  # behind the cell's name
+    clip: float = 0.0
     T: int = 2
     B: int = 2
     I: int = 2  # noqa: E741 - the letter of the equations
@@ -30,6 +30,7 @@ class OperatorCase:
     layout: str = "padded"  # packed
     lengths: bool = False
     reset: bool = False
+    restart: bool = False  # states of their own after a reset
     w_ih: bool = True
     b_ih: bool = True
     b_hh: bool = True
@@ -39,7 +40,7 @@ class OperatorCase:
     strides: int = 0  # seed of how tensors lie; 0: contiguous
     placing: int = 0  # seed of which end touches a guard page; 0: the end
     grads: int = 0  # seed of which gradients come in; 0: all
-    needs: int = 127
+    wanted: int = 2047
     dtype: str = "float64"
     capability: str = ""
     split: str = "auto"
@@ -51,11 +52,6 @@ class OperatorCase:
     def __str__(self) -> str:
         changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"OperatorCase({', '.join(changed)})"
-
-    @property
-    def name(self) -> str:
-        """The cell's name as operators take it."""
-        return self.cell + ("@" + self.bound if self.bound else "")
 
 
 def drawn(seed: int) -> OperatorCase:
@@ -74,7 +70,7 @@ def drawn(seed: int) -> OperatorCase:
         OperatorCase(
             operator=r.choice(OPERATORS),
             cell=r.choice(CELLS),
-            bound=r.choice(("0.5", "0.01", "1e3")) if chance(0.1) else "",
+            clip=r.choice((0.5, 0.01, 1e3)) if chance(0.1) else 0.0,
             T=r.choice((1, 1, 2, 3, 7, 17)) if chance(0.9) else 33,
             B=0 if chance(0.04) else size(),
             I=size(),
@@ -84,6 +80,7 @@ def drawn(seed: int) -> OperatorCase:
             layout="packed" if chance(0.25) else "padded",
             lengths=chance(0.25),
             reset=chance(0.25),
+            restart=chance(0.5),
             w_ih=chance(0.85),
             b_ih=chance(0.8),
             b_hh=chance(0.8),
@@ -93,7 +90,7 @@ def drawn(seed: int) -> OperatorCase:
             strides=seed + 1 if chance(0.4) else 0,
             placing=seed + 1 if chance(0.5) else 0,
             grads=seed + 1 if chance(0.5) else 0,
-            needs=127 if chance(0.5) else r.randint(0, 127),
+            wanted=2047 if chance(0.3) else 127 if chance(0.3) else r.randint(0, 2047),
             dtype=r.choice(("float32", "float32", "float64", "bfloat16", "float16")),
             capability=r.choice(_C.capabilities()),
             split=r.choice(("auto", "auto", "none", "rows", "units")),
@@ -113,10 +110,12 @@ def allowed(case: OperatorCase) -> OperatorCase:
     if case.layout == "packed":
         out.update(lengths=False, reset=False, B=max(1, case.B))
     if case.operator == "stream":
-        out.update(layout="padded", lengths=False, reset=False, w_ih=True, reverse=False, training=False, bound="")
-        out.update(B=max(1, case.B), needs=127, grads=0, split="auto")
+        out.update(layout="padded", lengths=False, reset=False, w_ih=True, reverse=False, training=False, clip=0.0)
+        out.update(B=max(1, case.B), wanted=2047, grads=0, split="auto")
     else:
         out["layers"] = 1
+    if not out.get("reset", case.reset):
+        out["restart"] = False
     if not case.invalid:
         out["mutations"] = 1
     return dataclasses.replace(case, **out)

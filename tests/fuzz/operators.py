@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fastrnn import _C
+from fastrnn._call import Gradients, Wanted
 
 from . import streams
 from .guarded import Memory
@@ -58,7 +59,7 @@ def _operator(case: Case, memory: Memory) -> list[str]:
             return []  # a mutation of what an earlier one made
     placed = guarded(case, memory, arguments)
     memory.lock()
-    call = _C.layer if case.operator == "layer" else getattr(torch.ops.fastrnn, case.operator)
+    call = _layer if case.operator == "layer" else getattr(torch.ops.fastrnn, case.operator)
     with torch.no_grad():
         try:
             result = call(*placed.values())
@@ -68,6 +69,13 @@ def _operator(case: Case, memory: Memory) -> list[str]:
     if not case.invalid:
         found += _compared(case, problem, arguments, result)
     return found
+
+
+def _layer(cell, x, *arguments):
+    """The eager entry, of a flat call."""
+    *weights, states, batch_sizes, lengths, reset, reverse, restart, clip = arguments
+    states, restart = (list(s) if isinstance(s, list | tuple) else [] for s in (states, restart))
+    return _C.layer((cell, reverse, clip, len(states), batch_sizes, lengths, reset, x, *weights, *states, *restart))
 
 
 def _of_error(case: Case, what: str, error: Exception) -> list[str]:
@@ -97,18 +105,14 @@ def _compared(case: Case, problem: Problem, arguments: dict, result) -> list[str
         return _differences(case, zip(["y", "h_n", "c_n"], [result[0], *result[1]], outputs, strict=False))
     if case.cell == "rnn_relu" and case.dtype != "float64":
         return []  # at the kink either side is right
-    if case.bound and case.dtype not in ("float64", "float32"):
+    if case.clip and case.dtype not in ("float64", "float32"):
         return []
-    if case.operator == "sequence_backward":
-        names = [n for n in gradients if n.startswith("state")] if arguments["want_initial"] else []
-        return _differences(case, [(n, g, gradients[n]) for n, g in zip(names, result[2], strict=False)])
     names = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
-    there = [n for n, need in zip(names, arguments["needs"], strict=False) if need and n in gradients]
-    pairs = [(n, result[names.index(n)], gradients[n]) for n in there]
-    if arguments["needs"][6]:
-        pairs += [
-            (n, g, gradients[n]) for n, g in zip([n for n in gradients if "state" in n], result[6:], strict=False)
-        ]
+    wanted = Wanted(*arguments["wanted"])
+    found = Gradients.of_flat(result, wanted, len(outputs) - 1, len(arguments["restart"]))
+    pairs = [(n, g, gradients[n]) for n, g in zip(names, found.fixed, strict=True) if g is not None and n in gradients]
+    pairs += [(f"state {k}", g, gradients[f"state {k}"]) for k, g in enumerate(found.states) if problem.states]
+    pairs += [(f"restart {k}", g, gradients[f"restart {k}"]) for k, g in enumerate(found.restart)]
     return _differences(case, pairs)
 
 

@@ -88,7 +88,7 @@ def wild(case: OperatorCase, given: dict) -> str:
         "a step on meta": lambda: _C.stream_step(_handle(case, given), given["x"][0].to("meta")),
         "a step of another width": lambda: _C.stream_step(_handle(case, given), torch.zeros(given["batch"], 999)),
         "a dtype that is none": lambda: _C.has_kernels(case.cell, 3),
-        "sizes of no cell": lambda: _C.cell_sizes("x"),
+        "sizes of no cell": lambda: _C.cell_traits("x"),
         "no capability": lambda: _C.set_capability("x"),
         "no split": lambda: _C.set_split("x"),
         "no file": lambda: _C.load_cells("/does/not/exist.so"),

@@ -17,7 +17,7 @@ from pathlib import Path
 import emulated
 import torch
 
-from fastrnn import _C, _ops
+from fastrnn import _C, _ops, _paths
 from fastrnn.custom import build_cuda
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,7 @@ def build() -> Path:
         sys.path.remove(str(ROOT / "tools"))
     torch_include = Path(build_checks.find_torch_include())
     binding = [p for p in sorted((ROOT / "csrc" / "cuda_binding").glob("*.cpp")) if p.name not in REPLACED]
+    binding += sorted(p for folder in ("ops", "ops/cuda") for p in (ROOT / "csrc" / folder).glob("*.cpp"))
     binding += sorted(OWN.glob("*.cpp"))
     plain = [*emulated.HOST, ROOT / "csrc" / "cuda" / "registry.cpp"]
     plain += [*(p for p in sorted((ROOT / "tests" / "cuda").glob("*.cpp")) if p.name not in NOT_NEEDED)]
@@ -151,12 +152,10 @@ def runs() -> dict[str, int]:
 def instead() -> Iterator[None]:
     """fastrnn computes with these operators, in the way it does with tensors on a GPU."""
     ours = torch.ops.fastrnn_emulated
-    names = ("forward", "backward", "layer_backward", "layer_backward_flow", "layer")
+    names = ("sequence_forward", "layer_backward", "layer")
     before = {name: getattr(_ops, name) for name in names}
-    _ops.forward = ours.sequence_forward.default
-    _ops.backward = ours.sequence_backward.default
+    _ops.sequence_forward = ours.sequence_forward.default
     _ops.layer_backward = ours.layer_backward.default
-    _ops.layer_backward_flow = ours.layer_backward_flow.default
     _ops.layer = lambda *_: None
     prepared, _paths._prepared = _paths._prepared, lambda *_: ""  # cells of Python: load_own
     _C.set_short(False)

@@ -11,21 +11,19 @@ from torch import Tensor
 
 from fastrnn import _ops
 
-OPERATORS = ("sequence_forward", "sequence_backward", "layer_backward", "layer_backward_flow")
+OPERATORS = ("sequence_forward", "layer_backward")
 LAYOUTS = ("plain", "packed", "lengths", "reset", "lengths+reset")
 LAYOUT = ("batch_sizes", "lengths", "reset")
 ORDER = {
-    "sequence_forward": ("cell", "x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "states", *LAYOUT, "reverse", "training"),
-    "sequence_backward": (
-        *("cell", "grad_y", "grad_final", "w_hh", "w_hr", "states", "y", "reserve", *LAYOUT, "reverse"),
-        *("want_initial", "want_dh"),
+    "sequence_forward": (
+        *("cell", "x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "states", *LAYOUT),
+        *("reverse", "training", "restart"),
     ),
     "layer_backward": (
         *("cell", "grad_y", "grad_final", "x", "w_ih", "w_hh", "w_hr", "states", "y", "reserve", *LAYOUT, "reverse"),
-        "needs",
+        *("wanted", "restart", "clip"),
     ),
 }
-ORDER["layer_backward_flow"] = ORDER["layer_backward"]
 Call = dict[str, Any]
 
 
@@ -40,7 +38,7 @@ def tensors(found: Any) -> list[Tensor]:
 
 def valid(name: str, cell: str, g: random.Random, layout: str = "plain", dtype: torch.dtype = torch.float32) -> Call:
     """The arguments of a call that computes."""
-    sizes = _ops.sizes_of(cell)
+    sizes = _ops.traits_of(cell)
     T, B, inputs, H = g.randint(1, 4), g.randint(0, 3), g.randint(1, 4), g.randint(1, 5)
     P = g.randint(1, 4) if sizes.projectable and g.random() < 0.4 else 0
     batch_sizes = lengths = reset = None
@@ -74,10 +72,11 @@ def valid(name: str, cell: str, g: random.Random, layout: str = "plain", dtype: 
         "reset": reset,
         "reverse": g.random() < 0.5,
         "training": True if name != "sequence_forward" else g.random() < 0.7,
-        "needs": [g.random() < 0.7 for _ in range(7)],
-        "want_initial": g.random() < 0.5,
-        "want_dh": g.random() < 0.5,
+        "wanted": [g.random() < 0.7 for _ in range(11)],
+        "clip": g.choice((0.0, 0.0, 0.5)),
     }
+    restarts = "reset" in layout and g.random() < 0.5
+    call["restart"] = [draw(B, H if k else P or H) for k in range(sizes.states)] if restarts else []
     if name != "sequence_forward":
         y, finals, reserve = invoke("sequence_forward", call)
         call |= {"y": y, "reserve": reserve, "grad_y": torch.randn_like(y) if g.random() < 0.8 else None}
@@ -116,7 +115,7 @@ def wrong(name: str, call: Call) -> Iterator[tuple[str, Call]]:
                     yield f"{key}: {what}", call | {key: tensor}
             if key in ("w_ih", "b_ih", "b_hh", "w_hr", "grad_y", *LAYOUT):
                 yield f"{key}: none", call | {key: None}
-        elif isinstance(value, list) and key != "needs":
+        elif isinstance(value, list) and key != "wanted":
             yield f"{key}: empty", call | {key: []}
             yield f"{key}: one more", call | {key: [*value, torch.zeros(2, 2)]}
             yield f"{key}: one less", call | {key: value[:-1]}
@@ -126,7 +125,7 @@ def wrong(name: str, call: Call) -> Iterator[tuple[str, Call]]:
     H = call["w_hh"].shape[1]
     yield "w_hr: square", call | {"w_hr": call["w_hh"].new_zeros(H, H)}
     yield "w_hr: a wider state", call | {"w_hr": call["w_hh"].new_zeros(H, H + 3)}
-    for cell in ("gru", "lstm", "rnn_tanh", "lstm@0.5", "lstm@x", "ltsm", "a_0123456789ab"):
+    for cell in ("gru", "lstm", "rnn_tanh", "lstm@0.5", "ltsm", "a_0123456789ab"):
         yield f"cell: {cell}", call | {"cell": cell}
     size = call["states"][0].shape[0] if call["states"] else 1
     for key, tensor in (

@@ -6,7 +6,8 @@ import pytest
 import torch
 from problems import Problem, error
 
-from fastrnn import _C
+from fastrnn import _C, _ops
+from fastrnn._call import Call, LayerWeights
 from fastrnn.cells import CELLS
 from fastrnn.functional import sequence
 
@@ -51,11 +52,11 @@ def test_with_less_and_more(options, rows, capability):
 def test_a_row_has_the_same_bits_in_any_company(cell, dtype, capability):
     full = problem(cell, (1, 8), (20, 33), dtype)
     x, states = full.x.detach(), tuple(s.detach() for s in full.states)
-    weights = tuple(w if w is None else w.detach() for w in full.weights)
-    together = _C.layer(cell, x, *weights, states, None, None, None, False)
+    weights = LayerWeights(*(w if w is None else w.detach() for w in full.weights))
+    together = _ops.layer(Call(cell, x, weights, states))
     for b in range(8):
         own = tuple(s[b : b + 1] for s in states)
-        alone = _C.layer(cell, x[:, b : b + 1], *weights, own, None, None, None, False)
+        alone = _ops.layer(Call(cell, x[:, b : b + 1], weights, own))
         assert torch.equal(alone[0], together[0][:, b : b + 1])
 
 

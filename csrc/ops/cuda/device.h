@@ -1,0 +1,81 @@
+// GPUs for the operators of csrc/ops: see ops/checked.h.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include "cuda/registry.h"
+#include "cuda_binding/memory.h"
+#include "cuda_binding/products.h"
+#include "ops/backward.h"
+#include "ops/cuda/layout.h"
+
+namespace fastrnn::cuda {
+
+// The kernels' number format: of float32, where torch allows its own products TF32 and the GPU has it, kTf32. Raises
+// TypeError for types that have no kernels.
+Format format_of(at::ScalarType type, const at::Device& device);
+// Null where there is no such cell, or no such format.
+const FormatKernels* kernels_of(const CellKernels* cell, Format format);
+// A cell with kernels for a dtype on a GPU; those of a custom cell are made if need be. Raises ValueError for an unknown
+// cell, RuntimeError where its kernels cannot be made, TypeError for other dtypes.
+const CellKernels* cell_named(const std::string& name, at::ScalarType type, const at::Device& device);
+void set_preparation(Preparation function);
+
+struct Cuda {
+  using Cell = CellKernels;
+  using Layout = CudaLayout;
+  using Kernels = const FormatKernels*;
+  using products = cuda::products;
+
+  // Autocast off, outputs not tracked as views, and the call's GPU the current one.
+  struct Inside {
+    explicit Inside(const LayerCall& call) {
+      if (on_gpu(call.w_hh())) device.set_device(call.w_hh().device());
+    }
+    c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+    at::AutoDispatchBelowADInplaceOrView no_views;
+    c10::cuda::OptionalCUDAGuard device;
+  };
+  struct ThreadLimit {
+    ThreadLimit(const Checked<Cuda>&, const LayerCall&, int) {}
+  };
+  struct Memory {
+    Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return fresh(sizes, options); }
+    // For what is saved for backward, a function of the inputs alone: rows of padding, which kernels do not write, are
+    // zeros.
+    Tensor saved(const CudaLayout& layout, int64_t width, const at::TensorOptions& options);
+  };
+
+  static at::Device of(const LayerCall& call, const Tensor& rows_like);
+  static const CellKernels* cell(const std::string& name, at::ScalarType type, const at::Device& device) {
+    return cell_named(name, type, device);
+  }
+  static const FormatKernels* kernels(const CellKernels& cell, at::ScalarType type, const at::Device& device) {
+    return kernels_of(&cell, format_of(type, device));
+  }
+
+  static bool adds_bias(const Checked<Cuda>&, const LayerCall&) { return true; }
+  static void run(const Checked<Cuda>& c, const ForwardPass& pass, Memory& memory);
+  static void run(const Checked<Cuda>& c, BackwardPass& pass, Memory& memory);
+
+  // (N, Q·H), as each row has them.
+  static Tensor parameter_gradients(const Checked<Cuda>& c, Memory& memory);
+  // h before each row's step, (N, P): what R was multiplied with.
+  static Tensor hidden_before(const Checked<Cuda>& c, const BackwardPass& pass);
+  static Tensor unprojected(const Checked<Cuda>& c, const BackwardPass& pass);
+  // The first `count` columns of `left` and all of `right`, side by side.
+  static Tensor columns(const Tensor& left, int64_t count, const Tensor& right) {
+    return at::cat({left.narrow(1, 0, count), right}, 1);
+  }
+  static Tensor sum_rows(const Tensor& t) { return t.sum(0); }
+  static Tensor copy(const Tensor& t) { return t.clone(); }
+  static void clear(Tensor& t) { t.zero_(); }
+  // On the CPU NaN where drh is not finite; here the answer would have to be waited for.
+  static void add_of_zeros(const Tensor&, const Tensor&) {}
+};
+
+// A checked call, as drivers take it.
+using Call = Checked<Cuda>;
+
+}  // namespace fastrnn::cuda
