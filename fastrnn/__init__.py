@@ -11,6 +11,7 @@ from fastrnn._version import __version__
 
 try:
     from fastrnn import _flops, cuda, functional, init, training  # noqa: F401 - _flops registers formulas
+    from fastrnn._explain import Explanation, explain
     from fastrnn.custom import CellError, cell
     from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stream, convert
 except ImportError as _error:
@@ -32,6 +33,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "CellError",
+    "Explanation",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
@@ -40,6 +42,7 @@ __all__ = [
     "cell",
     "convert",
     "cuda",
+    "explain",
     "functional",
     "init",
     "training",

@@ -1,4 +1,7 @@
-"""Which way a layer's call takes: the choice, in one place.
+"""Which way a layer's call takes: the choice, in one place. `fastrnn.explain` says it of a module's call.
+
+Before this a module has its own choice (modules/_recurrent.py): the fast path in C++ for ordinary calls, or torch.nn's
+forward for tensors and arguments that are left to torch.
 
 ====================  ==========================================================================================
 path                  taken where
@@ -18,7 +21,10 @@ The first of these whose condition holds is taken.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -33,6 +39,55 @@ FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16
 BACKENDS = ("auto", "fused", "reference")
 _FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 Found = tuple[Tensor, tuple[Tensor, ...]]
+
+
+#: The paths in words.
+IN_WORDS = {
+    "fast path": "checks and call in C++, for ordinary tensors on the CPU",
+    "torch": "the forward of torch.nn",
+    "onnx": "nodes of ONNX",
+    "observed": "kernels, and an observer of what flows backward",
+    "reference": "plain torch operations, step by step",
+    "recompute": "kernels, the backward pass computing segments again",
+    "eager": "kernels and their autograd node in C++, without the dispatcher",
+    "differentiable": "kernels behind an autograd.Function",
+    "operator": "kernels behind an operator, no graph",
+}
+
+
+class Decision(NamedTuple):
+    """The path of one layer or module, and why it is no faster one (or an empty string)."""
+
+    cell: str
+    path: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.cell}: {self.path} ({IN_WORDS[self.path]})"
+        return f"{text}; {self.reason}" if self.reason else text
+
+
+_recorded: ContextVar[list[Decision] | None] = ContextVar("recorded", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Decision]]:
+    """Collects the decisions of calls."""
+    decisions: list[Decision] = []
+    token = _recorded.set(decisions)
+    try:
+        yield decisions
+    finally:
+        _recorded.reset(token)
+
+
+def record(cell: str, path: str, reason: str = "") -> None:
+    """Notes a decision, if somebody wants to know. Nothing while the compiler traces."""
+    if torch.compiler.is_compiling():
+        return
+    decisions = _recorded.get()
+    if decisions is not None:
+        decisions.append(Decision(cell, path, reason))
 
 
 class Observer(Protocol):
@@ -79,9 +134,10 @@ def run(call: Call, spec: CellSpec, options: Options) -> Found:
         _warn_once(spec, reason)
     if path == "recompute":
         found = _recompute.layer(call, options.recompute)
-        path = "eager"
         if found is not None:
+            record(spec.name, path)
             return found
+        path = "eager"
     if path == "eager":
         try:
             out = _ops.layer(call)
@@ -89,9 +145,25 @@ def run(call: Call, spec: CellSpec, options: Options) -> Found:
             _check_types(call)
             raise
         if out is not None:
+            record(spec.name, path)
             return out[0], tuple(out[1:])
         path = "differentiable" if _records(call, Surroundings.now()) else "operator"
+    record(spec.name, path, reason or _why(path, call, options))
     return _WAYS[path](call, spec, options)
+
+
+def _why(path: str, call: Call, options: Options) -> str:
+    """Why a call takes no faster path."""
+    around = Surroundings.now()
+    if path == "reference":
+        if options.backend == "reference":
+            return "backend='reference'"
+        return "forward mode" if around.forward_mode else "torch.func inside a compiled function, or functionalize"
+    if path in ("differentiable", "operator"):
+        if around.transformed:
+            return "torch.func is at work"
+        return "" if call.x.is_cuda else "a mode or a subclass of Tensor has to see the operators"
+    return ""
 
 
 def choose(call: Call, spec: CellSpec, options: Options) -> tuple[str, str]:

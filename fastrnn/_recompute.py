@@ -269,7 +269,7 @@ def _by_segments(call: Call, borders: list[int], kept: States, grads: Some, want
             restarted = tuple(r + g for r, g in pairs) or found.restart
     out = [s if s is None or s.dtype == call.x.dtype else s.to(call.x.dtype) for s in sums]
     out[0] = grad_x
-    if restarted and not call.restart:
+    if restarted and wanted.states and not call.restart:
         after = [a + r for a, r in zip(after, restarted, strict=True)]
     states = after if wanted.states and call.states else (None,) * len(call.states)
     zeros = [torch.zeros_like(s) for s in call.restart]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _C, _recompute, _torch
+from .. import _C, _paths, _recompute, _torch
 from . import _checks, _extra, _initial, _tokens
 from ._keywords import ExportedKeywords
 from ._layers import as_layers, run_layers
@@ -122,6 +122,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         if backend == "auto" and lengths is None and reset is None and embedding is None and recompute is False:
             found = None if more or torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
             if found is not None:
+                _paths.record(_CELLS[self.mode], "fast path")
                 return found
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute, more)
@@ -201,6 +202,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             or not self._fits(input, states, batch_first)
         ):
             found = self._forward_torch(input, hx, lengths, reset, batch_first)
+            self._record_torch(backend, input, states)
             for_onnx = backend != "torch" and _checks.is_traced_for_onnx()  # torch has checked the sizes
             if lengths is None and reset is None and not more and backend != "fused" and not for_onnx:
                 return found
@@ -268,6 +270,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             or not self._fits_packed(x, batch_sizes, states)
         ):
             found = self._torch_class.forward(self, input, hx)
+            self._record_torch(backend, x, states)
             if backend == "fused" or more:
                 what = "backend='fused'" if backend == "fused" else _extra.in_words(more)
                 raise ValueError(self._refusal(x, states, what))
@@ -280,6 +283,13 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         y, last = self._run(x, states, weights, options)
         hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
+
+    def _record_torch(self, backend: str, x: Any, states: tuple[Any, ...] | None) -> None:
+        if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+            return
+        tensors = [s for s in states or () if isinstance(s, Tensor)]
+        why = "backend='torch'" if backend == "torch" else self._refusal(x, tuple(tensors), "kernels")
+        _paths.record(_CELLS[self.mode], "torch", why)
 
     def _forward_torch(self, input: Any, hx: Any, lengths: Any, reset: Any, batch_first: bool) -> Any:
         """The call as torch.nn's class has it."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _C, _torch
+from .. import _C, _paths, _torch
 from ..functional import LayerWeights, sequence
 from . import _checks, _extra, _initial, _tokens
 from ._keywords import ExportedKeywords
@@ -56,6 +56,7 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
         if self.backend == "auto" and not torch.compiler.is_compiling():
             found = _C.short_cell(self, cell, input, states)
             if found is not None:
+                _paths.record(cell, "fast path")
                 return found
         weights = LayerWeights(*_checks.read_weights(self, _NAMES))
         given = weights[:4] if weights.b_ih is not None else weights[:2]
@@ -93,6 +94,9 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
         if proxy is not None:
             return proxy
         found = self._torch_class.forward(self, input, hx)
+        if isinstance(input, Tensor):
+            why = "backend='torch'" if self.backend == "torch" else f"kernels: expected {_checks.expected(input)}"
+            _paths.record(type(self).__name__, "torch", why)
         if self.backend == "fused":
             raise ValueError(
                 f"backend='fused': expected {_checks.expected(input)} of exact sizes, "
