@@ -57,7 +57,7 @@ def test_report_compares_with_each_peer_and_the_best():
         "| lstm 1×1×64 | 2.00 ms | 1.00 ms | – | 4.00 ms | 2.00× (2.00–2.00) | 4.00× (JAX scan) | 2.6 % |" in training
     )
     assert "| 500 µs | 4.00 ms | 2.00× (2.00–2.00) | 0.50× (onnxruntime) |" in inference
-    assert "| lstm inference | 2 | 2.83× (2.00–4.00) | 0.50× (0.50–0.50) | 4.00× (4.00–4.00) |" in means
+    assert "| lstm float32 inference | 2 | 2.83× (2.00–4.00) | 0.50× (0.50–0.50) | 4.00× (4.00–4.00) |" in means
     assert "0.50×, lstm 1×1×64" in means
     best = {(one["cell"], one["metric"]): one["mean"] for one in found.summary() if one["against"] == "best peer"}
     wanted = {"total": pytest.approx(4.0), "inference": pytest.approx(0.5)}

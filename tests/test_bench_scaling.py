@@ -8,12 +8,16 @@ import pytest
 from bench_cases import run
 
 from fastrnn.apps.bench import plot, runner
-from fastrnn.apps.bench.cases import Case, Shape
-from fastrnn.apps.bench.results import Row
+from fastrnn.apps.bench.cases import QUICK_SHAPES, Case, Shape, make_cases
+from fastrnn.apps.bench.results import Row, Settings
+
+
+def settings(*cells, quick=False):
+    return Settings(tuple(make_cases(cells, QUICK_SHAPES, ["float32"])), mode="scaling", quick=quick)
 
 
 def test_points_cover_every_axis():
-    points = list(runner.make_points(["lstm", "gru"], "float32", 6))
+    points = runner.make_points(settings("lstm", "gru"), 6)
     for cell in ("lstm", "gru"):
         values = {axis: values for axis, (_, _, values) in runner.AXES.items()} | {"threads": (1, 2, 4, 6)}
         for axis in runner.AXES:
@@ -27,10 +31,10 @@ def test_points_cover_every_axis():
 
 
 def test_fewer_points_keep_both_ends():
-    points = [point for point in runner.make_points(["rnn"], "float32", 1, shrink=3) if point.axis == "batch"]
+    points = [point for point in runner.make_points(settings("rnn", quick=True), 1) if point.axis == "batch"]
     assert [point.value for point in points] == [1, 8, 64]
     assert runner.thread_counts(1) == [1]
-    assert all(point.axis != "threads" for point in runner.make_points(["rnn"], "float32", 1))
+    assert all(point.axis != "threads" for point in runner.make_points(settings("rnn"), 1))
     assert runner.thread_counts(8) == [1, 2, 4, 8]
 
 
@@ -50,8 +54,7 @@ def test_scaling_run(tmp_path, monkeypatch):
     small = [Case("gru", Shape(2, 3, 4, 4)), Case("gru", Shape(1, 8, 4, 4), chunks=5)]
 
     def points(*arguments):
-        for point in make(*arguments):
-            yield dataclasses.replace(point, case=small[point.axis == "steps"])
+        return [dataclasses.replace(point, case=small[point.axis == "steps"]) for point in make(*arguments)]
 
     monkeypatch.setattr(runner, "make_points", points)
     status, document, text = run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -230,7 +229,7 @@ def _write(results: Results, args: argparse.Namespace) -> None:
     from fastrnn.apps.bench import plot, report
 
     name = results.settings.mode
-    document = json.dumps(results.as_dict(), indent=1, ensure_ascii=False) + "\n"
+    document = results.to_json()
     texts = {args.out / f"{name}.json": document, args.out / f"{name}.md": report.to_markdown(results)}
     texts |= {args.json: document} if args.json else {}
     # A pipe has no width of its own; the table needs about this much.

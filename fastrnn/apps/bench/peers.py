@@ -22,7 +22,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Peer:
-    """A case's numbers, time first and padded, and what the three have in common."""
+    """A case's numbers, time first and padded, and what the three have in common.
+
+    A peer has ``prepare``, which compiles the model, ``run``, one forward pass on ``feeds``, ``hand_on``, which puts
+    final states into ``feeds``, and ``arrays`` of its outputs: output (T, B, D·H) and final states.
+    """
 
     package = ""
 
@@ -36,27 +40,18 @@ class Peer:
         self.gradients = tuple(gradient.numpy() for gradient in source.gradients)
         self.feeds = {"x": x.detach().numpy()}  # (T, B, I); states (L·D, B, H)
         self.feeds |= {f"{n}_0": s.detach().numpy() for n, s in zip(case.states, source.states, strict=True)}
+        if case.shape.packed:
+            self.feeds["lengths"] = self.lengths
         self.prepare(threads)
 
     @classmethod
     def load(cls, threads: int) -> None:
         importlib.import_module(cls.package)
 
-    def prepare(self, threads: int) -> None:
-        """Compile the model."""
-        raise NotImplementedError
-
-    def run(self) -> Any:
-        """One forward pass on ``feeds``."""
-        raise NotImplementedError
-
-    def hand_on(self, outputs: Any) -> None:
-        """Put final states into ``feeds``."""
-        raise NotImplementedError
-
-    def arrays(self, outputs: Any) -> tuple[Any, ...]:
-        """Output (T, B, D·H) and final states."""
-        raise NotImplementedError
+    prepare: Any
+    run: Any
+    hand_on: Any
+    arrays: Any
 
     def forward(self) -> Any:
         raise NotImplementedError("this engine only infers")
@@ -102,8 +97,6 @@ class OnnxRuntime(Peer):
         model = onnx_model(self.case, self.parameters)
         self._run = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run
         self._keys = [f"{name}_0" for name in self.case.states]
-        if self.case.shape.packed:
-            self.feeds["lengths"] = self.lengths
 
     def run(self) -> Any:
         return self._run(None, self.feeds)
@@ -134,8 +127,6 @@ class OpenVino(Peer):
         self._infer = compiled.create_infer_request().infer
         self._ports = [compiled.output(name) for name in output_names(self.case)]
         self._next = list(zip([f"{name}_0" for name in self.case.states], self._ports[1:], strict=True))
-        if self.case.shape.packed:
-            self.feeds["lengths"] = self.lengths
 
     def run(self) -> Any:
         return self._infer(self.feeds, share_inputs=True, share_outputs=True)

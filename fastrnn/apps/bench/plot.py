@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from fastrnn.apps.bench.runner import AXES
 
 INSTALL = "no plot: matplotlib is not installed; get it with: python -m pip install 'fastrnn[plot]'"
 SUFFIXES = (".svg", ".png", ".pdf")
-BLUE, ORANGE, GREY, RED, LIGHT_GREY = "#0072B2", "#E69F00", "#7F7F7F", "#D55E00", "#DDDDDD"
-_BARS = {"total": ("training", BLUE), "inference": ("inference", ORANGE)}
+BLUE, GREY, RED, LIGHT_GREY = "#0072B2", "#7F7F7F", "#D55E00", "#DDDDDD"
 _LINES = {"total": ("-", "o", "full"), "inference": ("--", "s", "none"), "stream": ("--", "s", "none")}
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000)
 _TIGHT = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.2, "handletextpad": 0.4, "borderaxespad": 0.2}
@@ -66,23 +66,16 @@ def _line(label: str, colour: str = "black", **options: Any) -> Any:
 
 
 def _draw_bench(results: Results) -> Any:
-    """A panel for each dtype, each metric of the peers, and the language model, one below the other."""
+    """A panel of speed-ups for each dtype and metric, and the language model, one below the other."""
     panels: list[tuple[float, Any]] = []  # inches, function that draws
     groups = results.groups()
     for dtype in dict.fromkeys(dtype for dtype, _ in groups):
         cells = {cell: rows for (other, cell), rows in groups.items() if other == dtype}
-        height = 1.3 + 0.36 * max(map(len, cells.values()))
-        panels.append((height, lambda panel, d=dtype, cells=cells: _draw_speedups(panel, results, d, cells)))
-    for metric in PEER_METRICS:
-        cells = {}
-        for (_, cell), rows in groups.items():
-            cells[cell] = cells.get(cell, []) + [row for row in rows if row.best_peer(metric)]
-        cells = {cell: rows for cell, rows in cells.items() if rows}
-        if cells:
-            height = 1.3 + 0.25 * max(map(len, cells.values()))
-            panels.append((height, lambda panel, m=metric, cells=cells: _draw_peers(panel, results, m, cells)))
+        height = 1.3 + 0.25 * max(map(len, cells.values()))
+        for metric in PEER_METRICS:
+            panels.append((height, partial(_draw_speedups, results=results, cells=cells, metric=metric, dtype=dtype)))
     if results.model:
-        panels.append((3.2, lambda panel: _draw_model(panel, results.model, results.settings.labels)))
+        panels.append((3.2, partial(_draw_model, model=results.model, labels=results.settings.labels)))
     heights = [height for height, _ in panels]
     figure = _figure(results, title(results), 13.0, sum(heights) + 1.3)
     if panels:
@@ -90,12 +83,6 @@ def _draw_bench(results: Results) -> Any:
         for panel, (_, draw) in zip(subfigures, panels, strict=True):
             draw(panel)
     return figure
-
-
-def _columns(panel: Any, cells: dict[str, list[Row]]) -> Any:
-    """An axis for each cell, with a common one of shapes if they are the same."""
-    alike = len({tuple(row.case.shape for row in rows) for rows in cells.values()}) == 1
-    return zip(panel.subplots(1, len(cells), squeeze=False, sharey=alike)[0], cells.items(), strict=True)
 
 
 def _ratio_axis(axis: Any, rows: Sequence[Row], limits: tuple[float, float]) -> None:
@@ -117,61 +104,46 @@ def _ratio_axis(axis: Any, rows: Sequence[Row], limits: tuple[float, float]) -> 
     axis.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _draw_speedups(panel: Any, results: Results, dtype: str, cells: dict[str, list[Row]]) -> None:
-    """Bars of training and inference for each row."""
-    from matplotlib.patches import Patch
+def _draw_speedups(panel: Any, results: Results, cells: dict[str, list[Row]], metric: str, dtype: str) -> None:
+    """A column for each cell: fastrnn with its interval and number, the peers as points, torch.nn at 1.
 
-    every = [s for rows in results.groups().values() for row in rows for m in _BARS if (s := row.speedup(m))]
-    medians = [1.0, *(speedup.median for speedup in every)]
-    low, high = min(medians), max(medians)
-    limits = min(0.8, low / 1.3), max(2.5, 1.3 * high * (high / low) ** 0.25)  # room for the numbers at the bars' ends
-    for axis, (cell, rows) in _columns(panel, cells):
-        for number, row in enumerate(rows):
-            for place, (metric, (_, colour)) in zip((number - 0.19, number + 0.19), _BARS.items(), strict=True):
-                speedup = row.speedup(metric)
-                if speedup is None:
-                    continue
-                faint = 0.45 if speedup.uncertain else 1
-                axis.barh(place, speedup.median - 1.0, left=1.0, height=0.34, color=colour, alpha=faint)
-                axis.plot(speedup.interval, (place, place), color="black", linewidth=1)
-                edge = max(1.0, speedup.median, min(speedup.interval[1], limits[1] / 1.5))
-                axis.text(edge * 1.06, place, format_speedup(speedup), va="center", fontsize=7, bbox=_OVER_LINES)
-            if not row.ok:
-                axis.text(1.03, number, WORDS[row.status], va="center", color=RED, fontweight="bold")
-        _ratio_axis(axis, rows, limits)
-        axis.set_title(cell.upper(), fontweight="bold", loc="left")
-        axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, {dtype}")
-    spread = "95 % interval" if results.settings.rounds >= RANGE_BELOW else "range of rounds"
-    patches = [Patch(color=colour, label=label) for label, colour in _BARS.values()]
-    _legend(panel, [*patches, _line(spread, linewidth=1)])
-
-
-def _draw_peers(panel: Any, results: Results, metric: str, cells: dict[str, list[Row]]) -> None:
-    """A point for each engine in each row, torch.nn at 1.
-
-    Ratios of medians, since a peer's rounds are no neighbours of torch.nn's.
+    A peer's ratio is one of medians, since its rounds are no neighbours of torch.nn's.
     """
     labels = {side: label for side, label in results.settings.labels.items() if side != "baseline"}
     points: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for cell, rows in cells.items():
         for number, row in enumerate(rows):
-            slow = row.median(metric, "baseline")
             for side in labels:
-                fast = row.median(metric, side)
+                slow, fast, speedup = row.median(metric, "baseline"), row.median(metric, side), row.speedup(metric)
                 if slow and fast:
-                    points.setdefault((cell, side), []).append((slow / fast, number))
+                    ratio = speedup.median if speedup and side == "candidate" else slow / fast
+                    points.setdefault((cell, side), []).append((ratio, number))
     ratios = [1.0, *(ratio for found in points.values() for ratio, _ in found)]
-    for axis, (cell, rows) in _columns(panel, cells):
+    low, high = min(ratios), max(ratios)
+    limits = min(0.8, low / 1.3), max(2.5, 1.3 * high * (high / low) ** 0.25)  # room for the numbers
+    alike = len({tuple(row.case.shape for row in rows) for rows in cells.values()}) == 1
+    axes = panel.subplots(1, len(cells), squeeze=False, sharey=alike)[0]
+    for axis, (cell, rows) in zip(axes, cells.items(), strict=True):
         for side in labels:
             first = side == "candidate"
             x, y = zip(*points.get((cell, side), [(math.nan, 0)]), strict=True)
             options = {"color": _colour(side), "markersize": 7 if first else 5, "zorder": 3 if first else 2}
             axis.plot(x, y, _marker(side), **options)
-        _ratio_axis(axis, rows, (min(ratios) / 1.2, max(ratios) * 1.2))
+        for number, row in enumerate(rows):
+            speedup = row.speedup(metric)
+            if speedup:
+                axis.plot(speedup.interval, (number, number), color=BLUE, linewidth=1.5, alpha=0.6)
+                edge = max(speedup.median, min(speedup.interval[1], limits[1] / 1.5)) * 1.1
+                axis.text(edge, number, format_speedup(speedup), va="center", fontsize=7, bbox=_OVER_LINES)
+            if not row.ok:
+                axis.text(1.03, number, WORDS[row.status], va="center", color=RED, fontweight="bold")
+        _ratio_axis(axis, rows, limits)
         axis.set_title(f"{cell.upper()}, {PEER_METRICS[metric]}", fontweight="bold", loc="left")
-        axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, float32")
+        axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, {dtype}")
     timed = [side for side in labels if any(side == other for _, other in points)]
-    _legend(panel, [_line(labels[s], _colour(s), marker=_marker(s), linestyle="") for s in timed])
+    handles = [_line(labels[s], _colour(s), marker=_marker(s), linestyle="") for s in timed]
+    spread = "95 % interval" if results.settings.rounds >= RANGE_BELOW else "range of rounds"
+    _legend(panel, [*handles, _line(spread, BLUE, linewidth=1.5, alpha=0.6)])
 
 
 def _colour(side: str) -> str:
@@ -182,9 +154,8 @@ def _marker(side: str) -> str:
     return "o" if side in SIDES else ENGINES[side].marker
 
 
-def _draw_model(panel: Any, model: ModelResult | None, labels: dict[str, str]) -> None:
+def _draw_model(panel: Any, model: ModelResult, labels: dict[str, str]) -> None:
     """Characters per second, and both loss curves."""
-    assert model is not None
     pace, curves = panel.subplots(1, 2, width_ratios=(1, 2))
     pace.set_title("Character language model, training", fontweight="bold", loc="left")
     values = [value for side in SIDES if (value := model.characters_per_second(side)) is not None]

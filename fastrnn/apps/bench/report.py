@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastrnn.apps.bench.engines import ENGINES
 from fastrnn.apps.bench.environment import describe
 from fastrnn.apps.bench.ratios import MINIMUM_ROUNDS, Speedup, geometric_mean
-from fastrnn.apps.bench.results import BEST_PEER, SIDES, WORDS, ModelResult, Results, Row, means
+from fastrnn.apps.bench.results import BEST_PEER, SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
 
 if TYPE_CHECKING:
@@ -194,7 +194,8 @@ def _engine_columns(metric: str, results: Results) -> list[Column]:
 
 def _bench_sections(results: Results) -> list[Section]:
     settings, labels, groups = results.settings, results.settings.labels, results.groups()
-    sections = [_summary(results)] if results.summary() else []
+    summaries = _summaries(results)
+    sections = summaries[:1]
     for (dtype, cell), rows in groups.items():
         title = f"{cell}, {dtype}" + ("" if settings.device == "cpu" else f", {settings.device}")
         sections.append(table(title, rows, _case_columns(labels)))
@@ -210,40 +211,37 @@ def _bench_sections(results: Results) -> list[Section]:
         if rows:
             explanation = PEERS_EXPLANATION if metric == "inference" else ""
             sections.append(table(f"Other libraries: {word}", rows, _engine_columns(metric, results), explanation))
-    sections += _peer_summary(results, compared)
+    sections += summaries[1:]
     return sections + ([_model(results.model, labels)] if results.model else [])
 
 
-def _summary(results: Results) -> Section:
-    """Geometric means with lowest and highest, one line per dtype and cell."""
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
+def _summaries(results: Results) -> list[Section]:
+    """Geometric means: a line per dtype and cell against torch.nn, then one per metric too against every engine."""
+    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for one in results.summary():
-        if one["against"] == "baseline":
-            groups.setdefault(f"{one['cell']} {one['dtype']}", {})[one["metric"]] = one
-    metrics = {"total": "training", "forward": "forward", "backward": "backward", "inference": "inference"}
-    rows = []
-    for name, found in groups.items():
-        count = next(iter(found.values()))
-        rows.append([name, f"{count['rows']}/{count['of']}", *(format_means(found.get(m, {})) for m in metrics)])
-    return Section("Summary", ["cell", "rows", *metrics.values()], rows, [], "Geometric means (lowest–highest row).")
-
-
-def _peer_summary(results: Results, compared: Sequence[Row]) -> list[Section]:
-    """A line for each cell and metric, a column for each engine, over the rows in which a peer was timed."""
-    cells, lines = list(dict.fromkeys(row.case.cell for row in compared)), []
+        metrics = found.setdefault(f"{one['cell']} {one['dtype']}", {})
+        metrics.setdefault(one["metric"], {})[one["against"]] = one
+    words = {"total": "training", "forward": "forward", "backward": "backward", "inference": "inference"}
+    rows, compared, labels = [], [], results.settings.labels
+    for name, metrics in found.items():
+        means = {metric: metrics.get(metric, {}).get("baseline", {}) for metric in words}
+        count = next(filter(None, means.values()))
+        rows.append([name, f"{count['rows']}/{count['of']}", *map(format_means, means.values())])
     for metric, word in PEER_METRICS.items():
-        for cell in [*cells, "all"] if len(cells) > 1 else cells:
-            rows = [row for row in compared if cell in (row.case.cell, "all") and row.best_peer(metric)]
-            found = {name: means(rows, metric, name) for name in ("baseline", *results.settings.peers, BEST_PEER)}
-            best = found[BEST_PEER]
-            if best["rows"]:
+        for name, metrics in found.items():
+            engines = metrics.get(metric, {})
+            if BEST_PEER in engines:
+                best = engines[BEST_PEER]
+                sides = ("baseline", *results.settings.peers, BEST_PEER)
+                cells = [format_means(engines.get(side, {})) for side in sides]
                 worst = multiply_signs(f"{best['lowest']:.2f}×, {best['lowest_row']}")
-                lines.append([f"{cell} {word}", str(best["rows"]), *map(format_means, found.values()), worst])
-    labels = results.settings.labels
-    engines = [label for side, label in labels.items() if side != "candidate"] + ["the best peer"]
-    header = ["cell", "rows", *(f"against {name}" for name in engines), "worst against the best peer"]
-    title = f"Other libraries: geometric means of speed-ups of {labels['candidate']} (lowest–highest)"
-    return [Section(title, header, lines)] if lines else []
+                compared.append([f"{name} {word}", str(best["rows"]), *cells, worst])
+    against = [label for side, label in labels.items() if side != "candidate"] + ["the best peer"]
+    header = ["cell", "rows", *(f"against {name}" for name in against), "worst against the best peer"]
+    heading = f"Other libraries: geometric means of speed-ups of {labels['candidate']} (lowest–highest)"
+    note = "Geometric means (lowest–highest row)."
+    sections = [Section("Summary", ["cell", "rows", *words.values()], rows, explanation=note)] if rows else []
+    return sections + ([Section(heading, header, compared)] if compared else [])
 
 
 def _model(model: ModelResult, labels: dict[str, str]) -> Section:

@@ -5,6 +5,7 @@ A side is ``baseline``, ``candidate`` or the name of a peer.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -235,6 +236,12 @@ class Results:
         """Rows and metrics in which the candidate was certainly slower than torch.nn."""
         timed = [(row.case.name, metric, row.speedup(metric)) for row in self.rows for metric in row.case.metrics]
         return [f"{name}: {m} {s.median:.2f}×" for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
+
+    def to_json(self) -> str:
+        """The document with one row a line."""
+        document = json.dumps(self.as_dict() | {"rows": []}, indent=1, ensure_ascii=False)
+        rows = ",\n  ".join(json.dumps(row.as_dict(), ensure_ascii=False) for row in self.rows)
+        return document.replace('"rows": []', f'"rows": [\n  {rows}\n ]') + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -47,17 +47,14 @@ class Progress:
 
 
 class Runner:
-    """Owns the worker processes. Use as a context manager: they end with it, whatever happens."""
+    """Owns the worker processes, which end with `close`."""
 
     def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
         self.settings, self.progress = settings, progress or Progress(0)
         self.threads = settings.threads
         self._workers: dict[tuple[str, str], Worker] = {}
 
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         while self._workers:
             self._workers.popitem()[1].kill()
 
@@ -91,10 +88,10 @@ class Runner:
         self._workers.pop(("baseline", "peaks")).kill()
         return peaks
 
-    def run_case(self, case: Case) -> Row:
+    def run_case(self, row: Row) -> None:
         """Check a case, then measure it. Errors and dead workers end up in the row."""
-        row = Row(case=case)
-        self.progress.name = case.name
+        case = row.case
+        self.progress.name = case.name + (f", {row.axis} {row.value}" if row.axis else "")
         self.progress.note("parity")
         try:
             self._check(row)
@@ -107,7 +104,6 @@ class Runner:
                 self._measure_rounds(row)
         except FAILURES as error:
             row.fail("error", error)
-        return row
 
     def _tensors(self, side: str, case: Case, dtype: str | None = None) -> Any:
         return self.worker(side).call("tensors", case=case, seed=self.settings.seed, dtype=dtype)
@@ -214,6 +210,9 @@ class Runner:
                 self.progress.note(f"step {done}/{model.steps}, loss {result.losses['candidate'][-1]:.3f}")
             for side in SIDES:
                 self.worker(side).call("release")
+        except KeyboardInterrupt:
+            result.fail("interrupted", "interrupted")
+            raise
         except FAILURES as error:
             result.fail("error", error)
             return
@@ -266,28 +265,29 @@ def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def run(results: Results, text: bytes = b"") -> None:
     """Fill the results. KeyboardInterrupt passes through, with all processes gone."""
-    if results.settings.mode == "scaling":
-        run_scaling(results)
-        return
     settings = results.settings
-    progress = Progress(len(settings.cases) + (settings.model is not None))
-    with Runner(settings, progress) as runner:
-        runner.start(results.environment)
-        if settings.mode == "bench" and settings.device == "cpu" and settings.cases:
-            results.peaks = runner.measure_peaks(settings.cases)
-        for case in settings.cases:
-            results.rows.append(runner.run_case(case))
+    runner = Runner(settings)
+    try:
+        threads = runner.start(results.environment)
+        rows = make_points(settings, threads) if settings.mode == "scaling" else [Row(case=c) for c in settings.cases]
+        runner.progress.jobs = len(rows) + (settings.model is not None)
+        if settings.mode == "bench" and settings.device == "cpu" and rows:
+            results.peaks = runner.measure_peaks([row.case for row in rows])
+        for row in rows:
+            if row.threads not in (None, runner.threads):  # each number of threads has processes of its own
+                runner.close()
+                runner = Runner(replace(settings, threads=row.threads), runner.progress)
+            runner.run_case(row)
             if results.peaks:
-                results.rows[-1].bounds = machine.bounds(case, results.peaks)
-            progress.end(outcome(results.rows[-1]))
+                row.bounds = machine.bounds(row.case, results.peaks)
+            results.rows.append(row)
+            runner.progress.end(outcome(row))
         if settings.model is not None:
             results.model = ModelResult(settings=settings.model, text=describe_text(text))
-            try:
-                runner.run_model(text, results.model)
-            except KeyboardInterrupt:
-                results.model.fail("interrupted", "interrupted")
-                raise
-            progress.end(outcome(results.model))
+            runner.run_model(text, results.model)
+            runner.progress.end(outcome(results.model))
+    finally:
+        runner.close()
 
 
 def outcome(found: Row | ModelResult) -> str:
@@ -318,56 +318,31 @@ AXES: dict[str, tuple[str, str, Sequence[int]]] = {
 CHUNK = 1000  # steps of one pass without a graph: 100 000 steps need no more memory than 1000
 
 
-def make_points(cells: Sequence[str], dtype: str, threads: int, shrink: int = 1) -> Iterator[Row]:
-    """Empty rows of every point, those of one number of threads together.
+def make_points(settings: Settings, threads: int) -> list[Row]:
+    """Empty rows of the scaling mode, those of one number of threads together.
 
-    Args:
-        cells: names of cells.
-        dtype: of all cases.
-        threads: of all points but those of the axis ``threads``, which go from one to as many; none, if that is one.
-        shrink: leave out all but every so-many-th value (the first and the last stay).
+    ``threads`` is that of all points but those of the axis ``threads``, which go from one to as many; none, if that is
+    one. A quick run leaves out two of three values (the first and the last stay).
     """
+    cells, dtype = list(dict.fromkeys(case.cell for case in settings.cases)), settings.cases[0].dtype
+    shrink, points = 3 if settings.quick else 1, []
     for cell in cells:
-        for axis in ("hidden", "batch", "steps"):
-            values = AXES[axis][2]
+        for axis, (_, _, values) in AXES.items():
             for value in [v for n, v in enumerate(values) if n % shrink == 0 or n == len(values) - 1]:
                 chunk = min(value, CHUNK)
-                shape = {
-                    "hidden": (1, 100, value, value),
-                    "batch": (value, 50, 256, 256),
-                    "steps": (1, chunk, 128, 128),
-                }
-                chunks = value // chunk if axis == "steps" else 0
-                case = Case(cell, Shape(*shape[axis]), dtype, chunks=chunks)
-                yield Row(case=case, axis=axis, value=value, threads=threads)
+                case = {
+                    "hidden": Case(cell, Shape(1, 100, value, value), dtype),
+                    "batch": Case(cell, Shape(value, 50, 256, 256), dtype),
+                    "steps": Case(cell, Shape(1, chunk, 128, 128), dtype, chunks=value // chunk),
+                }[axis]
+                points.append(Row(case=case, axis=axis, value=value, threads=threads))
     for count in thread_counts(threads) if threads > 1 else ():
         for cell in cells:
             case = Case(cell, Shape(16, 100, 256, 256), dtype)
-            yield Row(case=case, axis="threads", value=count, threads=count)
+            points.append(Row(case=case, axis="threads", value=count, threads=count))
+    return points
 
 
 def thread_counts(most: int) -> list[int]:
     """1, 2, 4 … and the most itself."""
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
-
-
-def run_scaling(results: Results) -> None:
-    """Time per step against one size at a time. Each number of threads has processes of its own."""
-    settings = results.settings
-    cells = list(dict.fromkeys(case.cell for case in settings.cases))
-    runner = Runner(settings)
-    try:
-        threads = runner.start(results.environment)
-        points = list(make_points(cells, settings.cases[0].dtype, threads, 3 if settings.quick else 1))
-        progress = Progress(len(points))
-        for point in points:
-            if point.threads != runner.threads:
-                runner.__exit__()
-                runner = Runner(replace(settings, threads=point.threads))
-            runner.progress = progress
-            row = runner.run_case(point.case)
-            results.rows.append(replace(row, axis=point.axis, value=point.value, threads=point.threads))
-            progress.name += f", {point.axis} {point.value}"
-            progress.end(outcome(row))
-    finally:
-        runner.__exit__()
