@@ -62,8 +62,8 @@ def test_peers_are_timed_in_what_they_can_do(peer):
         assert set(times) == {"total" if kind == "train" else kind}
         assert min(times.values()) > 0
     worker.call("release")
-    assert worker.started["threads"] == 1
-    assert worker.started["version"]
+    assert worker.wait_until_started()["threads"] == 1
+    assert worker.wait_until_started()["version"]
     with pytest.raises(WorkerError, match="language model"):
         worker.call("start_model", text=b"", settings=None, seed=0)
 

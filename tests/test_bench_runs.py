@@ -177,6 +177,6 @@ def test_both_engines_of_the_project_can_be_found():
 def test_worker_sets_the_precision_of_products(precision):
     worker = Worker("torch", threads=1, precision=precision)
     try:
-        assert worker.started["precision"] == (precision or "highest")
+        assert worker.wait_until_started()["precision"] == (precision or "highest")
     finally:
         worker.kill()

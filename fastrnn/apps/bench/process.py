@@ -225,18 +225,17 @@ class Worker:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
         other.close()
-        self._started: dict[str, Any] | None = None
+        self._started: dict[str, Any] = {}
 
-    @property
-    def started(self) -> dict[str, Any]:
+    def wait_until_started(self) -> dict[str, Any]:
         """Threads, version and precision of the engine, once it has been loaded."""
-        if self._started is None:
+        if not self._started:
             self._started = self._receive("start")
         return self._started
 
     def call(self, command: str, **arguments: Any) -> Any:
         """Send a command and wait for its answer. Raises WorkerError or WorkerDiedError."""
-        assert self.started
+        self.wait_until_started()
         try:
             self._connection.send((command, arguments))
         except OSError:

@@ -73,10 +73,11 @@ class Runner:
         purposes = ("time", "memory") if self.settings.memory and machine.can_measure_memory() else ("time",)
         workers = [self.worker(side, purpose) for side in SIDES for purpose in purposes]
         # Peers have no default of their own that would be fair: they get as many threads as torch.
-        self.threads = environment["threads"] = int(workers[0].started["threads"])
+        self.threads = environment["threads"] = int(workers[0].wait_until_started()["threads"])
         workers += [self.worker(name) for name in self.settings.peers]
-        assert all(worker.started for worker in workers)
-        environment["engines"] = {side: self.worker(side).started for side in self.settings.engines}
+        for worker in workers:
+            worker.wait_until_started()
+        environment["engines"] = {side: self.worker(side).wait_until_started() for side in self.settings.engines}
         return self.threads
 
     def measure_peaks(self, cases: Sequence[Case]) -> machine.Peaks:
