@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -97,7 +98,7 @@ class Loop:
 
 
 class Workload:
-    """One cell and shape in one engine, as `fastrnn.apps.bench.worker.time_training` times it."""
+    """One cell and shape in one engine, as `fastrnn.apps.bench.process.time_training` times it."""
 
     def __init__(self, engine: str, cell: str, shape: tuple[int, int, int], dtype: str = "float32") -> None:
         import torch
@@ -178,7 +179,7 @@ def serve(connection: Any, engine: str, threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    from fastrnn.apps.bench.worker import come_to_rest, time_training
+    from fastrnn.apps.bench.process import come_to_rest, time_training
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -301,13 +302,13 @@ def measure(engines: dict[str, Engine], cell: str, shape: tuple[int, int, int], 
         entry["median"] = {metric: ratios.median(values) for metric, values in entry["seconds"].items()}
         if name != "fastrnn" and "fastrnn" in found:
             speedup = ratios.compare_rounds(entry["seconds"]["total"], found["fastrnn"]["seconds"]["total"])
-            row["speedup"][name] = speedup.as_dict() if speedup else None
+            row["speedup"][name] = dataclasses.asdict(speedup) if speedup else None
     return row
 
 
 def table(rows: list[dict[str, Any]], names: list[str]) -> str:
     """Milliseconds of a training step, and in brackets how many times fastrnn's."""
-    from fastrnn.apps.bench.figures import format_seconds
+    from fastrnn.apps.bench.report import format_seconds
 
     lines = ["| cell | B×T×H | " + " | ".join(names) + " |", "|---|---|" + "---:|" * len(names)]
     notes = []

@@ -32,6 +32,8 @@ def bench(found: dict[str, Any]) -> list[str]:
     """Geometric means of speed-ups against torch.nn, by number format and cell."""
     groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for one in found["summary"]:
+        if one.get("against", "baseline") != "baseline":
+            continue
         groups.setdefault((one["dtype"], one["cell"]), {})[one["metric"]] = one
     lines = ["| | rows | training | forward | backward | inference |", "|---|---:|---:|---:|---:|---:|"]
     for (dtype, cell), metrics in groups.items():

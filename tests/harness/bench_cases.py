@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import json
 
-from fastrnn.apps.bench import cli, environment, language_model, limits, parity
+from fastrnn.apps.bench import cli, environment, language_model, machine, parity
 from fastrnn.apps.bench.cases import METRICS, make_cases, make_step_cases, parse_shapes
 from fastrnn.apps.bench.engines import ENGINES
-from fastrnn.apps.bench.results import Results
-from fastrnn.apps.bench.runner import SIDES, CaseResult, PeerResult, Settings, new_model_result
+from fastrnn.apps.bench.results import SIDES, ModelResult, Results, Row, Settings, Verdict
 
 PEER_SECONDS = {"onnxruntime": 0.0005, "jax": 0.004}  # of every call of a made-up row
 
@@ -44,23 +43,22 @@ def write_engine(folder, monkeypatch, name, source):
 
 def made_up_results(model=True, rounds=9, peers=()):
     """Two rows that are twice and four times as fast, one that failed; two single steps; a language model."""
-    cases = make_cases(["lstm", "gru"], parse_shapes("1x1x64,16x100x80x256"), ["float32"])
+    cases = make_cases(["lstm", "gru"], parse_shapes("1x1x64,16x100x80x256"), ["float32"])[:3]
     steps = make_step_cases(["gru"])
-    settings = Settings(tuple(cases), rounds=rounds, peers=tuple(peers), steps=tuple(steps))
+    settings = Settings((*cases, *steps), rounds=rounds, peers=tuple(peers))
     found = Results(settings, environment.collect(), complete=True)
-    sizes = {limits.recurrent_bytes(case): 1e10 for case in [*cases, *steps]}
-    found.peaks = limits.Peaks(2, {"float32": 1e11}, sizes)
+    found.peaks = machine.Peaks(2, {"float32": 1e11}, {machine.recurrent_bytes(case): 1e10 for case in settings.cases})
     check = parity.TensorCheck("output", 1e-7, 1e-7, 1e-6)
-    for rows, given in ((found.cases, cases[:3]), (found.steps, steps)):
+    for given in (cases, steps):
         for number, case in enumerate(given):
-            rows.append(_made_up_row(case, 0.002 * (number + 1), rounds, check, peers))
-            rows[-1].bounds = limits.bounds(case, found.peaks)
+            found.rows.append(_made_up_row(case, 0.002 * (number + 1), rounds, check, peers))
+            found.rows[-1].bounds = machine.bounds(case, found.peaks)
     bad = dataclasses.replace(check, name="grad h_0", error=0.5)
-    found.cases[2].status, found.cases[2].message = "failed", bad.describe()
-    found.cases[2].parity = parity.Parity(bad, 9, ("grad h_0",))
-    found.cases[2].peers = {}
+    found.rows[2].judge(parity.Parity(bad, 9, ("grad h_0",)))
+    found.rows[2].peers = {}
     if model:
-        found.model = new_model_result(language_model.ModelSettings(steps=8, block=2), b"some text")
+        text = language_model.describe_text(b"some text")
+        found.model = ModelResult(settings=language_model.ModelSettings(steps=8, block=2), text=text)
         for side, seconds in zip(SIDES, (0.2, 0.1), strict=True):
             found.model.losses[side] = [3.0 - 0.1 * step for step in range(8)]
             found.model.seconds[side] = [seconds] * 4
@@ -71,9 +69,9 @@ def made_up_results(model=True, rounds=9, peers=()):
 
 def _made_up_row(case, slow, rounds, check, peers):
     seconds = {metric: {"baseline": [slow] * rounds, "candidate": [0.001] * rounds} for metric in case.metrics}
-    row = CaseResult(case, parity=parity.Parity(check, 9, (), 1.5), seconds=seconds)
+    row = Row(case=case, parity=parity.Parity(check, 9, (), 1.5), seconds=seconds)
     for name in peers:
-        row.peers[name] = PeerResult(parity=row.parity)
+        row.peers[name] = Verdict(parity=row.parity)
         for metric in ("inference", "stream", *(["total"] if name == "jax" else [])):
             if metric in seconds:
                 seconds[metric][name] = [PEER_SECONDS[name]] * rounds

@@ -1,7 +1,6 @@
-"""The one list of what is measured.
+"""The cases that are measured. Letters: B batch rows, T time steps, I input size, H hidden size.
 
-Letters: B batch rows, T time steps, I input size, H hidden size. A shape is written ``BxTxH`` (then I = H) or
-``BxTxIxH``.
+A shape is written ``BxTxH`` (then I = H) or ``BxTxIxH``.
 """
 
 from __future__ import annotations
@@ -12,20 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 CELLS = ("lstm", "gru", "rnn")
-# A cell's class in an engine's namespace; RNN keeps its default, tanh.
-CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}  # in an engine's namespace; RNN keeps its default, tanh
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
-# What is timed together, and the figures that come of it.
+# Blocks of calls that are timed together, with the metrics that each gives.
 BLOCKS = {"train": ("forward", "backward", "total"), "inference": ("inference",), "stream": ("stream",)}
 METRICS = (*BLOCKS["train"], *BLOCKS["inference"])
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one row of the table, whatever the cell. All sizes count elements."""
+    """Sizes of a case, whatever the cell; all count elements."""
 
     batch: int
     steps: int
@@ -36,20 +34,20 @@ class Shape:
     packed: bool = False  # rows of different lengths in a PackedSequence
 
     @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
     def label(self) -> str:
         """``BxTxH`` or ``BxTxIxH``, then what is out of the ordinary."""
         inner = [self.hidden_size] if self.input_size == self.hidden_size else [self.input_size, self.hidden_size]
         words = ["x".join(map(str, [self.batch, self.steps, *inner]))]
-        if self.layers > 1:
-            words.append(f"{self.layers} layers")
-        if self.bidirectional:
-            words.append("both ways")
-        if self.packed:
-            words.append("packed")
-        return " ".join(words)
+        words += [f"{self.layers} layers"] if self.layers > 1 else []
+        words += ["both ways"] if self.bidirectional else []
+        return " ".join([*words, *(["packed"] if self.packed else [])])
 
     def lengths(self) -> list[int]:
-        """Length of each row (B): all T, or for packed input falling evenly from T to a quarter of it."""
+        """Length of each row (B): T for all, or for packed input falling evenly from T to a quarter of it."""
         if not self.packed or self.batch == 1:
             return [self.steps] * self.batch
         fall = 0.75 * self.steps / (self.batch - 1)
@@ -58,10 +56,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: a cell, a shape and a number format.
+    """A cell, a shape and a dtype.
 
-    With ``chunks`` the row is a stream: what is timed is that many passes without a graph, each from the state in which
-    the last one ended. A stream of single steps (T = 1) runs through the module's ``step`` where it has one.
+    With ``chunks`` it is a stream: that many passes without a graph, each from the final state of the one before. A
+    stream of single steps (T = 1) runs through the module's ``step`` where it has one.
     """
 
     cell: str
@@ -79,8 +77,11 @@ class Case:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What can be timed of it."""
         return BLOCKS["stream"] if self.chunks else METRICS
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        return ("h", "c") if self.cell == "lstm" else ("h",)
 
     def tiny(self) -> Case:
         """The same kind of case at a size that costs nothing."""
@@ -92,75 +93,56 @@ class Case:
         return {"name": self.name, **own, **asdict(self.shape), "chunks": self.chunks}
 
 
-def _square(batch: int, steps: int, hidden: int) -> Shape:
-    return Shape(batch, steps, hidden, hidden)
+def _square(*sizes: tuple[int, int, int]) -> tuple[Shape, ...]:
+    return tuple(Shape(batch, steps, hidden, hidden) for batch, steps, hidden in sizes)
 
 
 # From a single step to a well-filled machine, input size = hidden size.
-SQUARE_SHAPES = (
-    _square(1, 1, 64),
-    _square(1, 100, 64),
-    _square(1, 100, 128),
-    _square(1, 100, 256),
-    _square(1, 100, 512),
-    _square(8, 100, 128),
-    _square(16, 100, 256),
-    _square(64, 50, 512),
-    _square(64, 100, 128),
+SQUARE_SHAPES = _square(
+    *((1, 1, 64), (1, 100, 64), (1, 100, 128), (1, 100, 256), (1, 100, 512)),
+    *((8, 100, 128), (16, 100, 256), (64, 50, 512), (64, 100, 128)),
 )
-
 NAMED_SHAPES = {
-    "step": _square(1, 1, 256),  # streaming and control: one call per step
+    "step": Shape(1, 1, 256, 256),  # streaming and control: one call per step
     "narrow": Shape(16, 100, 80, 256),  # I ≠ H, the sizes of a speech front end
     "bidirectional": Shape(16, 100, 128, 128, layers=2, bidirectional=True),
     "packed": Shape(16, 100, 256, 256, packed=True),
 }
-
 STANDARD_SHAPES = (*SQUARE_SHAPES, *NAMED_SHAPES.values())
 QUICK_SHAPES = (SQUARE_SHAPES[0], SQUARE_SHAPES[2], SQUARE_SHAPES[6])
-
-# On a GPU torch.nn is cuDNN, which has a fast way for float16 in sizes that suit it and another for all the rest.
+# On a GPU torch.nn is cuDNN, which has a fast path for float16 in sizes that suit it and another for all the rest.
 CUDA_SHAPES = (
-    *(_square(batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (1, 16, 128)),
+    *_square(*((batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (1, 16, 128))),
     Shape(16, 100, 512, 512, layers=2),
     Shape(16, 100, 512, 512, bidirectional=True),
     Shape(16, 100, 512, 512, packed=True),
 )
-CUDA_FLOAT16_SHAPES = tuple(_square(batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (16, 64))
-
-# One step of a stream: what a call costs.
-STEP_SHAPES = (_square(1, 1, 64), _square(1, 1, 128))
+STEP_SHAPES = _square((1, 1, 64), (1, 1, 128))  # single steps of a stream: what a call costs
 
 _GROUPS: dict[str, tuple[Shape, ...]] = {
     "standard": STANDARD_SHAPES,
     "quick": QUICK_SHAPES,
     "square": SQUARE_SHAPES,
     "cuda": CUDA_SHAPES,
-    "cuda-float16": CUDA_FLOAT16_SHAPES,
+    "cuda-float16": _square(*((batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (16, 64))),
     **{name: (shape,) for name, shape in NAMED_SHAPES.items()},
 }
 SHAPE_NAMES = tuple(_GROUPS)
 
-_SIZES = re.compile(r"\d+(?:x\d+){2,3}")
-
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """Shapes of a comma-separated list of names and sizes, in order and without repeats.
-
-    Raises ValueError that says what was expected and what was found.
-    """
+    """Shapes of a comma-separated list of names and sizes, in order and without repeats. Raises ValueError."""
     shapes: dict[Shape, None] = {}
     for token in _tokens(text):
         if token in _GROUPS:
             shapes.update(dict.fromkeys(_GROUPS[token]))
             continue
-        if not _SIZES.fullmatch(token):
+        if not re.fullmatch(r"\d+(?:x\d+){2,3}", token):
             raise ValueError(f"expected BxTxH, BxTxIxH or one of {', '.join(SHAPE_NAMES)}; found {token!r}")
         sizes = [int(size) for size in token.split("x")]
         if min(sizes) < 1:
             raise ValueError(f"expected sizes of at least 1, found {token!r}")
-        batch, steps, input_size, hidden_size = sizes if len(sizes) == 4 else [*sizes, sizes[-1]]
-        shapes[Shape(batch, steps, input_size, hidden_size)] = None
+        shapes[Shape(sizes[0], sizes[1], sizes[2], sizes[-1])] = None
     return tuple(shapes)
 
 
@@ -181,9 +163,8 @@ def _tokens(text: str) -> list[str]:
 
 
 def make_cases(cells: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[str], device: str = "cpu") -> list[Case]:
-    """Every cell with every shape in every number format, grouped by format, then cell."""
-    shapes = tuple(shapes)
-    cells = tuple(cells)
+    """Every cell with every shape in every dtype, grouped by dtype, then cell."""
+    cells, shapes = tuple(cells), tuple(shapes)
     return [Case(cell, shape, dtype, device=device) for dtype in dtypes for cell in cells for shape in shapes]
 
 

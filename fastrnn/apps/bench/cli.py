@@ -1,70 +1,172 @@
-"""``fastrnn bench``: a run from options to files."""
+"""``fastrnn bench``: its options, and a run from options to files."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrnn.apps.bench.arguments import FULL_ROUNDS, QUICK_MODEL_STEPS, QUICK_ROUNDS, add_arguments
-from fastrnn.apps.bench.cases import QUICK_SHAPES, make_cases, make_step_cases, parse_shapes
+from fastrnn.apps.bench import cases
+from fastrnn.apps.bench.engines import ENGINES, INSTALL, PEERS, find_engine
 
 if TYPE_CHECKING:
-    from fastrnn.apps.bench.language_model import ModelSettings
-    from fastrnn.apps.bench.modes import Mode
-    from fastrnn.apps.bench.runner import Settings
+    from fastrnn.apps.bench.results import Results, Settings
 
-__all__ = ["add_arguments", "make_settings", "run"]
-
+DESCRIPTION = (
+    "Check fastrnn against torch.nn and time the two in turns on this machine. Exit status: 0 if all went well, 1 if a "
+    "row failed its check or could not run, 2 for wrong arguments, 130 if interrupted (what was measured is written)."
+)
+FULL_ROUNDS, QUICK_ROUNDS, SCALING_ROUNDS = 9, 3, 5
 FULL_BLOCK, QUICK_BLOCK = 0.03, 0.01
+QUICK_MODEL_STEPS = 30
+SAMPLE_SECONDS = 1.5  # of each engine alone and beside busy processes
+
+
+def _names(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    return _checked(lambda text: cases.parse_names(text, allowed))
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Turn a ValueError into argparse's own error, so that the option is named."""
+
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def _engine(text: str) -> str:
+    if text in PEERS:
+        raise ValueError(f"expected an engine of torch modules; for {text!r} use --peers")
+    return find_engine(text).name
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(filter(lambda n: ENGINES[n].installed(), PEERS)) if not text else cases.parse_names(text, PEERS)
+    missing = [name for name in names or PEERS if not ENGINES[name].installed()]
+    if missing:
+        raise ValueError(f"not installed: {', '.join(missing)}; get them with: {INSTALL}")
+    return names
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise ValueError(f"expected a whole number of at least {lowest}, found {text!r}")
+        return int(text)
+
+    return _checked(parse)
+
+
+def _path(is_right: Callable[[Path], bool], expected: str) -> Callable[[str], Path]:
+    def parse(text: str) -> Path:
+        if not is_right(Path(text)):
+            raise ValueError(f"expected {expected}, found {text!r}")
+        return Path(text)
+
+    return _checked(parse)
+
+
+_readable = _path(lambda path: path.is_file() and os.access(path, os.R_OK), "a file that can be read")
+_output = _path(lambda path: not path.is_dir(), "a file name and no directory")
+_directory = _path(lambda path: path.is_dir() or not path.exists(), "a directory or a new name")
+_picture = _path(
+    lambda path: path.suffix in (".svg", ".png", ".pdf") and not path.is_dir(), "a name that ends in .svg, .png, .pdf"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fastrnn bench``."""
+    parser.description = DESCRIPTION
+    modes = parser.add_argument_group("instead of the table").add_mutually_exclusive_group()
+    what, how = parser.add_argument_group("what to measure"), parser.add_argument_group("how to measure")
+    model, output = parser.add_argument_group("language model"), parser.add_argument_group("output")
+    natural, positive = _at_least(0), _at_least(1)
+    busy = "time each engine alone and beside N processes that keep a core busy; how much slower does it get?"
+    modes.add_argument("--busy", type=positive, metavar="N", help=busy)
+    scaling = "time per step against hidden size, batch size, length and threads, with a picture"
+    modes.add_argument("--scaling", action="store_true", help=scaling)
+    default = f"default: {','.join(cases.CELLS)}"
+    what.add_argument("--cells", type=_names(cases.CELLS), default=cases.CELLS, metavar="LIST", help=default)
+    device = "where both engines run; on cuda the table alone, without peers; default: cpu"
+    what.add_argument("--device", choices=cases.DEVICES, default="cpu", help=device)
+    shapes = f"BxTxH, BxTxIxH (batch, time, input, hidden) or {', '.join(cases.SHAPE_NAMES)}; default: standard or cuda"
+    what.add_argument("--shapes", type=_checked(cases.parse_shapes), metavar="LIST", help=shapes)
+    dtypes = f"of {', '.join(cases.DTYPES)}; default: float32"
+    what.add_argument("--dtype", type=_names(cases.DTYPES), default=("float32",), metavar="LIST", help=dtypes)
+    precision = "torch.set_float32_matmul_precision in fastrnn's process; torch.nn's stays at highest"
+    what.add_argument("--precision", choices=("highest", "high"), default="highest", help=precision)
+    what.add_argument("--quick", action="store_true", help="few shapes, few rounds: done within a minute")
+    engine = (
+        "what to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable module "
+        "with LSTM, GRU and RNN; default: fastrnn"
+    )
+    what.add_argument("--engine", type=_checked(_engine), default="fastrnn", metavar="NAME", help=engine)
+    peers = "other libraries too, float32: onnxruntime, openvino (forward), jax; without LIST all that are installed"
+    what.add_argument("--peers", type=_checked(_peers), nargs="?", const="", default=(), metavar="LIST", help=peers)
+    what.add_argument("--no-steps", action="store_true", help="leave out the single steps")
+    what.add_argument("--list", action="store_true", help="list the rows and leave")
+    how.add_argument("--threads", type=positive, metavar="N", help="threads of each engine; default: torch's choice")
+    rounds = f"rounds per row; default: {FULL_ROUNDS}, quick {QUICK_ROUNDS}"
+    how.add_argument("--repeats", type=positive, metavar="N", help=rounds)
+    how.add_argument("--seed", type=natural, default=0, metavar="N", help="of weights and data; default: 0")
+    model.add_argument("--no-lm", action="store_true", help="leave it out")
+    text = "text to learn; default: the standard library's sources"
+    model.add_argument("--text", type=_readable, metavar="FILE", help=text)
+    model.add_argument("--lm-steps", type=positive, metavar="N", help=f"default: 300, quick {QUICK_MODEL_STEPS}")
+    out = "directory for bench.json, .md, .svg and .png (busy.*, scaling.*); default: bench-out"
+    output.add_argument("--out", type=_directory, default=Path("bench-out"), metavar="DIR", help=out)
+    output.add_argument("--json", type=_output, metavar="PATH", help="write the JSON here too")
+    output.add_argument("--plot", type=_picture, metavar="PATH", help="write the picture here too (.svg, .png, .pdf)")
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
     """The run that the options describe."""
-    from fastrnn.apps.bench.runner import Settings
-    from fastrnn.apps.bench.scaling import QUICK_ROUNDS as SCALING_QUICK_ROUNDS
-    from fastrnn.apps.bench.scaling import ROUNDS as SCALING_ROUNDS
+    from fastrnn.apps.bench.language_model import ModelSettings
+    from fastrnn.apps.bench.results import Settings
 
-    short = args.quick or args.busy is not None
-    cuda = args.device == "cuda"
-    shapes = args.shapes or (QUICK_SHAPES if short else parse_shapes("cuda" if cuda else "standard"))
-    full, quick = (SCALING_ROUNDS, SCALING_QUICK_ROUNDS) if args.scaling else (FULL_ROUNDS, QUICK_ROUNDS)
-    table = args.busy is None and not args.scaling
-    steps = table and not args.no_steps and not cuda and "float32" in args.dtype
+    mode = "scaling" if args.scaling else "bench" if args.busy is None else "busy"
+    table, cuda = mode == "bench", args.device == "cuda"
+    short = args.quick or mode == "busy"
+    shapes = args.shapes or (cases.QUICK_SHAPES if short else cases.parse_shapes("cuda" if cuda else "standard"))
+    rows = cases.make_cases(args.cells, shapes, args.dtype, args.device)
+    if table and not (args.no_steps or cuda) and "float32" in args.dtype:
+        rows += cases.make_step_cases(args.cells)
+    model = None
+    if table and not (args.no_lm or cuda):
+        steps = args.lm_steps or (QUICK_MODEL_STEPS if args.quick else ModelSettings.steps)
+        model = replace(ModelSettings(), steps=steps, block=min(ModelSettings.block, max(1, steps // 6)))
     return Settings(
-        cases=tuple(make_cases(args.cells, shapes, args.dtype, args.device)),
+        cases=tuple(rows),
+        mode=mode,
         candidate=args.engine,
         peers=args.peers,
         threads=args.threads,
         precision=args.precision,
-        rounds=args.repeats or (quick if args.quick else full),
+        device=args.device,
+        rounds=args.repeats or (QUICK_ROUNDS if args.quick else SCALING_ROUNDS if args.scaling else FULL_ROUNDS),
         block_seconds=QUICK_BLOCK if args.quick else FULL_BLOCK,
         seed=args.seed,
+        quick=args.quick,
         memory=table,
-        model=None if args.no_lm or not table or cuda else _model_settings(args),
-        steps=tuple(make_step_cases(args.cells)) if steps else (),
-        device=args.device,
+        model=model,
+        competitors=args.busy or 0,
+        sample_seconds=SAMPLE_SECONDS,
     )
-
-
-def _model_settings(args: argparse.Namespace) -> ModelSettings:
-    from fastrnn.apps.bench.language_model import ModelSettings
-
-    model = ModelSettings()
-    steps = args.lm_steps or (QUICK_MODEL_STEPS if args.quick else model.steps)
-    return replace(model, steps=steps, block=min(model.block, max(1, steps // 6)))
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark that the parsed options describe; returns the exit status."""
     settings = make_settings(args)
     if args.list:
-        for case in (*settings.cases, *settings.steps):
-            print(case.name)
+        print("\n".join(case.name for case in settings.cases))
         return 0
     try:
         _check_device(args)
@@ -74,34 +176,28 @@ def run(args: argparse.Namespace) -> int:
         print(f"fastrnn bench: error: {error}", file=sys.stderr)
         return 2
 
-    from fastrnn.apps.bench import environment, modes
-    from fastrnn.apps.bench.client import WorkerDiedError, WorkerError
+    from fastrnn.apps.bench import environment, runner
+    from fastrnn.apps.bench.results import Results
 
     facts = environment.collect(args.device)
-    _warn_if_busy(facts)
-    mode: modes.Mode
-    if args.busy is not None:
-        mode = modes.BusyMode(settings, facts, args.busy)
-    elif args.scaling:
-        mode = modes.ScalingMode(settings, facts, args.quick)
-    else:
-        mode = modes.TableMode(settings, facts, text)
+    load, cores = facts["load"], facts["cpu"]["usable_cpus"]
+    if load is not None and load > 0.5 * cores:
+        print(f"note: the machine is busy (load {load}, {cores} cores); expect a wide spread", file=sys.stderr)
+    results = Results(settings, facts)
     try:
-        mode.measure()
-        mode.results.complete = True
+        runner.run(results, text)
+        results.complete = True
     except KeyboardInterrupt:
         print("interrupted: writing what was measured", file=sys.stderr)
-    except (WorkerError, WorkerDiedError) as error:
+    except runner.FAILURES as error:
         print(f"fastrnn bench: error: cannot start: {error}", file=sys.stderr)
         return 1
-    _write(mode, args)
-    if not mode.results.complete:
-        return 130
-    return 1 if mode.results.problems else 0
+    _write(results, args)
+    return int(bool(results.problems)) if results.complete else 130
 
 
 def _check_device(args: argparse.Namespace) -> None:
-    """Raises ValueError, naming the option, if the device is not there or is asked for what only the CPU does."""
+    """Raise ValueError, naming the option, if the device is not there or is asked for what only the CPU does."""
     if args.device == "cpu":
         return
     for option, given in (("--peers", args.peers), ("--busy", args.busy is not None), ("--scaling", args.scaling)):
@@ -117,45 +213,38 @@ def _text(args: argparse.Namespace, settings: Settings) -> bytes:
     """The language model's text. Raises ValueError, naming the option, if it is too short."""
     if settings.model is None:
         return b""
-    from fastrnn.apps.bench.language_model import minimum_bytes, read_text
+    from fastrnn.apps.bench.language_model import read_text
 
     text = read_text(args.text)
-    if len(text) < minimum_bytes(settings.model):
+    if len(text) < settings.model.minimum_bytes:
         where = "argument --text" if args.text else "the standard library's sources (use --text FILE or --no-lm)"
-        raise ValueError(f"{where}: expected at least {minimum_bytes(settings.model)} bytes, found {len(text)}")
+        raise ValueError(f"{where}: expected at least {settings.model.minimum_bytes} bytes, found {len(text)}")
     return text
 
 
-def _warn_if_busy(facts: dict[str, Any]) -> None:
-    load, cores = facts["load"], facts["cpu"]["usable_cpus"]
-    if load is not None and load > 0.5 * cores:
-        print(f"note: the machine is busy (load {load}, {cores} cores); expect a wide spread", file=sys.stderr)
-
-
-def _write(mode: Mode, args: argparse.Namespace) -> None:
+def _write(results: Results, args: argparse.Namespace) -> None:
     """Files and the tables on standard output."""
     from rich.console import Console
 
-    from fastrnn.apps.bench import plot
+    from fastrnn.apps.bench import plot, report
 
-    document = json.dumps(mode.results.as_dict(), indent=1, ensure_ascii=False) + "\n"
-    written = [args.out / f"{mode.name}.json", args.out / f"{mode.name}.md"]
-    written[0].write_text(document, encoding="utf-8")
-    written[1].write_text(mode.markdown(), encoding="utf-8")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(document, encoding="utf-8")
-        written.append(args.json)
+    name = results.settings.mode
+    document = results.to_json()
+    texts = {args.out / f"{name}.json": document, args.out / f"{name}.md": report.to_markdown(results)}
+    texts |= {args.json: document} if args.json else {}
     # A pipe has no width of its own; the table needs about this much.
     console = Console() if sys.stdout.isatty() else Console(width=190)
-    mode.show(console)
-    if not plot.available():
+    report.show(results, console)
+    pictures = [args.out / f"{name}.svg", args.out / f"{name}.png", *([args.plot] if args.plot else [])]
+    if name == "busy" or not plot.available():
+        pictures = []
+    for path in (*texts, *pictures):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in texts.items():
+        path.write_text(content, encoding="utf-8")
+    if pictures:
+        plot.save(results, pictures)
+    elif not plot.available():
         print(plot.INSTALL, file=sys.stderr)
-    elif mode.has_picture:
-        pictures: Sequence[Path] = [args.out / f"{mode.name}.svg", args.out / f"{mode.name}.png"]
-        pictures = [*pictures, args.plot] if args.plot else pictures
-        for picture in pictures:
-            picture.parent.mkdir(parents=True, exist_ok=True)
-        mode.draw(pictures)
-        written += pictures
-    console.print("written: " + ", ".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)
+    written = ", ".join(map(str, (*texts, *pictures)))
+    console.print(f"written: {written}", markup=False, highlight=False, soft_wrap=True)

@@ -1,116 +1,132 @@
-"""The one list of what can be measured, and how an engine is made to run a case.
+"""The table of engines, and how one that consists of torch modules runs a case.
 
-An engine turns a case into a ``Workload``: forward, backward and the tensors that the parity check compares.
-Everything else (processes, rounds, statistics, reports) knows engines by name only. ``ENGINES`` holds those that are
-torch modules; the others (`fastrnn.apps.bench.peers`) take their weights and data from torch.nn's workload.
+An engine builds a workload of a case: ``forward``, ``backward``, ``infer``, ``stream``, and ``tensors`` for the parity
+check. Processes, rounds, statistics and reports know engines by name only.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastrnn.apps.bench.cases import CLASS_NAMES, Case
 
 if TYPE_CHECKING:
-    import numpy
+    import numpy as np
     import torch
 
-BASELINE = "torch"
 STREAMED = 3  # chunks of a stream that the parity check compares
 
 
-class Workload(Protocol):
-    """One case, built and ready to run in this process."""
-
-    def forward(self) -> Any:
-        """Outputs of the training forward pass, graph attached."""
-
-    def backward(self, outputs: Any) -> None:
-        """Gradients of all inputs, states and parameters from the outputs' fixed gradients."""
-
-    def infer(self, calls: int = 1) -> Any:
-        """Outputs of that many forward passes without a graph (of the last one; all are the same)."""
-
-    def stream(self, calls: int) -> Any:
-        """That many forward passes without a graph, each from the state in which the last one ended."""
-
-    def clear_gradients(self) -> None:
-        """Forget the gradients of the last step, so that the next one does not add to them."""
-
-    def tensors(self) -> dict[str, numpy.ndarray]:
-        """Parameters, outputs and gradients of one step by name; half formats widened to float32, which is exact."""
-
-
-class Engine(Protocol):
-    """What the benchmark asks of an engine."""
-
-    @property
-    def name(self) -> str:
-        """For the command line and the JSON."""
-
-    @property
-    def label(self) -> str:
-        """For tables and pictures."""
-
-    def metrics(self, case: Case) -> tuple[str, ...]:
-        """Those of the case's metrics that can be timed here; none if the engine cannot run it. Loads nothing.
-
-        With ``total`` but without ``forward``, the workload's ``forward`` is the whole training step and its
-        ``backward`` nothing.
-        """
-
-    def start(self, threads: int | None) -> dict[str, Any]:
-        """Load the library in this process and set its threads; answers at least ``threads`` and ``version``."""
-
-    def build(self, case: Case, seed: int, dtype: str | None = None) -> Workload:
-        """The case with weights and data drawn from ``seed``; ``dtype`` computes the same values in another format."""
-
-
 @dataclass(frozen=True)
-class ModuleEngine:
-    """An engine whose ``namespace`` (an importable module) has LSTM, GRU and RNN with torch.nn's signatures."""
+class Engine:
+    """One row of the table.
+
+    Attributes:
+        namespace: an importable module with LSTM, GRU and RNN of torch.nn's signatures; of a peer the workload's class
+            in `fastrnn.apps.bench.peers`.
+        packages: what a peer needs, by the names of packages and modules alike; empty if it is no peer.
+        colour, marker: in pictures.
+        trains, packs: whether a peer can train, and run packed rows.
+    """
 
     name: str
     label: str
     namespace: str
+    packages: tuple[str, ...] = ()
+    colour: str = ""
+    marker: str = ""
+    trains: bool = False
+    packs: bool = True
 
     def metrics(self, case: Case) -> tuple[str, ...]:
-        return case.metrics
+        """Metrics of the case that can be timed here; none if the engine cannot run it. Loads nothing.
+
+        With ``total`` but without ``forward``, the workload's ``forward`` is the whole training step.
+        """
+        if not self.packages:
+            return case.metrics
+        if case.dtype != "float32" or (case.shape.packed and not self.packs):
+            return ()
+        known = ("inference", "stream", *(["total"] if self.trains else []))
+        return tuple(metric for metric in case.metrics if metric in known)
+
+    def installed(self) -> bool:
+        return all(importlib.util.find_spec(package) is not None for package in self.packages)
 
     def start(self, threads: int | None) -> dict[str, Any]:
+        """Load the library in this process and set its threads."""
         import torch
 
         if threads is not None:
             torch.set_num_threads(threads)
-        return {"threads": torch.get_num_threads(), "version": str(torch.__version__)}
+        threads = torch.get_num_threads()
+        if not self.packages:
+            return {"threads": threads, "version": str(torch.__version__)}
+        from fastrnn.apps.bench import peers
 
-    def _class(self, cell: str) -> Any:
-        return getattr(importlib.import_module(self.namespace), CLASS_NAMES[cell])
+        getattr(peers, self.namespace).load(threads)
+        return {"threads": threads, "version": importlib.metadata.version(self.packages[0])}
 
-    def build(self, case: Case, seed: int, dtype: str | None = None) -> ModuleWorkload:
+    def build(self, case: Case, seed: int, dtype: str | None = None) -> Any:
+        """The case with weights and data drawn from ``seed``; ``dtype`` computes the same values in another dtype."""
         import torch
 
+        if self.packages:
+            from fastrnn.apps.bench import peers
+
+            return getattr(peers, self.namespace)(case, ENGINES["torch"].build(case, seed), torch.get_num_threads())
         shape = case.shape
         torch.manual_seed(seed)
-        module = self._class(case.cell)(
-            shape.input_size, shape.hidden_size, num_layers=shape.layers, bidirectional=shape.bidirectional
+        module = self.module(
+            case.cell, shape.input_size, shape.hidden_size, num_layers=shape.layers, bidirectional=shape.bidirectional
         )
         return ModuleWorkload(module, case, seed, dtype or case.dtype)
 
-    def lstm(self, input_size: int, hidden_size: int, layers: int) -> torch.nn.Module:
-        """A multi-layer LSTM, time first, for the language model."""
-        return self._class("lstm")(input_size, hidden_size, num_layers=layers)
+    def module(self, cell: str, *sizes: int, **options: Any) -> Any:
+        """A recurrent module of this engine, which is no peer."""
+        return getattr(importlib.import_module(self.namespace), CLASS_NAMES[cell])(*sizes, **options)
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine("torch", "torch.nn", "torch.nn", colour="#7F7F7F"),
+        Engine("fastrnn", "fastrnn", "fastrnn", colour="#0072B2", marker="o"),
+        Engine("onnxruntime", "onnxruntime", "OnnxRuntime", ("onnxruntime", "onnx"), "#E69F00", "s"),
+        Engine("openvino", "OpenVINO", "OpenVino", ("openvino", "onnx"), "#009E73", "D"),
+        Engine("jax", "JAX scan", "Jax", ("jax",), "#CC79A7", "^", trains=True, packs=False),
+    )
+}
+PEERS = tuple(name for name, engine in ENGINES.items() if engine.packages)
+INSTALL = "python -m pip install onnxruntime onnx openvino jax, or: make bench-peers"
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of that name, or one around an importable module with LSTM, GRU and RNN; ValueError if neither."""
+    if name in ENGINES:
+        return ENGINES[name]
+    try:
+        found = importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):
+        found = False
+    if not found:
+        own = [engine for engine in ENGINES if engine not in PEERS]
+        raise ValueError(
+            f"expected one of {', '.join(own)}, or an importable module with LSTM, GRU and RNN; found {name!r}"
+        )
+    return Engine(name, name, name)
 
 
 class ModuleWorkload:
     """A recurrent module called as its users call it: ``y, hx = module(x, hx)``.
 
-    Values are drawn in float64, rounded to the case's format and only then widened to ``dtype``: the float64 reference
-    sees exactly the numbers that the measured format sees. All of that happens on the CPU, whatever the device.
+    Values are drawn in float64 on the CPU, rounded to the case's dtype and only then widened to ``dtype``: the float64
+    reference sees exactly the numbers that the measured dtype sees.
     """
 
     def __init__(self, module: torch.nn.Module, case: Case, seed: int, dtype: str) -> None:
@@ -121,9 +137,7 @@ class ModuleWorkload:
         shape = case.shape
         generator = torch.Generator().manual_seed(seed + 1)
         lengths = torch.tensor(shape.lengths())
-        directions = 2 if shape.bidirectional else 1
-        state_size = (shape.layers * directions, shape.batch, shape.hidden_size)
-        states = 2 if case.cell == "lstm" else 1
+        state_size = (shape.layers * shape.directions, shape.batch, shape.hidden_size)
 
         def draw(*size: int) -> torch.Tensor:
             values = torch.randn(*size, generator=generator, dtype=torch.float64)
@@ -131,21 +145,19 @@ class ModuleWorkload:
 
         if case.device == "cuda":
             self.clock = _gpu_clock
+        self.case, self.state_names = case, case.states
         self.module = module.to(getattr(torch, case.dtype)).to(getattr(torch, dtype)).to(case.device)
         rows = (int(lengths.sum()),) if shape.packed else (shape.steps, shape.batch)
         self.data = draw(*rows, shape.input_size).requires_grad_()
-        self.states = tuple(draw(*state_size).requires_grad_() for _ in range(states))
-        self.gradients = (
-            draw(*rows, directions * shape.hidden_size),
-            *(draw(*state_size) for _ in range(states)),
-        )
-        self.hx = self.states if states == 2 else self.states[0]
+        self.states = tuple(draw(*state_size).requires_grad_() for _ in case.states)
+        output = draw(*rows, shape.directions * shape.hidden_size)
+        self.gradients = (output, *(draw(*state_size) for _ in case.states))
+        self.hx: Any = self.states if len(self.states) > 1 else self.states[0]
         self.input: Any = self.data
         if shape.packed:
             batch_sizes = (lengths[None, :] > torch.arange(shape.steps)[:, None]).sum(1)
             self.input = torch.nn.utils.rnn.PackedSequence(self.data, batch_sizes)
-        self.chunks = case.chunks
-        self._next_state: Any = self.hx
+        self._next_state = self.hx
         self._pass: Any = self.module
         self._stream_input = self.input
         if case.chunks and shape.steps == 1 and hasattr(self.module, "step"):
@@ -153,7 +165,7 @@ class ModuleWorkload:
 
     @staticmethod
     def _flat(outputs: Any) -> tuple[torch.Tensor, ...]:
-        """Output (rows, H·D) and final states (L·D, B, H), whatever form the module gave them."""
+        """Output (rows, H·D) and final states (L·D, B, H)."""
         y, states = outputs
         y = getattr(y, "data", y) if isinstance(y, tuple) else y  # a PackedSequence is a tuple too
         return (y, *states) if isinstance(states, tuple) else (y, states)
@@ -184,26 +196,28 @@ class ModuleWorkload:
         for leaf in (self.data, *self.states):
             leaf.grad = None
 
-    def tensors(self) -> dict[str, numpy.ndarray]:
-        state_names = ("h", "c")[: len(self.states)]
-        output_names = ("output", *(f"{name}_n" for name in state_names))
-        named: dict[str, torch.Tensor | None] = {
-            f"parameter {name}": value for name, value in self.module.named_parameters()
-        }
-        named.update(zip((f"inference {name}" for name in output_names), self._flat(self.infer()), strict=True))
-        if self.chunks:
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Parameters, outputs and gradients of one step by name; half dtypes widened to float32, which is exact."""
+        names = output_names(self.case)
+        parameters = dict(self.module.named_parameters())
+        found: dict[str, Any] = {f"parameter {name}": value for name, value in parameters.items()}
+        found |= zip((f"inference {name}" for name in names), self._flat(self.infer()), strict=True)
+        if self.case.chunks:
             self._next_state = self.hx
             y, *last = self._flat(self.stream(STREAMED))
-            last_names = (f"stream {name}" for name in output_names)
-            named.update(zip(last_names, (y.reshape(self.gradients[0].shape), *last), strict=True))
+            streamed = (y.reshape(self.gradients[0].shape), *last)
+            found |= zip((f"stream {name}" for name in names), streamed, strict=True)
         self.clear_gradients()
         outputs = self.forward()
         self.backward(outputs)
-        named.update(zip(output_names, self._flat(outputs), strict=True))
-        named["grad input"] = self.data.grad
-        named.update({f"grad {name}_0": leaf.grad for name, leaf in zip(state_names, self.states, strict=True)})
-        named.update({f"grad {name}": value.grad for name, value in self.module.named_parameters()})
-        return {name: _to_numpy(value) for name, value in named.items() if value is not None}
+        found |= zip(names, self._flat(outputs), strict=True)
+        leaves = {"input": self.data, **{f"{n}_0": leaf for n, leaf in zip(self.state_names, self.states, strict=True)}}
+        found |= {f"grad {name}": leaf.grad for name, leaf in (leaves | parameters).items()}
+        return {name: _to_numpy(value) for name, value in found.items() if value is not None}
+
+
+def output_names(case: Case) -> tuple[str, ...]:
+    return ("output", *(f"{name}_n" for name in case.states))
 
 
 def _gpu_clock() -> float:
@@ -214,34 +228,6 @@ def _gpu_clock() -> float:
     return time.perf_counter()
 
 
-def _to_numpy(value: torch.Tensor) -> numpy.ndarray:
-    import torch
-
+def _to_numpy(value: torch.Tensor) -> np.ndarray:
     value = value.detach().cpu()
-    return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
-
-
-ENGINES: dict[str, ModuleEngine] = {
-    engine.name: engine
-    for engine in (
-        ModuleEngine("torch", "torch.nn", "torch.nn"),
-        ModuleEngine("fastrnn", "fastrnn", "fastrnn"),
-    )
-}
-
-
-def find_engine(name: str) -> Engine:
-    """The engine of that name, or one around an importable module with LSTM, GRU and RNN; ValueError if neither."""
-    from fastrnn.apps.bench.peers import PEERS
-
-    if name in ENGINES or name in PEERS:
-        return ENGINES.get(name) or PEERS[name]
-    try:
-        found = importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError, AttributeError):
-        found = False
-    if not found:
-        raise ValueError(
-            f"expected one of {', '.join(ENGINES)}, or an importable module with LSTM, GRU and RNN; found {name!r}"
-        )
-    return ModuleEngine(name, name, name)
+    return (value.float() if value.element_size() == 2 else value).numpy()

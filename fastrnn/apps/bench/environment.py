@@ -1,11 +1,12 @@
-"""What machine and which versions a result belongs to. Nothing here names a person, a host or a directory."""
+"""The machine and the versions that a result belongs to. Nothing here names a person, a host or a directory."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 _PRIVATE = {"path", "executable", "command"}
@@ -18,12 +19,15 @@ def collect(device: str = "cpu") -> dict[str, Any]:
     from fastrnn.apps import info
 
     facts = without_paths(info.collect())
+    memory = None
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": facts["cpu"],
-        "cores": {"physical": physical_cores(), "logical": os.cpu_count()},
+        "cores": {"physical": _physical_cores(), "logical": os.cpu_count()},
         "threads": torch.get_num_threads(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory,
         "os": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -35,7 +39,8 @@ def collect(device: str = "cpu") -> dict[str, Any]:
             for name, value in os.environ.items()
             if name.startswith(("OMP_", "MKL_", "FASTRNN_")) and name != "FASTRNN_CACHE"  # a place, not a setting
         },
-        "load": load(),
+        # Processes that wanted to run in the last minute, on average.
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         **({"gpu": _gpu()} if device == "cuda" else {}),
     }
 
@@ -60,48 +65,25 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(item) for key, item in value.items() if key not in _PRIVATE}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
-    if isinstance(value, str) and value.startswith("/"):
-        return PurePath(value).name
-    return value
+    return PurePath(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
-def physical_cores() -> int | None:
+def _physical_cores() -> int | None:
     """Cores without hyper-threads, where the system says so."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            blocks = file.read().split("\n\n")
-    except OSError:
-        return None
     cores = set()
-    for block in blocks:
-        fields = dict(line.split(":", 1) for line in block.splitlines() if ":" in line)
-        found = {key.strip(): value.strip() for key, value in fields.items()}
-        if "core id" in found:
-            cores.add((found.get("physical id"), found["core id"]))
+    with contextlib.suppress(OSError):
+        for block in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n"):
+            pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
+            found = {key.strip(): value.strip() for key, value in pairs}
+            if "core id" in found:
+                cores.add((found.get("physical id"), found["core id"]))
     return len(cores) or None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def load() -> float | None:
-    """Processes that wanted to run in the last minute, on average; None where the system does not say."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
 
 
 def describe(environment: dict[str, Any]) -> str:
     """One line: processor, cores, threads, versions."""
-    cores = environment["cores"]
-    extension = environment["fastrnn_extension"]
+    cores, extension, gpu = environment["cores"], environment["fastrnn_extension"], environment.get("gpu")
     capability = extension.get("capability") if extension.get("built") else "no C++ kernels"
-    gpu = environment.get("gpu")
     return (
         (f"{gpu['name']}, CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}, " if gpu else "")
         + f"{environment['cpu']['model']}, {cores['physical'] or cores['logical']} cores, "

@@ -3,13 +3,13 @@
 Embedding, two-layer LSTM, linear; the state is carried from chunk to chunk and detached. The text is the source of
 Python's own standard library, so it needs no download and is the same for one Python version everywhere.
 
-SGD with momentum and a clipped gradient norm is used on purpose: its update is a smooth function of the gradient, so
-the rounding differences of two correct engines stay small for a long time. Adam divides by the gradient's own size
-and turns the sign of a rounding error into a full step. Tried with noise of 1e-6 on every gradient of the LSTM: after
-150 steps the losses of SGD with momentum had moved apart by 5e-7 (relative), those of Adam by 3e-3; after 250 steps
-by 1e-3 and 6e-3.
+The optimiser is SGD with momentum and a clipped gradient norm: its update is a smooth function of the gradient, so the
+rounding differences of two correct engines stay small for a long time. Adam divides by the gradient's own size and
+turns the sign of a rounding error into a full step. With noise of 1e-6 on every gradient of the LSTM the losses of SGD
+with momentum had moved apart by 5e-7 (relative) after 150 steps, those of Adam by 3e-3; after 250 steps by 1e-3 and
+6e-3.
 
-Letters: B rows (streams of text), T characters per chunk, V characters in the vocabulary.
+Letters: B rows (streams of text), T characters per chunk.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from fastrnn.apps.lm.corpus import library_files
 if TYPE_CHECKING:
     import torch
 
-    from fastrnn.apps.bench.engines import ModuleEngine
+    from fastrnn.apps.bench.engines import Engine
 
 MAX_BYTES = 4 * 2**20
+# Two correct engines were measured at 2e-7 over the first 150 steps and 5e-4 in the mean of the last tenth of 300.
+EARLY_STEPS, EARLY_LIMIT, LATE_LIMIT = 100, 1e-5, 1e-2
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class ModelSettings:
     clip: float = 0.5
 
     @property
-    def characters_per_step(self) -> int:
-        return self.batch * self.chunk
+    def minimum_bytes(self) -> int:
+        """Shortest text with one whole chunk and its targets in every stream."""
+        return self.batch * (self.chunk + 1)
 
 
 def read_text(path: str | os.PathLike[str] | None) -> bytes:
@@ -59,20 +62,13 @@ def read_text(path: str | os.PathLike[str] | None) -> bytes:
             return file.read(MAX_BYTES)
     text = bytearray()
     for file_path in library_files():
-        text += file_path.read_bytes()
-        if len(text) >= MAX_BYTES:
-            break
+        if len(text) < MAX_BYTES:
+            text += file_path.read_bytes()
     return bytes(text[:MAX_BYTES])
 
 
 def describe_text(text: bytes) -> dict[str, Any]:
-    """What identifies a text: bytes, vocabulary size and hash."""
     return {"bytes": len(text), "vocabulary": len(set(text)), "sha256": hashlib.sha256(text).hexdigest()}
-
-
-def minimum_bytes(settings: ModelSettings) -> int:
-    """Shortest text with one whole chunk and its targets in every stream."""
-    return settings.batch * (settings.chunk + 1)
 
 
 class Streams:
@@ -88,8 +84,7 @@ class Streams:
         table[codes] = torch.arange(len(codes))
         length = len(text) // batch
         data = table[torch.frombuffer(bytearray(text[: length * batch]), dtype=torch.uint8).long()]
-        self.vocabulary = len(codes)
-        self.chunk = chunk
+        self.vocabulary, self.chunk = len(codes), chunk
         self.streams = data.view(batch, length).t().contiguous()  # (length, B)
         self.position = 0
 
@@ -103,47 +98,10 @@ class Streams:
         return window[:-1], window[1:], start == 0
 
 
-# Two correct engines were measured at 2e-7 over the first 150 steps and 5e-4 in the mean of the last tenth of 300.
-EARLY_STEPS = 100
-EARLY_LIMIT = 1e-5
-LATE_LIMIT = 1e-2
-
-
-@dataclass(frozen=True)
-class CurveComparison:
-    """How far two loss curves are apart, relative to the first."""
-
-    early: float  # largest difference of one step, among the first EARLY_STEPS
-    late: float  # difference of the mean losses of the last tenth
-    ok: bool
-
-
-def compare_curves(baseline: Sequence[float], candidate: Sequence[float]) -> CurveComparison:
-    """Whether two runs from one seed learned the same.
-
-    Step by step at first; later, where even rounding grows into visible differences, by the mean loss at the end.
-    """
-    early = max(_relative(a, b) for a, b in zip(baseline[:EARLY_STEPS], candidate[:EARLY_STEPS], strict=True))
-    late = _relative(final_loss(baseline), final_loss(candidate))
-    return CurveComparison(early, late, ok=early <= EARLY_LIMIT and late <= LATE_LIMIT)
-
-
-def _relative(baseline: float, candidate: float) -> float:
-    if not (math.isfinite(baseline) and math.isfinite(candidate)):
-        return math.inf
-    return abs(baseline - candidate) / abs(baseline) if baseline else abs(candidate)
-
-
-def final_loss(losses: Sequence[float]) -> float:
-    """Mean loss of the last tenth of the steps, in nats per character."""
-    tail = losses[-max(1, len(losses) // 10) :]
-    return sum(tail) / len(tail)
-
-
 class Training:
     """The model and its optimiser in one engine's process."""
 
-    def __init__(self, engine: ModuleEngine, text: bytes, settings: ModelSettings, seed: int) -> None:
+    def __init__(self, engine: Engine, text: bytes, settings: ModelSettings, seed: int) -> None:
         import torch
 
         self.settings = settings
@@ -152,7 +110,7 @@ class Training:
         self.model = torch.nn.ModuleDict(
             {
                 "embedding": torch.nn.Embedding(self.streams.vocabulary, settings.embedding),
-                "lstm": engine.lstm(settings.embedding, settings.hidden, settings.layers),
+                "lstm": engine.module("lstm", settings.embedding, settings.hidden, num_layers=settings.layers),
                 "head": torch.nn.Linear(settings.hidden, self.streams.vocabulary),
             }
         )
@@ -160,11 +118,10 @@ class Training:
         self.state: Any = None
 
     def warm_up(self) -> None:
-        """One forward and backward pass that leaves no trace: first calls pay for what no later call pays for."""
+        """One forward and backward pass that leaves no trace."""
         self._gradients()
         self.optimizer.zero_grad(set_to_none=True)
-        self.streams.position = 0
-        self.state = None
+        self.streams.position, self.state = 0, None
 
     def run(self, steps: int) -> tuple[float, list[float]]:
         """Train for ``steps`` updates. Returns seconds and the loss of each step in nats per character."""
@@ -183,10 +140,36 @@ class Training:
         import torch
 
         inputs, targets, anew = self.streams.next()
-        state = None if anew else self.state
-        hidden, state = self.model["lstm"](self.model["embedding"](inputs), state)
+        hidden, state = self.model["lstm"](self.model["embedding"](inputs), None if anew else self.state)
         self.state = tuple(value.detach() for value in state)
-        logits = self.model["head"](hidden)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = torch.nn.functional.cross_entropy(self.model["head"](hidden).flatten(0, 1), targets.flatten())
         loss.backward()
         return loss.item()
+
+
+@dataclass(frozen=True)
+class CurveComparison:
+    """Distance of two loss curves, relative to the first."""
+
+    early: float  # largest difference of one step, among the first EARLY_STEPS
+    late: float  # difference of the mean losses of the last tenth
+    ok: bool
+
+
+def compare_curves(baseline: Sequence[float], candidate: Sequence[float]) -> CurveComparison:
+    """Compare step by step at first; later, where rounding has grown, by the mean loss at the end."""
+    early = max(_relative(a, b) for a, b in zip(baseline[:EARLY_STEPS], candidate[:EARLY_STEPS], strict=True))
+    late = _relative(final_loss(baseline), final_loss(candidate))
+    return CurveComparison(early, late, ok=early <= EARLY_LIMIT and late <= LATE_LIMIT)
+
+
+def _relative(baseline: float, candidate: float) -> float:
+    if not (math.isfinite(baseline) and math.isfinite(candidate)):
+        return math.inf
+    return abs(baseline - candidate) / abs(baseline) if baseline else abs(candidate)
+
+
+def final_loss(losses: Sequence[float]) -> float:
+    """Mean loss of the last tenth of the steps, in nats per character."""
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail)

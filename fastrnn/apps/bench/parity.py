@@ -1,14 +1,14 @@
-"""The gate before the clock: a case that computes something else has no speed.
+"""The check before the clock: a case that computes something else has no speed.
 
 Every tensor (outputs with and without a graph, gradients of input, states and parameters) is compared with torch.nn
-in float64, fed with the same rounded numbers. The rule: our error ≤ 2 × torch.nn's own error in the measured format,
-plus ``FLOOR`` units of rounding of the tensor's scale, for the tensors where torch.nn happens to be right to the last
-bit. An error is the largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters
-must be equal bit by bit.
+in float64, fed with the same rounded numbers. The rule: our error ≤ 2 × torch.nn's own error in the measured dtype,
+plus ``FLOOR`` units of rounding of the tensor's scale, for the tensors where torch.nn happens to be exact. An error is
+the largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters must be equal bit
+by bit.
 
 Two kinds of candidate have more room. Under ``torch.set_float32_matmul_precision("high")`` products need not be quite
-float32: ``HIGH_FACTOR`` takes the place of 2. Other libraries are not ours to judge: their gate only has to see that
-they compute the same thing, in float32 and not in 16 bits, see `check_peer`.
+float32: ``HIGH_FACTOR`` takes the place of 2. Of other libraries the check only has to see that they compute the same
+thing, in float32 and not in 16 bits: `check_peer`.
 
 For float64 there is no finer torch.nn: its error is estimated as its float32 error in units of float32 rounding, and
 the difference between the two engines may hold both errors.
@@ -17,7 +17,7 @@ the difference between the two engines may hold both errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ FACTOR = 2.0
 HIGH_FACTOR = 4.0
 PEER_FACTOR, PEER_FLOOR = 4.0, 16.0
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-# Results in half formats are sums in a wider one, rounded once: both sides come within about one unit.
+# Results in half dtypes are sums in a wider one, rounded once: both sides come within about one unit.
 FLOOR = {"float32": 4.0, "float64": 4.0, "bfloat16": 1.0, "float16": 1.0}
 
 Tensors = Mapping[str, np.ndarray]
@@ -41,8 +41,8 @@ class TensorCheck:
     error: float  # the candidate's
     baseline_error: float
     allowed: float
-    problem: str = ""  # what makes a comparison impossible
-    epsilon: float = EPSILON["float32"]  # unit of rounding of the format
+    problem: str = ""  # why a comparison is impossible
+    epsilon: float = EPSILON["float32"]  # unit of rounding of the dtype
 
     @property
     def ok(self) -> bool:
@@ -51,12 +51,12 @@ class TensorCheck:
     @property
     def ratio(self) -> float:
         """Error in units of torch.nn's own, which counts as one unit of rounding at least; infinite with a problem."""
-        return float("inf") if self.problem else self.error / max(self.baseline_error, self.epsilon)
+        return math.inf if self.problem else self.error / max(self.baseline_error, self.epsilon)
 
     @property
     def used(self) -> float:
         """Share of the allowed error that was used."""
-        return float("inf") if self.problem else self.error / self.allowed if self.allowed else float(self.error > 0)
+        return math.inf if self.problem else self.error / self.allowed if self.allowed else float(self.error > 0)
 
     def describe(self) -> str:
         if self.problem:
@@ -77,73 +77,67 @@ class Parity:
     def ok(self) -> bool:
         return not self.failed
 
+    def describe(self) -> str:
+        others = len(self.failed) - 1
+        return self.worst.describe() + (f" (and {others} more)" if others > 0 else "")
+
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "tensors": self.tensors,
-            "failed": list(self.failed),
-            "worst": asdict(self.worst),
-            "error_ratio": self.ratio if math.isfinite(self.ratio) else None,
-        }
+        ratio = self.ratio if math.isfinite(self.ratio) else None
+        known = {"ok": self.ok, "tensors": self.tensors, "failed": list(self.failed), "worst": asdict(self.worst)}
+        return {**known, "error_ratio": ratio}
 
 
 def _distance(values: np.ndarray, reference: np.ndarray, scale: float) -> float:
     """Largest difference in units of ``scale``; infinite if something that should be finite is not."""
-    difference = np.abs(values.astype(np.float64) - reference.astype(np.float64))
-    largest = float(difference.max(initial=0.0))
-    return largest / scale if np.isfinite(largest) else float("inf")
+    largest = float(np.abs(values.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
+    return largest / scale if math.isfinite(largest) else math.inf
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How large an error may be: ``factor`` times the baseline's plus ``floor`` units of rounding."""
+def check_tensor(
+    name: str, candidate: Tensors, baseline: Tensors, reference: Tensors, dtype: str, factor: float, floor: float
+) -> TensorCheck:
+    """Allow ``factor`` times the baseline's error plus ``floor`` units of rounding."""
 
-    dtype: str
-    factor: float
-    floor: float
+    def broken(problem: str) -> TensorCheck:
+        return TensorCheck(name, math.inf, 0.0, 0.0, problem)
 
-    def check(self, name: str, candidate: Tensors, baseline: Tensors, reference: Tensors) -> TensorCheck:
-        if name not in candidate or name not in baseline:
-            where = "here" if name not in candidate else "in torch.nn"
-            return TensorCheck(name, float("inf"), 0.0, 0.0, f"missing {where}")
-        ours, theirs, exact = candidate[name], baseline[name], reference.get(name)
-        if exact is None or ours.shape != exact.shape:
-            return TensorCheck(name, float("inf"), 0.0, 0.0, f"shape {ours.shape}, expected {theirs.shape}")
-        if not (np.isfinite(theirs).all() and np.isfinite(exact).all()):
-            return TensorCheck(name, float("inf"), 0.0, 0.0, "not finite in torch.nn itself, so it cannot be compared")
-        scale = float(np.abs(exact).max(initial=0.0)) or 1.0
-        if name.startswith("parameter "):
-            return TensorCheck(name, _distance(ours, exact, scale), 0.0, 0.0)
-        epsilon, own = EPSILON[self.dtype], _distance(theirs, exact, scale)
-        if self.dtype == "float64":
-            # ``theirs`` is the float32 run here, ``exact`` the float64 one.
-            own *= epsilon / EPSILON["float32"]
-            allowed = (1.0 + self.factor) * own + self.floor * epsilon
-        else:
-            allowed = self.factor * own + self.floor * epsilon
-        return TensorCheck(name, _distance(ours, exact, scale), own, allowed, epsilon=epsilon)
+    if name not in candidate or name not in baseline:
+        return broken("missing here" if name not in candidate else "missing in torch.nn")
+    ours, theirs, exact = candidate[name], baseline[name], reference.get(name)
+    if exact is None or ours.shape != exact.shape:
+        return broken(f"shape {ours.shape}, expected {theirs.shape}")
+    if not (np.isfinite(theirs).all() and np.isfinite(exact).all()):
+        return broken("not finite in torch.nn itself, so it cannot be compared")
+    scale = float(np.abs(exact).max(initial=0.0)) or 1.0
+    if name.startswith("parameter "):
+        return TensorCheck(name, _distance(ours, exact, scale), 0.0, 0.0)
+    epsilon, own = EPSILON[dtype], _distance(theirs, exact, scale)
+    if dtype == "float64":  # ``theirs`` is the float32 run here, ``exact`` the float64 one
+        own *= epsilon / EPSILON["float32"]
+        factor += 1.0
+    return TensorCheck(name, _distance(ours, exact, scale), own, factor * own + floor * epsilon, epsilon=epsilon)
 
 
 def check_parity(
     candidate: Tensors, baseline: Tensors, reference: Tensors, dtype: str, factor: float = FACTOR
 ) -> Parity:
-    """Compare the candidate's tensors with torch.nn's in the measured format and in float64.
+    """Compare the candidate's tensors with torch.nn's in the measured dtype and in float64.
 
     For ``dtype`` float64 the baseline is torch.nn's float32 run, from which its float64 error is estimated.
     """
-    rule = _Rule(dtype, factor, FLOOR[dtype])
     names = dict.fromkeys([*reference, *candidate])
-    return _verdict([rule.check(name, candidate, baseline, reference) for name in names])
+    return _verdict(check_tensor(n, candidate, baseline, reference, dtype, factor, FLOOR[dtype]) for n in names)
 
 
 def check_peer(candidate: Tensors, baseline: Tensors, reference: Tensors) -> Parity:
-    """Compare what another library computes with torch.nn, in float32: its outputs, and its gradients if it has any."""
-    rule = _Rule("float32", PEER_FACTOR, PEER_FLOOR)
+    """Compare another library with torch.nn, in float32: its outputs, and its gradients if it has any."""
     names = dict.fromkeys([*(name for name in reference if name.startswith("inference ")), *candidate])
-    return _verdict([rule.check(name, candidate, baseline, reference) for name in names])
+    rule = ("float32", PEER_FACTOR, PEER_FLOOR)
+    return _verdict(check_tensor(name, candidate, baseline, reference, *rule) for name in names)
 
 
-def _verdict(checks: list[TensorCheck]) -> Parity:
+def _verdict(found: Iterable[TensorCheck]) -> Parity:
+    checks = list(found)
     worst = max(checks, key=lambda check: (not check.ok, check.used))
     failed = tuple(check.name for check in checks if not check.ok)
     return Parity(worst, len(checks), failed, max(check.ratio for check in checks))

@@ -1,138 +1,57 @@
-"""Engines that are not torch modules: onnxruntime, OpenVINO (forward) and JAX (forward and training).
+"""Workloads that are no torch modules: onnxruntime, OpenVINO (forward) and JAX (forward and training), in float32.
 
-Each is what a user could choose instead, driven in the way that its documentation shows, with settings that only make
-the comparison fair: as many threads as torch, one stream of work, float32 arithmetic throughout. Weights and data are
-those of torch.nn's workload. Where there is a choice, it is the peer's favour: OpenVINO may read our arrays and hand
-out its own without a copy; JAX keeps its arrays on its device and compiles before the clock runs.
-
-They exist for float32 only. onnxruntime's and OpenVINO's recurrent operators have nothing else worth timing on a
-processor, and JAX is run without x64.
+Each is driven in the way that its documentation shows, with settings that only make the comparison fair: as many
+threads as torch, one stream of work, float32 arithmetic throughout. Weights and data are those of torch.nn's workload.
+Where there is a choice, it is the peer's favour: OpenVINO reads our arrays and hands out its own without a copy; JAX
+keeps its arrays on its device and compiles before the clock runs.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import os
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from fastrnn.apps.bench import jax_model, onnx_model
-from fastrnn.apps.bench.cases import Case
-from fastrnn.apps.bench.engines import BASELINE, ENGINES, STREAMED, Engine
+from fastrnn.apps.bench.cases import CLASS_NAMES, GATES, Case
+from fastrnn.apps.bench.engines import STREAMED, ModuleWorkload, output_names
 
-INSTALL = "python -m pip install onnxruntime onnx openvino jax, or: make bench-peers"
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class _Data:
-    """A case's numbers, time first and padded: every array float32, sizes as torch.nn has them."""
+class Peer:
+    """A case's numbers, time first and padded, and what the three have in common.
 
-    parameters: Arrays
-    x: np.ndarray  # (T, B, I)
-    states: tuple[np.ndarray, ...]  # (L·D, B, H)
-    gradients: tuple[np.ndarray, ...]  # of output (T, B, D·H) and final states
-    lengths: np.ndarray  # (B) int32
-    packed: bool
+    A peer has ``prepare``, which compiles the model, ``run``, one forward pass on ``feeds``, ``hand_on``, which puts
+    final states into ``feeds``, and ``arrays`` of its outputs: output (T, B, D·H) and final states.
+    """
 
-    @classmethod
-    def of(cls, case: Case, seed: int) -> _Data:
+    package = ""
+
+    def __init__(self, case: Case, source: ModuleWorkload, threads: int) -> None:
         import torch
 
-        source = ENGINES[BASELINE].build(case, seed)
         x = torch.nn.utils.rnn.pad_packed_sequence(source.input)[0] if case.shape.packed else source.data
-        return cls(
-            {name: value.detach().numpy() for name, value in source.module.named_parameters()},
-            x.detach().numpy(),
-            tuple(state.detach().numpy() for state in source.states),
-            tuple(gradient.numpy() for gradient in source.gradients),
-            np.array(case.shape.lengths(), np.int32),
-            case.shape.packed,
-        )
+        self.case = case
+        self.parameters = {name: value.detach().numpy() for name, value in source.module.named_parameters()}
+        self.lengths = np.array(case.shape.lengths(), np.int32)
+        self.gradients = tuple(gradient.numpy() for gradient in source.gradients)
+        self.feeds = {"x": x.detach().numpy()}  # (T, B, I); states (L·D, B, H)
+        self.feeds |= {f"{n}_0": s.detach().numpy() for n, s in zip(case.states, source.states, strict=True)}
+        if case.shape.packed:
+            self.feeds["lengths"] = self.lengths
+        self.prepare(threads)
 
-    def rows(self, output: np.ndarray) -> np.ndarray:
-        """Output (T, B, D·H) as torch.nn gives it: for packed input the rows that exist, (N, D·H)."""
-        if not self.packed:
-            return output
-        exists: np.ndarray = np.arange(len(output))[:, None] < self.lengths
-        return output[exists]
+    @classmethod
+    def load(cls, threads: int) -> None:
+        importlib.import_module(cls.package)
 
-
-class PeerEngine(Engine, Protocol):
-    """An engine of this module."""
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """What has to be installed, by the names of the packages and of the modules alike."""
-
-
-def installed(engine: PeerEngine) -> bool:
-    """Whether everything is there that the engine needs; imports nothing."""
-    return all(importlib.util.find_spec(package) is not None for package in engine.packages)
-
-
-class _Engine:
-    """What the three have in common."""
-
-    def __init__(self, name: str, label: str, packages: tuple[str, ...]) -> None:
-        self.name, self.label, self.packages = name, label, packages
-        self.threads = 1
-
-    def metrics(self, case: Case) -> tuple[str, ...]:
-        wanted = ("inference", "stream")
-        return tuple(metric for metric in case.metrics if metric in wanted) if case.dtype == "float32" else ()
-
-    def start(self, threads: int | None) -> dict[str, Any]:
-        self.threads = int(ENGINES[BASELINE].start(threads)["threads"])
-        self._load()
-        return {"threads": self.threads, "version": importlib.metadata.version(self.packages[0])}
-
-    def _load(self) -> None:
-        importlib.import_module(self.packages[0])
-
-
-class OnnxRuntimeEngine(_Engine):
-    def build(self, case: Case, seed: int, dtype: str | None = None) -> OnnxRuntimeWorkload:
-        return OnnxRuntimeWorkload(case, _Data.of(case, seed), self.threads)
-
-
-class OpenVinoEngine(_Engine):
-    def build(self, case: Case, seed: int, dtype: str | None = None) -> OpenVinoWorkload:
-        return OpenVinoWorkload(case, _Data.of(case, seed), self.threads)
-
-
-class JaxEngine(_Engine):
-    def metrics(self, case: Case) -> tuple[str, ...]:
-        if case.dtype != "float32" or case.shape.packed:
-            return ()  # rows of different lengths would need a mask that everybody writes in another way
-        return tuple(metric for metric in case.metrics if metric in ("total", "inference", "stream"))
-
-    def _load(self) -> None:
-        # XLA has no setting for its threads: it takes as many as it may use cores, or this variable's number. The
-        # affinity keeps whatever other threads it starts on as many cores.
-        os.environ["PJRT_NPROC"] = os.environ["NPROC"] = str(self.threads)
-        os.environ["JAX_PLATFORMS"] = "cpu"
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: self.threads])
-        if self.threads == 1:
-            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-        importlib.import_module("jax").config.update("jax_enable_x64", False)
-
-    def build(self, case: Case, seed: int, dtype: str | None = None) -> JaxWorkload:
-        return JaxWorkload(case, _Data.of(case, seed))
-
-
-class _Workload:
-    """What the three have in common: they have no module, so ``forward`` and ``backward`` are for training only."""
-
-    def __init__(self, case: Case, data: _Data) -> None:
-        self.case, self.data = case, data
-        self.state_names = onnx_model.state_names(case)
-        self.output_names = ("output", *(f"{name}_n" for name in self.state_names))
+    prepare: Any
+    run: Any
+    hand_on: Any
+    arrays: Any
 
     def forward(self) -> Any:
         raise NotImplementedError("this engine only infers")
@@ -146,141 +65,254 @@ class _Workload:
     def infer(self, calls: int = 1) -> Any:
         outputs = None
         for _ in range(calls):
-            outputs = self._infer_once()
+            outputs = self.run()
         return outputs
 
-    def _infer_once(self) -> Any:
-        raise NotImplementedError
-
     def stream(self, calls: int) -> Any:
-        raise NotImplementedError
+        outputs = None
+        for _ in range(calls):
+            outputs = self.run()
+            self.hand_on(outputs)
+        return outputs
 
-    def _named(self, outputs: Any) -> Arrays:
-        """Outputs and final states by name, copied."""
-        raise NotImplementedError
+    def named(self, prefix: str, outputs: Any) -> Arrays:
+        """Copies by name; of packed input the rows that exist, (N, D·H), as torch.nn gives them."""
+        y, *last = map(np.array, self.arrays(outputs))
+        if self.case.shape.packed:
+            y = y[np.arange(len(y))[:, None] < self.lengths]
+        return dict(zip((prefix + name for name in output_names(self.case)), (y, *last), strict=True))
 
     def tensors(self) -> Arrays:
-        named = {f"inference {name}": value for name, value in self._named(self.infer()).items()}
-        if self.case.chunks:
-            named.update({f"stream {name}": value for name, value in self._named(self.stream(STREAMED)).items()})
-        return named
+        found = self.named("inference ", self.infer())
+        return found | (self.named("stream ", self.stream(STREAMED)) if self.case.chunks else {})
 
 
-class OnnxRuntimeWorkload(_Workload):
-    def __init__(self, case: Case, data: _Data, threads: int) -> None:
-        super().__init__(case, data)
+class OnnxRuntime(Peer):
+    package = "onnxruntime"
+
+    def prepare(self, threads: int) -> None:
         ort = importlib.import_module("onnxruntime")
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        model = onnx_model.build_model(case, data.parameters)
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        model = onnx_model(self.case, self.parameters)
         self._run = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run
-        self._feeds = _feeds(data, self.state_names)
+        self._keys = [f"{name}_0" for name in self.case.states]
 
-    def _infer_once(self) -> Any:
-        return self._run(None, self._feeds)
+    def run(self) -> Any:
+        return self._run(None, self.feeds)
 
-    def stream(self, calls: int) -> Any:
-        feeds, keys, outputs = self._feeds, [f"{name}_0" for name in self.state_names], None
-        for _ in range(calls):
-            outputs = self._run(None, feeds)
-            feeds.update(zip(keys, outputs[1:], strict=True))
-        return outputs
+    def hand_on(self, outputs: Any) -> None:
+        self.feeds.update(zip(self._keys, outputs[1:], strict=True))
 
-    def _named(self, outputs: Any) -> Arrays:
-        y, *last = outputs
-        return dict(zip(self.output_names, (self.data.rows(y), *last), strict=True))
+    def arrays(self, outputs: Any) -> tuple[Any, ...]:
+        return tuple(outputs)
 
 
-class OpenVinoWorkload(_Workload):
-    def __init__(self, case: Case, data: _Data, threads: int) -> None:
-        super().__init__(case, data)
+class OpenVino(Peer):
+    package = "openvino"
+
+    def prepare(self, threads: int) -> None:
         core = importlib.import_module("openvino").Core()
-        # Its own choice of precision is bfloat16 where the processor has it.
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "f32",  # its own choice is bfloat16 where the processor has it
             "EXECUTION_MODE_HINT": "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
         }
-        network = core.read_model(onnx_model.build_model(case, data.parameters))
-        compiled = core.compile_model(network, "CPU", settings)
+        compiled = core.compile_model(core.read_model(onnx_model(self.case, self.parameters)), "CPU", settings)
         used = compiled.get_property("INFERENCE_NUM_THREADS"), compiled.get_property("INFERENCE_PRECISION_HINT")
         if (used[0], str(used[1].get_type_name())) != (threads, "f32"):
             raise RuntimeError(f"expected OpenVINO to take {threads} threads and f32, found {used}")
-        self._request = compiled.create_infer_request()
-        self._ports = [compiled.output(name) for name in self.output_names]
-        self._feeds = _feeds(data, self.state_names)
+        self._infer = compiled.create_infer_request().infer
+        self._ports = [compiled.output(name) for name in output_names(self.case)]
+        self._next = list(zip([f"{name}_0" for name in self.case.states], self._ports[1:], strict=True))
 
-    def _infer_once(self) -> Any:
-        return self._request.infer(self._feeds, share_inputs=True, share_outputs=True)
+    def run(self) -> Any:
+        return self._infer(self.feeds, share_inputs=True, share_outputs=True)
 
-    def stream(self, calls: int) -> Any:
-        feeds, outputs = self._feeds, None
-        ports = list(zip([f"{name}_0" for name in self.state_names], self._ports[1:], strict=True))
-        for _ in range(calls):
-            outputs = self._request.infer(feeds, share_inputs=True, share_outputs=True)
-            for key, port in ports:
-                feeds[key] = outputs[port].copy()  # the next call writes where this one's outputs lie
-        return outputs
+    def hand_on(self, outputs: Any) -> None:
+        for key, port in self._next:
+            self.feeds[key] = outputs[port].copy()  # the next call writes where this one's outputs lie
 
-    def _named(self, outputs: Any) -> Arrays:
-        y, *last = (np.array(outputs[port]) for port in self._ports)
-        return dict(zip(self.output_names, (self.data.rows(y), *last), strict=True))
+    def arrays(self, outputs: Any) -> tuple[Any, ...]:
+        return tuple(outputs[port] for port in self._ports)
 
 
-def _feeds(data: _Data, state_names: tuple[str, ...]) -> Arrays:
-    feeds = {"x": data.x, **{f"{name}_0": value for name, value in zip(state_names, data.states, strict=True)}}
-    return {**feeds, "lengths": data.lengths} if data.packed else feeds
+class Jax(Peer):
+    package = "jax"
 
+    @classmethod
+    def load(cls, threads: int) -> None:
+        # XLA has no setting for its threads: it takes as many as it may use cores, or this variable's number. The
+        # affinity keeps whatever other threads it starts on as many cores.
+        os.environ["PJRT_NPROC"] = os.environ["NPROC"] = str(threads)
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        if threads == 1:
+            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+        importlib.import_module("jax").config.update("jax_enable_x64", False)
 
-class JaxWorkload(_Workload):
-    def __init__(self, case: Case, data: _Data) -> None:
-        super().__init__(case, data)
+    def prepare(self, threads: int) -> None:
         jax = importlib.import_module("jax")
+        forward = jax_forward(self.case)
+
+        def train(parameters: Any, x: Any, states: Any, given: Any) -> Any:
+            outputs, pull_back = jax.vjp(forward, parameters, x, states)
+            return outputs, pull_back((given[0], tuple(given[1:])))
+
         self._block = jax.block_until_ready
-        turned = {name: value.T if value.ndim == 2 else value for name, value in data.parameters.items()}
-        self._arguments = jax.device_put((turned, data.x, data.states))
-        self._given = jax.device_put(data.gradients)
-        self._infer = jax.jit(jax_model.make_forward(case))
-        self._train = jax.jit(jax_model.make_training_step(case))
-        self._states = self._arguments[2]
+        # Weights are kept transposed, (I, G·H) and (H, G·H), so that no product has to transpose them in each step.
+        turned = {name: value.T if value.ndim == 2 else value for name, value in self.parameters.items()}
+        x, *states = self.feeds.values()
+        self._weights, self._x, self._states = jax.device_put((turned, x, tuple(states)))
+        self._given = jax.device_put(self.gradients)
+        self._infer, self._train = jax.jit(forward), jax.jit(train)
 
     def forward(self) -> Any:
-        return self._block(self._train(*self._arguments, self._given))
+        return self._block(self._train(self._weights, self._x, self._states, self._given))
 
-    def _infer_once(self) -> Any:
-        return self._block(self._infer(*self._arguments))
+    def run(self) -> Any:
+        return self._block(self._infer(self._weights, self._x, self._states))
 
-    def stream(self, calls: int) -> Any:
-        parameters, x, _ = self._arguments
-        outputs = None
-        for _ in range(calls):
-            outputs = self._block(self._infer(parameters, x, self._states))
-            self._states = outputs[1]
-        return outputs
+    def hand_on(self, outputs: Any) -> None:
+        self._states = outputs[1]
 
-    def _named(self, outputs: Any) -> Arrays:
-        y, last = outputs
-        return dict(zip(self.output_names, (np.array(y), *(np.array(state) for state in last)), strict=True))
+    def arrays(self, outputs: Any) -> tuple[Any, ...]:
+        return (outputs[0], *outputs[1])
 
     def tensors(self) -> Arrays:
-        named = super().tensors()
-        if "total" in self.case.metrics:
-            outputs, (parameters, x, states) = self.forward()
-            named.update(self._named(outputs))
-            named["grad input"] = np.array(x)
-            named.update({f"grad {n}_0": np.array(value) for n, value in zip(self.state_names, states, strict=True)})
-            named.update({f"grad {name}": np.array(value).T for name, value in parameters.items()})
-        return named
+        found = super().tensors()
+        if self.case.chunks:
+            return found
+        outputs, (parameters, x, states) = self.forward()
+        found |= self.named("", outputs) | {"grad input": np.array(x)}
+        found |= {f"grad {name}_0": np.array(value) for name, value in zip(self.case.states, states, strict=True)}
+        return found | {f"grad {name}": np.array(value).T for name, value in parameters.items()}
 
 
-PEERS: dict[str, PeerEngine] = {
-    engine.name: engine
-    for engine in (
-        OnnxRuntimeEngine("onnxruntime", "onnxruntime", ("onnxruntime", "onnx")),
-        OpenVinoEngine("openvino", "OpenVINO", ("openvino", "onnx")),
-        JaxEngine("jax", "JAX scan", ("jax",)),
-    )
-}
+def jax_forward(case: Case) -> Any:
+    """A function of (parameters, x, states) to (output, final states): `lax.scan`, the product with W before it."""
+    jax, np_ = importlib.import_module("jax"), importlib.import_module("jax.numpy")
+    sigmoid, tanh = jax.nn.sigmoid, np_.tanh
+
+    def lstm(states: Any, row: Any, r: Any, b: Any) -> Any:
+        i, f, g, o = np_.split(row + states[0] @ r, 4, axis=-1)
+        c = sigmoid(f) * states[1] + sigmoid(i) * tanh(g)
+        return sigmoid(o) * tanh(c), c
+
+    def gru(states: Any, row: Any, r: Any, b: Any) -> Any:
+        (wr, wz, wn), (rr, rz, rn) = np_.split(row, 3, axis=-1), np_.split(states[0] @ r + b, 3, axis=-1)
+        candidate = tanh(wn + sigmoid(wr + rr) * rn)
+        return (candidate + sigmoid(wz + rz) * (states[0] - candidate),)
+
+    def rnn(states: Any, row: Any, r: Any, b: Any) -> Any:
+        return (tanh(row + states[0] @ r),)
+
+    cell: Any = {"lstm": lstm, "gru": gru, "rnn": rnn}[case.cell]
+
+    def layer(parameters: Any, suffix: str, x: Any, states: Any) -> Any:
+        w, r, b_ih, b_hh = (parameters[name + suffix] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        if case.cell != "gru":  # both biases belong to one sum, so both are added before the loop
+            b_ih = b_ih + b_hh
+
+        def step(states: Any, row: Any) -> Any:
+            new = cell(states, row, r, b_hh)
+            return new, new[0]
+
+        last, y = jax.lax.scan(step, states, x @ w + b_ih, reverse=suffix.endswith("reverse"))
+        return y, last
+
+    def forward(parameters: Any, x: Any, states: Any) -> Any:
+        finals: list[Any] = []
+        for number in range(case.shape.layers):
+            outputs = []
+            for direction in ("", "_reverse")[: case.shape.directions]:
+                initial = tuple(state[len(finals)] for state in states)
+                y, last = layer(parameters, f"_l{number}{direction}", x, initial)
+                outputs.append(y)
+                finals.append(last)
+            x = outputs[0] if len(outputs) == 1 else np_.concatenate(outputs, axis=-1)
+        return x, tuple(np_.stack(state) for state in zip(*finals, strict=True))
+
+    return forward
+
+
+# Positions of ONNX's gates among torch's: i o f c (torch: i f g o), z r h (r z n).
+_ORDER = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "rnn": [0]}
+
+
+def onnx_model(case: Case, parameters: Mapping[str, np.ndarray]) -> bytes:
+    """A network of torch.nn as a serialised ONNX model: one LSTM, GRU or RNN node a layer, all sizes fixed.
+
+    ONNX (https://onnx.ai/onnx/operators/onnx__LSTM.html and its neighbours) has weights with a direction axis,
+    (D, G·H, I), both biases in one tensor (D, 2·G·H), and outputs (T, D, B, H) that are zero after a row has ended; its
+    GRU applies r after the product with R, as torch does, only with ``linear_before_reset=1``.
+
+    Args:
+        case: cell and sizes.
+        parameters: torch.nn's parameters by name, float32.
+
+    Returns:
+        A model with the inputs ``x`` (T, B, I), ``h_0`` and for LSTM ``c_0`` (L·D, B, H), for packed cases ``lengths``
+        (B) int32, and the outputs ``output`` (T, B, D·H), ``h_n`` and for LSTM ``c_n`` (L·D, B, H).
+    """
+    onnx = importlib.import_module("onnx")
+    helper, kinds, shape = onnx.helper, onnx.TensorProto, case.shape
+    nodes: list[Any] = []
+    constants: list[Any] = []
+
+    def node(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
+
+    def constant(name: str, value: Any) -> str:
+        constants.append(onnx.numpy_helper.from_array(np.array(value), name))
+        return name
+
+    def gates(layer: int, kind: str) -> np.ndarray:
+        """A parameter of both directions in ONNX's order of gates: (D, G·H) or (D, G·H, columns)."""
+        values = [parameters[f"{kind}_l{layer}{suffix}"] for suffix in ("", "_reverse")[: shape.directions]]
+        parts = [value.reshape(GATES[case.cell], shape.hidden_size, *value.shape[1:]) for value in values]
+        return np.stack([part[_ORDER[case.cell]].reshape(values[0].shape) for part in parts])
+
+    def state(name: str, end: str, layer: int) -> str:
+        return f"{name}_{end}" if shape.layers == 1 else f"{name}_{end}_l{layer}"
+
+    layers = range(shape.layers)
+    attributes: dict[str, Any] = {"hidden_size": shape.hidden_size}
+    attributes |= {"direction": "bidirectional"} if shape.bidirectional else {}
+    attributes |= {"linear_before_reset": 1} if case.cell == "gru" else {}
+    if shape.layers > 1:
+        split = constant("split", [shape.directions] * shape.layers)
+        for name in case.states:
+            node("Split", [f"{name}_0", split], [state(name, "0", layer) for layer in layers], axis=0)
+    x, columns = "x", shape.directions * shape.hidden_size
+    for layer in layers:
+        weights = [constant(f"{kind}_l{layer}", gates(layer, kind)) for kind in ("weight_ih", "weight_hh")]
+        bias = np.concatenate([gates(layer, kind) for kind in ("bias_ih", "bias_hh")], axis=1)
+        inputs = [x, *weights, constant(f"bias_l{layer}", bias), "lengths" if shape.packed else ""]
+        finals = [state(name, "n", layer) for name in case.states]
+        states = [state(name, "0", layer) for name in case.states]
+        node(CLASS_NAMES[case.cell], [*inputs, *states], [f"y_l{layer}", *finals], **attributes)
+        x = "output" if layer == shape.layers - 1 else f"x_l{layer + 1}"
+        if not shape.bidirectional:
+            node("Squeeze", [f"y_l{layer}", constant(f"axis_l{layer}", [1])], [x])
+            continue
+        node("Transpose", [f"y_l{layer}"], [f"turned_l{layer}"], perm=[0, 2, 1, 3])
+        node("Reshape", [f"turned_l{layer}", constant(f"size_l{layer}", [shape.steps, shape.batch, columns])], [x])
+    if shape.layers > 1:
+        for name in case.states:
+            node("Concat", [state(name, "n", layer) for layer in layers], [f"{name}_n"], axis=0)
+    size = [shape.layers * shape.directions, shape.batch, shape.hidden_size]
+    value = helper.make_tensor_value_info
+    taken = [value("x", kinds.FLOAT, [shape.steps, shape.batch, shape.input_size])]
+    taken += [value(f"{name}_0", kinds.FLOAT, size) for name in case.states]
+    taken += [value("lengths", kinds.INT32, [shape.batch])] if shape.packed else []
+    given = [value("output", kinds.FLOAT, [shape.steps, shape.batch, columns])]
+    given += [value(f"{name}_n", kinds.FLOAT, size) for name in case.states]
+    graph = helper.make_graph(nodes, case.cell, taken, given, constants)
+    # The version that came with this opset: what an engine of some years ago can read.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())

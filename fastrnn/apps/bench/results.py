@@ -1,47 +1,188 @@
-"""What a run has found: rows, model, verdict, summary, JSON."""
+"""Settings of a run and what it has found: rows, language model, summary, JSON.
+
+A side is ``baseline``, ``candidate`` or the name of a peer.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastrnn.apps.bench import ratios
-from fastrnn.apps.bench.limits import Peaks
-from fastrnn.apps.bench.runner import METRICS, CaseResult, ModelResult, Settings
+from fastrnn.apps.bench.cases import METRICS, Case
+from fastrnn.apps.bench.engines import find_engine
+from fastrnn.apps.bench.language_model import CurveComparison, ModelSettings, final_loss
+from fastrnn.apps.bench.machine import Peaks
+from fastrnn.apps.bench.parity import Parity
 
-PEER_METRICS = ("total", "inference")  # what peers can be timed in
-SCHEMA = "fastrnn-bench/2"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Speed-ups of a group of rows in one metric."""
-
-    dtype: str
-    cell: str  # or "all"
-    metric: str
-    rows: int
-    of: int  # rows in the group, with those that have no speed
-    mean: float  # geometric
-    lowest: float
-    highest: float
-
-
-@dataclass(frozen=True)
-class PeerSummary:
-    """The candidate against one other engine, over the rows in which both were timed."""
-
-    cell: str  # or "all"
-    metric: str
-    against: str  # a side, or "best peer": in each row the peer with the shortest time
-    rows: int
-    mean: float  # geometric
-    lowest: float
-    lowest_row: str
-    highest: float
-
-
+SIDES = ("baseline", "candidate")
+WORDS = {"failed": "FAILED parity", "error": "ERROR", "skipped": "skipped"}
 BEST_PEER = "best peer"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure and how."""
+
+    cases: tuple[Case, ...]
+    mode: str = "bench"  # or busy, scaling
+    candidate: str = "fastrnn"  # engine names
+    baseline: str = "torch"
+    peers: tuple[str, ...] = ()
+    threads: int | None = None  # None: as torch chooses
+    precision: str = "highest"  # of the candidate's float32 products, see torch.set_float32_matmul_precision
+    device: str = "cpu"  # of all cases
+    rounds: int = 9
+    block_seconds: float = 0.03
+    seed: int = 0
+    quick: bool = False
+    memory: bool = True
+    model: ModelSettings | None = None
+    competitors: int = 0  # of the busy mode; and the seconds of each engine alone and beside them
+    sample_seconds: float = 1.5
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Names of all sides for people."""
+        labels = {side: find_engine(name).label for side, name in self.engines.items()}
+        same = labels["candidate"] == labels["baseline"]
+        return labels | {"candidate": labels["candidate"] + (" again" if same else "")}
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """Names of engines by side."""
+        return {"baseline": self.baseline, "candidate": self.candidate, **{name: name for name in self.peers}}
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"engines": self.engines} | {k: v for k, v in vars(self).items() if k not in ("cases", "model")}
+
+
+@dataclass
+class Verdict:
+    """Status ``ok``, ``failed`` (parity), ``error``, or ``skipped`` (torch.nn cannot run it); a message if not ok."""
+
+    status: str = "ok"
+    message: str = ""
+    parity: Parity | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    def fail(self, status: str, message: object) -> None:
+        self.status, self.message = status, str(message)
+
+    def judge(self, parity: Parity) -> None:
+        self.parity = parity
+        if not parity.ok:
+            self.fail("failed", parity.describe())
+
+    def describe(self) -> str:
+        return f"{WORDS.get(self.status, self.status)}, {self.message}"
+
+    def as_dict(self) -> dict[str, Any]:
+        parity = self.parity.as_dict() if self.parity else None
+        return {"status": self.status, "message": self.message, "parity": parity}
+
+
+@dataclass
+class Row(Verdict):
+    """A case and its figures. In the scaling mode ``value`` is the one on ``axis``."""
+
+    case: Case = field(kw_only=True)
+    warnings: list[str] = field(default_factory=list)
+    peers: dict[str, Verdict] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)  # kind of block → calls in one
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # metric → side → per call, one per round
+    memory: dict[str, int | None] = field(default_factory=dict)  # side → bytes
+    bounds: dict[str, float] = field(default_factory=dict)  # metric → seconds, see fastrnn.apps.bench.machine
+    samples: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # busy mode: kind → side → quiet, busy
+    axis: str = ""
+    value: int = 0
+    threads: int | None = None
+
+    def speedup(self, metric: str, side: str | None = "baseline") -> ratios.Speedup | None:
+        """The candidate against that side."""
+        times = self.seconds.get(metric, {}) if self.ok else {}
+        return ratios.compare_rounds(times[side], times["candidate"]) if side in times else None
+
+    def median(self, metric: str, side: str) -> float | None:
+        """Median seconds of a call."""
+        times = self.seconds.get(metric, {}).get(side)
+        return ratios.median(times) if self.ok and times else None
+
+    def per_step(self, metric: str, side: str) -> float | None:
+        seconds = self.median(metric, side)
+        return None if seconds is None else seconds / (self.case.shape.steps * max(1, self.case.chunks))
+
+    def best_peer(self, metric: str) -> str | None:
+        """The peer with the shortest time."""
+        return min((name for name in self.peers if self.median(metric, name)), default=None,
+                   key=lambda name: self.median(metric, name) or math.inf)  # fmt: skip
+
+    def limit_share(self, metric: str) -> float | None:
+        """The bound that the machine's peaks give, divided by the candidate's time: 1 is the limit."""
+        seconds = self.median(metric, "candidate")
+        return self.bounds[metric] / seconds if seconds and metric in self.bounds else None
+
+    def slowdown(self, kind: str, side: str, figure: str) -> float | None:
+        """Busy over quiet ``median`` or ``mean`` of one engine."""
+        found = self.samples.get(kind, {}).get(side, {})
+        return found["busy"][figure] / found["quiet"][figure] if self.ok and len(found) == 2 else None
+
+    def _speedups(self, side: str) -> dict[str, Any]:
+        return {metric: asdict(s) for metric in self.case.metrics if (s := self.speedup(metric, side))}
+
+    def as_dict(self) -> dict[str, Any]:
+        shares = {metric: self.limit_share(metric) for metric in self.case.metrics}
+        return {
+            "case": self.case.as_dict(),
+            **super().as_dict(),
+            **({"axis": self.axis, "value": self.value, "threads": self.threads} if self.axis else {}),
+            "warnings": self.warnings,
+            "calls_per_block": self.calls,
+            "seconds": self.seconds if self.ok else {},
+            "speedup": self._speedups("baseline"),
+            "peers": {n: {**peer.as_dict(), "speedup": self._speedups(n)} for n, peer in self.peers.items()},
+            "bound_seconds": self.bounds,
+            "limit_share": {metric: share for metric, share in shares.items() if share},
+            "peak_memory_bytes": self.memory if self.ok else {},
+            "samples": self.samples if self.ok else {},
+        }
+
+
+@dataclass
+class ModelResult(Verdict):
+    """The language model's curves and pace. ``seconds`` and ``losses`` by side, per block and per step."""
+
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    text: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    block_steps: list[int] = field(default_factory=list)
+    comparison: CurveComparison | None = None
+
+    def speedup(self) -> ratios.Speedup | None:
+        return ratios.compare_rounds(*(self.seconds[side] for side in SIDES)) if self.ok else None
+
+    def characters_per_second(self, side: str) -> float | None:
+        """Median over the blocks."""
+        characters = [steps * self.settings.batch * self.settings.chunk for steps in self.block_steps]
+        paces = [count / spent for count, spent in zip(characters, self.seconds[side], strict=False)]
+        return ratios.median(paces) if self.ok and paces else None
+
+    def as_dict(self) -> dict[str, Any]:
+        speedup = self.speedup()
+        return {
+            **asdict(self),
+            "seconds": self.seconds if self.ok else {},
+            "final_loss": {side: final_loss(losses) for side, losses in self.losses.items() if losses},
+            "characters_per_second": {side: self.characters_per_second(side) for side in SIDES},
+            "speedup": asdict(speedup) if speedup else None,
+        }
 
 
 @dataclass
@@ -50,96 +191,78 @@ class Results:
 
     settings: Settings
     environment: dict[str, Any]
-    cases: list[CaseResult] = field(default_factory=list)
-    steps: list[CaseResult] = field(default_factory=list)  # streams of single steps
+    rows: list[Row] = field(default_factory=list)
     model: ModelResult | None = None
     peaks: Peaks | None = None
     complete: bool = False
 
+    def groups(self) -> dict[tuple[str, str], list[Row]]:
+        """Rows by (dtype, cell), in the order in which they ran; without streams."""
+        grouped: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            if not row.case.chunks:
+                grouped.setdefault((row.case.dtype, row.case.cell), []).append(row)
+        return grouped
+
+    @property
+    def steps(self) -> list[Row]:
+        return [row for row in self.rows if row.case.chunks]
+
     @property
     def problems(self) -> list[str]:
         """What makes the run a failure, one line each."""
-        lines = []
-        for row in [*self.cases, *self.steps]:
-            if row.status == "failed":
-                lines.append(f"{row.case.name}: FAILED parity, {row.message}")
-            elif row.status == "error":
-                lines.append(f"{row.case.name}: ERROR, {row.message}")
-        if self.model is not None and self.model.status in ("failed", "error"):
-            word = "FAILED parity, " if self.model.status == "failed" else "ERROR, "
-            lines.append(f"language model: {word}{self.model.message}")
-        return lines
+        named: list[tuple[str, Verdict]] = [(row.case.name, row) for row in self.rows]
+        named += [("language model", self.model)] if self.model else []
+        return [f"{name}: {one.describe()}" for name, one in named if one.status in ("failed", "error")]
 
-    def summaries(self) -> list[Summary]:
-        """Geometric mean, lowest and highest speed-up by number format, cell and metric."""
-        found = []
-        for dtype in dict.fromkeys(row.case.dtype for row in self.cases):
-            rows = [row for row in self.cases if row.case.dtype == dtype]
-            cells = list(dict.fromkeys(row.case.cell for row in rows))
-            for cell in [*cells, "all"] if len(cells) > 1 else cells:
+    def summary(self) -> list[dict[str, Any]]:
+        """Geometric mean, lowest and highest speed-up by dtype, cell (or ``all``), metric and engine.
+
+        ``against`` is the baseline, a peer, or the best peer of each row. ``of`` counts rows with and without a speed.
+        """
+        found, groups = [], self.groups()
+        for dtype in dict.fromkeys(dtype for dtype, _ in groups):
+            cells = {cell: rows for (other, cell), rows in groups.items() if other == dtype}
+            if len(cells) > 1:
+                cells["all"] = [row for rows in cells.values() for row in rows]
+            for cell, rows in cells.items():
                 for metric in METRICS:
-                    group = [row.speedup(metric) for row in rows if cell in (row.case.cell, "all")]
-                    values = [speedup.median for speedup in group if speedup]
-                    mean = ratios.geometric_mean(values)
-                    if mean is not None:
-                        found.append(
-                            Summary(dtype, cell, metric, len(values), len(group), mean, min(values), max(values))
-                        )
-        return found
-
-    def peer_summaries(self) -> list[PeerSummary]:
-        """The candidate against torch.nn, each peer and the best peer, by cell and metric, in rows that have peers."""
-        found = []
-        rows = [row for row in self.cases if row.peers]
-        cells = list(dict.fromkeys(row.case.cell for row in rows))
-        for metric in PEER_METRICS:
-            for cell in [*cells, "all"] if len(cells) > 1 else cells:
-                group = [row for row in rows if cell in (row.case.cell, "all") and row.best_peer(metric)]
-                for against in ("baseline", *self.settings.peers, BEST_PEER):
-                    speedups = {}
-                    for row in group:
-                        side = row.best_peer(metric) if against == BEST_PEER else against
-                        speedup = row.speedup(metric, side or "")
-                        if speedup:
-                            speedups[row.case.name] = speedup.median
-                    mean = ratios.geometric_mean(speedups.values())
-                    if mean is not None:
-                        worst = min(speedups, key=lambda name: speedups[name])
-                        ends = speedups[worst], worst, max(speedups.values())
-                        found.append(PeerSummary(cell, metric, against, len(speedups), mean, *ends))
-        return found
+                    for against in ("baseline", *self.settings.peers, *([BEST_PEER] if self.settings.peers else [])):
+                        key = {"dtype": dtype, "cell": cell, "metric": metric, "against": against}
+                        found.append({**key, **means(rows, metric, against)})
+        return [one for one in found if one["rows"]]
 
     def slower(self) -> list[str]:
         """Rows and metrics in which the candidate was certainly slower than torch.nn."""
-        lines = []
-        for row in [*self.cases, *self.steps]:
-            for metric in row.case.metrics:
-                speedup = row.speedup(metric)
-                if speedup and speedup.median < 1.0 and not speedup.uncertain:
-                    lines.append(f"{row.case.name}: {metric} {speedup.median:.2f}×")
-        return lines
+        timed = [(row.case.name, metric, row.speedup(metric)) for row in self.rows for metric in row.case.metrics]
+        return [f"{name}: {m} {s.median:.2f}×" for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
+
+    def to_json(self) -> str:
+        """The document with one row a line."""
+        document = json.dumps(self.as_dict() | {"rows": []}, indent=1, ensure_ascii=False)
+        rows = ",\n  ".join(json.dumps(row.as_dict(), ensure_ascii=False) for row in self.rows)
+        return document.replace('"rows": []', f'"rows": [\n  {rows}\n ]') + "\n"
 
     def as_dict(self) -> dict[str, Any]:
-        settings = self.settings
         return {
-            "schema": SCHEMA,
+            "schema": "fastrnn-bench/3",
             "complete": self.complete,
             "environment": self.environment,
-            "settings": {
-                "engines": {"baseline": settings.baseline, "candidate": settings.candidate},
-                "peers": list(settings.peers),
-                "threads": settings.threads,
-                "precision": settings.precision,
-                "device": settings.device,
-                "rounds": settings.rounds,
-                "block_seconds": settings.block_seconds,
-                "seed": settings.seed,
-            },
+            "settings": self.settings.as_dict(),
             "problems": self.problems,
-            "peaks": self.peaks.as_dict() if self.peaks else None,
-            "summary": [asdict(summary) for summary in self.summaries()],
-            "peer_summary": [asdict(summary) for summary in self.peer_summaries()],
-            "cases": [row.as_dict() for row in self.cases],
-            "steps": [row.as_dict() for row in self.steps],
+            "peaks": asdict(self.peaks) if self.peaks else None,
+            "summary": self.summary(),
+            "rows": [row.as_dict() for row in self.rows],
             "language_model": self.model.as_dict() if self.model else None,
         }
+
+
+def means(rows: Sequence[Row], metric: str, against: str) -> dict[str, Any]:
+    """Number of rows with a speed-up against an engine or `BEST_PEER`, geometric mean, lowest and highest."""
+    pairs = [(r, r.speedup(metric, r.best_peer(metric) if against == BEST_PEER else against)) for r in rows]
+    values = {row.case.name: speedup.median for row, speedup in pairs if speedup}
+    if not values:
+        return {"rows": 0}
+    lowest = min(values, key=lambda name: values[name])
+    ends = {"lowest": values[lowest], "lowest_row": lowest, "highest": max(values.values())}
+    return {"rows": len(values), "of": len(rows), "mean": ratios.geometric_mean(values.values()), **ends}

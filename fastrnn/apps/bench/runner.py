@@ -1,4 +1,4 @@
-"""Takes the cases and the language model through their steps: parity, memory, rounds.
+"""Takes cases and the language model through their steps: parity, memory, rounds. And the modes of a run.
 
 One process per engine, never at work at the same time. A round is one block of calls of each engine; who begins changes
 with every round.
@@ -6,184 +6,55 @@ with every round.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fastrnn.apps.bench import limits, memory, ratios
-from fastrnn.apps.bench.cases import BLOCKS, METRICS, Case
-from fastrnn.apps.bench.client import Worker, WorkerDiedError, WorkerError
-from fastrnn.apps.bench.engines import BASELINE, find_engine
-from fastrnn.apps.bench.language_model import CurveComparison, ModelSettings, compare_curves, describe_text, final_loss
-from fastrnn.apps.bench.parity import FACTOR, HIGH_FACTOR, Parity, check_parity, check_peer
+from fastrnn.apps.bench import machine, ratios
+from fastrnn.apps.bench.cases import Case, Shape
+from fastrnn.apps.bench.engines import find_engine
+from fastrnn.apps.bench.language_model import compare_curves, describe_text
+from fastrnn.apps.bench.parity import FACTOR, HIGH_FACTOR, check_parity, check_peer
+from fastrnn.apps.bench.process import Worker, WorkerDiedError, WorkerError
+from fastrnn.apps.bench.results import SIDES, ModelResult, Results, Row, Settings, Verdict
 
-__all__ = ["METRICS", "SIDES", "CaseResult", "ModelResult", "PeerResult", "Runner", "Settings", "new_model_result"]
-
-SIDES = ("baseline", "candidate")
-
-Note = Callable[[str], None]
+FAILURES = (WorkerError, WorkerDiedError)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure and how."""
+class Progress:
+    """Lines on the error stream, one for each job, and on a terminal what the current one is doing.
 
-    cases: tuple[Case, ...]
-    candidate: str = "fastrnn"  # engine names
-    baseline: str = BASELINE
-    peers: tuple[str, ...] = ()  # names too, see fastrnn.apps.bench.peers
-    threads: int | None = None  # None: as torch chooses
-    precision: str = "highest"  # of the candidate's float32 products, see torch.set_float32_matmul_precision
-    memory: bool = True
-    rounds: int = 9
-    block_seconds: float = 0.03
-    seed: int = 0
-    model: ModelSettings | None = field(default_factory=ModelSettings)
-    steps: tuple[Case, ...] = ()  # streams of single steps, which have a table of their own
-    device: str = "cpu"  # of all cases
-
-
-@dataclass
-class PeerResult:
-    """Another library's verdict on one row; status ``ok``, ``failed`` (parity) or ``error``."""
-
-    status: str = "ok"
-    message: str = ""
-    parity: Parity | None = None
-
-
-@dataclass
-class CaseResult:
-    """One row and its figures; status ``ok``, ``failed`` (parity), ``error``, ``skipped`` (torch.nn cannot).
-
-    A side is ``baseline``, ``candidate`` or the name of a peer that can run the case and passed its check.
+    Written only between two commands to the workers: a bar that refreshes itself would take time from them.
     """
 
-    case: Case
-    status: str = "ok"
-    message: str = ""
-    warnings: list[str] = field(default_factory=list)
-    parity: Parity | None = None
-    peers: dict[str, PeerResult] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)  # kind of block → calls in one
-    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # metric → side → per call, one per round
-    memory: dict[str, int | None] = field(default_factory=dict)  # side → bytes
-    bounds: dict[str, float] = field(default_factory=dict)  # metric → seconds, see fastrnn.apps.bench.limits
+    def __init__(self, jobs: int) -> None:
+        self.jobs, self.done, self.name = jobs, 0, ""
 
-    def speedup(self, metric: str, side: str = "baseline") -> ratios.Speedup | None:
-        """The candidate against that side."""
-        if not self._shown(metric, side):
-            return None
-        return ratios.compare_rounds(self.seconds[metric][side], self.seconds[metric]["candidate"])
+    def _write(self, text: str, end: str) -> None:
+        clear = "\r\033[K" if sys.stderr.isatty() else ""
+        print(f"{clear}[{self.done + 1}/{self.jobs}] {self.name}{text}", end=end, file=sys.stderr, flush=True)
 
-    def median_seconds(self, metric: str, side: str) -> float | None:
-        return ratios.median(self.seconds[metric][side]) if self._shown(metric, side) else None
+    def note(self, text: str) -> None:
+        if sys.stderr.isatty():
+            self._write(f"  {text}", "")
 
-    def _shown(self, metric: str, side: str) -> bool:
-        return self.status == "ok" and side in self.seconds.get(metric, {})
-
-    def best_peer(self, metric: str) -> str | None:
-        """The peer with the shortest time."""
-        times = {name: self.median_seconds(metric, name) for name in self.peers}
-        known = {name: seconds for name, seconds in times.items() if seconds is not None}
-        return min(known, key=lambda name: known[name]) if known else None
-
-    def limit_share(self, metric: str) -> float | None:
-        """The bound that the machine's peaks give, divided by the candidate's time: 1 is the limit."""
-        seconds = self.median_seconds(metric, "candidate")
-        return self.bounds[metric] / seconds if seconds and metric in self.bounds else None
-
-    def _peer_dict(self, name: str) -> dict[str, Any]:
-        peer = self.peers[name]
-        speedups = {metric: self.speedup(metric, name) for metric in self.case.metrics}
-        return {
-            "status": peer.status,
-            "message": peer.message,
-            "parity": peer.parity.as_dict() if peer.parity else None,
-            "speedup": {metric: value.as_dict() for metric, value in speedups.items() if value},
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        shown = self.status == "ok"
-        speedups = {metric: self.speedup(metric) for metric in self.case.metrics}
-        shares = {metric: self.limit_share(metric) for metric in self.case.metrics}
-        return {
-            "case": self.case.as_dict(),
-            "status": self.status,
-            "message": self.message,
-            "warnings": self.warnings,
-            "parity": self.parity.as_dict() if self.parity else None,
-            "calls_per_block": self.calls,
-            "seconds": self.seconds if shown else {},
-            "speedup": {metric: value.as_dict() for metric, value in speedups.items() if value},
-            "peers": {name: self._peer_dict(name) for name in self.peers},
-            "bound_seconds": self.bounds,
-            "limit_share": {metric: share for metric, share in shares.items() if share is not None},
-            "peak_memory_bytes": self.memory if shown else {},
-        }
-
-
-@dataclass
-class ModelResult:
-    """The language model's curves and pace. ``seconds`` and ``losses`` by side, per block and per step."""
-
-    settings: ModelSettings
-    text: dict[str, Any]
-    status: str = "ok"
-    message: str = ""
-    losses: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    block_steps: list[int] = field(default_factory=list)
-    comparison: CurveComparison | None = None
-
-    def speedup(self) -> ratios.Speedup | None:
-        return ratios.compare_rounds(*(self.seconds[side] for side in SIDES)) if self.status == "ok" else None
-
-    def characters_per_second(self, side: str) -> float | None:
-        """Median over the blocks."""
-        if self.status != "ok" or not self.seconds[side]:
-            return None
-        per_step = self.settings.characters_per_step
-        paces = [steps * per_step / spent for steps, spent in zip(self.block_steps, self.seconds[side], strict=True)]
-        return ratios.median(paces)
-
-    def as_dict(self) -> dict[str, Any]:
-        speedup = self.speedup()
-        complete = all(self.losses[side] for side in SIDES)
-        return {
-            "settings": asdict(self.settings),
-            "text": self.text,
-            "status": self.status,
-            "message": self.message,
-            "losses": self.losses,
-            "final_loss": {side: final_loss(self.losses[side]) for side in SIDES} if complete else {},
-            "curves": asdict(self.comparison) if self.comparison else None,
-            "block_steps": self.block_steps,
-            "seconds_per_block": self.seconds if self.status == "ok" else {},
-            "characters_per_second": {side: self.characters_per_second(side) for side in SIDES},
-            "speedup": speedup.as_dict() if speedup else None,
-        }
+    def end(self, outcome: str) -> None:
+        self._write(f": {outcome}", "\n")
+        self.done += 1
 
 
 class Runner:
-    """Owns the worker processes. Use as a context manager: they end with it, whatever happens."""
+    """Owns the worker processes, which end with `close`."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.engines = {"baseline": settings.baseline, "candidate": settings.candidate}
-        self.engines.update({name: name for name in settings.peers})
-        self.peaks: limits.Peaks | None = None
-        self._threads = settings.threads
+    def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
+        self.settings, self.progress = settings, progress or Progress(0)
+        self.threads = settings.threads
         self._workers: dict[tuple[str, str], Worker] = {}
 
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """End all workers at once."""
         while self._workers:
             self._workers.popitem()[1].kill()
 
@@ -194,89 +65,69 @@ class Runner:
             self._workers.pop(key).kill()
         if key not in self._workers:
             precision = self.settings.precision if side == "candidate" else None
-            self._workers[key] = Worker(self.engines[side], self._threads, precision=precision)
+            self._workers[key] = Worker(self.settings.engines[side], self.threads, precision=precision)
         return self._workers[key]
 
-    def start(self) -> dict[str, Any]:
-        """Start all workers and wait for them. Answers what each engine says of itself, by side."""
-        with_memory = self.settings.memory and self.settings.cases and memory.available()
-        purposes = ("time", "memory") if with_memory else ("time",)
+    def start(self, environment: dict[str, Any]) -> int:
+        """Start all workers, note in ``environment`` what each engine says of itself; answers the threads."""
+        purposes = ("time", "memory") if self.settings.memory and machine.can_measure_memory() else ("time",)
         workers = [self.worker(side, purpose) for side in SIDES for purpose in purposes]
+        # Peers have no default of their own that would be fair: they get as many threads as torch.
+        self.threads = environment["threads"] = int(workers[0].wait_until_started()["threads"])
+        workers += [self.worker(name) for name in self.settings.peers]
         for worker in workers:
             worker.wait_until_started()
-        # Peers have no default of their own that would be fair: they get as many threads as torch.
-        self._threads = int(workers[0].started["threads"])
-        for name in self.settings.peers:
-            self.worker(name)
-        for side in self.engines:
-            self.worker(side).wait_until_started()
-        return {side: self.worker(side).started for side in self.engines}
+        environment["engines"] = {side: self.worker(side).wait_until_started() for side in self.settings.engines}
+        return self.threads
 
-    def measure_limits(self, seconds: float = limits.SECONDS) -> limits.Peaks:
-        """The machine's peaks for the number formats and weights of all rows, from a process that does nothing else."""
-        cases = (*self.settings.cases, *self.settings.steps)
-        worker = self.worker("baseline", "limits")
+    def measure_peaks(self, cases: Sequence[Case]) -> machine.Peaks:
+        """The machine's peaks for the dtypes and weights of all cases, from a process that does nothing else."""
         dtypes = list(dict.fromkeys(case.dtype for case in cases))
-        sizes = sorted({limits.recurrent_bytes(case) for case in cases})
-        self.peaks = worker.call("limits", dtypes=dtypes, sizes=sizes, seconds=seconds)
-        self._workers.pop(("baseline", "limits")).kill()
-        return self.peaks
+        sizes = sorted({machine.recurrent_bytes(case) for case in cases})
+        worker = self.worker("baseline", "peaks")
+        peaks: machine.Peaks = worker.call("peaks", dtypes=dtypes, sizes=sizes, seconds=machine.SECONDS)
+        self._workers.pop(("baseline", "peaks")).kill()
+        return peaks
 
-    # One row of the table
-
-    def run_case(self, case: Case, note: Note = lambda text: None) -> CaseResult:
-        """Parity, then memory, then the rounds. Errors and dead workers end up in the result."""
-        note("parity")
-        result = self.check_case(case)
+    def run_case(self, row: Row) -> None:
+        """Check a case, then measure it. Errors and dead workers end up in the row."""
+        case = row.case
+        self.progress.name = case.name + (f", {row.axis} {row.value}" if row.axis else "")
+        self.progress.note("parity")
         try:
-            if result.status == "ok":
+            self._check(row)
+            if row.ok and self.settings.mode == "busy":
+                self._measure_busy(row)
+            elif row.ok:
                 if self.settings.memory and "total" in case.metrics:
-                    note("memory")
-                    result.memory = {side: self._memory(side, case) for side in SIDES}
-                self._rounds(result, note)
-        except (WorkerError, WorkerDiedError) as error:
-            result.status, result.message = "error", str(error)
-        if self.peaks is not None:
-            result.bounds = limits.bounds(case, self.peaks)
-        return result
+                    self.progress.note("memory")
+                    row.memory = {side: self._memory(side, case) for side in SIDES}
+                self._measure_rounds(row)
+        except FAILURES as error:
+            row.fail("error", error)
 
-    def check_case(self, case: Case) -> CaseResult:
-        """Parity only: a result that says whether the case may be timed."""
-        result = CaseResult(case)
-        try:
-            self._parity(result)
-        except (WorkerError, WorkerDiedError) as error:
-            result.status, result.message = "error", str(error)
-        return result
+    def _tensors(self, side: str, case: Case, dtype: str | None = None) -> Any:
+        return self.worker(side).call("tensors", case=case, seed=self.settings.seed, dtype=dtype)
 
-    def _parity(self, result: CaseResult) -> None:
-        case, seed = result.case, self.settings.seed
-        baseline = self.worker("baseline")
-        # For float64 the baseline's own error is estimated from float32, see parity.py.
-        measured = "float32" if case.dtype == "float64" else None
+    def _check(self, row: Row) -> None:
+        case = row.case
         try:
-            theirs, _ = baseline.call("tensors", case=case, seed=seed, dtype=measured)
-            exact, _ = baseline.call("tensors", case=case, seed=seed, dtype="float64")
+            # For float64 the baseline's own error is estimated from float32, see parity.py.
+            theirs, _ = self._tensors("baseline", case, "float32" if case.dtype == "float64" else None)
+            exact, _ = self._tensors("baseline", case, "float64")
         except WorkerError as error:
-            result.status, result.message = "skipped", str(error)
+            row.fail("skipped", error)
             return
-        ours, result.warnings = self.worker("candidate").call("tensors", case=case, seed=seed, dtype=None)
+        ours, row.warnings = self._tensors("candidate", case)
         factor = FACTOR if self.settings.precision == "highest" else HIGH_FACTOR
-        result.parity = check_parity(ours, theirs, exact, case.dtype, factor)
-        if not result.parity.ok:
-            result.status, result.message = "failed", _failure(result.parity)
-            return
-        for name in self.settings.peers:
+        row.judge(check_parity(ours, theirs, exact, case.dtype, factor))
+        for name in self.settings.peers if row.ok else ():
             if find_engine(name).metrics(case):
-                result.peers[name] = self._peer_parity(name, case, theirs, exact)
-
-    def _peer_parity(self, name: str, case: Case, theirs: Any, exact: Any) -> PeerResult:
-        try:
-            found, _ = self.worker(name).call("tensors", case=case, seed=self.settings.seed, dtype=None)
-        except (WorkerError, WorkerDiedError) as error:
-            return PeerResult("error", str(error))
-        parity = check_peer(found, theirs, exact)
-        return PeerResult("ok" if parity.ok else "failed", "" if parity.ok else _failure(parity), parity)
+                row.peers[name] = Verdict()
+                try:
+                    row.peers[name].judge(check_peer(self._tensors(name, case)[0], theirs, exact))
+                except FAILURES as error:
+                    row.peers[name].fail("error", error)
 
     def _memory(self, side: str, case: Case) -> int | None:
         """Median of three measurements: with several threads the allocator does not do the same twice."""
@@ -285,83 +136,214 @@ class Runner:
         sizes = [worker.call("peak_memory", case=case, seed=self.settings.seed) for _ in range(3)]
         return None if None in sizes else sorted(sizes)[1]
 
-    def _rounds(self, result: CaseResult, note: Note) -> None:
-        case, settings = result.case, self.settings
-        estimates = {}
-        for side in (*SIDES, *(name for name, peer in result.peers.items() if peer.status == "ok")):
-            found = self._ask(result, side, "prepare", case=case, seed=settings.seed)
-            if found is not None:
-                estimates[side] = found
-        able = {kind: [side for side in estimates if kind in estimates[side]] for kind in BLOCKS}
-        for kind, sides in able.items():
-            if sides:
-                seconds = [estimates[side][kind] for side in sides]
-                result.calls[kind] = ratios.calls_per_block(seconds, settings.block_seconds)
-        result.seconds = {metric: {} for metric in case.metrics}
-        for number in range(settings.rounds):
-            note(f"round {number + 1}/{settings.rounds}")
-            for kind, calls in result.calls.items():
-                first = number % len(able[kind])
-                for side in (*able[kind][first:], *able[kind][:first]):
-                    times = self._ask(result, side, "block", kind=kind, calls=calls)
-                    for metric, value in (times or {}).items():
-                        result.seconds[metric].setdefault(side, []).append(value)
-        for side in estimates:
-            self._ask(result, side, "release")
-
-    def _ask(self, result: CaseResult, side: str, command: str, **arguments: Any) -> Any:
+    def _ask(self, row: Row, side: str, command: str, **arguments: Any) -> Any:
         """Call a worker. A peer's failure is not the row's: it is noted, and the peer left out from now on."""
-        peer = result.peers.get(side)
-        if peer is None:
-            return self.worker(side).call(command, **arguments)
-        if peer.status != "ok":
+        peer = row.peers.get(side)
+        if peer is not None and not peer.ok:
             return None
         try:
             return self.worker(side).call(command, **arguments)
-        except (WorkerError, WorkerDiedError) as error:
-            peer.status, peer.message = "error", str(error)
-            for times in result.seconds.values():
+        except FAILURES as error:
+            if peer is None:
+                raise
+            peer.fail("error", error)
+            for times in row.seconds.values():
                 times.pop(side, None)
+            for samples in row.samples.values():
+                samples.pop(side, None)
             return None
 
-    # The real workload
+    def _prepare(self, row: Row) -> dict[str, dict[str, float]]:
+        """Build the case in each engine that may be timed. Answers seconds of a call by kind of block and side."""
+        able: dict[str, dict[str, float]] = {}
+        for side in (*SIDES, *row.peers):
+            estimates = self._ask(row, side, "prepare", case=row.case, seed=self.settings.seed) or {}
+            for kind, seconds in estimates.items():
+                able.setdefault(kind, {})[side] = seconds
+        return able
 
-    def run_model(self, text: bytes, result: ModelResult, note: Note = lambda text: None) -> None:
+    def _release(self, row: Row) -> None:
+        for side in (*SIDES, *row.peers):
+            self._ask(row, side, "release")
+
+    def _measure_rounds(self, row: Row) -> None:
+        able, rounds = self._prepare(row), self.settings.rounds
+        for kind, estimates in able.items():
+            row.calls[kind] = ratios.calls_per_block(list(estimates.values()), self.settings.block_seconds)
+        row.seconds = {metric: {} for metric in row.case.metrics}
+        for number in range(rounds):
+            self.progress.note(f"round {number + 1}/{rounds}")
+            for kind, estimates in able.items():
+                sides, first = list(estimates), number % len(estimates)
+                for side in (*sides[first:], *sides[:first]):
+                    times = self._ask(row, side, "block", kind=kind, calls=row.calls[kind])
+                    for metric, value in (times or {}).items():
+                        row.seconds[metric].setdefault(side, []).append(value)
+        self._release(row)
+
+    def _measure_busy(self, row: Row) -> None:
+        """Single calls of each engine alone, then beside processes that keep a core busy."""
+        able = self._prepare(row)
+        for condition, count in (("quiet", 0), ("busy", self.settings.competitors)):
+            with busy_processes(count):
+                for kind, side in [(kind, side) for kind, sides in able.items() for side in sides]:
+                    self.progress.note(f"{condition}, {kind}, {side}")
+                    times = self._ask(row, side, "samples", kind=kind, seconds=self.settings.sample_seconds)
+                    if times:
+                        row.samples.setdefault(kind, {}).setdefault(side, {})[condition] = sample(times)
+        self._release(row)
+
+    def run_model(self, text: bytes, result: ModelResult) -> None:
         """Train the language model with both engines, block by block in turns, into ``result``."""
-        model = result.settings
+        model, done = result.settings, 0
+        self.progress.name = "language model"
         try:
-            workers = {side: self.worker(side) for side in SIDES}
-            for worker in workers.values():
-                worker.call("start_model", text=text, settings=model, seed=self.settings.seed)
-            done = 0
+            for side in SIDES:
+                self.worker(side).call("start_model", text=text, settings=model, seed=self.settings.seed)
             while done < model.steps:
                 steps = min(model.block, model.steps - done)
                 for side in SIDES if len(result.block_steps) % 2 == 0 else SIDES[::-1]:
-                    seconds, losses = workers[side].call("model_block", steps=steps)
+                    seconds, losses = self.worker(side).call("model_block", steps=steps)
                     result.seconds[side].append(seconds)
                     result.losses[side].extend(losses)
                 result.block_steps.append(steps)
                 done += steps
-                note(f"step {done}/{model.steps}, loss {result.losses['candidate'][-1]:.3f}")
-            for worker in workers.values():
-                worker.call("release")
-        except (WorkerError, WorkerDiedError) as error:
-            result.status, result.message = "error", f"language model: {error}"
+                self.progress.note(f"step {done}/{model.steps}, loss {result.losses['candidate'][-1]:.3f}")
+            for side in SIDES:
+                self.worker(side).call("release")
+        except KeyboardInterrupt:
+            result.fail("interrupted", "interrupted")
+            raise
+        except FAILURES as error:
+            result.fail("error", error)
             return
-        result.comparison = compare_curves(result.losses["baseline"], result.losses["candidate"])
-        if not result.comparison.ok:
-            result.status = "failed"
-            result.message = (
-                f"loss curves differ: {result.comparison.early:.2g} (relative) among the first steps, "
-                f"{result.comparison.late:.2g} at the end"
-            )
+        curves = result.comparison = compare_curves(result.losses["baseline"], result.losses["candidate"])
+        if not curves.ok:
+            ends = f"{curves.early:.2g} (relative) among the first steps, {curves.late:.2g} at the end"
+            result.fail("failed", f"loss curves differ: {ends}")
 
 
-def _failure(parity: Parity) -> str:
-    more = len(parity.failed) - 1
-    return parity.worst.describe() + (f" (and {more} more)" if more else "")
+def sample(times: Sequence[float]) -> dict[str, float]:
+    """Figures of single calls."""
+    mean = sum(times) / len(times)
+    return {"calls": len(times), "median": ratios.median(times), "mean": mean, "highest": max(times)}
 
 
-def new_model_result(settings: ModelSettings, text: bytes) -> ModelResult:
-    """An empty result that already says which text is learned."""
-    return ModelResult(settings, describe_text(text))
+# Ends by itself when its parent is gone, even if that was killed: a competitor that stays would spoil everything after.
+_COMPETITOR = """\
+import os, sys
+parent = os.getppid()
+sys.stdout.write(".")
+sys.stdout.close()
+while os.getppid() == parent:
+    for _ in range(1000000):
+        pass
+"""
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run processes that do nothing but use a core, pinned nowhere; afterwards they are gone, whatever happens."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            # No standard error: a traceback would come when Ctrl-C reaches the whole process group.
+            command, quiet = [sys.executable, "-S", "-c", _COMPETITOR], subprocess.DEVNULL
+            processes.append(subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet))
+        for process in processes:
+            if process.stdout is None or process.stdout.read(1) != b".":
+                raise RuntimeError("a competitor did not start")
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
+
+
+# Modes
+
+
+def run(results: Results, text: bytes = b"") -> None:
+    """Fill the results. KeyboardInterrupt passes through, with all processes gone."""
+    settings = results.settings
+    runner = Runner(settings)
+    try:
+        threads = runner.start(results.environment)
+        rows = make_points(settings, threads) if settings.mode == "scaling" else [Row(case=c) for c in settings.cases]
+        runner.progress.jobs = len(rows) + (settings.model is not None)
+        if settings.mode == "bench" and settings.device == "cpu" and rows:
+            results.peaks = runner.measure_peaks([row.case for row in rows])
+        for row in rows:
+            if row.threads not in (None, runner.threads):  # each number of threads has processes of its own
+                runner.close()
+                runner = Runner(replace(settings, threads=row.threads), runner.progress)
+            runner.run_case(row)
+            if results.peaks:
+                row.bounds = machine.bounds(row.case, results.peaks)
+            results.rows.append(row)
+            runner.progress.end(outcome(row))
+        if settings.model is not None:
+            results.model = ModelResult(settings=settings.model, text=describe_text(text))
+            runner.run_model(text, results.model)
+            runner.progress.end(outcome(results.model))
+    finally:
+        runner.close()
+
+
+def outcome(found: Row | ModelResult) -> str:
+    """A result in a few words."""
+    if not found.ok:
+        return found.describe()
+    if isinstance(found, ModelResult):
+        speedup = found.speedup()
+        return f"speed-up {speedup.median:.2f}×" if speedup else "done"
+    words = {"total": "training", "inference": "inference", "stream": "inference"}
+    parts = [f"{word} {s.median:.2f}×" for metric, word in words.items() if (s := found.speedup(metric))]
+    slower = [(side, found.slowdown("inference", side, "mean")) for side in SIDES]
+    parts += [f"inference of the {side} {mean:.2f}× slower" for side, mean in slower if mean]
+    return ", ".join([*parts, *(f"{name} {peer.status}" for name, peer in found.peers.items() if not peer.ok)])
+
+
+# Of the scaling mode: axis → label, the other sizes, values.
+AXES: dict[str, tuple[str, str, Sequence[int]]] = {
+    "hidden": ("hidden units H", "B = 1, T = 100, I = H", (32, 64, 128, 256, 512, 1024)),
+    "batch": ("batch rows B", "T = 50, I = H = 256", (1, 2, 4, 8, 16, 32, 64)),
+    "steps": (
+        "steps T, in chunks of at most 1000",
+        "B = 1, I = H = 128, state handed on",
+        (100, 1000, 10_000, 100_000),
+    ),
+    "threads": ("threads", "16×100×256", ()),
+}
+CHUNK = 1000  # steps of one pass without a graph: 100 000 steps need no more memory than 1000
+
+
+def make_points(settings: Settings, threads: int) -> list[Row]:
+    """Empty rows of the scaling mode, those of one number of threads together.
+
+    ``threads`` is that of all points but those of the axis ``threads``, which go from one to as many; none, if that is
+    one. A quick run leaves out two of three values (the first and the last stay).
+    """
+    cells, dtype = list(dict.fromkeys(case.cell for case in settings.cases)), settings.cases[0].dtype
+    shrink, points = 3 if settings.quick else 1, []
+    for cell in cells:
+        for axis, (_, _, values) in AXES.items():
+            for value in [v for n, v in enumerate(values) if n % shrink == 0 or n == len(values) - 1]:
+                chunk = min(value, CHUNK)
+                case = {
+                    "hidden": Case(cell, Shape(1, 100, value, value), dtype),
+                    "batch": Case(cell, Shape(value, 50, 256, 256), dtype),
+                    "steps": Case(cell, Shape(1, chunk, 128, 128), dtype, chunks=value // chunk),
+                }[axis]
+                points.append(Row(case=case, axis=axis, value=value, threads=threads))
+    for count in thread_counts(threads) if threads > 1 else ():
+        for cell in cells:
+            case = Case(cell, Shape(16, 100, 256, 256), dtype)
+            points.append(Row(case=case, axis="threads", value=count, threads=count))
+    return points
+
+
+def thread_counts(most: int) -> list[int]:
+    """1, 2, 4 … and the most itself."""
+    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]

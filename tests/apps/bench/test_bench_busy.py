@@ -10,9 +10,9 @@ import time
 import pytest
 from bench_cases import run, write_engine
 
-from fastrnn.apps.bench import busy
+from fastrnn.apps.bench import cli, report, runner
 from fastrnn.apps.bench.cases import Case, Shape
-from fastrnn.apps.bench.runner import CaseResult, Settings
+from fastrnn.apps.bench.results import Results, Row, Settings
 
 
 def is_gone(pid):
@@ -24,10 +24,10 @@ def is_gone(pid):
 
 
 def test_competitors_work_and_are_gone_afterwards():
-    with busy.Competitors(2) as competitors:
-        assert len(competitors.processes) == 2
-        pids = [process.pid for process in competitors.processes]
-        assert all(process.poll() is None for process in competitors.processes)
+    with runner.busy_processes(2) as processes:
+        assert len(processes) == 2
+        pids = [process.pid for process in processes]
+        assert all(process.poll() is None for process in processes)
     assert all(map(is_gone, pids))
 
 
@@ -35,8 +35,8 @@ def test_competitors_are_gone_after_an_error():
     pids = []
 
     def fail():
-        with busy.Competitors(2) as competitors:
-            pids.extend(process.pid for process in competitors.processes)
+        with runner.busy_processes(2) as processes:
+            pids.extend(process.pid for process in processes)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -46,17 +46,19 @@ def test_competitors_are_gone_after_an_error():
 
 
 def test_competitors_that_do_not_start_are_reported_and_gone(monkeypatch):
-    monkeypatch.setattr(busy, "_COMPETITOR", "import time; print('no', flush=True); time.sleep(60)")
-    competitors = busy.Competitors(2)
-    with pytest.raises(RuntimeError, match="did not start"), competitors:
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(runner, "_COMPETITOR", "import time; print('no', flush=True); time.sleep(60)")
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with pytest.raises(RuntimeError, match="did not start"), runner.busy_processes(2):
         pass
-    assert competitors.processes == []
+    assert len(started) == 2
+    assert all(is_gone(process.pid) for process in started)
 
 
 def test_competitors_follow_their_parent():
     program = (
-        "import os, signal; from fastrnn.apps.bench.busy import Competitors; c = Competitors(1); c.__enter__();"
-        "print(c.processes[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal; from fastrnn.apps.bench.runner import busy_processes; c = busy_processes(1);"
+        "print(c.__enter__()[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     found = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, timeout=120)
@@ -67,29 +69,31 @@ def test_competitors_follow_their_parent():
 
 
 def test_slowdown_is_against_the_engines_own_quiet_time():
-    stretches = {
+    samples = {
         "train": {
-            "baseline": {"quiet": busy.Stretch.of([1.0, 1.0, 1.0]), "busy": busy.Stretch.of([2.0, 2.0, 11.0])},
-            "candidate": {"quiet": busy.Stretch.of([0.1, 0.2, 0.3]), "busy": busy.Stretch.of([0.1, 0.3, 0.8])},
+            "baseline": {"quiet": runner.sample([1.0, 1.0, 1.0]), "busy": runner.sample([2.0, 2.0, 11.0])},
+            "candidate": {"quiet": runner.sample([0.1, 0.2, 0.3]), "busy": runner.sample([0.1, 0.3, 0.8])},
         }
     }
-    row = busy.BusyRow(CaseResult(Case("gru", Shape(1, 2, 3, 3))), stretches)
+    row = Row(case=Case("gru", Shape(1, 2, 3, 3)), samples=samples)
     assert row.slowdown("train", "baseline", "median") == pytest.approx(2.0)
     assert row.slowdown("train", "baseline", "mean") == pytest.approx(5.0)
     assert row.slowdown("train", "candidate", "median") == pytest.approx(1.5)
     assert row.slowdown("train", "candidate", "mean") == pytest.approx(2.0)
     assert row.slowdown("inference", "candidate", "mean") is None
-    results = busy.BusyResults(Settings((row.checked.case,)), {}, 3, rows=[row])
-    (_, header, cells), *_ = busy.to_tables(results, {"baseline": "theirs", "candidate": "ours"})
-    assert cells[0] == ["gru 1×2×3", "1.00 s", "2.00× (5.00×)", "200 ms", "1.50× (2.00×)"]
-    assert len(header) == len(cells[0]) == len(cells[1])
-    row.checked.status = "failed"
+    results = Results(Settings((row.case,), mode="busy", competitors=3), {}, rows=[row])
+    table, *_ = report.sections(results)
+    assert table.title == "training beside 3 busy processes"
+    assert table.rows[0] == ["gru 1×2×3", "1.00 s", "2.00× (5.00×)", "200 ms", "1.50× (2.00×)"]
+    assert table.rows[1] == ["geometric mean", "–", "2.00× (5.00×)", "–", "1.50× (2.00×)"]
+    assert len(table.header) == len(table.rows[0]) == len(table.rows[1])
+    row.fail("failed", "")
     assert row.slowdown("train", "baseline", "mean") is None
-    assert row.as_dict()["engines"] == {}
+    assert row.as_dict()["samples"] == {}
 
 
 def test_busy_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(busy, "SECONDS", 0.02)
+    monkeypatch.setattr(cli, "SAMPLE_SECONDS", 0.02)
     options = ["--busy", 1, "--engine", "torch", "--cells", "gru", "--shapes", "2x3x4"]
     status, document, text = run(tmp_path, *options, name="busy")
     assert status == 0, document["problems"]
@@ -98,10 +102,10 @@ def test_busy_run(tmp_path, monkeypatch):
     (row,) = document["rows"]
     for kind in ("train", "inference"):
         for side in ("baseline", "candidate"):
-            found = row["engines"][kind][side]
+            found = row["samples"][kind][side]
             assert found["quiet"]["calls"] >= 3
             assert 0 < found["busy"]["median"] <= found["busy"]["highest"]
-            assert found["slowdown"]["mean"] > 0
+            assert found["busy"]["mean"] > 0
     assert "gru 2×3×4" in text
     assert document["environment"]["cpu"]["model"]
 
@@ -113,5 +117,5 @@ def test_wrong_engine_is_not_timed(tmp_path, monkeypatch):
     status, document, text = run(tmp_path, *options, name="busy")
     assert status == 1
     assert document["rows"][0]["status"] == "failed"
-    assert document["rows"][0]["engines"] == {}
+    assert document["rows"][0]["samples"] == {}
     assert "FAILED parity" in text

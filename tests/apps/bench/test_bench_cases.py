@@ -20,7 +20,7 @@ from fastrnn.apps.bench.cases import (
     parse_shapes,
 )
 from fastrnn.apps.bench.engines import ENGINES
-from fastrnn.apps.bench.figures import format_speedup
+from fastrnn.apps.bench.report import format_speedup
 
 
 def test_standard_shapes_cover_every_cell_and_kind():

@@ -76,7 +76,7 @@ def test_error_ratio_is_told_and_high_precision_has_more_room():
     assert 20 < verdict.ratio <= 30.01
     assert verdict.as_dict()["error_ratio"] == verdict.ratio
     name, own = max(
-        ((name, parity._Rule("float32", 2.0, 4.0).check(name, *far).baseline_error) for name in far[1]),
+        ((name, parity.check_tensor(name, *far, "float32", 2.0, 4.0).baseline_error) for name in far[1]),
         key=lambda found: found[1],
     )
     # One that is beyond twice torch's error and the floor, but within four times.

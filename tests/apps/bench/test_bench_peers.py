@@ -7,11 +7,10 @@ import importlib.util
 import pytest
 from bench_cases import parse, run, tensors
 
-from fastrnn.apps.bench import parity, peers
+from fastrnn.apps.bench import parity
 from fastrnn.apps.bench.cases import CELLS, Case, Shape
-from fastrnn.apps.bench.client import Worker, WorkerError
-from fastrnn.apps.bench.engines import find_engine
-from fastrnn.apps.bench.peers import PEERS
+from fastrnn.apps.bench.engines import ENGINES, PEERS, find_engine
+from fastrnn.apps.bench.process import Worker, WorkerError
 
 SHAPES = (
     Shape(3, 7, 5, 6),
@@ -21,7 +20,7 @@ SHAPES = (
     Shape(4, 9, 5, 6, packed=True),
     Shape(4, 9, 5, 6, bidirectional=True, packed=True),
 )
-INSTALLED = [name for name, engine in PEERS.items() if peers.installed(engine)]
+INSTALLED = [name for name in PEERS if ENGINES[name].installed()]
 
 
 @pytest.fixture(scope="module", params=list(PEERS))
@@ -63,8 +62,8 @@ def test_peers_are_timed_in_what_they_can_do(peer):
         assert set(times) == {"total" if kind == "train" else kind}
         assert min(times.values()) > 0
     worker.call("release")
-    assert worker.started["threads"] == 1
-    assert worker.started["version"]
+    assert worker.wait_until_started()["threads"] == 1
+    assert worker.wait_until_started()["version"]
     with pytest.raises(WorkerError, match="language model"):
         worker.call("start_model", text=b"", settings=None, seed=0)
 
@@ -77,11 +76,11 @@ def test_wrong_weights_are_noticed(peer):
 
 
 def test_peers_have_float32_only():
-    for engine in PEERS.values():
+    for engine in map(ENGINES.get, PEERS):
         assert engine.metrics(Case("lstm", Shape(1, 2, 3, 3), "bfloat16")) == ()
         assert engine.metrics(Case("lstm", Shape(1, 2, 3, 3), "float64")) == ()
-    assert PEERS["jax"].metrics(Case("rnn", Shape(1, 2, 3, 3))) == ("total", "inference")
-    assert PEERS["onnxruntime"].metrics(Case("rnn", Shape(1, 2, 3, 3))) == ("inference",)
+    assert ENGINES["jax"].metrics(Case("rnn", Shape(1, 2, 3, 3))) == ("total", "inference")
+    assert ENGINES["onnxruntime"].metrics(Case("rnn", Shape(1, 2, 3, 3))) == ("inference",)
 
 
 def test_peers_that_are_not_installed_are_named(monkeypatch, capsys):
@@ -115,7 +114,7 @@ def test_run_with_peers(tmp_path):
     )
     assert status == 0, document["problems"]
     assert document["settings"]["peers"] == INSTALLED
-    square, packed = document["cases"]
+    square, packed, *_ = document["rows"]
     assert set(square["peers"]) == set(INSTALLED)
     assert "jax" not in packed["peers"]
     for name, peer in square["peers"].items():
@@ -124,6 +123,6 @@ def test_run_with_peers(tmp_path):
         assert len(square["seconds"]["inference"][name]) == 3
         assert set(peer["speedup"]) == ({"total", "inference"} if name == "jax" else {"inference"})
         assert document["environment"]["engines"][name]["threads"] == 1
-    assert {row["against"] for row in document["peer_summary"]} == {"baseline", *INSTALLED, "best peer"}
+    assert {row["against"] for row in document["summary"]} == {"baseline", *INSTALLED, "best peer"}
     assert "## Other libraries" in text
     assert "against the best peer" in text

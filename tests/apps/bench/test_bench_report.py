@@ -32,14 +32,14 @@ def test_report_shows_speeds_and_hides_those_of_failed_rows():
 
 def test_report_shows_the_share_of_the_limit():
     found = made_up_results()
-    lstm = found.cases[0]  # 1×1×64: R and W are read once, 128 KiB at 10 GB/s, in 1 ms; twice in training
+    lstm = found.rows[0]  # 1×1×64: R and W are read once, 128 KiB at 10 GB/s, in 1 ms; twice in training
     assert lstm.limit_share("inference") == pytest.approx(131072 / 1e10 / 0.001)
     text = report.to_markdown(found)
     row = next(line for line in text.splitlines() if line.startswith("| 1×1×64"))
     assert "| 1.3 % |" in row
     assert "| 2.6 % |" in row
     assert "products float32 100 GFLOP/s" in text
-    assert found.as_dict()["cases"][0]["limit_share"]["inference"] == lstm.limit_share("inference")
+    assert found.as_dict()["rows"][0]["limit_share"]["inference"] == lstm.limit_share("inference")
     assert found.as_dict()["peaks"]["flops"] == {"float32": 1e11}
 
 
@@ -52,32 +52,29 @@ def test_report_has_a_table_of_single_steps():
 
 def test_report_compares_with_each_peer_and_the_best():
     found = made_up_results(peers=["onnxruntime", "jax"])
-    text = report.to_markdown(found).split("## Other libraries")[1]
-    training, inference = text.split("### Training")[1].split("### Inference")
+    _, training, inference, means = report.to_markdown(found).split("## Other libraries: ")
     assert (
         "| lstm 1×1×64 | 2.00 ms | 1.00 ms | – | 4.00 ms | 2.00× (2.00–2.00) | 4.00× (JAX scan) | 2.6 % |" in training
     )
     assert "| 500 µs | 4.00 ms | 2.00× (2.00–2.00) | 0.50× (onnxruntime) |" in inference
-    assert "| lstm inference | 2 | 2.83× (2.00–4.00) | 0.50× (0.50–0.50) | 4.00× (4.00–4.00) |" in inference
-    assert "0.50×, lstm 1×1×64" in inference
-    best = [one for one in found.peer_summaries() if one.against == "best peer"]
-    assert [(one.cell, one.metric, one.mean) for one in best] == [
-        ("lstm", "total", pytest.approx(4.0)),
-        ("lstm", "inference", pytest.approx(0.5)),
-    ]
+    assert "| lstm float32 inference | 2 | 2.83× (2.00–4.00) | 0.50× (0.50–0.50) | 4.00× (4.00–4.00) |" in means
+    assert "0.50×, lstm 1×1×64" in means
+    best = {(one["cell"], one["metric"]): one["mean"] for one in found.summary() if one["against"] == "best peer"}
+    wanted = {"total": pytest.approx(4.0), "inference": pytest.approx(0.5)}
+    assert best == {(cell, metric): mean for cell in ("lstm", "all") for metric, mean in wanted.items()}
 
 
 def test_a_peer_that_fails_shows_no_time_and_is_named():
     found = made_up_results(peers=["onnxruntime", "jax"])
-    for row in found.cases[:2]:
-        row.peers["jax"].status, row.peers["jax"].message = "failed", "inference output: error 0.1"
+    for row in found.rows[:2]:
+        row.peers["jax"].fail("failed", "inference output: error 0.1")
         for times in row.seconds.values():
             times.pop("jax", None)
     text = report.to_markdown(found)
     assert "JAX scan FAILED parity: inference output: error 0.1 (lstm 1x1x64 …)" in text
     assert "| 500 µs | FAILED parity |" in text
-    assert not [one for one in found.peer_summaries() if one.against == "jax"]
-    assert found.as_dict()["cases"][0]["peers"]["jax"]["status"] == "failed"
+    assert not [one for one in found.summary() if one["against"] == "jax"]
+    assert found.as_dict()["rows"][0]["peers"]["jax"]["status"] == "failed"
     assert not any("JAX" in problem for problem in found.problems)  # not ours, so not the run's
 
 
@@ -93,7 +90,7 @@ def test_report_says_with_which_precision_it_ran():
 def test_json_keeps_no_speed_of_failed_rows():
     document = made_up_results().as_dict()
     json.dumps(document)
-    good, _, bad = document["cases"]
+    good, _, bad, *_ = document["rows"]
     assert good["speedup"]["total"]["median"] == pytest.approx(2.0)
     assert bad["seconds"] == bad["speedup"] == {}
     assert bad["parity"]["failed"] == ["grad h_0"]
@@ -103,7 +100,7 @@ def test_json_keeps_no_speed_of_failed_rows():
 
 def test_failed_language_model_shows_no_speed():
     found = made_up_results()
-    found.model.status, found.model.message = "failed", "loss curves differ"
+    found.model.fail("failed", "loss curves differ")
     assert "characters per second" not in report.to_markdown(found).lower()
     assert found.as_dict()["language_model"]["speedup"] is None
     assert any("language model: FAILED parity" in problem for problem in found.problems)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from bench_cases import run, write_engine
 
-from fastrnn.apps.bench import memory
+from fastrnn.apps.bench import machine
 from fastrnn.apps.bench.cases import METRICS, Case, Shape
-from fastrnn.apps.bench.client import Worker, WorkerDiedError, WorkerError
-from fastrnn.apps.bench.engines import ModuleEngine, find_engine
-from fastrnn.apps.bench.runner import SIDES
+from fastrnn.apps.bench.engines import ENGINES, find_engine
+from fastrnn.apps.bench.process import Worker, WorkerDiedError, WorkerError
+from fastrnn.apps.bench.results import SIDES
 
 OFF = ("--no-lm", "--no-steps")
 ROOT = Path(__file__).resolve().parents[3]
@@ -68,14 +68,14 @@ def test_whole_run(tmp_path, capsys):
     status, document, text = run(tmp_path, *options)
     assert status == 0, document["problems"]
     assert document["complete"]
-    assert [row["case"]["name"] for row in document["cases"]] == ["lstm 2x3x4"]
-    for row in document["cases"]:
+    names = [row["case"]["name"] for row in document["rows"]]
+    assert names == ["lstm 2x3x4", "lstm 1x1x64 step", "lstm 1x1x128 step"]
+    for row in document["rows"][:1]:
         assert all(len(row["seconds"][metric][side]) == 3 for metric in METRICS for side in SIDES)
         assert set(row["speedup"]) == set(METRICS)
-        if memory.available():
+        if machine.can_measure_memory():
             assert all(0 <= size < 50 << 20 for size in row["peak_memory_bytes"].values())
-    assert [row["case"]["name"] for row in document["steps"]] == ["lstm 1x1x64 step", "lstm 1x1x128 step"]
-    for row in [*document["cases"], *document["steps"]]:
+    for row in document["rows"]:
         assert set(row["speedup"]) == set(row["limit_share"]) == set(row["bound_seconds"])
         assert all(0 < share < 1.5 for share in row["limit_share"].values())
     model = document["language_model"]
@@ -91,7 +91,7 @@ def test_broken_engine_fails_and_has_no_speed(tmp_path, engine, capsys):
     options = ["--engine", name, "--cells", "rnn,gru", "--shapes", "2x3x4", "--lm-steps", 4]
     status, document, text = run(tmp_path, *options)
     assert status == 1
-    bad, good = document["cases"]
+    bad, good = document["rows"][:2]
     assert bad["status"] == "failed"
     assert bad["parity"]["failed"] == ["grad input"]
     assert bad["seconds"] == bad["speedup"] == {}
@@ -106,7 +106,7 @@ def test_dead_worker_is_reported_and_the_run_goes_on(tmp_path, engine):
     name = engine("dying_engine", DYING)
     status, document, _ = run(tmp_path, "--engine", name, "--cells", "rnn,gru", "--shapes", "2x3x4", *OFF)
     assert status == 1
-    bad, good = document["cases"]
+    bad, good = document["rows"]
     assert bad["status"] == "error"
     assert "exit code 3" in bad["message"]
     assert "a last word" in bad["message"]
@@ -142,7 +142,7 @@ def test_interrupt_writes_what_there_is(tmp_path):
         process.stderr.close()
     document = json.loads((out / "bench.json").read_text())
     assert not document["complete"]
-    assert [row["status"] for row in document["cases"]] == ["ok"]
+    assert [row["status"] for row in document["rows"]] == ["ok"]
     assert "interrupted" in (out / "bench.md").read_text()
 
 
@@ -166,7 +166,8 @@ def test_worker_answers_errors_and_lives_on(engine):
 
 
 def test_both_engines_of_the_project_can_be_found():
-    assert find_engine("fastrnn") == ModuleEngine("fastrnn", "fastrnn", "fastrnn")
+    assert find_engine("fastrnn") is ENGINES["fastrnn"]
+    assert find_engine("torch.nn").build(Case("gru", Shape(1, 1, 2, 2)), 0).infer()
     assert find_engine("torch").label == "torch.nn"
     with pytest.raises(ValueError, match="expected one of"):
         find_engine("torch.no_such_part")
@@ -176,7 +177,6 @@ def test_both_engines_of_the_project_can_be_found():
 def test_worker_sets_the_precision_of_products(precision):
     worker = Worker("torch", threads=1, precision=precision)
     try:
-        worker.wait_until_started()
-        assert worker.started["precision"] == (precision or "highest")
+        assert worker.wait_until_started()["precision"] == (precision or "highest")
     finally:
         worker.kill()

@@ -2,73 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from bench_cases import run
 
-from fastrnn.apps.bench import plot, scaling
-from fastrnn.apps.bench.cases import Case, Shape
-from fastrnn.apps.bench.runner import CaseResult
+from fastrnn.apps.bench import plot, runner
+from fastrnn.apps.bench.cases import QUICK_SHAPES, Case, Shape, make_cases
+from fastrnn.apps.bench.results import Row, Settings
+
+
+def settings(*cells, quick=False):
+    return Settings(tuple(make_cases(cells, QUICK_SHAPES, ["float32"])), mode="scaling", quick=quick)
 
 
 def test_points_cover_every_axis():
-    points = list(scaling.make_points(["lstm", "gru"], "float32", 6))
+    points = runner.make_points(settings("lstm", "gru"), 6)
     for cell in ("lstm", "gru"):
-        for axis, values in (
-            ("hidden", scaling.HIDDEN_SIZES),
-            ("batch", scaling.BATCH_SIZES),
-            ("steps", scaling.LENGTHS),
-            ("threads", (1, 2, 4, 6)),
-        ):
+        values = {axis: values for axis, (_, _, values) in runner.AXES.items()} | {"threads": (1, 2, 4, 6)}
+        for axis in runner.AXES:
             found = [point for point in points if (point.case.cell, point.axis) == (cell, axis)]
-            assert tuple(point.value for point in found) == values
+            assert tuple(point.value for point in found) == values[axis]
             assert all(point.threads == (point.value if axis == "threads" else 6) for point in found)
     for point in points:
         if point.axis == "steps":
             assert point.case.shape.steps * point.case.chunks == point.value
-            assert point.case.shape.steps <= scaling.CHUNK
+            assert point.case.shape.steps <= runner.CHUNK
 
 
 def test_fewer_points_keep_both_ends():
-    points = [point for point in scaling.make_points(["rnn"], "float32", 1, shrink=3) if point.axis == "batch"]
+    points = [point for point in runner.make_points(settings("rnn", quick=True), 1) if point.axis == "batch"]
     assert [point.value for point in points] == [1, 8, 64]
-    assert scaling.thread_counts(1) == [1]
-    assert all(point.axis != "threads" for point in scaling.make_points(["rnn"], "float32", 1))
-    assert scaling.thread_counts(8) == [1, 2, 4, 8]
+    assert runner.thread_counts(1) == [1]
+    assert all(point.axis != "threads" for point in runner.make_points(settings("rnn"), 1))
+    assert runner.thread_counts(8) == [1, 2, 4, 8]
 
 
 def test_time_per_step_counts_chunks():
     case = Case("rnn", Shape(1, 100, 4, 4), chunks=10)
-    row = CaseResult(case, seconds={"stream": {"candidate": [2.0, 2.0, 5.0]}})
-    assert scaling.seconds_per_step(row, "stream", "candidate") == pytest.approx(2.0 / 1000)
-    assert scaling.seconds_per_step(row, "stream", "baseline") is None
+    row = Row(case=case, seconds={"stream": {"candidate": [2.0, 2.0, 5.0]}})
+    assert row.per_step("stream", "candidate") == pytest.approx(2.0 / 1000)
+    assert row.per_step("stream", "baseline") is None
 
 
 def test_scaling_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling, "BATCH_SIZES", (1, 2))
-    monkeypatch.setattr(scaling, "LENGTHS", (4, 40))
-    monkeypatch.setattr(scaling, "CHUNK", 8)
-    make = scaling.make_points
+    sizes = {"hidden": (3, 5), "batch": (1, 2), "steps": (4, 40), "threads": ()}
+    axes = {axis: (label, fixed, sizes[axis]) for axis, (label, fixed, _) in runner.AXES.items()}
+    monkeypatch.setattr(runner, "AXES", axes)
+    monkeypatch.setattr(runner, "CHUNK", 8)
+    make = runner.make_points
     small = [Case("gru", Shape(2, 3, 4, 4)), Case("gru", Shape(1, 8, 4, 4), chunks=5)]
 
     def points(*arguments):
-        for point in make(*arguments, sizes=(3, 5)):
-            yield scaling.Point(point.axis, point.value, small[point.axis == "steps"], point.threads)
+        return [dataclasses.replace(point, case=small[point.axis == "steps"]) for point in make(*arguments)]
 
-    monkeypatch.setattr(scaling, "make_points", points)
+    monkeypatch.setattr(runner, "make_points", points)
     status, document, text = run(
         tmp_path, "--scaling", "--threads", 2, "--engine", "torch", "--cells", "gru", name="scaling"
     )
     assert status == 0, document["problems"]
     assert document["complete"]
-    assert [(point["axis"], point["value"]) for point in document["points"]] == [
+    assert [(point["axis"], point["value"]) for point in document["rows"]] == [
         *(("hidden", 3), ("hidden", 5), ("batch", 1), ("batch", 2), ("steps", 4), ("steps", 40)),
         *(("threads", 1), ("threads", 2)),
     ]
-    for point in document["points"]:
+    for point in document["rows"]:
         wanted = "stream" if point["axis"] == "steps" else "total"
         assert len(point["seconds"][wanted]["candidate"]) == 3
         assert point["parity"]["ok"]
     assert "time per step" in text
+    assert "inference speed-up" in text
     assert document["environment"]["cpu"]["model"]
     if plot.available():
         assert (tmp_path / "out" / "scaling.png").read_bytes().startswith(b"\x89PNG")

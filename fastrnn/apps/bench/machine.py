@@ -1,0 +1,212 @@
+"""What the machine can do at most, and how much memory a training step takes; both measured in an engine's process.
+
+Limit: a lower bound on the time of a case, from two peaks. Arithmetic: operations per second of torch's best large
+matrix product (``torch.mm``) in the case's dtype; no datasheet figure, so that arithmetic that it does not use (a
+float32 product out of bfloat16 ones, say) can exceed 100 %. Reading: bytes per second of ``torch.sum`` over a buffer as
+large as the recurrent weights R, again and again, each thread its own share of it: a buffer that fits a cache is read
+from that cache.
+
+The bound of a forward pass is the longer of two times: its multiply-adds at the first peak, and the bytes of weights
+that it cannot but read at the second (R once per step, since a step needs the end of the one before; W once). A
+backward pass has twice the multiply-adds and reads the weights as often. Inputs, outputs, element-wise work, the time
+of a call and the hand-over between threads count nothing.
+
+Memory: a process that has run other cases keeps their freed memory, and a high-water mark never falls. So each
+measurement is made in a child forked from a process that has imported the engine and run nothing. A very small case
+takes one training step first, because the first step of a process pays tens of megabytes that do not depend on the
+case. Then the case is built, the kernel's high-water mark is reset, two training steps run, and the rise is read:
+outputs, what is saved for backward, new gradients, workspaces and caches. Pages of program code that are loaded on the
+way are taken off. Resolution is some hundred kilobytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fastrnn.apps.bench.cases import GATES, Case
+
+if TYPE_CHECKING:
+    import torch
+
+ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+SECONDS = 0.2  # time spent on each figure
+_PRODUCT_SIZES = (512, 1024, 2048)
+_READ_PER_CALL = 32 * 2**20  # bytes: long against the call itself
+_STATUS, _CLEAR = "/proc/self/status", "/proc/self/clear_refs"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peaks with the threads of the process that measured them."""
+
+    threads: int
+    flops: dict[str, float]  # dtype → floating-point operations per second (a multiply-add is two)
+    read: dict[int, float]  # size of a buffer in bytes → bytes read per second
+
+    def describe(self) -> str:
+        """One line for people."""
+        products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.flops.items())
+        reads = ", ".join(f"{_bytes(size)} {rate / 1e9:,.0f}" for size, rate in sorted(self.read.items()))
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"Peaks measured with {threads}: products {products}; reading (GB/s) {reads}."
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size / 2**10:.3g} KiB"
+
+
+def recurrent_bytes(case: Case) -> int:
+    """Size of R (G·H, H) of one layer in one direction."""
+    return GATES[case.cell] * case.shape.hidden_size**2 * ITEM_BYTES[case.dtype]
+
+
+def bounds(case: Case, peaks: Peaks) -> dict[str, float]:
+    """Lower bound in seconds by metric."""
+    shape, gates = case.shape, GATES[case.cell]
+    inputs = shape.input_size + (shape.layers - 1) * shape.directions * shape.hidden_size  # of all layers together
+    per_row = gates * shape.hidden_size * (inputs + shape.layers * shape.hidden_size)
+    arithmetic = 2.0 * sum(shape.lengths()) * shape.directions * per_row / peaks.flops[case.dtype]
+    recurrent = recurrent_bytes(case)
+    once = gates * shape.hidden_size * inputs * ITEM_BYTES[case.dtype]
+    reading = shape.directions * (shape.layers * shape.steps * recurrent + once) / peaks.read[recurrent]
+    forward, backward = max(arithmetic, reading), max(2.0 * arithmetic, reading)
+    if case.chunks:
+        return {"stream": case.chunks * forward}
+    return {"forward": forward, "backward": backward, "total": forward + backward, "inference": forward}
+
+
+def measure_peaks(dtypes: Iterable[str], sizes: Iterable[int], seconds: float = SECONDS) -> Peaks:
+    """Measure for about ``seconds`` for each dtype and each size in bytes."""
+    import torch
+
+    flops = {dtype: _measure_product(getattr(torch, dtype), seconds) for dtype in dtypes}
+    return Peaks(torch.get_num_threads(), flops, {size: _measure_read(size, seconds) for size in sizes})
+
+
+def _measure_product(dtype: torch.dtype, seconds: float) -> float:
+    import torch
+
+    best = 0.0
+    for size in _PRODUCT_SIZES:
+        left, right = torch.randn(2, size, size).to(dtype)
+        out = torch.empty(size, size, dtype=dtype)
+        spent = _shortest(partial(torch.mm, left, right, out=out), seconds / len(_PRODUCT_SIZES))
+        best = max(best, 2.0 * size**3 / spent)
+    return best
+
+
+def _measure_read(size: int, seconds: float) -> float:
+    import torch
+
+    threads = torch.get_num_threads()
+    share = max(1, math.ceil(size / 4 / threads))  # floats of one thread
+    repeats = max(1, _READ_PER_CALL // size)
+    # Stride 0: each of a thread's sums reads the same share once more. Sums are dealt to threads in order.
+    buffer = torch.randn(threads, 1, share).expand(threads, repeats, share)
+    spent = _shortest(partial(torch.sum, buffer, -1, out=torch.empty(threads, repeats)), seconds)
+    return threads * repeats * share * 4 / spent
+
+
+def _shortest(call: Callable[[], Any], seconds: float) -> float:
+    call()
+    times: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while not times or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def can_measure_memory() -> bool:
+    """Return True if this system can reset and read the high-water mark of a process: Linux with /proc."""
+    return sys.platform == "linux" and os.access(_CLEAR, os.W_OK) and "VmHWM" in _status()
+
+
+def _status() -> dict[str, int]:
+    """Sizes of this process in bytes, by the kernel's names."""
+    with open(_STATUS) as file:
+        pairs = [line.split(":", 1) for line in file if line.endswith("kB\n")]
+    return {key: int(value.split()[0]) * 1024 for key, value in pairs}
+
+
+def _two_steps(workload: Any) -> None:
+    for _ in range(2):
+        workload.clear_gradients()
+        workload.backward(workload.forward())
+
+
+def memory_on_gpu(build: Callable[[], Any]) -> int:
+    """Bytes by which two training steps raise what torch's allocator has given out on the GPU, in this process."""
+    import torch
+
+    workload = build()
+    workload.backward(workload.forward())  # what a first step sets up for good
+    workload.clear_gradients()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _two_steps(workload)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _rise(build: Callable[[Case], Any], case: Case) -> int:
+    """Bytes by which two training steps raise the peak of this process."""
+    small = build(case.tiny())
+    small.backward(small.forward())
+    workload = build(case)
+    # Free memory left over from building would hide the first allocations. Only glibc has this function.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with open(_CLEAR, "w") as file:
+        file.write("5")
+    before = _status()
+    _two_steps(workload)
+    after = _status()
+    code = after.get("RssFile", 0) - before.get("RssFile", 0)
+    return max(0, after["VmHWM"] - before["VmRSS"] - max(0, code))
+
+
+def memory_in_child(build: Callable[[Case], Any], case: Case, threads: int | None) -> int | None:
+    """Fork, build, measure. Returns bytes, or None where that is not possible. Raises RuntimeError if the child fails.
+
+    The calling process must not have run anything in parallel: its threads would not exist in the child.
+    """
+    if not can_measure_memory():
+        return None
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:  # leaves without running anybody's exit handlers
+        answer: tuple[int | None, str | None]
+        try:
+            if threads is not None:
+                import torch
+
+                torch.set_num_threads(threads)
+            answer = (_rise(build, case), None)
+        except BaseException as error:
+            answer = (None, f"{type(error).__name__}: {error}")
+        with os.fdopen(write_end, "wb") as file:
+            pickle.dump(answer, file)
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as file:
+        received = file.read()
+    _, status = os.waitpid(child, 0)
+    if not received:
+        raise RuntimeError(f"the memory measurement ended with exit code {os.waitstatus_to_exitcode(status)}")
+    value, problem = pickle.loads(received)
+    if problem:
+        raise RuntimeError(problem)
+    return value

@@ -1,0 +1,276 @@
+"""An engine's process: it waits for a command, runs it and answers. Both ends are here.
+
+While it waits the process is blocked in a read. It answers only when its own threads have come to rest: an OpenMP
+runtime keeps its threads spinning for some milliseconds after a parallel region, which would be taken from the other
+engine's turn. Users run with that default, so it is not switched off (OMP_WAIT_POLICY), only waited for.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from fastrnn.apps.bench import machine
+from fastrnn.apps.bench.cases import BLOCKS, Case
+from fastrnn.apps.bench.engines import find_engine
+
+_REST_LIMIT_SECONDS = 0.25
+_WARM_UP_SECONDS = 0.05
+Times = dict[str, float]  # metric → mean seconds per call
+
+
+def come_to_rest() -> None:
+    """Return when no thread of this process uses the processor any more (or after a quarter of a second)."""
+    deadline = time.perf_counter() + _REST_LIMIT_SECONDS
+    while time.perf_counter() < deadline:
+        used = time.process_time()
+        time.sleep(0.002)
+        if time.process_time() - used < 0.0005:
+            return
+
+
+def time_training(workload: Any, calls: int) -> Times:
+    """One forward and one backward pass, mean over ``calls`` training steps."""
+    clock: Callable[[], float] = getattr(workload, "clock", time.perf_counter)  # on a GPU it waits for the GPU
+    forward = backward = 0.0
+    for _ in range(calls):
+        workload.clear_gradients()
+        start = clock()
+        outputs = workload.forward()
+        middle = clock()
+        workload.backward(outputs)
+        backward += clock() - middle
+        forward += middle - start
+        del outputs
+    return {"forward": forward / calls, "backward": backward / calls, "total": (forward + backward) / calls}
+
+
+def time_passes(workload: Any, calls: int, kind: str) -> Times:
+    """One forward pass without a graph, or one chunk of a stream, mean over ``calls``."""
+    clock: Callable[[], float] = getattr(workload, "clock", time.perf_counter)
+    run = workload.infer if kind == "inference" else workload.stream
+    start = clock()
+    run(calls)
+    return {kind: (clock() - start) / calls}
+
+
+def time_calls(kind: str, workload: Any, calls: int) -> Times:
+    return time_training(workload, calls) if kind == "train" else time_passes(workload, calls, kind)
+
+
+class Commands:
+    """Runs in the engine's process; each public method is a command."""
+
+    def __init__(self, engine: str, threads: int | None, precision: str | None) -> None:
+        import torch
+
+        self.engine, self.threads = find_engine(engine), threads
+        self.workload: Any = None
+        self.training: Any = None
+        self.started = self.engine.start(threads)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        self.started["precision"] = torch.get_float32_matmul_precision()
+        gc.freeze()  # what is loaded by now stays: the collection between two turns need not look through it
+
+    def load_engine(self, case: Case) -> None:
+        """Import the engine by building the case very small, and forget it."""
+        self.engine.build(case.tiny(), 0)
+
+    def tensors(self, case: Case, seed: int, dtype: str | None) -> tuple[dict[str, Any], list[str]]:
+        """Outputs and gradients by name for the parity check, and the warnings that came on the way."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tensors = self.engine.build(case, seed, dtype).tensors()
+        return tensors, list(dict.fromkeys(f"{item.category.__name__}: {item.message}" for item in caught))
+
+    def prepare(self, case: Case, seed: int) -> Times:
+        """Build the case to be timed and warm up. Answers the shortest seconds of a call of each kind it can run."""
+        self.workload = self.engine.build(case, seed)
+        self.metrics, self.chunks = self.engine.metrics(case), max(1, case.chunks)
+        return {
+            kind: self.chunks * min(self._calls(kind, _WARM_UP_SECONDS))
+            for kind, metrics in BLOCKS.items()
+            if metrics[-1] in self.metrics
+        }
+
+    def _calls(self, kind: str, seconds: float) -> list[float]:
+        """Seconds of single calls, one after the other, for at least that long (and at least three of them)."""
+        times: list[float] = []
+        deadline = time.perf_counter() + seconds
+        while time.perf_counter() < deadline or len(times) < 3:
+            times.append(time_calls(kind, self._workload(), 1)[BLOCKS[kind][-1]])
+        return times
+
+    def _workload(self) -> Any:
+        if self.workload is None:
+            raise RuntimeError("prepare comes before a block")
+        return self.workload
+
+    def block(self, kind: str, calls: int) -> Times:
+        """Seconds of a call by metric, mean of ``calls``, after one untimed call that wakes the threads."""
+        time_calls(kind, self._workload(), 1)
+        times = time_calls(kind, self._workload(), calls * self.chunks)
+        return {metric: value * self.chunks for metric, value in times.items() if metric in self.metrics}
+
+    def samples(self, kind: str, seconds: float) -> list[float]:
+        """Seconds of single calls, after an untimed one."""
+        time_calls(kind, self._workload(), 1)
+        return self._calls(kind, seconds)
+
+    def peaks(self, dtypes: Iterable[str], sizes: Iterable[int], seconds: float) -> machine.Peaks:
+        return machine.measure_peaks(dtypes, sizes, seconds)
+
+    def release(self) -> None:
+        self.workload = self.training = None
+
+    def peak_memory(self, case: Case, seed: int) -> int | None:
+        """Bytes by which a training step raises the peak of a fresh process, or of a GPU's memory; None if unknown."""
+        if case.device == "cuda":
+            return machine.memory_on_gpu(lambda: self.engine.build(case, seed))
+        return machine.memory_in_child(lambda case: self.engine.build(case, seed), case, self.threads)
+
+    def start_model(self, text: bytes, settings: Any, seed: int) -> None:
+        """Build the language model and warm up."""
+        from fastrnn.apps.bench.language_model import Training
+
+        if self.engine.packages:
+            raise TypeError(f"expected an engine of torch modules for the language model, found {self.engine.name}")
+        self.training = Training(self.engine, text, settings, seed)
+        self.training.warm_up()
+
+    def model_block(self, steps: int) -> tuple[float, list[float]]:
+        """Train for ``steps`` updates: seconds and losses."""
+        result: tuple[float, list[float]] = self.training.run(steps)
+        return result
+
+
+def serve(connection: Any, log: str, engine: str, threads: int | None, precision: str | None) -> None:
+    """Answer commands until the other side closes the pipe; the first answer is that of the start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+
+    def answer(run: Callable[[], Any]) -> Any:
+        # As timeit does: a collection in one engine's block and not in the other's would be chance.
+        gc.disable()
+        try:
+            value = run()
+            reply = (True, value)
+        except Exception as error:
+            value, reply = None, (False, (f"{type(error).__name__}: {error}", traceback.format_exc()))
+        gc.enable()
+        gc.collect()
+        come_to_rest()
+        connection.send(reply)
+        return value
+
+    commands: list[Commands] = []
+
+    def start() -> dict[str, Any]:
+        commands.append(Commands(engine, threads, precision))
+        return commands[0].started
+
+    answer(start)
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except EOFError:
+            return
+        answer(partial(getattr(commands[0], name), **arguments))
+
+
+class WorkerError(Exception):
+    """A command raised in the worker, which is still alive."""
+
+
+class WorkerDiedError(Exception):
+    """The worker has ended or does not answer any more."""
+
+
+class Worker:
+    """The parent's end of a process that runs one engine."""
+
+    def __init__(self, engine: str, threads: int | None, timeout: float = 900.0, precision: str | None = None) -> None:
+        """Start the process; it loads the engine by itself and is waited for before its first command.
+
+        Args:
+            engine: a name that `find_engine` knows.
+            threads: the engine's threads, None for torch's default.
+            timeout: most seconds a command may take.
+            precision: for ``torch.set_float32_matmul_precision``; None leaves it alone.
+        """
+        self.engine, self.timeout = engine, timeout
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 (lives as long as the process)
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        arguments = (other, self._log.name, engine, threads, precision)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        wanted = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            self._process.start()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        other.close()
+        self._started: dict[str, Any] = {}
+
+    def wait_until_started(self) -> dict[str, Any]:
+        """Threads, version and precision of the engine, once it has been loaded."""
+        if not self._started:
+            self._started = self._receive("start")
+        return self._started
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        """Send a command and wait for its answer. Raises WorkerError or WorkerDiedError."""
+        self.wait_until_started()
+        try:
+            self._connection.send((command, arguments))
+        except OSError:
+            raise WorkerDiedError(self._obituary(command)) from None
+        return self._receive(command)
+
+    def _receive(self, command: str) -> Any:
+        try:
+            if not self._connection.poll(self.timeout):
+                self.kill()
+                raise WorkerDiedError(f"{self.engine} worker: no answer to {command!r} in {self.timeout:.0f} s")
+            ok, value = self._connection.recv()
+        except (EOFError, OSError):
+            raise WorkerDiedError(self._obituary(command)) from None
+        if not ok:
+            raise WorkerError(f"{self.engine}: {value[0]}") from RuntimeError(value[1])
+        return value
+
+    def _obituary(self, command: str) -> str:
+        if self._log.closed:
+            return f"{self.engine} worker: ended before {command!r}"
+        self._process.join(timeout=5)
+        code = self._process.exitcode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        last = f"; its last words: {lines[-1]}" if lines else ""
+        return f"{self.engine} worker: ended {how} during {command!r}{last}"
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._log.close()
