@@ -1,4 +1,4 @@
-# make test | fuzz | bench | bench-peers | lint | cuda-check | format | build | clean
+# make test | test-quick | fuzz | bench | bench-peers | lint | cuda-check | format | build | clean
 #
 # Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
 #
@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 CPP_FILES = find csrc tests/native tests/cuda tests/cuda_binding benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
-.PHONY: bench bench-peers test fuzz lint cuda-check style format build deps venv clean
+.PHONY: bench bench-peers test test-quick fuzz lint cuda-check style format build deps venv clean
 
 bench: build
 	@$(PY) -m fastrnn bench $(ARGS)
@@ -34,6 +34,10 @@ bench-peers: build
 
 test: build
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+# Some tests of every part of the package, for before a commit. One thread in each process: there are as many as cores.
+test-quick: build
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(JOBS) -m quick $(ARGS)
 
 # Random calls on all cores, compared with torch.nn and under guard pages; see CONTRIBUTING.md.
 fuzz: build

@@ -8,9 +8,15 @@ import importlib
 import sys
 
 import pytest
+import quick
 import torch
 
 from fastrnn import _C
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    quick.mark(items)
 
 
 @pytest.fixture(autouse=True)

@@ -45,17 +45,17 @@ except RuntimeError as error:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, unoptimised):
     """Starts the program with its own cache folder, which is `run.cache`."""
     file = tmp_path / "program.py"
 
     def start(factor: float = 2.0, **environment) -> subprocess.Popen:
         file.write_text(PROGRAM.replace("FACTOR", str(factor)))
         paths = os.pathsep.join([str(Path(fastrnn.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-        settings = {"PYTHONPATH": paths, "FASTRNN_CACHE": str(start.cache), "OMP_NUM_THREADS": "1"} | environment
+        settings = {"PYTHONPATH": paths, "FASTRNN_CACHE": str(start.cache), "CXX": unoptimised, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, str(file)],
-            env=os.environ | settings,
+            env=os.environ | settings | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

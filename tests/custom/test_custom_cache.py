@@ -79,7 +79,9 @@ def test_nobody_else_may_write_whatever_the_umask(monkeypatch, tmp_path, umask, 
     assert compiler.runs == 0
 
 
-def test_a_compiler_and_a_cell_with_umask_0(tmp_path, folder, umask):
+def test_a_compiler_and_a_cell_with_umask_0(folder, umask, monkeypatch, unoptimised):
+    monkeypatch.setattr(build, "compiler", lambda: (unoptimised,))
+
     @fastrnn.cell(gates="a")
     def open_to_all(x, r, s):
         return torch.tanh(x.a + 0.34375 * r.a)
@@ -263,11 +265,15 @@ for cell in (one, two):
 
 
 @pytest.mark.parametrize("length", [0, 5000])
-def test_a_library_that_is_truncated_when_it_is_loaded(folder, length):
+def test_a_library_that_is_truncated_when_it_is_loaded(folder, length, unoptimised):
     paths = os.pathsep.join([str(Path(fastrnn.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "FASTRNN_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+    settings = {"PYTHONPATH": paths, "FASTRNN_CACHE": str(folder), "CXX": unoptimised, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", TRUNCATING, str(length)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", TRUNCATING, str(length)],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

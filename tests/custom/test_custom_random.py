@@ -10,6 +10,7 @@ from problems import assert_same
 from random_cells import FUNCTIONS, OPERATIONS, lambda_named, limits, problem_of
 
 import fastrnn
+from fastrnn.custom import build
 from fastrnn.custom.graph import reached
 
 
@@ -102,10 +103,11 @@ def test_symbolic_gradient(program, seed):
 
 @settings(max_examples=8, **limits)
 @given(program=programs(), H=st.sampled_from((1, 5, 17)))
-def test_kernels(tmp_path_factory, program, H):
+def test_kernels(tmp_path_factory, unoptimised, program, H):
     """Whole sequences, by the kernels and by the step on tensors."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("FASTRNN_CACHE", str(tmp_path_factory.mktemp("cells")))
+        patched.setattr(build, "compiler", lambda: (unoptimised,))
         cell = cell_of(program, bounded=True)
         assume(len(cell.recurrent) == len(cell.gates))  # the step on tensors has no product that cancels out
         problem = problem_of(cell, H)

@@ -10,6 +10,7 @@ from problems import assert_same
 from random_cells import FUNCTIONS, OPERATIONS, lambda_named, limits, problem_of
 
 import fastrnn
+from fastrnn.custom import build
 from fastrnn.custom.emit import totals_of
 from fastrnn.custom.graph import reached
 from fastrnn.custom.operations import REDUCTIONS
@@ -148,10 +149,11 @@ def test_symbolic_gradient(program, seed):
 
 @settings(max_examples=8, **limits)
 @given(program=programs(), units=st.sampled_from((1, 5, 17)))
-def test_kernels(tmp_path_factory, program, units):
+def test_kernels(tmp_path_factory, unoptimised, program, units):
     """Whole sequences, by the kernels and by the step on tensors."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("FASTRNN_CACHE", str(tmp_path_factory.mktemp("cells")))
+        patched.setattr(build, "compiler", lambda: (unoptimised,))
         cell = cell_of(program, bounded=True)
         assume(cell._compiled.step.staged and len(cell.recurrent) == len(cell.gates) + len(cell.matrices))
         problem = problem_of(cell, units)

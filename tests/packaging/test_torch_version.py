@@ -37,23 +37,46 @@ def test_both_versions_are_recorded():
     assert BUILT.split(".")[:2] == torch.__version__.split(".")[:2]
 
 
+BETWEEN = "----\n"
+#: A module, `info --json` and `info` in one process.
+REFUSED = f"""
+import fastrnn
+from fastrnn.apps.cli import main
+try:
+    fastrnn.LSTM(3, 4)
+except ImportError as error:
+    print(type(error), error)
+print({BETWEEN!r}, end="", flush=True)
+main(["info", "--json"])
+print({BETWEEN!r}, end="", flush=True)
+main(["info"])
+"""
+
+
 @pytest.mark.parametrize("running", [other(1), other(-1), other(10), "3.0.0", "1.13.1", other(1) + "a0+git1234"])
 def test_another_minor_version(running):
-    code = "import fastrnn\ntry:\n    fastrnn.LSTM(3, 4)\nexcept ImportError as error:\n    print(type(error), error)"
-    done = python(running, code)
+    done = python(running, REFUSED)
     assert done.returncode == 0, done.stderr
-    assert "KernelsMissingError" in done.stdout
-    assert f"the compiled kernels are built for torch {BUILT} and this is torch {running}: build them" in done.stdout
-    assert "pip install --no-build-isolation" in done.stdout
-    assert done.stdout.count("\n") == 1
-    done = python(running, "from fastrnn.apps.cli import main\nmain(['info', '--json'])")
-    found = json.loads(done.stdout)["extension"]
+    error, record, table = done.stdout.split(BETWEEN)
+    assert "KernelsMissingError" in error
+    assert f"the compiled kernels are built for torch {BUILT} and this is torch {running}: build them" in error
+    assert "pip install --no-build-isolation" in error
+    assert error.count("\n") == 1
+    check_record(record)
+    assert f"built for torch {BUILT} and this is torch {running}" in table
+    assert "to build them" in table
+
+
+def check_record(text: str) -> None:
+    """What ``info --json`` prints where the kernels are of another torch."""
+    found = json.loads(text)["extension"]
     assert not found["built"]
     assert f"built for torch {BUILT}" in found["error"]
     assert found["build"]["torch_version"] == BUILT
-    done = python(running, "from fastrnn.apps.cli import main\nmain(['info'])")
-    assert f"built for torch {BUILT} and this is torch {running}" in done.stdout
-    assert "to build them" in done.stdout
+
+
+def test_info_alone_under_another_minor_version():
+    check_record(python(other(1), "from fastrnn.apps.cli import main\nmain(['info', '--json'])").stdout)
 
 
 @pytest.mark.parametrize("suffix", [".99", ".99+cu130", ".0a0+git1234", ".0.dev20260101"])
