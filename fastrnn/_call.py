@@ -91,7 +91,8 @@ class Call(NamedTuple):
         end = N_FIXED + (states if like is None else len(like.states))
         weights = LayerWeights(*inputs[1:N_FIXED])
         given, restart = tuple(inputs[N_FIXED:end]), tuple(inputs[end:])
-        return Call(cell, inputs[0], weights, given, restart, *layout, reverse, clip)
+        batch_sizes, lengths, reset = layout
+        return Call(cell, inputs[0], weights, given, restart, batch_sizes, lengths, reset, reverse, clip)
 
 
 class Wanted(NamedTuple):
@@ -118,9 +119,9 @@ class Wanted(NamedTuple):
         return any(self[1:N_FIXED])
 
 
-def wanted_of(needs: Call) -> Wanted:
+def wanted_of(needs: Any) -> Wanted:
     """The gradients of a call's inputs, out of flags in their places."""
-    return Wanted(needs.x, *needs.weights, any(needs.states), any(needs.restart))
+    return Wanted(*needs.inputs[:N_FIXED], any(needs.states), any(needs.restart))
 
 
 class Gradients(NamedTuple):
@@ -145,7 +146,8 @@ class Gradients(NamedTuple):
 
         fixed = tuple(g if want else None for g, want in zip(take(True, N_FIXED), wanted, strict=False))
         counts = ((wanted.states, states), (wanted.restart, restarts), (wanted.products, 2), (wanted.hidden, 1))
-        return Gradients(fixed, *(take(*each) for each in counts), take(wanted.later, states))
+        initial, restart, products, hidden = (take(*each) for each in counts)
+        return Gradients(fixed, initial, restart, products, hidden, take(wanted.later, states))
 
     def of_inputs(self, call: Call) -> list[Tensor | None]:
         """A gradient, or None, for each of the call's `inputs`."""

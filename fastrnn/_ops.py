@@ -221,8 +221,9 @@ def _(
     checked.check_results(y, saved)
     checked.check_grads(grad_y, grad_final)
     wanted, traits, hidden = Wanted(*wanted), checked.traits, checked.hidden
-    shapes = (x.shape, w_ih, w_hh.shape, (traits.gates * hidden,), (traits.recurrent * hidden,), w_hr)
-    shapes = tuple(s.shape if isinstance(s, Tensor) else s for s in shapes)
+    biases = ((traits.gates * hidden,), (traits.recurrent * hidden,))
+    w_ih_shape, w_hr_shape = (None if w is None else w.shape for w in (w_ih, w_hr))
+    shapes = (x.shape, w_ih_shape, w_hh.shape, *biases, w_hr_shape)
     out = [w_hh.new_empty(s if want and s is not None else (0,)) for want, s in zip(wanted, shapes, strict=False)]
     batch = _batch(checked) if wanted.states or wanted.restart else None
     widths = [checked.width(s) for s in range(traits.states)]

@@ -220,7 +220,7 @@ class Recomputed(torch.autograd.Function):
         if torch.compiler.is_compiling() and call.batch_sizes is not None:
             # Compiled autograd, which cannot trace sizes that packed rows decide on: one segment of the whole sequence.
             y, _, results = _ops.forward(call, True)
-            found = BackwardPass(call, grads, y, results, wanted).run()
+            found: Some = BackwardPass(call, grads, y, results, wanted).run()
         elif not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any(map(_is_wrapped, grads))):
             # Gradients that are differentiated themselves, or batched by vmap: everything saved.
             with torch.no_grad():
@@ -260,9 +260,11 @@ def _by_segments(call: Call, borders: list[int], kept: States, grads: Some, want
         found = segment.pull(carried, grads[0], after, wanted._replace(states=bool(place) or into_states))
         after = found.states
         for k, g in enumerate(found.fixed):
+            if g is None:
+                continue
             if k == 0 and grad_x is not None:
                 grad_x[segment.rows] = g
-            elif g is not None:
+            else:
                 sums[k] = _add(sums[k], g)
         if found.restart:
             pairs = zip(restarted, found.restart, strict=True) if restarted else ()
@@ -270,7 +272,7 @@ def _by_segments(call: Call, borders: list[int], kept: States, grads: Some, want
     out = [s if s is None or s.dtype == call.x.dtype else s.to(call.x.dtype) for s in sums]
     out[0] = grad_x
     if restarted and wanted.states and not call.restart:
-        after = [a + r for a, r in zip(after, restarted, strict=True)]
+        after = [r if a is None else a + r for a, r in zip(after, restarted, strict=True)]
     states = after if wanted.states and call.states else (None,) * len(call.states)
     zeros = [torch.zeros_like(s) for s in call.restart]
     return [*out, *states, *((restarted or zeros) if wanted.restart else (None,) * len(call.restart))]

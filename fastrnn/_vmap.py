@@ -10,7 +10,7 @@ from torch import Tensor
 from fastrnn._call import Call
 
 
-def needs_each(call: Call, dims: Call) -> bool:
+def needs_each(call: Call, dims: Any) -> bool:
     """Return True if vmap must make one call for each sample: rows of packed input, or of `lengths`, cannot be folded
     into one batch without changing what the saved tensors hold; and a call has one set of weights.
     """
@@ -27,18 +27,18 @@ def can_expand(arguments: tuple, reset: Tensor | None) -> bool:
 class Rows:
     """A vmapped dimension V folded into the batch: (…, B, …) ↔ (…, V·B, …)."""
 
-    def __init__(self, size: int, call: Call, dims: Call):
+    def __init__(self, size: int, call: Call, dims: Any):
         self.size = size
         self.batch = call.x.shape[1] if dims.x is None else call.x.movedim(dims.x, 0).shape[2]
 
-    def fold_call(self, call: Call, dims: Call) -> Call:
+    def fold_call(self, call: Call, dims: Any) -> Call:
         """The call of all samples at once. The weights have no V."""
 
         def states(given: tuple[Tensor, ...], places: tuple) -> tuple[Any, ...]:
             return tuple(self.fold(s, d, 0) for s, d in zip(given, places, strict=True))
 
         return call._replace(
-            x=self.fold(call.x, dims.x, 1),
+            x=self.fold(call.x, dims.x, 1),  # type: ignore[arg-type] # it is one
             states=states(call.states, dims.states),
             restart=states(call.restart, dims.restart),
             reset=self.fold(call.reset, dims.reset, 1),

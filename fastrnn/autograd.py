@@ -212,7 +212,7 @@ class LayerBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *flat):
         pass_ = BackwardPass.of_flat(*flat)
-        dims = BackwardPass.of_flat(*in_dims, like=pass_)
+        dims: Any = BackwardPass.of_flat(*in_dims, like=pass_)
         call, wanted = pass_.call, pass_.wanted
         if needs_each(call, dims.call) or (
             wanted.weights and not (can_expand(flat, call.reset) and _ops.traits_of(call.cell).one_product)

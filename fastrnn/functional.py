@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastrnn import _C, _ops, _paths, _recompute, _tokens, cells
-from fastrnn._call import Call, LayerWeights, Wanted
+from fastrnn._call import Call, Wanted
+from fastrnn._call import LayerWeights as LayerWeights
 
 if TYPE_CHECKING:
     from fastrnn.training import GradientNormPenalty

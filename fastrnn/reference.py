@@ -140,8 +140,8 @@ def run(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
         batch = call.x.shape[1] if call.batch_sizes is None else int(call.batch_sizes[0])
         hidden = w_hh.shape[1] if w_hr is None else w_hr.shape[1]
         states = zero_states(spec, call.x, batch, hidden, w_hh.shape[1])
-    own = {"restart": call.restart, "clip": call.clip}
-    return sequence(spec, call.x, call.weights, states, *call.layout, call.reverse, **own)
+    rows = (*call.layout, call.reverse)
+    return sequence(spec, call.x, call.weights, states, *rows, restart=call.restart, clip=call.clip)
 
 
 def _padded(

@@ -66,7 +66,8 @@ Tensors in_order(Tensors found, const Wanted& wanted, const LayerCall& call) {
   const auto end = found.begin() + kFixedInputs;
   Gradients g;
   std::move(found.begin(), end, g.fixed.begin());
-  const auto states = static_cast<int64_t>(wanted[kStates] ? found.size() - kFixedInputs - (wanted[kRestart] ? call.restarts : 0) : 0);
+  const auto states =
+      static_cast<int64_t>(wanted[kStates] ? found.size() - kFixedInputs - (wanted[kRestart] ? call.restarts : 0) : 0);
   g.states.assign(end, end + states);
   g.restart.assign(end + states, found.end());
   return in_order(std::move(g), call);
@@ -183,8 +184,7 @@ Tensors gradients(const EagerCall& call, const Wanted& wanted, variable_list gra
     const int64_t batch = call.batch_sizes ? (*call.batch_sizes)[0].item<int64_t>() : results[0].size(1);
     grads[1] = at::zeros({batch, own.w_hh().size(1)}, results[0].options());
   }
-  Tensors found =
-      in_order(run_backward<Cpu>(own, grads, results[0], at::TensorList(results).slice(1), wanted), own);
+  Tensors found = in_order(run_backward<Cpu>(own, grads, results[0], at::TensorList(results).slice(1), wanted), own);
   if (call.form.plain()) return found;
   if (found[kX].defined()) call.form.give_rows(found[kX]);
   for (size_t k = kFixedInputs; k < found.size(); ++k) {

@@ -15,8 +15,8 @@ struct EagerCall : LayerCall {
   Form form;
 };
 
-// Computes a backward pass that is itself to be differentiated: (call, wanted, gradients of y and the final states, y and
-// the saved tensors) -> gradients in the order of the inputs. In the operators' own layout.
+// Computes a backward pass that is itself to be differentiated: (call, wanted, gradients of y and the final states, y
+// and the saved tensors) -> gradients in the order of the inputs. In the operators' own layout.
 using HigherOrder = std::function<Tensors(const LayerCall&, const Wanted&, const Tensors&, const Tensors&)>;
 void set_higher_order(HigherOrder function);
 

@@ -12,7 +12,6 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/cpu/buffers.h"
 #include "binding/eager.h"
 #include "binding/range.h"
 #include "binding/short.h"
@@ -21,6 +20,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
 #include "cpu/workspace.h"
+#include "ops/cpu/buffers.h"
 #include "ops/cpu/device.h"
 #include "ops/finite.h"
 
@@ -171,7 +171,8 @@ py::tuple flat_of(const LayerCall& call) {
   flat[k++] = call.reverse;
   flat[k++] = call.clip;
   flat[k++] = call.states().size();
-  for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) flat[k++] = or_none(t.value_or(Tensor()));
+  for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset})
+    flat[k++] = or_none(t.value_or(Tensor()));
   for (const Tensor& t : call.inputs) flat[k++] = or_none(t);
   return flat;
 }
@@ -273,7 +274,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("cell"), py::arg("dtype"));
   m.def("load_cells", &fastrnn::load_cells_from, py::arg("path"), "Adds the kernels of a user's cell.");
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
-  m.def("cell_traits", &fastrnn::cell_traits, py::arg("name"), "The sizes of a cell, and of what it saves for backward.");
+  m.def("cell_traits", &fastrnn::cell_traits, py::arg("name"),
+        "The sizes of a cell, and of what it saves for backward.");
   PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());
   PyModule_AddFunctions(m.ptr(), fastrnn::stream_methods());
   m.def(

@@ -5,11 +5,11 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include "ops/cpu/device.h"
 #include "binding/plain.h"
 #include "binding/range.h"
 #include "binding/stream.h"
 #include "cpu/dispatch.h"
+#include "ops/cpu/device.h"
 
 namespace fastrnn {
 

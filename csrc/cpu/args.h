@@ -77,7 +77,7 @@ struct BackwardArgs {
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* grad_restart[kMaxStates];      // T [B, P or H]; null: restart is initial, and grad_initial the sum of both
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
-  void* later[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
+  void* later[kMaxStates];             // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
   double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
   bool hidden_unused;    // no gradient, not even zeros, reaches the h of the last step (loss on the cell state alone)
   bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)

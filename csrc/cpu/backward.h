@@ -50,7 +50,8 @@ struct Backward {
 
   explicit Backward(const BackwardArgs& a)
       : args(a), seq(opposite(a.seq)), steps{seq}, H(seq.hidden), P(seq.projected), projecting(a.w_hr != nullptr) {
-    for (int s = 0; s < S; ++s) want_initial = want_initial || args.grad_initial[s] != nullptr || args.grad_restart[s] != nullptr;
+    for (int s = 0; s < S; ++s)
+      want_initial = want_initial || args.grad_initial[s] != nullptr || args.grad_restart[s] != nullptr;
     const int64_t depth = R > 0 ? R * H : 16;  // of a cell without a product: its element-wise work
     plan = make_plan(seq, {seq.batch, depth, P, Engine::kBytes, projecting || R2 > 0 ? 2 : 1, Engine::kSpeed});
     recurrent = Engine::template weights<1>(R1 * H, P, rows_of_a_thread(plan, seq));

@@ -16,7 +16,7 @@ struct StagedBackward {
   static constexpr int kTotals = Cell::Ahead::kTotals;
 
   const BackwardArgs& args;
-  Scratch stages;  // its states: the gradients of a step's states
+  Scratch stages;                            // its states: the gradients of a step's states
   C *initial = nullptr, *restart = nullptr;  // gradients of the initial states, and of those of a restart
   size_t at_initial, at_restart;
 

@@ -127,7 +127,7 @@ struct BackwardArgs {
   void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of the states at rows.reset; or null
   bool own_restart;                    // restart is not initial: `restarts` is no part of grad_initial
   void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
-  void* later[kMaxStates];           // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
+  void* later[kMaxStates];             // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
   double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
   bool projection;
   Tiling tiling;

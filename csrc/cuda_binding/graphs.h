@@ -5,8 +5,8 @@
 // arguments from device memory and the step from a counter there, and both are written before a sequence begins.
 #pragma once
 
-#include "ops/cuda/device.h"
 #include "cuda_binding/workspace.h"
+#include "ops/cuda/device.h"
 
 namespace fastrnn::cuda {
 

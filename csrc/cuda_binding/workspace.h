@@ -1,8 +1,8 @@
 // Memory of the step-wise driver, and its products in it.
 #pragma once
 
-#include "ops/cuda/device.h"
 #include "cuda_binding/products.h"
+#include "ops/cuda/device.h"
 
 namespace fastrnn::cuda {
 

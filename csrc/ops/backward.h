@@ -8,20 +8,20 @@ namespace fastrnn {
 // The tensors of a backward pass as the driver takes them: contiguous, rows in the order of the layout.
 struct BackwardPass {
   Tensor w_hh, w_hr;
-  Tensors states, restart;                 // as in ForwardPass
-  Tensor y;                                // (N, P)
+  Tensors states, restart;                  // as in ForwardPass
+  Tensor y;                                 // (N, P)
   std::array<Tensor, kSavedTensors> saved;  // undefined where a cell saves none
-  Tensor grad_y;                           // (N, P) or undefined
-  Tensors grad_finals;                     // of each state (B, ·) or undefined
-  bool hidden_unused;                      // no gradient, not even zeros, reaches the h of the last step
+  Tensor grad_y;                            // (N, P) or undefined
+  Tensors grad_finals;                      // of each state (B, ·) or undefined
+  bool hidden_unused;                       // no gradient, not even zeros, reaches the h of the last step
   // Outputs.
-  Tensor da;                // (N, G·H)
-  Tensor drh;               // (N, (R - split_from)·H): where it differs from da
-  Tensor dparameters;       // (…, Q·H), to be summed over rows
-  Tensor dh;                // (N, P) or undefined
-  Tensors grad_states;      // (B, ·); empty if not wanted
-  Tensors grad_restart;     // (B, ·); empty if not wanted, or if there is no restart
-  Tensors later;            // of each state (N, ·); empty if not wanted
+  Tensor da;             // (N, G·H)
+  Tensor drh;            // (N, (R - split_from)·H): where it differs from da
+  Tensor dparameters;    // (…, Q·H), to be summed over rows
+  Tensor dh;             // (N, P) or undefined
+  Tensors grad_states;   // (B, ·); empty if not wanted
+  Tensors grad_restart;  // (B, ·); empty if not wanted, or if there is no restart
+  Tensors later;         // of each state (N, ·); empty if not wanted
 };
 
 // The state of a forward pass: y and its saved tensors, checked. What was right then may have been given other memory
@@ -114,7 +114,8 @@ void recurrent_gradient_into(Tensor out, const Checked<Device>& c, const Backwar
 
 // ∂L/∂w_hh of a cell that multiplies other vectors than h.
 template <class Device>
-void vector_gradients_into(const Tensor& out, const Checked<Device>& c, const BackwardPass& pass, const Tensor& before) {
+void vector_gradients_into(const Tensor& out, const Checked<Device>& c, const BackwardPass& pass,
+                           const Tensor& before) {
   const int64_t first = c.first_width(), H = c.hidden, vectors = c.cell->vectors;
   const Tensor drh = recurrent_products(c, pass);
   const Tensor all = pass.saved[3].reshape({-1, vectors * H}).narrow(0, 0, c.layout.rows);

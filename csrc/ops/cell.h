@@ -38,8 +38,8 @@ struct SavedTensor {
   int64_t width(int64_t hidden) const { return per_unit * hidden + constant; }
 };
 
-// Those of a cell: the first min(G, K) saved values, in place of W·x; the others; states other than h, and sums over the
-// units; the vectors besides h that are multiplied, or with a projection h before it.
+// Those of a cell: the first min(G, K) saved values, in place of W·x; the others; states other than h, and sums over
+// the units; the vectors besides h that are multiplied, or with a projection h before it.
 constexpr size_t kSavedTensors = 4;
 inline std::array<SavedTensor, kSavedTensors> saved_tensors(const CellTraits& cell, bool projection) {
   return {{{cell.saved > 0 ? cell.gates : 0, 0, false},

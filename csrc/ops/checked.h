@@ -20,7 +20,8 @@ struct RowLayout {
   }
 
  protected:
-  // Raises what a user should read if an argument does not fit. Values of lengths are checked where they are on the CPU.
+  // Raises what a user should read if an argument does not fit. Values of lengths are checked where they are on the
+  // CPU.
   RowLayout(const LayerCall& call, const Tensor& rows_like);
 };
 

@@ -8,11 +8,11 @@ namespace fastrnn {
 
 // The tensors of a forward pass as the driver takes them: contiguous, rows in the order of the layout.
 struct ForwardPass {
-  Tensor w_hh, b_ih, b_hh, w_hr;                // b_ih: undefined if it is in `gates` already
-  Tensors states, restart;                      // (B, ·); none: zeros, the initial states
-  Tensor gates;                                 // (N, G·H): W·x, to which the driver writes if `training`
-  Tensor extra, cells, unprojected, y;          // (N, ·); the first three undefined where they are not saved
-  Tensors finals;                               // (B, ·)
+  Tensor w_hh, b_ih, b_hh, w_hr;        // b_ih: undefined if it is in `gates` already
+  Tensors states, restart;              // (B, ·); none: zeros, the initial states
+  Tensor gates;                         // (N, G·H): W·x, to which the driver writes if `training`
+  Tensor extra, cells, unprojected, y;  // (N, ·); the first three undefined where they are not saved
+  Tensors finals;                       // (B, ·)
   bool training;
 };
 

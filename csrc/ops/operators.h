@@ -16,10 +16,10 @@ constexpr const char* kForwardSchema =
     "sequence_forward(str cell, Tensor x, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
     "Tensor[]? states, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool reverse, bool training, "
     "Tensor[]? restart=None) -> (Tensor, Tensor[], Tensor[])";
-// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr (empty tensors where they are not wanted); then what else
-// is wanted, in the order of enum Want: gradients of the initial states, of the states after a reset (none without
-// restart); ∂L/∂(W·x) and ∂L/∂(R·h); ∂L/∂h_t; of each state the gradient from later steps, in the dtype that is computed
-// in. Those of rows have the caller's leading dimensions.
+// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr (empty tensors where they are not wanted); then what
+// else is wanted, in the order of enum Want: gradients of the initial states, of the states after a reset (none without
+// restart); ∂L/∂(W·x) and ∂L/∂(R·h); ∂L/∂h_t; of each state the gradient from later steps, in the dtype that is
+// computed in. Those of rows have the caller's leading dimensions.
 constexpr const char* kBackwardSchema =
     "layer_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor x, Tensor? w_ih, Tensor w_hh, "
     "Tensor? w_hr, Tensor[]? states, Tensor y, Tensor[] saved, Tensor? batch_sizes, Tensor? lengths, "

@@ -58,7 +58,8 @@ def layer(call: Call) -> tuple[Tensor, States]:
         _in_order(w_hh, kind).unsqueeze(0),
         _bias(w_hh, b_ih, b_hh, kind),
         None if lengths is None else lengths.to(torch.int32),
-        *([s.unsqueeze(0) for s in call.states] or [None]),
+        *(s.unsqueeze(0) for s in call.states),
+        *(() if call.states else (None,)),
     ]
     if dtype is torch.bfloat16:  # ONNX allows it from opset 22 on, onnxruntime never
         inputs = [t.float() if t is not None and t.dtype is dtype else t for t in inputs]

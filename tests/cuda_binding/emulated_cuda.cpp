@@ -30,8 +30,8 @@ template <class Word>
 void before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width) {
   // More threads than elements, as of a launch in whole blocks.
   for (int64_t n = 0; n < rows.steps * rows.batch * width + 100; ++n) {
-    copy_before(rows, static_cast<const Word*>(y), static_cast<const Word*>(initial),
-                static_cast<const Word*>(restart), static_cast<Word*>(out), width, n);
+    copy_before(rows, static_cast<const Word*>(y), static_cast<const Word*>(initial), static_cast<const Word*>(restart),
+                static_cast<Word*>(out), width, n);
   }
 }
 

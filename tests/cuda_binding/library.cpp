@@ -3,9 +3,9 @@
 
 #include "cuda_binding/choice.h"
 #include "cuda_binding/machine.h"
+#include "launcher.h"
 #include "ops/cuda/device.h"
 #include "ops/operators.h"
-#include "launcher.h"
 
 namespace fastrnn::cuda {
 namespace {

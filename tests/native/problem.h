@@ -200,8 +200,8 @@ struct Problem : Case {
     std::string text = cell + " T=" + n(T) + " B=" + n(B) + " H=" + n(H);
     if (projecting) text += " P=" + n(P);
     for (size_t t = 0; ragged && t < counts.size(); ++t) text += (t == 0 ? " counts=" : ",") + n(counts[t]);
-    return text + (resets ? " resets" : "") + (own_restart ? " restart" : "") + (reverse ? " reverse" : "") + (b_ih.empty() ? "" : " b_ih") +
-           (b_hh.empty() ? "" : " b_hh") + (initial[0].empty() ? "" : " initial");
+    return text + (resets ? " resets" : "") + (own_restart ? " restart" : "") + (reverse ? " reverse" : "") +
+           (b_ih.empty() ? "" : " b_ih") + (b_hh.empty() ? "" : " b_hh") + (initial[0].empty() ? "" : " initial");
   }
 
  private:

@@ -3,11 +3,11 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include "ops/backward.h"
 #include "ops/cpu/buffers.h"
+#include "ops/cpu/layout.h"
 #include "ops/cpu/modest.h"
 #include "ops/cpu/products.h"
-#include "ops/backward.h"
-#include "ops/cpu/layout.h"
 
 namespace fastrnn {
 

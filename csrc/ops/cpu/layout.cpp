@@ -14,8 +14,7 @@ std::atomic<Split> split_override{Split::kAuto};
 
 }  // namespace
 
-CpuLayout::CpuLayout(const LayerCall& call, const Tensor& rows_like, const at::Device&)
-    : RowLayout(call, rows_like) {
+CpuLayout::CpuLayout(const LayerCall& call, const Tensor& rows_like, const at::Device&) : RowLayout(call, rows_like) {
   if (!call.batch_sizes) counts.assign(steps, batch);
   if (call.lengths) {
     const Tensor n = dense(call.lengths->to(at::kCPU, at::kLong));

@@ -8,10 +8,10 @@ namespace fastrnn {
 
 struct CpuLayout : RowLayout {
   // `counts` is that of each step, padded or packed.
-  std::vector<int64_t> offsets;          // of each step, its first row
-  Tensor order;                          // [B] original row of each sorted row; undefined if rows stay as they are
-  Tensor index;                          // [N] t·B + row of each packed row; likewise
-  Tensor reset;                          // [N] bool, in the order of the rows
+  std::vector<int64_t> offsets;  // of each step, its first row
+  Tensor order;                  // [B] original row of each sorted row; undefined if rows stay as they are
+  Tensor index;                  // [N] t·B + row of each packed row; likewise
+  Tensor reset;                  // [N] bool, in the order of the rows
 
   CpuLayout(const LayerCall& call, const Tensor& rows_like, const at::Device&);
 

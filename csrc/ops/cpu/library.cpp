@@ -6,8 +6,8 @@
 #include <atomic>
 #include <exception>
 
-#include "ops/cpu/modest.h"
 #include "cpu/team.h"
+#include "ops/cpu/modest.h"
 
 namespace fastrnn::library {
 

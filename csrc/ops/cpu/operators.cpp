@@ -11,9 +11,9 @@ ForwardResult dispatch_forward(const LayerCall& call, bool training) {
   static const auto run = c10::Dispatcher::singleton()
                               .findSchemaOrThrow("fastrnn::sequence_forward", "")
                               .typed<decltype(sequence_forward<Cpu>)>();
-  return run.call(call.cell, call.x(), optional(call.w_ih()), call.w_hh(), optional(call.b_ih()),
-                  optional(call.b_hh()), optional(call.w_hr()), call.states(), call.batch_sizes, call.lengths,
-                  call.reset, call.reverse, training, call.restart());
+  return run.call(call.cell, call.x(), optional(call.w_ih()), call.w_hh(), optional(call.b_ih()), optional(call.b_hh()),
+                  optional(call.w_hr()), call.states(), call.batch_sizes, call.lengths, call.reset, call.reverse,
+                  training, call.restart());
 }
 
 Tensors dispatch_backward(const LayerCall& call, at::TensorList grads, const Tensor& y, at::TensorList saved,

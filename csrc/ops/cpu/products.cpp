@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <atomic>
 
-#include "ops/cpu/buffers.h"
-#include "ops/cpu/library.h"
-#include "ops/cpu/modest.h"
 #include "cpu/dispatch.h"
 #include "cpu/matmul.h"
 #include "cpu/team.h"
+#include "ops/cpu/buffers.h"
+#include "ops/cpu/library.h"
+#include "ops/cpu/modest.h"
 
 namespace fastrnn {
 

@@ -17,8 +17,8 @@ namespace fastrnn::cuda {
 Format format_of(at::ScalarType type, const at::Device& device);
 // Null where there is no such cell, or no such format.
 const FormatKernels* kernels_of(const CellKernels* cell, Format format);
-// A cell with kernels for a dtype on a GPU; those of a custom cell are made if need be. Raises ValueError for an unknown
-// cell, RuntimeError where its kernels cannot be made, TypeError for other dtypes.
+// A cell with kernels for a dtype on a GPU; those of a custom cell are made if need be. Raises ValueError for an
+// unknown cell, RuntimeError where its kernels cannot be made, TypeError for other dtypes.
 const CellKernels* cell_named(const std::string& name, at::ScalarType type, const at::Device& device);
 void set_preparation(Preparation function);
 

@@ -1,4 +1,5 @@
-// Row layout on a GPU: padded, with lengths or without, or packed. Nothing here waits for the device, nor reads from it.
+// Row layout on a GPU: padded, with lengths or without, or packed. Nothing here waits for the device, nor reads from
+// it.
 #pragma once
 
 #include "cuda/args.h"
