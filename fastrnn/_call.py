@@ -121,7 +121,8 @@ class Wanted(NamedTuple):
 
 def wanted_of(needs: Any) -> Wanted:
     """The gradients of a call's inputs, out of flags in their places."""
-    return Wanted(*needs.inputs[:N_FIXED], any(needs.states), any(needs.restart))
+    x, w_ih, w_hh, b_ih, b_hh, w_hr = needs.inputs[:N_FIXED]
+    return Wanted(x, w_ih, w_hh, b_ih, b_hh, w_hr, any(needs.states), any(needs.restart))
 
 
 class Gradients(NamedTuple):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn._call_checks import check_devices
+from fastrnn._paths import BACKENDS
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
-from fastrnn.modules import _checks, _extra, _initial
+from fastrnn.modules import _checks, _extra, _initial, _tokens
 from fastrnn.modules._keywords import ExportedKeywords
 from fastrnn.modules._layers import run_layers
 
@@ -38,13 +39,16 @@ class Network(ExportedKeywords, nn.Module):
     ``hx`` starts from are parameters too: ``initial_{state}_l{k}`` (H), zeros at first.
 
     Attributes:
-        clip_state_gradient: taken where a call names none; None unless assigned. See `forward`.
+        backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
+            assigned. See `forward`.
 
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
         TypeError: a size is not an integer.
     """
 
+    backend: str = "auto"
+    recompute: bool | int = False
     clip_state_gradient: float | None = None
     learn_initial_state: bool = False
 
@@ -148,8 +152,9 @@ class Network(ExportedKeywords, nn.Module):
         *,
         lengths: Any = None,
         reset: Any = None,
-        backend: str = "auto",
-        recompute: bool | int = False,
+        backend: str | None = None,
+        embedding: nn.Module | Tensor | None = None,
+        recompute: bool | int | None = None,
         initial: States | None = None,
         clip_state_gradient: float | None = None,
         penalty: GradientNormPenalty | None = None,
@@ -163,8 +168,11 @@ class Network(ExportedKeywords, nn.Module):
             lengths: (B) the steps of each row; what is behind them is not looked at, and gives zeros.
             reset: (T, B) or as the input lies, bool: true at the first step of a new segment, which starts from
                 ``initial``.
-            backend: ``"auto"``, ``"fused"`` or ``"reference"``, see :func:`fastrnn.functional.sequence`.
-            recompute: keep less for the backward pass, see there.
+            backend: ``"auto"``, ``"fused"`` or ``"reference"``, see :func:`fastrnn.functional.sequence`. None: the
+                attribute ``backend``.
+            embedding: a `torch.nn.Embedding` or its weight (V, I). ``input`` is then token ids, as in `fastrnn.LSTM`'s
+                forward, and embedded first.
+            recompute: save less for the backward pass, see there. None: the attribute ``recompute``.
             initial, clip_state_gradient, penalty: as in `fastrnn.LSTM`'s forward. Of several states only the first
                 one's gradient is cut.
 
@@ -176,8 +184,12 @@ class Network(ExportedKeywords, nn.Module):
             RuntimeError: sizes or dtypes do not fit.
             TypeError: hx is not what it must be.
         """
-        if backend not in ("auto", "fused", "reference"):
-            raise ValueError(f"backend: expected one of auto, fused, reference, got {backend!r}")
+        backend = backend or self.backend
+        if backend not in BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        recompute = self.recompute if recompute is None else recompute
+        if embedding is not None:
+            input = _tokens.embedded(input, embedding, self.batch_first, lengths)
         options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
         if recompute:
             options["recompute"] = recompute
@@ -301,12 +313,20 @@ class Network(ExportedKeywords, nn.Module):
             raise RuntimeError(f"{name}: expected an input of shape {tuple(like.shape)}, got {tuple(found.shape)}")
         return found.to(like.dtype)
 
-    def step(self, input: Tensor, states: States | None = None) -> tuple[Tensor, States]:
+    def step(
+        self,
+        input: Tensor,
+        states: States | None = None,
+        *,
+        backend: str | None = None,
+        embedding: nn.Module | Tensor | None = None,
+    ) -> tuple[Tensor, States]:
         """One step of a stream: ``y, states = network.step(x, states)``.
 
         Args:
             input: (B, I) or (I).
             states: what the step before returned, or as ``hx`` of `forward`; None for the learned ones, or zeros.
+            backend, embedding: as in `forward`; with an embedding ``input`` is ids, (B) or ().
 
         Returns:
             outputs (B, H) or (H), and the states.
@@ -316,11 +336,16 @@ class Network(ExportedKeywords, nn.Module):
         """
         if self.bidirectional:
             raise ValueError("step: expected a network of one direction, got a bidirectional one")
+        backend = backend or self.backend
+        if backend not in BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        if embedding is not None:
+            input = _tokens.embed_step(input, embedding)
         if input.dim() not in (1, 2):
             raise ValueError(f"input: expected (B, I) or (I), got shape {tuple(input.shape)}")
         batched = input.dim() == 2
         x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
-        options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": "auto"}
+        options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
         options.update(_extra.of_call(None, self.clip_state_gradient, None))
         if states is None and self.learn_initial_state:
             states = _initial.of_layers(self, self.cell.states, x.shape[1] if batched else None)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import _tokens
 from .._call_checks import check_devices
@@ -109,6 +110,16 @@ def checked(ids: Any, embedding: Any, dims: tuple[int, ...], words: str, form: F
     check_devices(ids, {"embedding": embedding})
     padding = None if form is None or form.lengths is None else lambda: form.padding(ids)
     return _tokens.within(ids, embedding.shape[0], padding, "input")
+
+
+def embedded(input: Any, embedding: Any, batch_first: bool, lengths: Any) -> Any:
+    """The embedded ids of a sequence, padded or packed, for a network that makes no table. Raises as `checked`."""
+    if isinstance(input, PackedSequence):
+        form = Form(batch_sizes=input.batch_sizes)
+        ids = checked(input.data, embedding, *form.dims(), form)
+        return input._replace(data=look_up(ids, embedding))
+    form = Form(batch_first=batch_first, lengths=lengths)
+    return look_up(checked(input, embedding, *form.dims(), form), embedding)
 
 
 def embed_step(ids: Any, embedding: Any) -> Any:
