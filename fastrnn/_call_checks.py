@@ -1,4 +1,4 @@
-"""The checks of the operators on shapes, dtypes and devices, for their fake kernels: csrc/binding/call.cpp, layout.cpp
+"""The checks of the operators on shapes, dtypes and devices, for their fake kernels: csrc/ops/checked.h, layout.cpp
 and backward.cpp in Python.
 
 A call on meta or fake tensors raises where the kernels would. Of values only those of ``batch_sizes`` are looked at,

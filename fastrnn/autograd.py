@@ -266,7 +266,7 @@ def _outer_products(gradients: Tensor, values: Tensor) -> Tensor:
     """Each sample's sum over steps and rows of gradient times value: (T, V, B, M) and (T, V, B, N) to (V, M, N).
 
     In some pieces of the sequence and then the sum of these: BLAS adds up one piece in one chain, whose error grows
-    with its length. (csrc/binding/products.cpp does so too.)
+    with its length. (csrc/ops/cpu/products.cpp does so too.)
     """
     chain, most = 96, 16
     T, B = gradients.shape[0], gradients.shape[2]
