@@ -51,6 +51,8 @@ def layer(call: Call, recompute: bool | int) -> tuple[Tensor, States] | None:
     if not _fits(call):
         return None
     steps = call.x.shape[0] if call.batch_sizes is None else call.batch_sizes.shape[0]
+    if steps == 1:  # nothing to gain
+        return None
     borders = _borders(steps, max(2, math.isqrt(steps)) if recompute is True else recompute)
     y, *finals = Recomputed.apply(borders, *call.flat())
     return y, tuple(finals)

@@ -126,8 +126,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if device and torch.is_autocast_enabled(device) else None
 
 
-def onednn_takes(batch_sizes: Tensor | None) -> bool:
-    """Return True if torch computes an LSTM with oneDNN: padded, or packed with rows of one length."""
+def onednn_takes(x: Tensor, batch_sizes: Tensor | None) -> bool:
+    """Return True if torch computes an LSTM with oneDNN: padded, or packed with rows of one length; and not empty."""
+    if x.numel() == 0:
+        return False
     if batch_sizes is not None and not (has_values(batch_sizes) and bool(batch_sizes[0] == batch_sizes[-1])):
         return False
     return _HAS_ONEDNN and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())

@@ -280,7 +280,12 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         if embedding is not None or recompute:
             options.update(embedding=embedding, recompute=recompute)
         options.update(more)
-        y, last = self._run(x, states, weights, options)
+        try:
+            y, last = self._run(x, states, weights, options)
+        except ValueError:
+            if int(batch_sizes.sum()) != x.shape[0]:
+                self._torch_class.forward(self, input, hx)  # raises in torch's words
+            raise
         hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
@@ -320,7 +325,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             layers = as_layers(weights, self.bias, self.proj_size)
             return run_layers(cell, x, layers, states, directions, dropout, options)
 
-        onednn = cell == "lstm" and not self.proj_size and _checks.onednn_takes(options["batch_sizes"])
+        onednn = cell == "lstm" and not self.proj_size and _checks.onednn_takes(x, options["batch_sizes"])
         dtype = _checks.run_dtype(cell, target, x, states, onednn)
         layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
         if states is not None:

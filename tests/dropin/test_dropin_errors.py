@@ -250,3 +250,13 @@ def test_cells_of_no_width():
 def test_unknown_nonlinearity_of_a_cell():
     same_outcome(*(c(3, 4, nonlinearity="relu6") for c in (nn.RNNCell, fastrnn.RNNCell)), lambda m: m(Z(2, 3)))
     same_outcome(*(c(3, 4, nonlinearity="relu6") for c in (nn.RNNCell, fastrnn.RNNCell)), lambda m: m(Z(2, 5)))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_relu"])
+def test_packed_rows_that_are_not_those_of_batch_sizes(kind):
+    theirs, ours = layer_pair(kind)
+    packed = PackedSequence(torch.randn(1, I), torch.tensor([3, 2]))
+    with pytest.raises(RuntimeError) as right:
+        theirs(packed)
+    with pytest.raises(RuntimeError, match=re.escape(str(right.value)[:40])):
+        ours(packed)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from dropin_cases import CELLS, LAYERS, B, H, I, T, cell_pair, gradients, layer_pair, leaves, random_hx, same
+from dropin_cases import CELLS, LAYERS, B, H, I, T, cell_pair, gradients, layer_pair, leaves, pair, random_hx, same
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fastrnn import gallery
@@ -180,3 +180,15 @@ def test_dtype_of_packed_results_under_autocast(kind, batch_sizes, given):
     hx = random_hx(theirs, batch_sizes[0]) if given else None
     with torch.autocast("cpu", torch.bfloat16):
         same(ours(packed, hx), theirs(packed, hx), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_autocast_of_an_empty_batch(states):
+    """Without rows torch does not take oneDNN, whose results would be in the lower format."""
+    theirs, ours = pair("LSTM", 3, 4)
+    x = torch.randn(2, 0, 3)
+    hx = (torch.zeros(1, 0, 4), torch.zeros(1, 0, 4)) if states else None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        right, found = theirs(x, hx), ours(x, hx)
+    assert found[0].dtype == right[0].dtype
+    assert [s.dtype for s in found[1]] == [s.dtype for s in right[1]]

@@ -385,3 +385,10 @@ def test_errors():
     raises(TypeError, "reset: expected a Tensor, got list", reset=[True])
     raises(ValueError, "batch_sizes: .* never grow", x=torch.randn(5, 2), states=None, batch_sizes=torch.tensor([2, 3]))
     raises(ValueError, "batch_sizes: .* sum", x=torch.randn(5, 2), states=None, batch_sizes=torch.tensor([3, 3]))
+
+
+def test_a_single_step_keeps_everything():
+    """Nothing is to be gained; and a loss on the cell state alone has no gradient for the projection, as in torch."""
+    module = fastrnn.LSTM(I, H, proj_size=2)
+    _, (_, c) = module(torch.randn(1, B, I), recompute=True)
+    assert torch.autograd.grad(c.sum(), module.weight_hr_l0, allow_unused=True) == (None,)

@@ -160,3 +160,32 @@ def test_make_fx_and_fake_tensors_see_the_operators():
     with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
         y, _ = sequence("gru", torch.empty(4, 3, 2), w)
         assert y.shape == (4, 3, 5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_states_after_a_reset(cell, lengths, reverse):
+    """States of their own for later segments: the kernels against the loop, forward, backward, to second order and
+    recomputed; flags at the first step and in padding included.
+    """
+    p = Problem(cell, 7, 5, 3, 4)
+    reset = torch.rand(7, 5) < 0.4
+    reset[0, :3] = True
+    initial = [torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in p.states]
+    layout = {"reset": reset, "reverse": reverse, "lengths": torch.tensor([7, 3, 0, 5, 1]) if lengths else None}
+    leaves = [p.x, *(w for w in p.weights if w is not None), *p.states, *initial]
+
+    def run(**options):
+        y, last = sequence(cell, p.x, p.weights, p.states, initial=initial, **layout, **options)
+        loss = y.sin().sum() + sum((s * s).sum() for s in last)
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        return [y, *last, *first, *torch.autograd.grad(sum(g.sin().sum() for g in first), leaves)]
+
+    right = run(backend="reference")
+    close(run(), right)
+    for recompute in (2, 3):
+        y, last = sequence(cell, p.x, p.weights, p.states, initial=initial, recompute=recompute, **layout)
+        loss = y.sin().sum() + sum((s * s).sum() for s in last)
+        found = torch.autograd.grad(loss, leaves)
+        close([y, *last, *found], right[: 1 + len(last) + len(leaves)])

@@ -248,6 +248,8 @@ def _by_layout(c: Case) -> dict[str, object]:
             special="",
             recompute=0 if c.custom else c.recompute,
         )
+    if c.packed and c.invalid:
+        out["P"] = 0  # torch.nn crashes on some of these
     if c.layout == "unbatched":
         out["batch_first"] = False
     if c.form == "functional" and c.hx == "" and c.initial:

@@ -92,7 +92,8 @@ def _required(case: Case, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     r = random.Random(case.requires)
     chosen = {}
     for name, leaf in leaves.items():
-        wanted = case.requires == 0 or r.random() < 0.4
+        # The reference records nothing for a bias without elements, of a cell without recurrent products.
+        wanted = (case.requires == 0 or r.random() < 0.4) and (leaf.numel() > 0 or case.batch == 0)
         leaf.requires_grad_(wanted)
         if wanted:
             chosen[name] = leaf
