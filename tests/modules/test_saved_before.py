@@ -1,7 +1,7 @@
 """Files that an earlier version wrote load, and compute what they did: state_dicts, pickles, checkpoints.
 
-`saved_before` has, of each module, its pickle and its ``state_dict``, made before the call object; and ``results.pt``, an
-input and the outputs.
+`saved_before` has each module's pickle and ``state_dict``, made before the call object; ``results.pt`` an input and the
+outputs.
 """
 
 from __future__ import annotations
