@@ -189,7 +189,9 @@ bool run_any(const Call& call, Args args, const Tensor& first, const OptionalTen
                 call.hidden,
                 call.projected,
                 moving ? nullptr : data_of(first),
-                moving ? nullptr : data_of(second),
+                moving   ? nullptr
+                : second ? data_of(*second)
+                         : nullptr,
                 kBackward};
   // Until all is launched: what another thread launched on this stream in between would find this call's memory.
   const std::lock_guard lock(mutex);
