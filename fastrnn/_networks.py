@@ -10,10 +10,9 @@ from typing import NamedTuple
 from torch import nn
 
 from fastrnn import _torch
+from fastrnn.cells import CELLS, MODES
 from fastrnn.custom.module import Network
 
-#: Gates in torch's order.
-_TORCH_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n"), "RNN_TANH": ("h",), "RNN_RELU": ("h",)}
 _CELLS = {"LSTM": _torch.LSTMCell, "GRU": _torch.GRUCell}
 
 
@@ -58,7 +57,7 @@ def _parts_of(module: nn.Module, cells: bool) -> Iterator[Part]:
     if isinstance(module, _torch.RNNCellBase):
         if cells:
             kind = next((k for k, cls in _CELLS.items() if isinstance(module, cls)), "RNN")
-            gates = _TORCH_GATES[kind if kind != "RNN" else "RNN_TANH"]
+            gates = CELLS[MODES[kind if kind != "RNN" else "RNN_TANH"]].gate_names
             yield Part(module, "", kind, gates, gates, bool(module.bias))
         return
     directions = ("", "_reverse") if module.bidirectional else ("",)
@@ -66,7 +65,7 @@ def _parts_of(module: nn.Module, cells: bool) -> Iterator[Part]:
         kind, gates, recurrent = module.cell.name, module.cell.gates, module.cell.recurrent
     else:
         mode = str(module.mode)
-        kind, gates = mode.split("_")[0], _TORCH_GATES[mode]
+        kind, gates = mode.split("_")[0], CELLS[MODES[mode]].gate_names
         recurrent = gates
     for layer in range(int(module.num_layers)):  # type: ignore[arg-type]
         for direction in directions:

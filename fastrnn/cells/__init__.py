@@ -20,6 +20,9 @@ def _discover() -> dict[str, CellSpec]:
 #: The built-in cells by name.
 CELLS: dict[str, CellSpec] = _discover()
 
+#: The cell of each ``mode`` of torch.nn.RNNBase.
+MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
 _own: dict[str, CellSpec] = {}
 
 
@@ -33,4 +36,4 @@ def find(name: str) -> CellSpec | None:
     return CELLS.get(name) or _own.get(name)
 
 
-__all__ = ["CELLS", "CellSpec", "add", "check_bound", "find"]
+__all__ = ["CELLS", "MODES", "CellSpec", "add", "check_bound", "find"]

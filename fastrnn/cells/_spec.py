@@ -22,6 +22,7 @@ class CellSpec:
     Attributes:
         name: the cell's name; its kernels are in ``csrc/cells/<name>.h``.
         gates: G, how many blocks of H rows the weights have.
+        gate_names: their names, in order.
         states: names of the states, the hidden state ``h`` first.
         step: the differentiable plain-torch step, oracle of the tests and fallback of the kernels.
         projectable: whether ``h`` may be projected: the step does not read ``states[0]``, every gate has a product with
@@ -42,6 +43,7 @@ class CellSpec:
     parameters: int = 0
     second: int = 0
     prepare: Callable[[torch.dtype, torch.device], str] | None = None
+    gate_names: tuple[str, ...] = ()
 
     def check_projection(self, w_hr: Tensor | None) -> None:
         """Raise ValueError for a projection that the cell cannot be used with."""

@@ -24,4 +24,4 @@ def step(wx: Tensor, rh: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (n + torch.sigmoid(wz + rz) * (states[0] - n),)
 
 
-CELL = CellSpec("gru", 3, ("h",), step, source="Cho 2014, v1 (reset after)")
+CELL = CellSpec("gru", 3, ("h",), step, source="Cho 2014, v1 (reset after)", gate_names=("r", "z", "n"))

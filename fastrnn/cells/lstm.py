@@ -25,5 +25,11 @@ def step(wx: Tensor, rh: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 
 CELL = CellSpec(
-    "lstm", 4, ("h", "c"), step, projectable=True, source="Hochreiter & Schmidhuber 1997; Gers 2000; Sak 2014"
+    "lstm",
+    4,
+    ("h", "c"),
+    step,
+    projectable=True,
+    source="Hochreiter & Schmidhuber 1997; Gers 2000; Sak 2014",
+    gate_names=("i", "f", "g", "o"),
 )

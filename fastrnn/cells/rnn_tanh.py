@@ -19,4 +19,4 @@ def step(wx: Tensor, rh: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (torch.tanh(wx + rh),)
 
 
-CELL = CellSpec("rnn_tanh", 1, ("h",), step, source="Elman 1990")
+CELL = CellSpec("rnn_tanh", 1, ("h",), step, source="Elman 1990", gate_names=("h",))

@@ -89,6 +89,7 @@ class Cell:
             parameters=len(self.parameters),
             second=len(self._compiled.step.second),
             prepare=self._prepare,
+            gate_names=self._columns,
         )
         _ops.TRAITS[self.kernels] = traits
         cells.add(spec)

@@ -23,10 +23,6 @@ from fastrnn.modules import _initial
 
 States = tuple[Tensor, ...]
 
-_MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
-#: The blocks of H rows in the weights of the built-in cells.
-BLOCKS = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn_tanh": ("h",), "rnn_relu": ("h",)}
-
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -60,7 +56,7 @@ class Layer:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks of H rows in ``w_hh``, in order; a cell of one's own may have none."""
-        return BLOCKS[self.spec.name] if self.cell is None else self.cell.recurrent
+        return self.spec.gate_names if self.cell is None else self.cell.recurrent
 
     @property
     def hidden(self) -> int:
@@ -115,8 +111,8 @@ def layers_of(module: nn.Module) -> list[Layer]:
     """
     if isinstance(module, Network):
         return _of_network(module)
-    if isinstance(module, _torch.RNNBase) and module.mode in _MODES:
-        spec = cells.CELLS[_MODES[module.mode]]
+    if isinstance(module, _torch.RNNBase) and module.mode in cells.MODES:
+        spec = cells.CELLS[cells.MODES[module.mode]]
         suffixes = ("", "_reverse")[: 2 if module.bidirectional else 1]
         return [
             Layer(spec, _weights(module, f"_l{index}{suffix}"), index, bool(suffix))

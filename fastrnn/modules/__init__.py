@@ -1,9 +1,10 @@
 """Modules: torch.nn's recurrent classes, under their own names."""
 
 from .. import _C
+from ..cells import MODES
 from ._dynamo import allow_layers
 from ._quantize import register
-from ._recurrent import _CELLS, RecurrentLayers
+from ._recurrent import RecurrentLayers
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert
 from .rnn import GRU, LSTM, RNN
@@ -11,6 +12,6 @@ from .stream import Stream
 
 allow_layers(RecurrentLayers)
 register((LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell))
-_C.use_short((LSTM, GRU, RNN), (LSTMCell, GRUCell, RNNCell), _CELLS)
+_C.use_short((LSTM, GRU, RNN), (LSTMCell, GRUCell, RNNCell), MODES)
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Stream", "convert"]

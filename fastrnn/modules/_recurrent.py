@@ -12,14 +12,13 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _C, _paths, _recompute, _torch
+from ..cells import MODES
 from . import _checks, _extra, _initial, _tokens
 from ._keywords import ExportedKeywords
 from ._layers import as_layers, run_layers
 
 if TYPE_CHECKING:
     from ..training import GradientNormPenalty
-
-_CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
 class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
@@ -122,7 +121,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         if backend == "auto" and lengths is None and reset is None and embedding is None and recompute is False:
             found = None if more or torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
             if found is not None:
-                _paths.record(_CELLS[self.mode], "fast path")
+                _paths.record(MODES[self.mode], "fast path")
                 return found
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute, more)
@@ -294,7 +293,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             return
         tensors = [s for s in states or () if isinstance(s, Tensor)]
         why = "backend='torch'" if backend == "torch" else self._refusal(x, tuple(tensors), "kernels")
-        _paths.record(_CELLS[self.mode], "torch", why)
+        _paths.record(MODES[self.mode], "torch", why)
 
     def _forward_torch(self, input: Any, hx: Any, lengths: Any, reset: Any, batch_first: bool) -> Any:
         """The call as torch.nn's class has it."""
@@ -317,7 +316,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
 
         ``options`` are those of `fastrnn.functional.sequence`.
         """
-        cell = _CELLS[self.mode]
+        cell = MODES[self.mode]
         dropout = self.dropout if self.training else 0.0
         directions = 2 if self.bidirectional else 1
         target = _checks.autocast_dtype(x)

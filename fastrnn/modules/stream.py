@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..cells import MODES
 from . import _checks, _initial
-from ._recurrent import _CELLS, RecurrentLayers
+from ._recurrent import RecurrentLayers
 
 
 class Stream:
@@ -166,7 +167,7 @@ class Stream:
             self._kernel.set_states(now)
 
     def _begin(self, batch: int) -> None:
-        self._kernel = _C.Stream(_CELLS[self._module.mode], self._weights, batch)
+        self._kernel = _C.Stream(MODES[self._module.mode], self._weights, batch)
         self._batch = batch
         self._handle = self._kernel.handle()
 
