@@ -6,7 +6,6 @@ directions and dropout around :func:`sequence`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,11 +103,12 @@ def sequence(
         # To be saved, embedded ids (…, I) are smaller than products (…, G·H).
         x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
         weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
-    states = initial if states is None else states
+    restart: tuple[Tensor, ...] = ()
+    if states is None:
+        states = initial
+    elif initial is not None and reset is not None:
+        restart = tuple(initial)
     states = () if states is None else tuple(states)
-    restart = () if initial is None or reset is None or initial is states else tuple(initial)
-    if len(restart) == len(states) and all(map(operator.is_, restart, states)):
-        restart = ()
     if restart and batch_sizes is not None:
         raise RuntimeError("reset: expected None with batch_sizes, got a tensor")
     call = Call(cell, x, weights, states, restart, batch_sizes, lengths, reset, reverse, clip)

@@ -51,7 +51,7 @@ class Problem:
     def __post_init__(self) -> None:
         c, self.g = self.case, torch.Generator().manual_seed(self.case.values)
         self.dtype = getattr(torch, c.dtype)
-        self.spec = cells.find(c.name)
+        self.spec = cells.find(c.cell)
         G, P = self.spec.gates, c.P or c.H
         rows: tuple[int, ...] = (c.T, c.B)
         if c.layout == "packed":

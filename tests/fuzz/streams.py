@@ -26,7 +26,7 @@ def problem(case: OperatorCase) -> dict:
         layers.append(own)
     widths = [P if k == 0 else case.H for k in range(len(p.spec.states))]
     states = [p.draw(case.layers, case.B, w) for w in widths]
-    return {"cell": case.name, "layers": layers, "x": p.x, "states": states if case.states else [], "batch": case.B}
+    return {"cell": case.cell, "layers": layers, "x": p.x, "states": states if case.states else [], "batch": case.B}
 
 
 def right(case: OperatorCase, given: dict) -> tuple[Tensor, list[Tensor]]:

@@ -13,7 +13,7 @@ from emulated import DRIVERS, DTYPES, FORMATS, Call, Library, Machine, Outcome, 
 from torch import Tensor
 
 from fastrnn import reference
-from fastrnn._ops import SIZES
+from fastrnn._ops import TRAITS
 from fastrnn.cells import find
 
 BIG = Machine()
@@ -67,7 +67,7 @@ class Problem:
 
     def __post_init__(self):
         spec, g = find(self.cell), torch.Generator().manual_seed(self.seed)
-        T, B, H, G, R = self.T, self.B, self.H, spec.gates, SIZES[self.cell].recurrent
+        T, B, H, G, R = self.T, self.B, self.H, spec.gates, TRAITS[self.cell].recurrent
         P = self.P or H
         self.inputs = {}
         if self.layout == "packed":
