@@ -68,16 +68,21 @@ class Decision(NamedTuple):
 
 
 _recorded: ContextVar[list[Decision] | None] = ContextVar("recorded", default=None)
+#: How many `recorded` there are just now, in any context: a module's fast path asks no more than this.
+recorders = 0
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Decision]]:
     """Collects the decisions of calls."""
+    global recorders
     decisions: list[Decision] = []
     token = _recorded.set(decisions)
+    recorders += 1
     try:
         yield decisions
     finally:
+        recorders -= 1
         _recorded.reset(token)
 
 

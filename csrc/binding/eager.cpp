@@ -33,13 +33,12 @@ bool is_plain(const Tensor& t) {
   return !t.key_set().has_any(kWrapped);
 }
 
-// In the operators' own layout, without autograd's knowledge.
-LayerCall laid_out(const EagerCall& call) {
-  LayerCall own = call;
-  if (call.form.plain()) return own;
-  own.inputs[kX] = call.form.rows(own.x());
-  for (size_t k = kFixedInputs; k < own.inputs.size(); ++k) own.inputs[k] = call.form.state(own.inputs[k]);
-  return own;
+// Into the operators' own layout, without autograd's knowledge.
+LayerCall laid_out(LayerCall call, const Form& form) {
+  if (form.plain()) return call;
+  call.inputs[kX] = form.rows(call.x());
+  for (size_t k = kFixedInputs; k < call.inputs.size(); ++k) call.inputs[k] = form.state(call.inputs[k]);
+  return call;
 }
 
 Tensors in_form(const Form& form, Tensor y, Tensors& finals) {
@@ -165,7 +164,7 @@ Tensors gradients(const EagerCall& call, const Wanted& wanted, variable_list gra
     };
     return gradients_by(run, call, wanted, std::move(grads), std::move(results));
   }
-  const LayerCall own = laid_out(call);
+  const LayerCall own = laid_out(call, call.form);
   if (changed) {
     const at::NoGradGuard no_grad;
     Forward again = run_forward<Cpu>(own, true);
@@ -258,7 +257,7 @@ bool needs_graph(const LayerCall& call) {
 
 Forward compute(const EagerCall& call, bool graph) {
   const at::NoGradGuard no_grad;
-  return run_forward<Cpu>(laid_out(call), graph);
+  return run_forward<Cpu>(laid_out(call, call.form), graph);
 }
 
 Tensors conclude(EagerCall call, Forward found, bool graph) {
@@ -311,9 +310,13 @@ bool better_at_once(const EagerCall& call, int64_t multiply_adds) {
 }  // namespace
 
 Tensors run_layer(EagerCall call) {
-  const bool graph = needs_graph(call);
-  Forward found = compute(call, graph);
-  return conclude(std::move(call), std::move(found), graph);
+  if (!needs_graph(call)) {
+    const Form form = call.form;
+    Forward found = run_forward<Cpu>(laid_out(std::move(call), form), false);
+    return in_form(form, std::move(found.y), found.finals);
+  }
+  Forward found = compute(call, true);
+  return conclude(std::move(call), std::move(found), true);
 }
 
 std::array<Tensors, 2> run_both(std::array<EagerCall, 2> calls) {

@@ -25,11 +25,17 @@ struct Forward {
 // it begins a segment too. Not in reverse, where the first step in time is the last one.
 template <class Device>
 Tensors initial_states(const Checked<Device>& c, const LayerCall& call) {
+  const at::TensorList given = call.states();
   Tensors states;
+  states.reserve(given.size());
   const Tensor first = first_resets(c, call);
-  for (int s = 0; s < c.cell->states && (first.defined() || !call.states().empty()); ++s) {
-    const Tensor state = call.states().empty() ? at::zeros({c.layout.batch, c.width(s)}, c.options) : call.states()[s];
-    states.push_back(c.layout.sort(first.defined() ? at::where(first, call.restart()[s], state) : state));
+  if (!first.defined()) {
+    for (const Tensor& s : given) states.push_back(c.layout.sort(s));
+    return states;
+  }
+  for (int s = 0; s < c.cell->states; ++s) {
+    const Tensor state = given.empty() ? at::zeros({c.layout.batch, c.width(s)}, c.options) : given[s];
+    states.push_back(c.layout.sort(at::where(first, call.restart()[s], state)));
   }
   return states;
 }
@@ -99,13 +105,14 @@ Forward run_forward(const LayerCall& call, bool training) {
   pass.cells = saved(2);
   pass.unprojected = saved(3);
   pass.y = memory.empty({c.layout.rows, c.projected}, c.options);
+  pass.finals.reserve(c.cell->states);
   for (int s = 0; s < c.cell->states; ++s) {
     pass.finals.push_back(memory.empty({c.layout.batch, c.width(s)}, c.options));
   }
   if (c.layout.batch > 0) Device::run(c, pass, memory);
 
-  Forward out{c.layout.scatter(pass.y), {}, {}};
-  for (const Tensor& f : pass.finals) out.finals.push_back(c.layout.unsort(f));
+  for (Tensor& f : pass.finals) f = c.layout.unsort(std::move(f));
+  Forward out{c.layout.scatter(pass.y), std::move(pass.finals), {}};
   if (!training) return out;
   for (const Tensor& t : {c.cell->saved > 0 ? pass.gates : Tensor(), pass.extra, pass.cells, pass.unprojected}) {
     out.saved.push_back(t.defined() ? c.layout.shaped(t) : t);

@@ -121,7 +121,8 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         if backend == "auto" and lengths is None and reset is None and embedding is None and recompute is False:
             found = None if more or torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
             if found is not None:
-                _paths.record(MODES[self.mode], "fast path")
+                if _paths.recorders:
+                    _paths.record(MODES[self.mode], "fast path")
                 return found
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute, more)

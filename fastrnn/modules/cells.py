@@ -56,7 +56,8 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
         if self.backend == "auto" and not torch.compiler.is_compiling():
             found = _C.short_cell(self, cell, input, states)
             if found is not None:
-                _paths.record(cell, "fast path")
+                if _paths.recorders:
+                    _paths.record(cell, "fast path")
                 return found
         weights = LayerWeights(*_checks.read_weights(self, _NAMES))
         given = weights[:4] if weights.b_ih is not None else weights[:2]

@@ -58,7 +58,7 @@ Tensor CpuLayout::sort(const Tensor& state) const {
   return order.defined() ? state.index_select(0, order) : dense(state);
 }
 
-Tensor CpuLayout::unsort(const Tensor& state) const {
+Tensor CpuLayout::unsort(Tensor state) const {
   if (!order.defined()) return state;
   return at::empty_like(state).index_copy_(0, order, state);
 }

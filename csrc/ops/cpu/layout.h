@@ -24,7 +24,7 @@ struct CpuLayout : RowLayout {
   Tensor shaped(const Tensor& rows) const;
   // A state (B, W) in the order of the rows, contiguous, and back.
   Tensor sort(const Tensor& state) const;
-  Tensor unsort(const Tensor& state) const;
+  Tensor unsort(Tensor state) const;
   // Rows allocated for what is saved for backward: N, or T·B where N depends on the lengths' values.
   int64_t capacity() const;
   // Return true if h before a step is y of the step before, for every row alike.

@@ -25,7 +25,7 @@ struct CudaLayout : RowLayout {
   Tensor shaped(const Tensor& rows) const;
   // States lie in the caller's order.
   Tensor sort(const Tensor& state) const;
-  Tensor unsort(const Tensor& state) const { return state; }
+  Tensor unsort(Tensor state) const { return state; }
   int64_t capacity() const { return rows; }
   // Return true if h before a step is y of the step before, for every row alike.
   bool plain() const { return !lengths.defined() && !reset.defined() && (counts.empty() || counts.back() == batch); }
