@@ -55,4 +55,4 @@ END
 
 # From the headers that the package brings along.
 unset NVCC_APPEND_FLAGS
-PYTHONPATH=$PWD "$py" "$root/tools/check_cuda_cells.py" "$root/tests"
+PYTHONPATH=$PWD "$py" "$root/tools/check_cuda_cells.py" "$root/tests/harness"

@@ -1,6 +1,6 @@
 // Activation functions of a vector, and their derivatives taken from the *output*.
 //
-// Largest errors, tested against float64 (tests/test_activations.py, test_custom_operations.py):
+// Largest errors, tested against float64 (tests/kernels/test_activations.py, test_custom_operations.py):
 //   tanh: 1.5 ULP in float32, 3 in float64; exp: 2 ULP, sigmoid, log and softplus: 3 ULP in both (sigmoid is zero
 //   below about 1.6e-38 in float32 and 1e-307 in float64 instead of running into subnormal numbers).
 // NaN gives NaN; infinities give the limits, exactly: a closed gate is zero, and zero times an infinite number is NaN.
