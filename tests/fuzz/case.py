@@ -249,7 +249,7 @@ def _by_layout(c: Case) -> dict[str, object]:
             recompute=0 if c.custom else c.recompute,
         )
     if c.packed and c.invalid:
-        out["P"] = 0  # torch.nn crashes on some of these
+        out["layout"] = "padded"  # torch.nn itself crashes on some of these
     if c.layout == "unbatched":
         out["batch_first"] = False
     if c.form == "functional" and c.hx == "" and c.initial:
