@@ -52,6 +52,8 @@ py::dict cell_traits(const std::string& name) {
   py::dict traits;
   traits["gates"] = cell->gates;
   traits["states"] = cell->states;
+  traits["values"] = cell->saved;
+  traits["split_from"] = cell->split_from;
   traits["recurrent"] = cell->recurrent;
   traits["second"] = cell->second;
   traits["parameters"] = cell->parameters;
@@ -70,7 +72,7 @@ py::dict cell_traits(const std::string& name) {
 // Whether a cell has kernels of a format ("float32", …) for the instruction set in use.
 bool has_kernels(const std::string& name, at::ScalarType type) {
   const CellKernels* cell = find_cell(name.c_str());
-  return cell != nullptr && cell->forward[static_cast<int>(format_of(type))] != nullptr;
+  return cell != nullptr && cell->forward[static_cast<int>(storage_format<Format>(type))] != nullptr;
 }
 
 void load_cells_from(const std::string& path) {

@@ -24,6 +24,27 @@ struct BackwardPass {
   Tensors later;         // of each state (N, ·); empty if not wanted
 };
 
+template <class Device, class Args>
+void fill(const Checked<Device>& c, const BackwardPass& pass, Args& args) {
+  fill_common(c, pass, args);
+  args.gates = data_of(pass.saved[0]);
+  args.extra = data_of(pass.saved[1]);
+  args.cells = data_of(pass.saved[2]);
+  args.unprojected = data_of(pass.saved[3]);
+  args.y = data_of(pass.y);
+  args.grad_y = data_of(pass.grad_y);
+  args.da = writable(pass.da);
+  args.drh = writable(pass.drh);
+  args.dparameters = writable(pass.dparameters);
+  args.dh = writable(pass.dh);
+  args.clip = c.clip;
+  for (size_t s = 0; s < pass.grad_finals.size(); ++s) {
+    args.grad_final[s] = data_of(pass.grad_finals[s]);
+    if (!pass.later.empty()) args.later[s] = writable(pass.later[s]);
+    if (!pass.grad_states.empty()) args.grad_initial[s] = writable(pass.grad_states[s]);
+  }
+}
+
 // The state of a forward pass: y and its saved tensors, checked. What was right then may have been given other memory
 // since.
 template <class Device>
@@ -162,13 +183,13 @@ Tensor bias_gradient(const Checked<Device>& c, const BackwardPass& pass, const T
   return out;
 }
 
-// Gradients of the initial states and of those of a restart, from what the driver gave.
+// Gradients of the initial states and of those of a restart, from what the driver gave. `first`: see initial_states.
 template <class Device>
-void state_gradients(const Checked<Device>& c, const LayerCall& call, const Wanted& wanted, BackwardPass& pass,
+void state_gradients(const Checked<Device>& c, const Tensor& first, const Wanted& wanted, BackwardPass& pass,
                      Gradients& out) {
   for (Tensor& g : pass.grad_states) g = c.layout.unsort(g);
   for (Tensor& g : pass.grad_restart) g = c.layout.unsort(g);
-  if (const Tensor first = pass.grad_restart.empty() ? Tensor() : first_resets(c, call); first.defined()) {
+  if (first.defined()) {
     const Tensor zero = at::zeros({}, c.options);
     for (size_t s = 0; s < pass.grad_states.size(); ++s) {
       pass.grad_restart[s].add_(at::where(first, pass.grad_states[s], zero));
@@ -192,7 +213,8 @@ Gradients run_backward(const LayerCall& call, at::TensorList grads, const Tensor
   BackwardPass pass;
   pass.w_hh = dense(call.w_hh());
   pass.w_hr = dense_if(call.w_hr());
-  pass.states = initial_states(c, call);
+  const Tensor first = first_resets(c, call);
+  pass.states = initial_states(c, call, first);
   pass.restart = restart_states(c, call);
   take_results(c, y, saved, pass);
   take_gradients(c, grads, pass);
@@ -213,7 +235,7 @@ Gradients run_backward(const LayerCall& call, at::TensorList grads, const Tensor
   if (wanted[kBIh]) out.fixed[kBIh] = Device::sum_rows(da);
   if (wanted[kBHh]) out.fixed[kBHh] = bias_gradient(c, pass, out.fixed[kBIh]);
   if (wanted[kWHr] && c.projection) out.fixed[kWHr] = products::of_weight(pass.dh, Device::unprojected(c, pass));
-  state_gradients(c, call, wanted, pass, out);
+  state_gradients(c, first, wanted, pass, out);
   if (wanted[kHidden]) out.hidden = {layout.scatter(pass.dh)};
   for (const Tensor& t : pass.later) out.later.push_back(layout.scatter(t));
   return out;

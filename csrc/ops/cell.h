@@ -51,6 +51,23 @@ inline std::array<SavedTensor, kSavedTensors> saved_tensors(const CellTraits& ce
 // The dtype that a storage dtype is computed in.
 inline at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
+// The kernel format of a storage dtype, in a device's own enumeration. Raises TypeError for dtypes without kernels.
+template <class Format>
+Format storage_format(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return Format::kFloat32;
+    case at::kDouble:
+      return Format::kFloat64;
+    case at::kBFloat16:
+      return Format::kBFloat16;
+    case at::kHalf:
+      return Format::kFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, "input: expected float32, float64, bfloat16 or float16, got ", type);
+  }
+}
+
 // A bound for H that keeps the products of sizes within int64; no memory holds such a layer.
 constexpr int64_t kTooManyUnits = int64_t{1} << 40;
 

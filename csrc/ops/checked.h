@@ -1,6 +1,8 @@
 // A checked call: the cell's kernels on a device, its sizes, and how its rows lie.
 #pragma once
 
+#include <cmath>
+
 #include "ops/call.h"
 #include "ops/cell.h"
 
@@ -92,7 +94,6 @@ struct Checked {
   int64_t first_width() const { return (cell->recurrent - cell->second) * hidden; }
   int64_t split_width() const { return (cell->recurrent - cell->split_from) * hidden; }
   int64_t width(int s) const { return s == 0 ? projected : hidden; }
-  bool two_products() const { return projection || cell->second > 0; }
   // Rows of w_hh: those that multiply h, those that multiply other vectors, and behind them the per-unit parameters.
   Tensor first_product(const Tensor& w_hh) const {
     return first_width() == w_hh.size(0) ? w_hh : w_hh.narrow(0, 0, first_width());

@@ -16,19 +16,51 @@ struct ForwardPass {
   bool training;
 };
 
+// The part of a driver's arguments that has the same names on every device. `c`: the call.
+template <class Device, class Pass, class Args>
+void fill_common(const Checked<Device>& c, const Pass& pass, Args& args) {
+  args.w_hh = data_of(pass.w_hh);
+  args.parameters = c.parameters_of(pass.w_hh);
+  for (size_t s = 0; s < pass.states.size(); ++s) args.initial[s] = args.restart[s] = data_of(pass.states[s]);
+  for (size_t s = 0; s < pass.restart.size(); ++s) args.restart[s] = data_of(pass.restart[s]);
+}
+
+template <class Device, class Args>
+void fill(const Checked<Device>& c, const ForwardPass& pass, Args& args) {
+  fill_common(c, pass, args);
+  args.b_hh = data_of(pass.b_hh);
+  args.gates = writable(pass.gates);
+  args.extra = writable(pass.extra);
+  args.cells = writable(pass.cells);
+  args.unprojected = writable(pass.unprojected);
+  args.y = writable(pass.y);
+  args.training = pass.training;
+  for (size_t s = 0; s < pass.finals.size(); ++s) args.final_states[s] = writable(pass.finals[s]);
+}
+
 struct Forward {
   Tensor y;
   Tensors finals, saved;  // saved: kSavedTensors, undefined where a cell saves none; empty unless `training`
 };
 
-// The initial states (or zeros) in the order of the rows, with those of a restart where the first step has a flag: then
-// it begins a segment too. Not in reverse, where the first step in time is the last one.
+// (B, 1): rows whose first step has a flag, so that it begins a segment after a reset. Undefined where there are none,
+// and in reverse, where the first step in time is the last one.
 template <class Device>
-Tensors initial_states(const Checked<Device>& c, const LayerCall& call) {
+Tensor first_resets(const Checked<Device>& c, const LayerCall& call) {
+  if (call.restarts == 0 || c.reverse || c.layout.batch == 0) return {};
+  Tensor flags = call.reset->select(0, 0).to(c.device, /*non_blocking=*/true);
+  if (call.lengths) flags = flags.logical_and(call.lengths->to(c.device, /*non_blocking=*/true) > 0);
+  if (c.device.is_cpu() && !flags.any().template item<bool>()) return {};  // on a GPU the answer has to be waited for
+  return flags.unsqueeze(1);
+}
+
+// The states that rows start from, in the order of the rows: the initial ones, or none for zeros; those of a restart
+// for the rows `first`.
+template <class Device>
+Tensors initial_states(const Checked<Device>& c, const LayerCall& call, const Tensor& first) {
   const at::TensorList given = call.states();
   Tensors states;
   states.reserve(given.size());
-  const Tensor first = first_resets(c, call);
   if (!first.defined()) {
     for (const Tensor& s : given) states.push_back(c.layout.sort(s));
     return states;
@@ -38,16 +70,6 @@ Tensors initial_states(const Checked<Device>& c, const LayerCall& call) {
     states.push_back(c.layout.sort(at::where(first, call.restart()[s], state)));
   }
   return states;
-}
-
-// (B, 1): rows whose first step has a flag. Undefined where it makes no difference.
-template <class Device>
-Tensor first_resets(const Checked<Device>& c, const LayerCall& call) {
-  if (call.restarts == 0 || c.reverse || c.layout.batch == 0) return {};
-  Tensor flags = call.reset->select(0, 0).to(c.device, /*non_blocking=*/true);
-  if (call.lengths) flags = flags.logical_and(call.lengths->to(c.device, /*non_blocking=*/true) > 0);
-  if (c.device.is_cpu() && !flags.any().template item<bool>()) return {};  // on a GPU the answer has to be waited for
-  return flags.unsqueeze(1);
 }
 
 template <class Device>
@@ -93,7 +115,7 @@ Forward run_forward(const LayerCall& call, bool training) {
   pass.w_hh = dense(call.w_hh());
   pass.b_hh = dense_if(call.b_hh());
   pass.w_hr = dense_if(call.w_hr());
-  pass.states = initial_states(c, call);
+  pass.states = initial_states(c, call, first_resets(c, call));
   pass.restart = restart_states(c, call);
   const auto tensors = c.saved();
   const auto saved = [&](size_t k) {

@@ -32,21 +32,4 @@ void Buffers::verify(int code) const {
   }
 }
 
-Format format_of(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return Format::kFloat32;
-    case at::kDouble:
-      return Format::kFloat64;
-    case at::kBFloat16:
-      return Format::kBFloat16;
-    case at::kHalf:
-      return Format::kFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, "input: expected float32, float64, bfloat16 or float16, got ", type);
-  }
-}
-
-at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
-
 }  // namespace fastrnn

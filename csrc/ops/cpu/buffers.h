@@ -5,8 +5,6 @@
 
 #include <vector>
 
-#include "cpu/args.h"
-
 namespace fastrnn {
 
 // Allocates what a kernel writes. With poison on (cpu/workspace.h) it is filled with NaN, and sentinels behind each
@@ -20,8 +18,5 @@ class Buffers {
  private:
   std::vector<at::Tensor> guarded_;
 };
-
-Format format_of(at::ScalarType type);             // raises TypeError for others
-at::ScalarType compute_type(at::ScalarType type);  // what a format is computed in
 
 }  // namespace fastrnn

@@ -22,14 +22,6 @@ Tensor only_product(const Checked<Cpu>& c, const ForwardPass& pass) {
   return c.layout.batch == 1 ? row : row.expand({c.layout.batch, row.size(1)}).contiguous();
 }
 
-template <class Pass, class Args>
-void set_states(const Pass& pass, Args& args) {
-  for (size_t s = 0; s < pass.states.size(); ++s) {
-    args.initial[s] = args.restart[s] = pass.states[s].const_data_ptr();
-  }
-  for (size_t s = 0; s < pass.restart.size(); ++s) args.restart[s] = pass.restart[s].const_data_ptr();
-}
-
 Tensor copy_of(const Tensor& t, at::IntArrayRef sizes) {
   Tensor copy = products::empty(sizes, t);
   memcpy(copy.mutable_data_ptr(), t.const_data_ptr(), copy.nbytes());
@@ -41,7 +33,7 @@ Tensor copy_of(const Tensor& t, at::IntArrayRef sizes) {
 void set_preparation(Preparation function) { preparation = std::move(function); }
 
 const CellKernels& kernels_of(const std::string& name, at::ScalarType type) {
-  const int format = static_cast<int>(format_of(type));
+  const int format = static_cast<int>(storage_format<Format>(type));
   const CellKernels* cell = find_cell(name.c_str());
   if (cell != nullptr && cell->forward[format] != nullptr) return *cell;
   const std::string problem = preparation ? preparation(name, c10::toString(type), "cpu") : std::string();
@@ -53,7 +45,7 @@ const CellKernels& kernels_of(const std::string& name, at::ScalarType type) {
 }
 
 Format format_for(const CellKernels& cell, at::ScalarType type) {
-  const Format format = format_of(type);
+  const Format format = storage_format<Format>(type);
   const bool parts = format == Format::kFloat32 && cell.forward[kParts] != nullptr && products::in_parts();
   return parts ? Format::kFloat32Parts : format;
 }
@@ -72,50 +64,23 @@ void Cpu::run(const Checked<Cpu>& c, const ForwardPass& pass, Memory& memory) {
   const bool at_once = c.layout.steps == 1 && !c.cell->staged && c.cell->second == 0 && c.cell->recurrent > 0;
   const Tensor rh = at_once ? only_product(c, pass) : Tensor();
   ForwardArgs args{};
+  fill(c, pass, args);
   args.seq = c.layout.sequence(c.hidden, c.projected, c.reverse);
-  args.w_hh = pass.w_hh.const_data_ptr();
   args.b_ih = data_of(pass.b_ih);
-  args.b_hh = at_once ? nullptr : data_of(pass.b_hh);
+  if (at_once) args.b_hh = nullptr;
   args.w_hr = data_of(pass.w_hr);
-  args.parameters = c.parameters_of(pass.w_hh);
   args.rh = data_of(rh);
-  args.gates = writable(pass.gates);
-  args.extra = writable(pass.extra);
-  args.cells = writable(pass.cells);
-  args.unprojected = writable(pass.unprojected);
-  args.y = writable(pass.y);
-  args.training = pass.training;
-  set_states(pass, args);
-  for (size_t s = 0; s < pass.finals.size(); ++s) args.final_states[s] = pass.finals[s].data_ptr();
   memory.verify(c.cell->forward[static_cast<int>(c.kernels)](args));
 }
 
 void Cpu::run(const Checked<Cpu>& c, BackwardPass& pass, Memory& memory) {
   BackwardArgs args{};
+  fill(c, pass, args);
   args.seq = c.layout.sequence(c.hidden, c.projected, c.reverse);
-  args.w_hh = pass.w_hh.const_data_ptr();
   args.w_hr = data_of(pass.w_hr);
-  args.parameters = c.parameters_of(pass.w_hh);
-  args.gates = data_of(pass.saved[0]);
-  args.extra = data_of(pass.saved[1]);
-  args.cells = data_of(pass.saved[2]);
-  args.unprojected = data_of(pass.saved[3]);
-  args.y = pass.y.const_data_ptr();
-  args.grad_y = data_of(pass.grad_y);
-  args.da = pass.da.data_ptr();
-  args.drh = pass.drh.data_ptr();
-  args.dparameters = pass.dparameters.data_ptr();
-  args.dh = writable(pass.dh);
-  args.clip = c.clip;
   args.hidden_unused = pass.hidden_unused;
   args.initial_product = c.layout.steps > 1 || c.cell->second > 0 || c.cell->recurrent == 0 || c.cell->staged;
-  set_states(pass, args);
-  for (size_t s = 0; s < pass.grad_finals.size(); ++s) {
-    args.grad_final[s] = data_of(pass.grad_finals[s]);
-    if (!pass.later.empty()) args.later[s] = pass.later[s].data_ptr();
-    if (!pass.grad_states.empty()) args.grad_initial[s] = pass.grad_states[s].data_ptr();
-    if (!pass.grad_restart.empty()) args.grad_restart[s] = pass.grad_restart[s].data_ptr();
-  }
+  for (size_t s = 0; s < pass.grad_restart.size(); ++s) args.grad_restart[s] = pass.grad_restart[s].data_ptr();
   memory.verify(c.cell->backward[static_cast<int>(c.kernels)](args));
   if (pass.grad_states.empty() || args.initial_product) return;
   Tensor& gradient = pass.grad_states[0];

@@ -6,6 +6,7 @@
 
 namespace fastrnn {
 
+// A struct, so that it can be a member of a Device.
 struct products {
   // Return true if torch allows float32 products by sums of bfloat16 parts (cpu/parts.h):
   // set_float32_matmul_precision("high") or "medium", torch.backends.mkldnn.matmul.fp32_precision "tf32" or "bf16".

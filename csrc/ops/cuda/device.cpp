@@ -22,16 +22,12 @@ bool tf32_allowed() {
 
 Preparation preparation;
 
-// What both passes tell a driver.
 template <class Pass, class Args>
-void set_common(const Checked<Cuda>& c, const Pass& pass, Args& args) {
+void describe(const Checked<Cuda>& c, const Pass& pass, Args& args) {
+  fill(c, pass, args);
   args.rows = c.layout.describe(c.reverse);
   args.hidden = c.hidden;
   args.projected = c.projected;
-  args.w_hh = data_of(pass.w_hh);
-  args.parameters = c.parameters_of(pass.w_hh);
-  for (size_t s = 0; s < pass.states.size(); ++s) args.initial[s] = args.restart[s] = data_of(pass.states[s]);
-  for (size_t s = 0; s < pass.restart.size(); ++s) args.restart[s] = data_of(pass.restart[s]);
 }
 
 }  // namespace
@@ -52,18 +48,9 @@ const CellKernels* cell_named(const std::string& name, at::ScalarType type, cons
 }
 
 Format format_of(at::ScalarType type, const at::Device& device) {
-  switch (type) {
-    case at::kFloat:
-      return tf32_allowed() && machine(device.index()).major >= 8 ? Format::kTf32 : Format::kFloat32;
-    case at::kDouble:
-      return Format::kFloat64;
-    case at::kBFloat16:
-      return Format::kBFloat16;
-    case at::kHalf:
-      return Format::kFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, "input: expected float32, float64, bfloat16 or float16, got ", type);
-  }
+  const auto format = storage_format<Format>(type);
+  const bool tf32 = format == Format::kFloat32 && tf32_allowed() && machine(device.index()).major >= 8;
+  return tf32 ? Format::kTf32 : format;
 }
 
 const FormatKernels* kernels_of(const CellKernels* cell, Format format) {
@@ -86,41 +73,17 @@ Tensor Cuda::Memory::saved(const CudaLayout& layout, int64_t width, const at::Te
 
 void Cuda::run(const Checked<Cuda>& c, const ForwardPass& pass, Memory&) {
   ForwardArgs args{};
-  set_common(c, pass, args);
-  args.b_hh = data_of(pass.b_hh);
-  args.gates = writable(pass.gates);
-  args.extra = writable(pass.extra);
-  args.cells = writable(pass.cells);
-  args.unprojected = writable(pass.unprojected);
-  args.y = writable(pass.y);
-  args.training = pass.training;
-  for (size_t s = 0; s < pass.finals.size(); ++s) args.final_states[s] = writable(pass.finals[s]);
+  describe(c, pass, args);
   if (!run_persistent(c, args, c.kernels->forward, false)) run_stepwise(c, args, pass.w_hh, optional(pass.w_hr));
 }
 
 void Cuda::run(const Checked<Cuda>& c, BackwardPass& pass, Memory&) {
   BackwardArgs args{};
-  set_common(c, pass, args);
-  args.gates = data_of(pass.saved[0]);
-  args.extra = data_of(pass.saved[1]);
-  args.cells = data_of(pass.saved[2]);
-  args.unprojected = data_of(pass.saved[3]);
-  args.y = data_of(pass.y);
-  args.grad_y = data_of(pass.grad_y);
-  args.da = writable(pass.da);
-  args.drh = writable(pass.drh);
-  args.dparameters = writable(pass.dparameters);
-  args.dh = writable(pass.dh);
-  args.clip = c.clip;
+  describe(c, pass, args);
   args.projection = c.projection;
   args.own_restart = !pass.grad_restart.empty();
   Tensors restarts;
-  for (size_t s = 0; s < pass.grad_finals.size(); ++s) {
-    args.grad_final[s] = data_of(pass.grad_finals[s]);
-    if (!pass.later.empty()) args.later[s] = writable(pass.later[s]);
-    if (pass.grad_states.empty()) continue;
-    args.grad_initial[s] = writable(pass.grad_states[s]);
-    if (!c.layout.reset.defined()) continue;
+  for (size_t s = 0; s < pass.grad_states.size() && c.layout.reset.defined(); ++s) {
     restarts.push_back(at::zeros(pass.grad_states[s].sizes(), c.options.dtype(c.compute_type())));
     args.restarts[s] = writable(restarts[s]);
   }

@@ -12,8 +12,8 @@
 
 namespace fastrnn::cuda {
 
-// The kernels' number format: of float32, where torch allows its own products TF32 and the GPU has it, kTf32. Raises
-// TypeError for types that have no kernels.
+// The kernel format of a dtype: of float32, where torch allows its own products TF32 and the GPU has it, kTf32. Raises
+// TypeError for dtypes without kernels.
 Format format_of(at::ScalarType type, const at::Device& device);
 // Null where there is no such cell, or no such format.
 const FormatKernels* kernels_of(const CellKernels* cell, Format format);
