@@ -35,6 +35,16 @@ class LayerWeights(NamedTuple):
     #: (P, H) or None: no projection
     w_hr: Tensor | None = None
 
+    @property
+    def hidden(self) -> int:
+        """H, the width of all states but h."""
+        return self.w_hh.shape[1] if self.w_hr is None else self.w_hr.shape[1]
+
+    @property
+    def projected(self) -> int:
+        """P, the width of h."""
+        return self.w_hh.shape[1]
+
 
 class Call(NamedTuple):
     """One call of a layer; T, B, I, H, P, G as everywhere.
@@ -74,15 +84,20 @@ class Call(NamedTuple):
 
     def with_inputs(self, inputs: Sequence[Any]) -> Call:
         """The same call of other `inputs`."""
-        end = N_FIXED + len(self.states)
-        weights = LayerWeights(*inputs[1:N_FIXED])
-        return self._replace(
-            x=inputs[0], weights=weights, states=tuple(inputs[N_FIXED:end]), restart=tuple(inputs[end:])
-        )
+        return Call.of_flat(*self.setting, *self.layout, *inputs)
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """The arguments that are no tensors, and the number of initial states."""
+        return self.cell, self.reverse, self.clip, len(self.states)
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        return (*self.layout, *self.inputs)
 
     def flat(self) -> tuple[Any, ...]:
-        """The call as a list of arguments, for `of_flat`; the tensors are the last of them."""
-        return (self.cell, self.reverse, self.clip, len(self.states), *self.layout, *self.inputs)
+        """The call as a list of arguments, for `of_flat`: its setting, then its tensors."""
+        return (*self.setting, *self.tensors)
 
     @staticmethod
     def of_flat(cell: Any, reverse: Any, clip: Any, states: Any, *tensors: Any, like: Call | None = None) -> Call:
@@ -95,8 +110,31 @@ class Call(NamedTuple):
         return Call(cell, inputs[0], weights, given, restart, batch_sizes, lengths, reset, reverse, clip)
 
 
+def save(ctx: Any, call: Call, *results: Tensor | None) -> None:
+    """Save a call and what it gave for the backward pass of a Function whose last arguments are ``call.flat()``."""
+    ctx.setting, ctx.count = call.setting, len(call.tensors)
+    ctx.save_for_backward(*call.tensors, *results)
+
+
+def saved(ctx: Any) -> tuple[Call, tuple[Any, ...]]:
+    """The call and the results that `save` has saved."""
+    tensors = ctx.saved_tensors
+    return Call.of_flat(*ctx.setting, *tensors[: ctx.count]), tensors[ctx.count :]
+
+
+def needs_of(ctx: Any, call: Call) -> Any:
+    """A call with flags in the places of its tensors: whether each needs a gradient."""
+    return Call.of_flat(*ctx.needs_input_grad[-len(call.flat()) :], like=call)
+
+
+def as_returned(ctx: Any, needs: Any, found: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The result of such a Function's backward: gradients of the inputs that need one, None for all other arguments."""
+    before = len(ctx.needs_input_grad) - len(needs.inputs)
+    return (None,) * before + tuple(g if need else None for g, need in zip(found, needs.inputs, strict=True))
+
+
 class Wanted(NamedTuple):
-    """What a backward pass is asked for; csrc/ops/call.h has the same order."""
+    """The parts of a backward pass that are to be computed, in the order of csrc/ops/call.h."""
 
     x: bool = False
     w_ih: bool = False
@@ -116,7 +154,7 @@ class Wanted(NamedTuple):
 
     @property
     def weights(self) -> bool:
-        return any(self[1:N_FIXED])
+        return any((self.w_ih, self.w_hh, self.b_ih, self.b_hh, self.w_hr))
 
 
 def wanted_of(needs: Any) -> Wanted:
@@ -126,7 +164,7 @@ def wanted_of(needs: Any) -> Wanted:
 
 
 class Gradients(NamedTuple):
-    """What a backward pass gives; None or nothing where it was not wanted."""
+    """The results of a backward pass; None or nothing where one was not wanted."""
 
     fixed: tuple[Tensor | None, ...]
     states: tuple[Tensor, ...] = ()

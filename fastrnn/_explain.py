@@ -12,7 +12,7 @@ from fastrnn._paths import Decision
 
 
 class Explanation(NamedTuple):
-    """What `explain` found. As a string, a line for each decision.
+    """Result of `explain`. As a string, a line for each decision.
 
     Attributes:
         decisions: of each layer and direction that made one of its own, or of the module as a whole: the cell, the path
@@ -30,8 +30,8 @@ class Explanation(NamedTuple):
 def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """Say which way a call of a module takes through the library, and why.
 
-    The call is made once, as ``module(*args, **kwargs)``, its results dropped. A model with several recurrent modules
-    in it tells of all of them.
+    The call is made once, as ``module(*args, **kwargs)``, its results dropped; random numbers that it drew are drawn
+    again later. Of a model with several recurrent modules all are reported, except inside compiled functions.
 
     .. code-block:: python
 
@@ -48,10 +48,7 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    generator = torch.get_rng_state()
-    try:
-        with _paths.recorded() as decisions:
-            module(*args, **kwargs)
-    finally:
-        torch.set_rng_state(generator)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), _paths.recorded() as decisions:
+        module(*args, **kwargs)
     return Explanation(tuple(decisions), _C.capability())

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fastrnn._call import Wanted
-from fastrnn._ops import hidden_size, traits_of
+from fastrnn._call import LayerWeights, Wanted
+from fastrnn._ops import traits_of
 
 States = Sequence[Tensor] | None
 
@@ -61,7 +61,8 @@ class _Products(NamedTuple):
 
 def _products(cell: str, w_ih: Tensor | None, w_hh: Tensor, w_hr: Tensor | None) -> _Products:
     traits = traits_of(cell)
-    hidden, projected = hidden_size(w_hh, w_hr), w_hh.shape[1]
+    weights = LayerWeights(w_ih, w_hh, w_hr=w_hr)
+    hidden, projected = weights.hidden, weights.projected
     second = traits.second * hidden
     return _Products(
         0 if w_ih is None else w_ih.shape[0] * w_ih.shape[1],

@@ -52,6 +52,8 @@ class Traits(NamedTuple):
 
     gates: int
     states: int
+    values: int  # saved for backward, of each unit
+    split_from: int  # ∂L/∂(R·h) is ∂L/∂(W·x) for the gates before this one
     recurrent: int  # gates with a recurrent product, and how many of them multiply another vector than h
     second: int
     parameters: int
@@ -80,7 +82,7 @@ TRAITS: dict[str, Traits] = {name: _traits(name) for name in _C.cells()}  # fast
 
 
 def traits_of(cell: str) -> Traits:
-    """Those of a cell.
+    """Return the traits of a cell.
 
     Raises:
         ValueError: there is no such cell.
@@ -124,16 +126,6 @@ if _gpu.module is not None:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a storage dtype is computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def hidden_size(w_hh: Tensor, w_hr: Tensor | None):
-    """H, of the shapes of the recurrent matrix, (R·H + Q, P), and the projection, (P, H)."""
-    return w_hh.shape[1] if w_hr is None else w_hr.shape[1]
-
-
-def state_widths(w_hh: Tensor, w_hr: Tensor | None):
-    """H, the width of all states but h, and P, that of h."""
-    return hidden_size(w_hh, w_hr), w_hh.shape[1]
 
 
 #: The operators themselves, with their long lists of arguments.

@@ -31,7 +31,17 @@ import torch
 from torch import Tensor
 
 from fastrnn import _gpu, _onnx, _ops, _recompute, cells, reference
-from fastrnn._call import N_SAVED, Call, Gradients, LayerWeights, wanted_of
+from fastrnn._call import (
+    N_SAVED,
+    Call,
+    Gradients,
+    LayerWeights,
+    as_returned,
+    needs_of,
+    save,
+    saved,
+    wanted_of,
+)
 from fastrnn.autograd import Layer
 from fastrnn.cells import CellSpec
 
@@ -68,7 +78,7 @@ class Decision(NamedTuple):
 
 
 _recorded: ContextVar[list[Decision] | None] = ContextVar("recorded", default=None)
-#: How many `recorded` there are just now, in any context: a module's fast path asks no more than this.
+#: The number of `recorded` contexts that are open, in any thread; calls look at no more than this.
 recorders = 0
 
 
@@ -96,17 +106,17 @@ def record(cell: str, path: str, reason: str = "") -> None:
 
 
 class Observer(Protocol):
-    """Looks at what flows backward through a layer, and may change the gradients."""
+    """An object that sees the gradients inside a layer's backward pass, and may change its results."""
 
     def begin(self, call: Call, spec: CellSpec, backend: str) -> None:
         """Before the forward pass. Raises where it cannot observe the call."""
 
     def backward(self, call: Call, grads: tuple[Tensor | None, ...], found: Gradients) -> None:
-        """Behind a backward pass, which `found` has the gradients, ``products`` and ``later`` of."""
+        """After a backward pass; `found` has the gradients, and ``products`` and ``later``."""
 
 
 class Options(NamedTuple):
-    """What decides on the way of a call besides the call itself."""
+    """Arguments that decide on the way of a call and are no part of it."""
 
     backend: str = "auto"
     recompute: bool | int = False
@@ -153,7 +163,8 @@ def run(call: Call, spec: CellSpec, options: Options) -> Found:
             record(spec.name, path)
             return out[0], tuple(out[1:])
         path = "differentiable" if _records(call, Surroundings.now()) else "operator"
-    record(spec.name, path, reason or _why(path, call, options))
+    if recorders and not torch.compiler.is_compiling():
+        record(spec.name, path, reason or _why(path, call, options))
     return _WAYS[path](call, spec, options)
 
 
@@ -285,12 +296,12 @@ class _Observed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, observer: Observer, *flat: Any) -> tuple[Tensor, ...]:
         call = Call.of_flat(*flat)
-        ctx.observer, ctx.setting, ctx.count = observer, flat[:4], len(flat) - 4
+        ctx.observer = observer
         ctx.set_materialize_grads(False)
         training = any(ctx.needs_input_grad)
-        y, finals, saved = _ops.forward(call, training)
+        y, finals, results = _ops.forward(call, training)
         if training:
-            ctx.save_for_backward(*flat[4:], y, *saved)
+            save(ctx, call, y, *results)
         return (y, *finals)
 
     @staticmethod
@@ -299,14 +310,11 @@ class _Observed(torch.autograd.Function):
             raise RuntimeError("penalty: expected a backward pass without create_graph=True")
         if all(g is None for g in grads):
             return (None,) * len(ctx.needs_input_grad)
-        tensors = ctx.saved_tensors
-        call, (y, *saved) = Call.of_flat(*ctx.setting, *tensors[: ctx.count]), tensors[ctx.count :]
-        needs = Call.of_flat(*ctx.needs_input_grad[1:], like=call)
-        found = _ops.backward(call, grads, y, saved, wanted_of(needs)._replace(products=True, later=True))
+        call, (y, *results) = saved(ctx)
+        needs = needs_of(ctx, call)
+        found = _ops.backward(call, grads, y, results, wanted_of(needs)._replace(products=True, later=True))
         ctx.observer.backward(call, grads, found)
-        before = len(ctx.needs_input_grad) - len(call.inputs)
-        pairs = zip(found.of_inputs(call), needs.inputs, strict=True)
-        return (None,) * before + tuple(g if need else None for g, need in pairs)
+        return as_returned(ctx, needs, found.of_inputs(call))
 
 
 def _check_types(call: Call) -> None:

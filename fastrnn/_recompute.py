@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _gpu, _ops
-from fastrnn._call import N_FIXED, Call, Gradients, Wanted, wanted_of
+from fastrnn._call import N_FIXED, Call, Gradients, Wanted, as_returned, needs_of, save, saved, wanted_of
 from fastrnn.autograd import BackwardPass, differentiable_backward
 
 States = tuple[Tensor, ...]
@@ -115,10 +115,8 @@ def _batch_of(call: Call) -> int | None:
 
 
 def _state_sizes(call: Call, batch: int) -> list[tuple[int, int]]:
-    w_hh, traits = call.weights.w_hh, _ops.traits_of(call.cell)
-    # Only with one product there may be a projection, and h be narrower.
-    hidden = w_hh.shape[0] // traits.gates if traits.one_product else w_hh.shape[1]
-    return [(batch, hidden if s else w_hh.shape[1]) for s in range(traits.states)]
+    hidden, projected = call.weights.hidden, call.weights.projected
+    return [(batch, hidden if s else projected) for s in range(_ops.traits_of(call.cell).states)]
 
 
 def _initial(call: Call) -> States:
@@ -171,12 +169,12 @@ class Segment:
     def pull(self, carried: States, grad_y: Tensor | None, grad_after: Some, wanted: Wanted) -> Gradients:
         """Gradients of the inputs, of the states before the segment, and of those after a reset."""
         call = self._entered(carried)
-        y, _, saved = _ops.forward(call, True)
+        y, _, results = _ops.forward(call, True)
         grads = [None if grad_y is None else grad_y[self.rows], *grad_after]
         if self.batch is not None:
             grads[1:] = [None if g is None else g[: self.batch] for g in grad_after]
         wanted = wanted._replace(restart=wanted.states and bool(call.restart))
-        found = _ops.backward(call, grads, y, saved, wanted)
+        found = _ops.backward(call, grads, y, results, wanted)
         if self.batch is not None and found.states:  # rows that were not there hand the gradients of their states on
             rest = [
                 g.new_zeros(carried[0].shape[0] - self.batch, g.shape[1]) if a is None else a[self.batch :]
@@ -199,7 +197,7 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, borders: list[int], *flat: Any) -> States:
         call = Call.of_flat(*flat)
-        ctx.borders, ctx.setting, ctx.count = borders, flat[:4], len(flat) - 4
+        ctx.borders = borders
         ctx.set_materialize_grads(False)
         initial = _initial(call)
         y = call.x.new_empty(*call.x.shape[:-1], call.weights.w_hh.shape[1])
@@ -208,16 +206,15 @@ class Recomputed(torch.autograd.Function):
             if carried is not initial:
                 kept.extend(carried)
             y[segment.rows], carried = segment.run(carried)
-        ctx.save_for_backward(*flat[4:], *kept)
+        save(ctx, call, *kept)
         return (y, *carried)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Some:
         if all(g is None for g in grads):
             return (None,) * len(ctx.needs_input_grad)
-        saved = ctx.saved_tensors
-        call, kept = Call.of_flat(*ctx.setting, *saved[: ctx.count]), saved[ctx.count :]
-        needs = Call.of_flat(*ctx.needs_input_grad[1:], like=call)
+        call, kept = saved(ctx)
+        needs = needs_of(ctx, call)
         wanted = wanted_of(needs)
         if torch.compiler.is_compiling() and call.batch_sizes is not None:
             # Compiled autograd, which cannot trace sizes that packed rows decide on: one segment of the whole sequence.
@@ -230,8 +227,7 @@ class Recomputed(torch.autograd.Function):
             found = differentiable_backward(call.flat(), wanted, grads, (y, *results))
         else:
             found = _by_segments(call, ctx.borders, kept, grads, wanted)
-        before = len(ctx.needs_input_grad) - len(call.inputs)
-        return (None,) * before + tuple(g if need else None for g, need in zip(found, needs.inputs, strict=True))
+        return as_returned(ctx, needs, found)
 
 
 def _is_wrapped(grad: Tensor | None) -> bool:

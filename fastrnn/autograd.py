@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _C, _ops, cells, reference
-from fastrnn._call import N_FIXED, N_SAVED, Call, Wanted, wanted_of
+from fastrnn._call import N_FIXED, N_SAVED, Call, Wanted, as_returned, needs_of, save, saved, wanted_of
 from fastrnn._vmap import Rows, can_expand, each, needs_each, step_dim
 
 
@@ -38,23 +38,21 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(*flat):
-        y, finals, saved = _ops.forward(Call.of_flat(*flat), True)
-        return (y, *finals, *saved)
+        y, finals, kept = _ops.forward(Call.of_flat(*flat), True)
+        return (y, *finals, *kept)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.setting, ctx.count = inputs[:4], len(inputs) - 4
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[-N_SAVED:])
-        ctx.save_for_backward(*inputs[4:], output[0], *output[-N_SAVED:])
+        save(ctx, Call.of_flat(*inputs), output[0], *output[-N_SAVED:])
 
     @staticmethod
     def backward(ctx, *grads):
-        tensors = ctx.saved_tensors
-        call = Call.of_flat(*ctx.setting, *tensors[: ctx.count])
-        needs = Call.of_flat(*ctx.needs_input_grad, like=call)
-        pass_ = BackwardPass(call, grads[:-N_SAVED], tensors[ctx.count], tensors[ctx.count + 1 :], wanted_of(needs))
-        return (None,) * (len(ctx.needs_input_grad) - len(call.inputs)) + _gradients(pass_, needs)
+        call, (y, *results) = saved(ctx)
+        needs = needs_of(ctx, call)
+        pass_ = BackwardPass(call, grads[:-N_SAVED], y, results, wanted_of(needs))
+        return as_returned(ctx, needs, _gradients(pass_))
 
     @staticmethod
     def vmap(info, in_dims, *flat):
@@ -65,8 +63,8 @@ class Layer(torch.autograd.Function):
         rows = Rows(info.batch_size, call, dims)
         out = Layer.apply(*rows.fold_call(call, dims).flat())
         states = [rows.unfold(t, 0) for t in out[1:-N_SAVED]]
-        saved = [rows.unfold_saved(t) for t in out[-N_SAVED:]]
-        return (rows.unfold(out[0], 1), *states, *saved), (1, *(0 for _ in states), *(step_dim(t) for t in saved))
+        kept = [rows.unfold_saved(t) for t in out[-N_SAVED:]]
+        return (rows.unfold(out[0], 1), *states, *kept), (1, *(0 for _ in states), *(step_dim(t) for t in kept))
 
 
 class BackwardPass(NamedTuple):
@@ -93,29 +91,27 @@ class BackwardPass(NamedTuple):
         if like is not None:
             call, grads = len(like.call.flat()), len(like.grads)
         own = Call.of_flat(*rest[:call], like=None if like is None else like.call)
-        y, *saved = rest[call + grads :]
-        return BackwardPass(own, rest[call : call + grads], y, saved, Wanted(*wanted) if like is None else wanted)
+        y, *results = rest[call + grads :]
+        return BackwardPass(own, rest[call : call + grads], y, results, Wanted(*wanted) if like is None else wanted)
 
 
-def _gradients(pass_: BackwardPass, needs: Call) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs that need one, None for the others."""
+def _gradients(pass_: BackwardPass) -> Sequence[Tensor | None]:
+    """A gradient, or None, for each of the call's inputs."""
     if all(g is None for g in pass_.grads):
         return (None,) * len(pass_.call.inputs)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        found = LayerBackward.apply(*pass_.flat())
-    else:
-        found = pass_.run()
-    return tuple(g if need else None for g, need in zip(found, needs.inputs, strict=True))
+        return LayerBackward.apply(*pass_.flat())
+    return pass_.run()
 
 
 def differentiable_backward(flat, wanted, grads, results) -> Sequence[Tensor | None]:
     """A gradient, or None, for each input of a call (csrc/binding/eager.cpp) where the backward pass is itself to be
     differentiated, or to be batched.
     """
-    call, (y, *saved) = Call.of_flat(*flat), results
+    call, (y, *kept) = Call.of_flat(*flat), results
     if any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads):
         return _by_reference(call, Wanted(*wanted), grads)
-    return LayerBackward.apply(*BackwardPass(call, grads, y, saved, Wanted(*wanted)).flat())
+    return LayerBackward.apply(*BackwardPass(call, grads, y, kept, Wanted(*wanted)).flat())
 
 
 def _inputs_wanted(call: Call, wanted: Wanted) -> list[bool]:
@@ -161,17 +157,15 @@ class LayerBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         pass_ = BackwardPass.of_flat(*inputs)
-        ctx.setting, ctx.wanted, ctx.after = pass_.call.flat()[:4], pass_.wanted, 1 + len(pass_.saved)
+        ctx.wanted, ctx.after = pass_.wanted, 1 + len(pass_.saved)
         ctx.set_materialize_grads(False)
         flags = _inputs_wanted(pass_.call, pass_.wanted)
         ctx.mark_non_differentiable(*(t for t, wanted in zip(output, flags, strict=True) if not wanted))
-        ctx.count = len(pass_.call.flat()) - 4
-        ctx.save_for_backward(*pass_.call.flat()[4:], *pass_.grads)
+        save(ctx, pass_.call, *pass_.grads)
 
     @staticmethod
     def backward(ctx, *second):
-        saved = ctx.saved_tensors
-        call, grads = Call.of_flat(*ctx.setting, *saved[: ctx.count]), saved[ctx.count :]
+        call, grads = saved(ctx)
         wanted = _inputs_wanted(call, ctx.wanted)
         count = len(call.inputs)
         tensors = [*call.inputs, *grads]
@@ -220,8 +214,10 @@ class LayerBackward(torch.autograd.Function):
             return each(LayerBackward, info.batch_size, in_dims, flat)
         rows = Rows(info.batch_size, call, dims.call)
         grads = [rows.fold(g, d, 0 if k else 1) for k, (g, d) in enumerate(zip(pass_.grads, dims.grads, strict=True))]
-        y, *saved = (rows.fold_saved(t, d) for t, d in zip((pass_.y, *pass_.saved), (dims.y, *dims.saved), strict=True))
-        folded = BackwardPass(rows.fold_call(call, dims.call), grads, y, saved, wanted)
+        y, *results = (
+            rows.fold_saved(t, d) for t, d in zip((pass_.y, *pass_.saved), (dims.y, *dims.saved), strict=True)
+        )
+        folded = BackwardPass(rows.fold_call(call, dims.call), grads, y, results, wanted)
         if wanted.weights:
             out = _per_sample(folded, rows)
         else:

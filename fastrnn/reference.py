@@ -135,11 +135,10 @@ def sequence(
 
 def run(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
     """A call of a layer, by `sequence`."""
-    states, (_, w_hh, *_, w_hr) = call.states, call.weights
+    states, weights = call.states, call.weights
     if not states:
         batch = call.x.shape[1] if call.batch_sizes is None else int(call.batch_sizes[0])
-        hidden = w_hh.shape[1] if w_hr is None else w_hr.shape[1]
-        states = zero_states(spec, call.x, batch, hidden, w_hh.shape[1])
+        states = zero_states(spec, call.x, batch, weights.hidden, weights.projected)
     rows = (*call.layout, call.reverse)
     return sequence(spec, call.x, call.weights, states, *rows, restart=call.restart, clip=call.clip)
 

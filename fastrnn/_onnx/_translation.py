@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrnn import _ops, cells, reference
+from fastrnn import cells, reference
 from fastrnn._call import N_SAVED, Call, LayerWeights
 from fastrnn._onnx import _fused, _loop, _packed
 
@@ -50,8 +50,8 @@ def layer(call: Call) -> tuple[Tensor, States]:
         return _fused.layer(call)
     spec = cells.find(call.cell)
     assert spec is not None
-    x, (w_ih, w_hh, b_ih, _, w_hr) = call.x, call.weights
-    states = call.states or reference.zero_states(spec, x, x.shape[1], *_ops.state_widths(w_hh, w_hr))
+    x, w_ih, b_ih = call.x, call.weights.w_ih, call.weights.b_ih
+    states = call.states or reference.zero_states(spec, x, x.shape[1], call.weights.hidden, call.weights.projected)
     if w_ih is not None:
         wx = F.linear(x, w_ih, b_ih)
     else:

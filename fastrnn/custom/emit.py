@@ -80,6 +80,8 @@ class Compiled:
         return Traits(
             gates,
             len(self.states),
+            len(self.kept),
+            self.split_from,
             recurrent,
             second,
             len(self.parameters),

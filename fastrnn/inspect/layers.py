@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrnn import _ops, _paths, _torch, cells, reference
+from fastrnn import _paths, _torch, cells, reference
 from fastrnn.cells import CellSpec
 from fastrnn.custom import Cell
 from fastrnn.custom.module import Network
@@ -60,7 +60,7 @@ class Layer:
 
     @property
     def hidden(self) -> int:
-        return _ops.hidden_size(self.weights.w_hh, self.weights.w_hr)
+        return self.weights.hidden
 
     @property
     def after_input(self) -> LayerWeights:

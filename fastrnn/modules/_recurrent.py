@@ -290,7 +290,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
     def _record_torch(self, backend: str, x: Any, states: tuple[Any, ...] | None) -> None:
-        if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        if torch.compiler.is_compiling() or not _paths.recorders or not isinstance(x, Tensor):
             return
         tensors = [s for s in states or () if isinstance(s, Tensor)]
         why = "backend='torch'" if backend == "torch" else self._refusal(x, tuple(tensors), "kernels")

@@ -95,7 +95,7 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
         if proxy is not None:
             return proxy
         found = self._torch_class.forward(self, input, hx)
-        if isinstance(input, Tensor):
+        if not torch.compiler.is_compiling() and _paths.recorders and isinstance(input, Tensor):
             why = "backend='torch'" if self.backend == "torch" else f"kernels: expected {_checks.expected(input)}"
             _paths.record(type(self).__name__, "torch", why)
         if self.backend == "fused":

@@ -26,6 +26,8 @@ def test_header_and_twin_say_the_same(name):
     traits = _C.cell_traits(name)
     gates, states = traits["gates"], traits["states"]
     assert (gates, states) == (spec.gates, len(spec.states))
+    assert len(spec.gate_names) == gates
+    assert traits["values"] >= 0
     new = spec.step(torch.randn(2, gates * 3), torch.randn(2, gates * 3), (torch.randn(2, 3),) * states)
     assert [s.shape for s in new] == [(2, 3)] * states
     assert spec.source
