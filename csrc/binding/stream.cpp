@@ -59,14 +59,13 @@ Tensor plain_copy(const Tensor& t) { return is_wrapped(t) ? Tensor() : own_copy(
 Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t batch)
     : cell_(cell), batch_(batch), counts_{batch} {
   const CellKernels* kernels = find_cell(cell.c_str());
-  TORCH_CHECK_VALUE(kernels != nullptr && !kernels->staged && kernels->second == 0 && kernels->parameters == 0 &&
-                        kernels->recurrent == kernels->gates,
-                    "cell: expected a built-in cell, got ", cell);
+  TORCH_CHECK_VALUE(kernels != nullptr && !kernels->staged && kernels->second == 0,
+                    "cell: expected one that multiplies nothing but h, got ", cell);
   TORCH_CHECK_VALUE(batch > 0, "batch: expected a positive number of rows, got ", batch);
   set_weights(std::move(weights));
-  const Tensor& w_hh = weights_[0][1];
-  inputs_ = weights_[0][0].size(1);
-  hidden_ = w_hh.size(0) / kernels->gates;
+  const Tensor &w_ih = weights_[0][0], &w_hh = weights_[0][1];
+  inputs_ = w_ih.size(1);
+  hidden_ = w_ih.size(0) / kernels->gates;
   projected_ = w_hh.size(1);
   type_ = w_hh.scalar_type();
   int64_t elements = 0;
@@ -85,8 +84,8 @@ Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t ba
       }
     }
   }
-  gates_ = own({batch, w_hh.size(0)}, w_hh);
-  product_ = own({batch, w_hh.size(0)}, w_hh);
+  gates_ = own({batch, w_ih.size(0)}, w_hh);
+  product_ = own({batch, kernels->recurrent * hidden_}, w_hh);
   for (int64_t k = 1; k < layers; ++k) between_.push_back(own({batch, projected_}, w_hh));
 }
 
@@ -97,14 +96,19 @@ void Stream::check_weights(const CellKernels& cell, const std::vector<Tensors>& 
                         weights[0][1].defined() && weights[0][1].dim() == 2,
                     "weights: expected w_ih, w_hh, b_ih, b_hh, w_hr of each layer");
   const Tensor& w_hh = weights[0][1];
-  const int64_t G = cell.gates, H = w_hh.size(0) / G, P = w_hh.size(1);
+  const int64_t G = cell.gates, R = cell.recurrent, H = weights[0][0].size(0) / G, P = w_hh.size(1);
   for (size_t k = 0; k < weights.size(); ++k) {
     const std::array<std::vector<int64_t>, 5> sizes{
-        std::vector<int64_t>{G * H, k == 0 ? weights[0][0].size(1) : P}, {G * H, P}, {G * H}, {G * H}, {P, H}};
+        std::vector<int64_t>{G * H, k == 0 ? weights[0][0].size(1) : P},
+        {R * H + cell.parameters, P},
+        {G * H},
+        {R * H},
+        {P, H}};
     TORCH_CHECK_VALUE(weights[k].size() == 5, "weights: expected 5 tensors of layer ", k, ", got ", weights[k].size());
     for (size_t i = 0; i < 5; ++i) {
       const Tensor& w = weights[k][i];
       if (!w.defined() && (i == 2 || i == 3 || (i == 4 && P == H))) continue;
+      TORCH_CHECK_VALUE(i != 4 || projectable(cell), "weights: expected no projection of the cell ", cell_);
       TORCH_CHECK_VALUE(w.defined() && w.sizes() == sizes[i] && w.device().is_cpu() && w.is_contiguous() &&
                             w.scalar_type() == w_hh.scalar_type() && (weights_.empty() || w.scalar_type() == type_),
                         "weights: expected a dense tensor of shape ", c10::IntArrayRef(sizes[i]), " and ",
@@ -203,8 +207,12 @@ Tensor Stream::step_locked(const Tensor& x) {
     Tensors &before = by_layer_[now_][k], &after = by_layer_[1 - now_][k];
     const Tensor& out = k + 1 < weights_.size() ? between_[k] : y;
     products::forward_into(gates_, in, w[0], half ? optional(w[2]) : OptionalTensor());
-    products::forward_into(product_, before[0], w[1], optional(w[3]));
+    if (kernels->recurrent > 0) {
+      const Tensor rows = kernels->parameters > 0 ? memory_of(w[1], {product_.size(1), projected_}) : w[1];
+      products::forward_into(product_, before[0], rows, optional(w[3]));
+    }
     args.w_hh = w[1].const_data_ptr();
+    args.parameters = static_cast<const char*>(args.w_hh) + product_.size(1) * projected_ * w[1].element_size();
     args.b_ih = half ? nullptr : data(w[2]);
     args.w_hr = data(w[4]);
     args.rh = product_.const_data_ptr();

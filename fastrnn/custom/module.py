@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn import _paths
 from fastrnn._call_checks import check_devices
-from fastrnn._paths import BACKENDS
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
-from fastrnn.modules import _checks, _extra, _initial, _tokens
-from fastrnn.modules._keywords import ExportedKeywords
-from fastrnn.modules._layers import run_layers
-
-if TYPE_CHECKING:
-    from fastrnn.training import GradientNormPenalty
-
-States = Tensor | tuple[Tensor, ...]
+from fastrnn.modules import _checks, _initial
+from fastrnn.modules._layers import Found
+from fastrnn.modules._options import Options
+from fastrnn.modules._recurrent import Given, Recurrent
 
 
-class Network(ExportedKeywords, nn.Module):
+class Network(Recurrent, nn.Module):
     """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
 
     Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
@@ -38,19 +33,14 @@ class Network(ExportedKeywords, nn.Module):
     do, uniform within ±1/√H, parameters as the cell says. With ``learn_initial_state`` the states that a call without
     ``hx`` starts from are parameters too: ``initial_{state}_l{k}`` (H), zeros at first.
 
-    Attributes:
-        backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
-            assigned. See `forward`.
+    Calls, their keywords and `step` are those of `fastrnn.LSTM`; errors are of the types of torch.nn's.
 
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
         TypeError: a size is not an integer.
     """
 
-    backend: str = "auto"
-    recompute: bool | int = False
-    clip_state_gradient: float | None = None
-    learn_initial_state: bool = False
+    _backends = _paths.BACKENDS
 
     def __init__(
         self,
@@ -90,8 +80,8 @@ class Network(ExportedKeywords, nn.Module):
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), bidirectional
         rows, recurrent = len(cell.gates) * hidden_size, len(cell.recurrent) * hidden_size
         for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size * self._directions
-            for suffix in self._suffixes(layer):
+            width = input_size if layer == 0 else hidden_size * (2 if bidirectional else 1)
+            for suffix in _initial.suffixes_of(layer, bidirectional):
                 seen = hidden_size // heads
                 shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (recurrent, seen)}
                 if bias:
@@ -99,169 +89,103 @@ class Network(ExportedKeywords, nn.Module):
                 shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
                 for name, shape in shapes.items():
                     self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        if _initial.check(learn_initial_state):
-            self.learn_initial_state = True
-            widths = dict.fromkeys(cell.states, hidden_size)
-            _initial.add(self, widths, _initial.suffixes(self), self.weight_ih_l0)  # type: ignore[arg-type]
+        self._learn_initial_state(learn_initial_state)
         self.reset_parameters()
-
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    def _suffixes(self, layer: int) -> list[str]:
-        return [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
 
     def reset_parameters(self) -> None:
         """Weights as torch.nn's recurrent networks begin, the cell's parameters as it says."""
         bound = 1 / math.sqrt(self.hidden_size // self.heads)
         with torch.no_grad():
-            for layer in range(self.num_layers):
-                for suffix in self._suffixes(layer):
-                    for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ())):
-                        getattr(self, name + suffix).uniform_(-bound, bound)
-                    for name, initial in self.cell.initial.items():
-                        parameter = getattr(self, name + suffix)
-                        if callable(initial):
-                            initial(parameter)
-                        else:
-                            parameter.fill_(initial)
-                    for name in self.cell.states if self.learn_initial_state else ():
-                        getattr(self, _initial.PREFIX + name + suffix).zero_()
+            for suffix in _initial.suffixes(self):
+                for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ())):
+                    getattr(self, name + suffix).uniform_(-bound, bound)
+                for name, initial in self.cell.initial.items():
+                    parameter = getattr(self, name + suffix)
+                    if callable(initial):
+                        initial(parameter)
+                    else:
+                        parameter.fill_(initial)
+                for name in self.cell.states if self.learn_initial_state else ():
+                    getattr(self, _initial.PREFIX + name + suffix).zero_()
 
-    def _weights(self, dtype: torch.dtype | None) -> list[LayerWeights]:
-        def get(name: str) -> Tensor:
-            found = getattr(self, name)
-            return found if dtype is None else found.to(dtype)
+    @property
+    def _cell_name(self) -> str:
+        return self.cell.kernels
 
-        layers = []
-        for layer in range(self.num_layers):
-            for suffix in self._suffixes(layer):
-                w_hh = get("weight_hh" + suffix)
-                if self.cell.parameters:
-                    seen = self.hidden_size // self.heads  # a parameter has as many rows as there are heads
-                    w_hh = torch.cat([w_hh, *(get(name + suffix).view(-1, seen) for name in self.cell.parameters)])
-                biases = (get("bias_ih" + suffix), get("bias_hh" + suffix)) if self.bias else (None, None)
-                layers.append(LayerWeights(get("weight_ih" + suffix), w_hh, *biases))
-        return layers
+    @property
+    def _state_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.cell.states
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: States | None = None,
-        *,
-        lengths: Any = None,
-        reset: Any = None,
-        backend: str | None = None,
-        embedding: nn.Module | Tensor | None = None,
-        recompute: bool | int | None = None,
-        initial: States | None = None,
-        clip_state_gradient: float | None = None,
-        penalty: GradientNormPenalty | None = None,
-    ) -> tuple[Any, States]:
-        """All layers over a whole sequence.
+    @property
+    def _takes_ids(self) -> bool:  # type: ignore[override]
+        return self.heads == 1 and not self.cell.inputs
 
-        Args:
-            input: (T, B, I), (B, T, I) if ``batch_first``, (T, I), or a PackedSequence.
-            hx: initial states, (L·D, B, H) each, or (L·D, H) for an input without batch: one tensor if the cell has one
-                state, else a tuple. None for the learned ones, or zeros.
-            lengths: (B) the steps of each row; what is behind them is not looked at, and gives zeros.
-            reset: (T, B) or as the input lies, bool: true at the first step of a new segment, which starts from
-                ``initial``.
-            backend: ``"auto"``, ``"fused"`` or ``"reference"``, see :func:`fastrnn.functional.sequence`. None: the
-                attribute ``backend``.
-            embedding: a `torch.nn.Embedding` or its weight (V, I). ``input`` is then token ids, as in `fastrnn.LSTM`'s
-                forward, and embedded first.
-            recompute: save less for the backward pass, see there. None: the attribute ``recompute``.
-            initial, clip_state_gradient, penalty: as in `fastrnn.LSTM`'s forward. Of several states only the first
-                one's gradient is cut.
+    def _state_sizes(self) -> tuple[int, ...]:
+        return (self.hidden_size,) * len(self.cell.states)
 
-        Returns:
-            outputs, (T, B, D·H) or as the input lies, and the final states in the form of ``hx``.
+    def _weights(self) -> list[Any]:
+        found = []
+        for suffix in _initial.suffixes(self):
+            w_hh = getattr(self, "weight_hh" + suffix)
+            if self.cell.parameters:
+                seen = self.hidden_size // self.heads  # a parameter has as many rows as there are heads
+                more = [getattr(self, name + suffix).view(-1, seen) for name in self.cell.parameters]
+                w_hh = torch.cat([w_hh, *more])
+            found += [getattr(self, "weight_ih" + suffix), w_hh]
+            if self.bias:
+                found += [getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)]
+        return found
 
-        Raises:
-            ValueError: the input has not 2 or 3 dimensions, or lengths or reset are not what they must be.
-            RuntimeError: sizes or dtypes do not fit.
-            TypeError: hx is not what it must be.
-        """
-        backend = backend or self.backend
-        if backend not in BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-        recompute = self.recompute if recompute is None else recompute
-        if embedding is not None:
-            input = _tokens.embedded(input, embedding, self.batch_first, lengths)
-        options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
-        if recompute:
-            options["recompute"] = recompute
-        clip = self.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
-        options.update(_extra.of_call(None, clip, penalty))
-        if self.learn_initial_state or initial is not None:
-            hx, initial = self._start(input, hx, initial)
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset, options)
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{self.cell.name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        x = input if batched else input.unsqueeze(1)
-        if batched and self.batch_first:
-            x = x.transpose(0, 1)
-        states = self._as_states(hx, x.shape[1], batched)
-        if lengths is not None:
-            options["lengths"] = _checks.as_lengths(lengths, x.shape[0], x.shape[1], x.device)
-        if reset is not None:
-            options["reset"] = _checks.as_reset(reset, input.shape[:-1], self.batch_first, x.device)
-            if initial is not None:
-                options["initial"] = self._as_states(initial, x.shape[1], batched, "initial")
-        y, last = self._run(x, states, options)
-        if not batched:
-            return y.squeeze(1), self._given_back(tuple(s.squeeze(1) for s in last))
-        return y.transpose(0, 1) if self.batch_first else y, self._given_back(last)
+    def _as_states(self, hx: Any) -> tuple[Tensor, ...]:
+        names = self.cell.states
+        if not isinstance(hx, (Tensor, tuple, list)):
+            raise TypeError(f"hx: expected a Tensor or a tuple of them, got {type(hx).__name__}")
+        states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
+            raise TypeError(f"hx: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")
+        return states
 
-    def _forward_packed(
-        self, input: PackedSequence, hx: States | None, lengths: Any, reset: Any, options: dict[str, Any]
-    ) -> tuple[PackedSequence, States]:
-        for name, value in (("lengths", lengths), ("reset", reset)):
-            if value is not None:
-                raise ValueError(f"{name}: expected None with a PackedSequence; give the padded input instead")
-        x, batch_sizes, sorted_indices, unsorted_indices = input
-        states = None
-        if hx is not None:
-            rows = _checks.packed_rows(batch_sizes, hx[0] if isinstance(hx, (tuple, list)) and hx else hx)
-            states = self._as_states(hx, rows, True)
-        if states is not None and sorted_indices is not None:
-            states = tuple(s.index_select(1, sorted_indices) for s in states)
-        y, last = self._run(x, states, {**options, "batch_sizes": batch_sizes})
-        if unsorted_indices is not None:
-            last = tuple(s.index_select(1, unsorted_indices) for s in last)
-        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), self._given_back(last)
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        if permutation is None:
+            return hx
+        states = tuple([s.index_select(1, permutation) for s in self._as_states(hx)])
+        return states if len(states) > 1 else states[0]
 
-    def _run(
-        self, x: Tensor, states: tuple[Tensor, ...] | None, options: dict[str, Any]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
+        x, states, form = given.x, given.states, given.form
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(x).__name__}")
+        dims = (2, 3) if form.batch_sizes is None else (2,)
+        if x.dim() not in dims:
+            wanted = " or ".join(f"{n}D" for n in dims)
+            raise ValueError(f"{self.cell.name}: Expected input to be {wanted}, got {x.dim()}D instead")
         if not _checks.has_shape(x, (*x.shape[:-1], self.input_size)):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
-        if not torch.jit.is_tracing() and x.shape[0] == 0:  # type: ignore[attr-defined]
+        steps = x.shape[1] if form.batch_first and x.dim() == 3 else x.shape[0]
+        if not torch.jit.is_tracing() and steps == 0:  # type: ignore[attr-defined]
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        target = _checks.autocast_dtype(x)
-        dropout = self.dropout if self.training else 0.0
-        layer = self._layer_with_inputs if self.cell.inputs else self._layer
-        arguments = (self.cell.kernels, x if target is None else x.to(target), self._weights(target))
-        if target is None:
-            return run_layers(*arguments, states, self._directions, dropout, options, layer)
-        if states is not None:
-            states = tuple(s.to(target) for s in states)
-        if "initial" in options:
-            options["initial"] = tuple(s.to(target) for s in options["initial"])
-        with torch.autocast(x.device.type, enabled=False):
-            return run_layers(*arguments, states, self._directions, dropout, options, layer)
+        rows: tuple[Any, ...] = ()
+        if states is not None and form.batch_sizes is not None:
+            rows = (_checks.packed_rows(form.batch_sizes, states[0]),)
+        elif x.dim() == 3:
+            rows = (x.shape[0] if form.batch_first else x.shape[1],)
+        expected = (self.num_layers * (2 if self.bidirectional else 1), *rows, self.hidden_size)
+        for name, state in zip(self.cell.states, states or (), strict=False):
+            if not _checks.has_shape(state, expected):
+                raise RuntimeError(f"hx: expected {name} of size {expected}, got {tuple(state.shape)}")
+        return None, options
+
+    @property
+    def _layer(self) -> Callable[..., Found]:
+        if self.cell.inputs:
+            return self._layer_with_inputs
+        return self._layer_of_units
 
     def _layer_with_inputs(
         self, cell: str, x: Tensor, weights: LayerWeights, states: Any, *, lengths: Tensor | None, **options: Any
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    ) -> Found:
         """One layer where the kernels' input is more than the product with W."""
         if lengths is not None:  # what is behind them may be NaN, and must not meet a zero gradient
             live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < lengths.to(x.device)
@@ -270,15 +194,13 @@ class Network(ExportedKeywords, nn.Module):
         wx = nn.functional.linear(x, weights.w_ih, weights.b_ih)  # type: ignore[arg-type]
         columns = [wx, *(self._input(name, wx[..., : self.hidden_size]) for name in self.cell.inputs)]
         given = weights._replace(w_ih=None, b_ih=None)
-        return self._layer(cell, torch.cat(columns, -1), given, states, lengths=lengths, **options)
+        return self._layer_of_units(cell, torch.cat(columns, -1), given, states, lengths=lengths, **options)
 
     @property
-    def _layer(self) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
+    def _layer_of_units(self) -> Callable[..., Found]:
         return sequence if self.heads == 1 else self._layer_of_heads
 
-    def _layer_of_heads(
-        self, cell: str, x: Tensor, weights: LayerWeights, states: Any, **options: Any
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _layer_of_heads(self, cell: str, x: Tensor, weights: LayerWeights, states: Any, **options: Any) -> Found:
         """One layer whose heads do not see each other: each is a layer of its own units."""
         heads, initial = self.heads, options.pop("initial", None)
         if options.get("penalty") is not None:
@@ -312,76 +234,6 @@ class Network(ExportedKeywords, nn.Module):
         if found.shape != like.shape:
             raise RuntimeError(f"{name}: expected an input of shape {tuple(like.shape)}, got {tuple(found.shape)}")
         return found.to(like.dtype)
-
-    def step(
-        self,
-        input: Tensor,
-        states: States | None = None,
-        *,
-        backend: str | None = None,
-        embedding: nn.Module | Tensor | None = None,
-    ) -> tuple[Tensor, States]:
-        """One step of a stream: ``y, states = network.step(x, states)``.
-
-        Args:
-            input: (B, I) or (I).
-            states: what the step before returned, or as ``hx`` of `forward`; None for the learned ones, or zeros.
-            backend, embedding: as in `forward`; with an embedding ``input`` is ids, (B) or ().
-
-        Returns:
-            outputs (B, H) or (H), and the states.
-
-        Raises:
-            ValueError: the network is bidirectional, or the input has not 1 or 2 dimensions.
-        """
-        if self.bidirectional:
-            raise ValueError("step: expected a network of one direction, got a bidirectional one")
-        backend = backend or self.backend
-        if backend not in BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-        if embedding is not None:
-            input = _tokens.embed_step(input, embedding)
-        if input.dim() not in (1, 2):
-            raise ValueError(f"input: expected (B, I) or (I), got shape {tuple(input.shape)}")
-        batched = input.dim() == 2
-        x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
-        options: dict[str, Any] = {"lengths": None, "reset": None, "batch_sizes": None, "backend": backend}
-        options.update(_extra.of_call(None, self.clip_state_gradient, None))
-        if states is None and self.learn_initial_state:
-            states = _initial.of_layers(self, self.cell.states, x.shape[1] if batched else None)
-        y, last = self._run(x, self._as_states(states, x.shape[1], batched), options)
-        if not batched:
-            last = tuple(s.squeeze(1) for s in last)
-        return y.squeeze(0) if batched else y.view(-1), self._given_back(last)
-
-    def _start(self, input: Any, hx: States | None, initial: States | None) -> tuple[States | None, States | None]:
-        """The states that a call starts from, and those that a new segment does; None: the same."""
-        if initial is None and _initial.is_readable(input, 3):
-            batch = _initial.batch_of(input, self.batch_first, 3)
-            initial = _initial.of_layers(self, self.cell.states, batch)
-        return (initial, None) if hx is None else (hx, initial)
-
-    def _as_states(
-        self, hx: States | None, batch: int, batched: bool, argument: str = "hx"
-    ) -> tuple[Tensor, ...] | None:
-        if hx is None:
-            return None
-        names = self.cell.states
-        if not isinstance(hx, (Tensor, tuple, list)):
-            raise TypeError(f"{argument}: expected a Tensor or a tuple of them, got {type(hx).__name__}")
-        states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
-            raise TypeError(f"{argument}: expected {len(names)} tensors ({', '.join(names)}), got {len(states)}")
-        if not batched:
-            states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
-        expected = (self.num_layers * self._directions, batch, self.hidden_size)
-        for name, state in zip(names, states, strict=True):
-            if not _checks.has_shape(state, expected):
-                raise RuntimeError(f"{argument}: expected {name} of size {expected}, got {tuple(state.shape)}")
-        return states
-
-    def _given_back(self, states: tuple[Tensor, ...]) -> States:
-        return states if len(states) > 1 else states[0]
 
     def extra_repr(self) -> str:
         text = f"{self.cell.name}, {self.input_size}, {self.hidden_size}"

@@ -20,6 +20,7 @@ from fastrnn.custom import Cell
 from fastrnn.custom.module import Network
 from fastrnn.functional import LayerWeights
 from fastrnn.modules import _initial
+from fastrnn.modules._layers import as_layers
 
 States = tuple[Tensor, ...]
 
@@ -146,7 +147,7 @@ def _of_network(module: Network) -> list[Layer]:
     directions = 2 if module.bidirectional else 1
     return [
         Layer(spec, weights, number // directions, bool(number % directions), module.cell, module)
-        for number, weights in enumerate(module._weights(None))
+        for number, weights in enumerate(as_layers(module._weights(), module.bias, 0))
     ]
 
 

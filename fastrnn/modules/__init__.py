@@ -4,10 +4,9 @@ from .. import _C
 from ..cells import MODES
 from ._dynamo import allow_layers
 from ._quantize import register
-from ._recurrent import RecurrentLayers
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert
-from .rnn import GRU, LSTM, RNN
+from .rnn import GRU, LSTM, RNN, RecurrentLayers
 from .stream import Stream
 
 allow_layers(RecurrentLayers)

@@ -19,9 +19,9 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx import Proxy
 from torch.nn import Parameter
 
-from .. import _gpu
+from .. import _gpu, _paths
 
-BACKENDS = ("auto", "fused", "reference", "torch")
+BACKENDS = (*_paths.BACKENDS, "torch")
 FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 PLAIN = frozenset((Tensor, Parameter))  # exact types: a subclass may mean anything by an operation
 _STRIDED = torch.strided
@@ -151,10 +151,10 @@ def run_dtype(
     return torch.promote_types(target, x.dtype if states is None else states[-1].dtype)
 
 
-def check_backend(backend: Any, lengths: Any, reset: Any) -> None:
+def check_backend(backend: Any, names: Sequence[str], lengths: Any, reset: Any) -> None:
     """Raises ValueError for an unknown name, and for keywords that torch's forward does not know."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    if backend not in names:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, names))}, got {backend!r}")
     if backend == "torch" and not (lengths is None and reset is None):
         raise ValueError("backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not know")
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _torch
-from . import _checks, _extra
 
 PREFIX = "initial_"
 
@@ -39,10 +38,14 @@ def check(learn_initial_state: Any) -> bool:
     return learn_initial_state
 
 
+def suffixes_of(layer: int, bidirectional: bool) -> list[str]:
+    """The ends of the names of a layer's parameters, of each direction."""
+    return [f"_l{layer}{direction}" for direction in (("", "_reverse") if bidirectional else ("",))]
+
+
 def suffixes(module: Any) -> list[str]:
     """Of the layers and directions of a network, in the order of the rows of its states."""
-    directions = ("", "_reverse") if module.bidirectional else ("",)
-    return [f"_l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
+    return [suffix for layer in range(module.num_layers) for suffix in suffixes_of(layer, module.bidirectional)]
 
 
 def of_layers(module: Any, states: Sequence[str], batch: Any) -> tuple[Tensor, ...]:
@@ -115,7 +118,7 @@ def supply(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = N
 
 
 class LearnedStates:
-    """Mixin of the layers, before ``nn.RNNBase``: their learned states, and the states that segments start from."""
+    """Mixin of networks, before `torch.nn.Module`: learned states, and the states that segments start from."""
 
     learn_initial_state: bool = False
     _state_names: tuple[str, ...] = ("h",)
@@ -134,29 +137,12 @@ class LearnedStates:
         own = ", learn_initial_state=True" if self.learn_initial_state else ""
         return super().extra_repr() + own  # type: ignore[misc]
 
-    def _start(self, input: Any, hx: Any, reset: Any, ids: bool, batch_first: bool, more: dict[str, Any]) -> Any:
-        """The states that a call starts from; `more` keeps ``initial`` where a segment inside starts from others."""
+    def _start(self, input: Any, hx: Any, initial: Any, reset: Any, ids: bool, batch_first: bool) -> tuple[Any, Any]:
+        """The states that a call starts from, and those of a segment inside it where they are others, or None."""
         rank = 2 if ids else 3
-        given = more.pop("initial", None)
-        if given is None and is_readable(input, rank):
+        if initial is None and is_readable(input, rank):
             states = of_layers(self, self._state_names, batch_of(input, batch_first, rank))
-            given = states if len(states) > 1 else states[0]
+            initial = states if len(states) > 1 else states[0]
         if hx is None:
-            return given
-        if reset is not None and given is not None:
-            more["initial"] = given
-        return hx
-
-    def _checked(self, more: dict[str, Any], states: tuple[Tensor, ...] | None, batched: bool) -> dict[str, Any]:
-        """`more` with ``initial`` as `sequence` has it, or a ValueError; ``states`` are those of the call."""
-        if "initial" not in more:
-            return more
-        module: Any = self
-        given = module._as_states(more["initial"])
-        if not batched:
-            given = tuple([s.unsqueeze(1) if isinstance(s, Tensor) else s for s in given])
-        wanted = states or ()
-        fits = len(given) == len(wanted) and all(isinstance(s, Tensor) for s in given)
-        if not fits or not all(_checks.has_shape(s, w.shape) for s, w in zip(given, wanted, strict=True)):
-            raise ValueError(f"initial: expected states in the form of hx, got {_extra.shapes(more['initial'])}")
-        return {**more, "initial": given}
+            return initial, None
+        return hx, None if reset is None else initial

@@ -1,32 +1,51 @@
-"""What the layers LSTM, GRU and RNN have in common: how they are called."""
+"""What all recurrent networks have in common: LSTM, GRU, RNN, and networks of a cell of one's own."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _C, _paths, _recompute, _torch
-from ..cells import MODES
-from . import _checks, _extra, _initial, _tokens
+from .. import _recompute
+from ..cells import check_bound
+from ..functional import sequence
+from . import _checks, _initial, _tokens
 from ._keywords import ExportedKeywords
-from ._layers import as_layers, run_layers
+from ._layers import Found, as_layers, run_layers
+from ._options import Options, shapes
+from ._tokens import Form
 
 if TYPE_CHECKING:
     from ..training import GradientNormPenalty
 
 
-class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
-    """Base of LSTM, GRU and RNN: how they are called. Parameters, their initialisation, checks and errors are torch's.
+class Given(NamedTuple):
+    """The arguments of a call as a network checks them.
 
-    A subclass derives from this class first and then from torch.nn's class of the same name, ``_torch_class``. A call
-    computes with the attributes ``weight_ih_l0`` and so on or, like torch, with tensors that somebody has put into
-    torch's private list of them, ``_flat_weights``.
+    Attributes:
+        input, hx: as they came; ids that are not looked up in a table of products are embedded already.
+        x: the input's tensor, of a `PackedSequence` its data.
+        states: ``hx`` as a tuple, sorted for packed input; None for zeros.
+        weights: in torch's order.
+        form: how rows lie.
+    """
+
+    input: Any
+    hx: Any
+    x: Any
+    states: tuple[Any, ...] | None
+    weights: list[Any]
+    form: Form
+
+
+class Recurrent(ExportedKeywords, _initial.LearnedStates):
+    """Base of all recurrent networks, before a subclass of `torch.nn.Module`: how they are called.
+
+    A subclass has the attributes input_size, hidden_size, num_layers, bias, batch_first, dropout and bidirectional of
+    torch.nn's, and says what its cell, its states and its weights are.
 
     Attributes:
         backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
@@ -35,17 +54,24 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             constructor.
     """
 
-    _torch_class: type[nn.RNNBase]
     backend: str = "auto"
     recompute: bool | int = False
     clip_state_gradient: float | None = None
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        names = self.__dict__.get("_flat_weights_names", ())
-        if name in names and isinstance(value, Tensor) and len(self._flat_weight_refs) == len(names):
-            # torch puts the value into its list of weights, and notes at its next call that the list holds it.
-            self._flat_weight_refs[names.index(name)] = weakref.ref(value)  # type: ignore[arg-type]
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    training: bool
+    proj_size: int = 0
+
+    #: values of ``backend``
+    _backends: tuple[str, ...] = _checks.BACKENDS
+    #: whether ids may be looked up in a table of the first layer's products
+    _takes_ids: bool = True
 
     def forward(
         self,
@@ -69,7 +95,8 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         Args:
             input: (T, B, I); (B, T, I) if ``batch_first``; (T, I) unbatched; or a `PackedSequence`.
             hx: initial states, the learned ones or zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c``
-                (L·D, B, H); without B if unbatched.
+                (L·D, B, H), for a cell of one's own a tensor (L·D, B, H) or, of several states, a tuple; without B if
+                unbatched.
             lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs
                 after a row's end are zero, its final state is that of its last step (``hx``, if it has none), and the
                 reverse direction starts there. On a GPU they are not read back, and so not checked: more than T counts
@@ -77,7 +104,7 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of
                 a new segment, which then starts from ``initial``, in every layer and direction.
             backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations;
-                ``"torch"``, the forward of torch.nn. None: the attribute ``backend``.
+                ``"torch"``, the forward of torch.nn (not for a cell of one's own). None: the attribute ``backend``.
             embedding: a `torch.nn.Embedding` (or a module like one) or its weight (V, I). ``input`` is then token ids,
                 int64 or int32: (T, B); (B, T) if ``batch_first``; (T); or a `PackedSequence` of them. The result is
                 that for ``embedding(input)``, with its gradients; where V is less than the number of ids, the products
@@ -92,41 +119,48 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
                 returned. None: the learned ones, or, if there are none, ``hx`` itself.
             clip_state_gradient: a bound c: in the backward pass every element of ∂L/∂h_t is cut to ±c at every step of
                 every layer, before it goes through the step to h_{t-1}, c_{t-1}, x_t and the weights. What goes from
-                step to step in the cell state is not cut. None: the attribute ``clip_state_gradient``.
+                step to step in the cell state, or in other states than the first, is not cut. None: the attribute
+                ``clip_state_gradient``.
             penalty: a `fastrnn.training.GradientNormPenalty`.
 
         Returns:
             ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
 
         Raises:
-            ValueError, RuntimeError: as torch.nn does, in its words.
+            ValueError, RuntimeError: as torch.nn does; LSTM, GRU and RNN in its words.
             TypeError, ValueError: for ``lengths``, ``reset``, ``backend`` and the other keywords, saying what was
                 expected and what came.
             TypeError, ValueError, RuntimeError, IndexError: for ``embedding`` and ids, likewise.
         """
         backend = backend or self.backend
         if backend != "auto":
-            _checks.check_backend(backend, lengths, reset)
+            _checks.check_backend(backend, self._backends, lengths, reset)
         recompute = self.recompute if recompute is None else recompute
         if recompute is not False:
             _recompute.check(recompute)
         clip = self.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
-        more: dict[str, Any] = {}
-        if clip is not None or initial is not None or penalty is not None:
-            more = _extra.of_call(initial, clip, penalty)
+        if clip is not None:
+            check_bound(clip)
         if self.learn_initial_state or initial is not None:
-            hx = self._start(input, hx, reset, embedding is not None, self.batch_first, more)
-        if more:
-            _extra.check_backend(more, backend)
-        if backend == "auto" and lengths is None and reset is None and embedding is None and recompute is False:
-            found = None if more or torch.compiler.is_compiling() else _C.short_layers(self, input, hx, False)
+            hx, initial = self._start(input, hx, initial, reset, embedding is not None, self.batch_first)
+        if (
+            backend == "auto"
+            and lengths is None
+            and reset is None
+            and embedding is None
+            and recompute is False
+            and clip is None
+            and penalty is None
+            and not torch.compiler.is_compiling()
+        ):
+            found = self._fast_path(input, hx, False)
             if found is not None:
-                if _paths.recorders:
-                    _paths.record(MODES[self.mode], "fast path")
                 return found
+        options = Options(lengths, reset, backend, embedding, recompute, initial, clip, penalty)
+        options.check_backend()
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset, backend, embedding, recompute, more)
-        return self._forward_padded(input, hx, lengths, reset, backend, self.batch_first, embedding, recompute, more)
+            return self._forward_packed(input, hx, options)
+        return self._forward_padded(input, hx, options, self.batch_first)
 
     def step(
         self,
@@ -152,16 +186,15 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
         """
         backend = backend or self.backend
-        more: dict[str, Any] = {}
-        if self.clip_state_gradient is not None:
-            more = _extra.of_call(None, self.clip_state_gradient, None)
-            _extra.check_backend(more, backend)
+        clip = self.clip_state_gradient
+        if clip is not None:
+            check_bound(clip)
         if state is None and self.learn_initial_state and isinstance(x, Tensor):
             # (B, I) lies as (B, T) does: rows first.
-            state = self._start(x.unsqueeze(0), None, None, embedding is not None, False, more)
-        usual = backend == "auto" and embedding is None and not more
+            state, _ = self._start(x.unsqueeze(0), None, None, None, embedding is not None, False)
+        usual = backend == "auto" and embedding is None and clip is None
         if usual and not self.bidirectional and not torch.compiler.is_compiling():
-            found = _C.short_layers(self, x, state, True)
+            found = self._fast_path(x, state, True)
             if found is not None:
                 return found
         if self.bidirectional:
@@ -173,45 +206,71 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
         if not isinstance(x, Tensor) or x.dim() not in (1, 2):
             got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
+        options = Options(backend=backend, clip_state_gradient=clip)
         if backend != "auto":
-            _checks.check_backend(backend, None, None)
-        y, state = self._forward_padded(x.unsqueeze(0), state, None, None, backend, False, more=more)
+            _checks.check_backend(backend, self._backends, None, None)
+            options.check_backend()
+        y, state = self._forward_padded(x.unsqueeze(0), state, options, False)
         return y.squeeze(0), state
 
-    def _forward_padded(
-        self,
-        input: Any,
-        hx: Any,
-        lengths: Any,
-        reset: Any,
-        backend: str,
-        batch_first: bool,
-        embedding: Any = None,
-        recompute: bool | int = False,
-        more: dict[str, Any] | None = None,
-    ) -> tuple[Any, Any]:
-        weights = _checks.read_flat_weights(self)
+    # What a subclass is.
+
+    @property
+    def _cell_name(self) -> str:
+        """The name of the cell, as `fastrnn.functional.sequence` knows it."""
+        raise NotImplementedError
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        """The widths of the states, in the order of their names."""
+        raise NotImplementedError
+
+    def _weights(self) -> list[Any]:
+        """The weights in torch's order; None for one that is missing."""
+        raise NotImplementedError
+
+    def _as_states(self, hx: Any) -> tuple[Any, ...]:
+        """``hx`` as a tuple of states; of nothing where it has not the form for that, which fits no network."""
+        raise NotImplementedError
+
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """``hx`` with its rows in another order."""
+        return super().permute_hidden(hx, permutation)  # type: ignore[misc]
+
+    def _run_dtype(
+        self, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None
+    ) -> torch.dtype:
+        """The number format to run in under autocast to ``target``."""
+        return target
+
+    @property
+    def _layer(self) -> Callable[..., Found]:
+        """Runs one layer in one direction, called as `fastrnn.functional.sequence` is."""
+        return sequence
+
+    def _fast_path(self, input: Any, hx: Any, stepping: bool) -> Any:
+        """The result of an ordinary call, by a shorter way; None if there is none for this call."""
+        return None
+
+    def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
+        """The result of a call that is not for the layers here, or None and the options to go on with.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: the arguments do not fit.
+        """
+        raise NotImplementedError
+
+    # How a call goes.
+
+    def _forward_padded(self, input: Any, hx: Any, options: Options, batch_first: bool) -> tuple[Any, Any]:
+        weights = self._weights()
         states = None if hx is None else self._as_states(hx)
-        if embedding is not None:
-            table = backend != "torch" and not recompute
-            form = _tokens.Form(batch_first=batch_first, lengths=lengths)
-            input, embedding = _tokens.read(self, input, embedding, form, states, weights, table)
-        if embedding is None and (
-            backend == "torch"
-            or not _checks.are_plain(input, states, weights)
-            or not self._fits(input, states, batch_first)
-        ):
-            found = self._forward_torch(input, hx, lengths, reset, batch_first)
-            self._record_torch(backend, input, states)
-            for_onnx = backend != "torch" and _checks.is_traced_for_onnx()  # torch has checked the sizes
-            if lengths is None and reset is None and not more and backend != "fused" and not for_onnx:
+        form = Form(batch_first, options.lengths)
+        if options.embedding is not None:
+            input, options = self._embed(input, options, form, states, weights)
+        if options.embedding is None:
+            found, options = self._elsewhere(Given(input, hx, input, states, weights, form), options)
+            if found is not None:
                 return found
-            if isinstance(found, Proxy):
-                return found  # type: ignore[return-value]
-            if not for_onnx and (backend == "fused" or not self._fits(input, states, batch_first)):
-                what = "backend='fused'" if backend == "fused" else _extra.in_words(more)
-                raise ValueError(self._refusal(input, states, what))
-            backend = "reference"
 
         batched = input.dim() == 3
         if not batched:
@@ -220,17 +279,16 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
                 states = tuple([state.unsqueeze(1) for state in states])
         else:
             x = input.transpose(0, 1) if batch_first else input
-        if lengths is not None:
-            lengths = _checks.as_lengths(lengths, x.shape[0], x.shape[1], x.device)
-        if reset is not None:
-            reset = _checks.as_reset(reset, input.shape[:-1], batch_first, x.device)
+        if options.lengths is not None:
+            lengths = _checks.as_lengths(options.lengths, x.shape[0], x.shape[1], x.device)
+            options = options._replace(lengths=lengths)
+        if options.reset is not None:
+            reset = _checks.as_reset(options.reset, input.shape[:-1], batch_first, x.device)
+            options = options._replace(reset=reset)
+        if options.initial is not None:
+            options = options._replace(initial=self._as_initial(options.initial, states, batched))
 
-        options: dict[str, Any] = {"batch_sizes": None, "lengths": lengths, "reset": reset, "backend": backend}
-        if embedding is not None or recompute:
-            options.update(embedding=embedding, recompute=recompute)
-        if more:
-            options.update(self._checked(more, states, batched))
-        y, last = self._run(x, states, weights, options)
+        y, last = self._run(x, states, weights, options, None)
         if not batched:
             y = y.squeeze(1)
             last = tuple([state.squeeze(1) for state in last])
@@ -238,135 +296,99 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             y = y.transpose(0, 1)
         return y, last if len(last) > 1 else last[0]
 
-    def _forward_packed(
-        self,
-        input: PackedSequence,
-        hx: Any,
-        lengths: Any,
-        reset: Any,
-        backend: str,
-        embedding: Any,
-        recompute: bool | int,
-        more: dict[str, Any],
-    ) -> tuple[Any, Any]:
-        if lengths is not None:
+    def _forward_packed(self, input: PackedSequence, hx: Any, options: Options) -> tuple[Any, Any]:
+        if options.lengths is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own")
-        if reset is not None:
+        if options.reset is not None:
             raise ValueError(
                 "reset: expected None with a PackedSequence; give the padded input with reset= and lengths= instead"
             )
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        weights = _checks.read_flat_weights(self)
+        weights = self._weights()
         # Sorted first and checked after, as in torch: what does not fit may do so once sorted.
         states = None if hx is None else self._as_states(self.permute_hidden(hx, sorted_indices))
-        if embedding is not None:
-            table = backend != "torch" and not recompute
-            form = _tokens.Form(batch_sizes=batch_sizes)
-            x, embedding = _tokens.read(self, x, embedding, form, states, weights, table)
+        form = Form(batch_sizes=batch_sizes)
+        if options.embedding is not None:
+            x, options = self._embed(x, options, form, states, weights)
             input = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices)
-        if embedding is None and (
-            backend == "torch"
-            or not _checks.are_plain(x, states, weights)
-            or not self._fits_packed(x, batch_sizes, states)
-        ):
-            found = self._torch_class.forward(self, input, hx)
-            self._record_torch(backend, x, states)
-            if backend == "fused" or more:
-                what = "backend='fused'" if backend == "fused" else _extra.in_words(more)
-                raise ValueError(self._refusal(x, states, what))
-            return found
-
-        options: dict[str, Any] = {"batch_sizes": batch_sizes, "lengths": None, "reset": None, "backend": backend}
-        if embedding is not None or recompute:
-            options.update(embedding=embedding, recompute=recompute)
-        options.update(more)
-        try:
-            y, last = self._run(x, states, weights, options)
-        except ValueError:
-            if int(batch_sizes.sum()) != x.shape[0]:
-                self._torch_class.forward(self, input, hx)  # raises in torch's words
-            raise
-        hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)  # type: ignore[arg-type]
+        if options.embedding is None:
+            found, options = self._elsewhere(Given(input, hx, x, states, weights, form), options)
+            if found is not None:
+                return found
+        y, last = self._run(x, states, weights, options, batch_sizes)
+        hidden = self.permute_hidden(last if len(last) > 1 else last[0], unsorted_indices)
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
-    def _record_torch(self, backend: str, x: Any, states: tuple[Any, ...] | None) -> None:
-        if torch.compiler.is_compiling() or not _paths.recorders or not isinstance(x, Tensor):
-            return
-        tensors = [s for s in states or () if isinstance(s, Tensor)]
-        why = "backend='torch'" if backend == "torch" else self._refusal(x, tuple(tensors), "kernels")
-        _paths.record(MODES[self.mode], "torch", why)
-
-    def _forward_torch(self, input: Any, hx: Any, lengths: Any, reset: Any, batch_first: bool) -> Any:
-        """The call as torch.nn's class has it."""
-        proxy = _checks.leaf_proxy(self, input, hx, lengths=lengths, reset=reset)
-        if proxy is not None:
-            return proxy
-        if batch_first == self.batch_first or input.dim() != 3:
-            return self._torch_class.forward(self, input, hx)
-        y, last = self._torch_class.forward(self, input.transpose(0, 1), hx)  # `step`, which is time-major
-        return y.transpose(0, 1), last
+    def _embed(
+        self, ids: Any, options: Options, form: Form, states: tuple[Any, ...] | None, weights: list[Any]
+    ) -> tuple[Any, Options]:
+        """What the layers are fed with, and the options with the matrix to look it up in, or None."""
+        table = self._takes_ids and options.backend != "torch" and not options.recompute
+        x, matrix = _tokens.read(self, ids, options.embedding, form, states, weights if table else None)
+        return x, options._replace(embedding=matrix)
 
     def _run(
         self,
         x: Tensor,
         states: tuple[Tensor, ...] | None,
         weights: list[Tensor],
-        options: dict[str, Any],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers, on tensors that are time-major and known to fit. With an embedding x is ids, (T, B, 1).
-
-        ``options`` are those of `fastrnn.functional.sequence`.
-        """
-        cell = MODES[self.mode]
+        options: Options,
+        batch_sizes: Tensor | None,
+    ) -> Found:
+        """All layers, on tensors that are time-major and known to fit. With an embedding x is ids, (T, B, 1)."""
         dropout = self.dropout if self.training else 0.0
         directions = 2 if self.bidirectional else 1
+        keywords = options.of_layers(batch_sizes)
         target = _checks.autocast_dtype(x)
         if target is None:
             layers = as_layers(weights, self.bias, self.proj_size)
-            return run_layers(cell, x, layers, states, directions, dropout, options)
+            return run_layers(self._cell_name, x, layers, states, directions, dropout, keywords, self._layer)
 
-        onednn = cell == "lstm" and not self.proj_size and _checks.onednn_takes(x, options["batch_sizes"])
-        dtype = _checks.run_dtype(cell, target, x, states, onednn)
+        dtype = self._run_dtype(target, x, states, batch_sizes)
         layers = as_layers([weight.to(dtype) for weight in weights], self.bias, self.proj_size)
         if states is not None:
             states = tuple([state.to(dtype) for state in states])
-        if "initial" in options:
-            options["initial"] = tuple([state.to(dtype) for state in options["initial"]])
+        if options.initial is not None:
+            keywords["initial"] = tuple([state.to(dtype) for state in options.initial])
         with torch.autocast(x.device.type, enabled=False):
-            y, last = run_layers(cell, x.to(dtype), layers, states, directions, dropout, options)
+            x = x.to(dtype)
+            y, last = run_layers(self._cell_name, x, layers, states, directions, dropout, keywords, self._layer)
         if self.proj_size:  # the projection, a product, comes last
             y, last = y.to(target), (last[0].to(target), last[1])
         return y, last
 
-    def _as_states(self, hx: Any) -> tuple[Any, ...]:
-        """``hx`` as a tuple of states; of nothing where it has not the form for that, which fits no network."""
-        return (hx,)
+    def _as_initial(self, initial: Any, states: tuple[Tensor, ...] | None, batched: bool) -> tuple[Tensor, ...]:
+        """``initial`` as `sequence` has it; ``states`` are those of the call."""
+        given = self._as_states(initial)
+        if not batched:
+            given = tuple([s.unsqueeze(1) if isinstance(s, Tensor) else s for s in given])
+        wanted = states or ()
+        fits = len(given) == len(wanted) and all(isinstance(s, Tensor) for s in given)
+        if not fits or not all(_checks.has_shape(s, w.shape) for s, w in zip(given, wanted, strict=True)):
+            raise ValueError(f"initial: expected states in the form of hx, got {shapes(initial)}")
+        return given
 
-    def _state_sizes(self) -> tuple[int, ...]:
-        return (self.hidden_size,)
-
-    def _fits(self, input: Tensor, states: tuple[Tensor, ...] | None, batch_first: bool) -> bool:
-        """Whether input and states have the sizes that the network expects."""
-        shape = input.shape
+    def _fits(self, shape: Sequence[int], states: tuple[Tensor, ...] | None, form: Form) -> bool:
+        """Whether an input of this shape and the states have the sizes that the network expects."""
+        if shape[-1:] != (self.input_size,):
+            return False
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        if form.batch_sizes is not None:
+            if len(shape) != 2:
+                return False
+            if states is None:
+                return True
+            return self._states_fit(
+                states, (rows, _checks.packed_rows(form.batch_sizes, states[0] if states else None))
+            )
         if len(shape) not in (2, 3):
             return False
         batched = len(shape) == 3
-        steps = shape[1] if batched and batch_first else shape[0]
-        if shape[-1] != self.input_size or steps == 0:
+        if (shape[1] if batched and form.batch_first else shape[0]) == 0:
             return False
         if states is None:
             return True
-        return self._states_fit(
-            states, (len(self._all_weights), shape[0] if batch_first else shape[1])[: len(shape) - 1]
-        )
-
-    def _fits_packed(self, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...] | None) -> bool:
-        if x.dim() != 2 or x.shape[-1] != self.input_size:
-            return False
-        if states is None:
-            return True
-        rows = _checks.packed_rows(batch_sizes, states[0] if states else None)
-        return self._states_fit(states, (len(self._all_weights), rows))
+        return self._states_fit(states, (rows, shape[0] if form.batch_first else shape[1])[: len(shape) - 1])
 
     def _states_fit(self, states: tuple[Tensor, ...], lead: tuple[int, ...]) -> bool:
         sizes = self._state_sizes()
@@ -376,14 +398,3 @@ class RecurrentLayers(ExportedKeywords, _initial.LearnedStates, _torch.RNNBase):
             if state.shape != (*lead, size):
                 return False
         return True
-
-    def _refusal(self, x: Tensor, states: tuple[Tensor, ...] | None, what: str) -> str:
-        got = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (x, *(states or ())))
-        return f"{what}: expected {_checks.expected(x)}, and states of exact sizes; got {got}"
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """For `torch.jit.script`: a torch.nn module with the same parameters."""
-        _extra.check_scriptable(self)
-        twin = self._torch_class.__new__(self._torch_class)
-        twin.__dict__ = self.__dict__.copy()
-        return twin

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.utils.rnn import PackedSequence
 
 from .. import _tokens
 from .._call_checks import check_devices
@@ -45,35 +44,25 @@ class Form(NamedTuple):
         return mask.t() if swap else mask.view(ids.shape)
 
 
-class _Shaped(NamedTuple):
-    """What `RecurrentLayers._fits` asks of an input."""
-
-    shape: tuple[int, ...]
-
-
 def read(
     module: Any,
     ids: Any,
     embedding: Any,
     form: Form,
     states: tuple[Tensor, ...] | None,
-    weights: Sequence[Any],
-    table: bool,
+    weights: Sequence[Any] | None,
 ) -> tuple[Any, Tensor | None]:
     """What a network is to be fed with: the embedded ids (…, I) and None; or ids (…, 1) and a matrix (V, I) in which to
-    look them up, which is only done if ``table``. Raises as `checked`.
+    look them up, which is only done if the network's ``weights`` are given. Raises as `checked`.
     """
     ids = checked(ids, embedding, *form.dims(), form)
-    matrix = _matrix_of(embedding) if table else None
-    if matrix is not None and _is_certain(ids, matrix, states, weights):
+    matrix = None if weights is None else _matrix_of(embedding)
+    if matrix is not None and weights is not None and _is_certain(ids, matrix, states, weights):
         if matrix.shape[1] != module.input_size:
             raise RuntimeError(
                 f"embedding: expected rows of the width input_size, {module.input_size}, got {tuple(matrix.shape)}"
             )
-        if form.batch_sizes is None:
-            fits = module._fits(_Shaped((*ids.shape, module.input_size)), states, form.batch_first)
-        else:
-            fits = module._fits_packed(ids.unsqueeze(-1), form.batch_sizes, states)
+        fits = module._fits((*ids.shape, module.input_size), states, form)
         if fits and _tokens.pays(ids, matrix, weights):
             return ids.unsqueeze(-1), _rows_of(embedding, matrix)
     return look_up(ids, embedding), None
@@ -110,16 +99,6 @@ def checked(ids: Any, embedding: Any, dims: tuple[int, ...], words: str, form: F
     check_devices(ids, {"embedding": embedding})
     padding = None if form is None or form.lengths is None else lambda: form.padding(ids)
     return _tokens.within(ids, embedding.shape[0], padding, "input")
-
-
-def embedded(input: Any, embedding: Any, batch_first: bool, lengths: Any) -> Any:
-    """The embedded ids of a sequence, padded or packed, for a network that makes no table. Raises as `checked`."""
-    if isinstance(input, PackedSequence):
-        form = Form(batch_sizes=input.batch_sizes)
-        ids = checked(input.data, embedding, *form.dims(), form)
-        return input._replace(data=look_up(ids, embedding))
-    form = Form(batch_first=batch_first, lengths=lengths)
-    return look_up(checked(input, embedding, *form.dims(), form), embedding)
 
 
 def embed_step(ids: Any, embedding: Any) -> Any:

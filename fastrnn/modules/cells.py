@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _C, _paths, _torch
 from ..functional import LayerWeights, sequence
-from . import _checks, _extra, _initial, _tokens
+from . import _checks, _initial, _options, _tokens
 from ._keywords import ExportedKeywords
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -107,7 +107,7 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For `torch.jit.script`: a torch.nn module with the same parameters."""
-        _extra.check_scriptable(self)
+        _options.check_scriptable(self)
         twin = self._torch_class.__new__(self._torch_class)
         twin.__dict__ = self.__dict__.copy()
         return twin

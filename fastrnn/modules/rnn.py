@@ -2,10 +2,126 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
-from .. import _torch
-from ._recurrent import RecurrentLayers
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _C, _paths, _torch
+from ..cells import MODES
+from . import _checks
+from ._options import Options, check_scriptable
+from ._recurrent import Given, Recurrent
+
+
+class RecurrentLayers(Recurrent, _torch.RNNBase):
+    """Base of LSTM, GRU and RNN: what they have of torch.nn. Parameters, their initialisation, checks and errors are
+    torch's, and calls that the layers do not take are left to torch.
+
+    A subclass derives from this class first and then from torch.nn's class of the same name, ``_torch_class``. A call
+    computes with the attributes ``weight_ih_l0`` and so on or, like torch, with tensors that somebody has put into
+    torch's private list of them, ``_flat_weights``.
+    """
+
+    _torch_class: type[nn.RNNBase]
+
+    def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
+        self._torch_class.__init__(self, *args, **kwargs)
+        self._learn_initial_state(learn_initial_state)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        names = self.__dict__.get("_flat_weights_names", ())
+        if name in names and isinstance(value, Tensor) and len(self._flat_weight_refs) == len(names):
+            # torch puts the value into its list of weights, and notes at its next call that the list holds it.
+            self._flat_weight_refs[names.index(name)] = weakref.ref(value)  # type: ignore[arg-type]
+
+    @property
+    def _cell_name(self) -> str:
+        return MODES[self.mode]
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        return (self.hidden_size,)
+
+    def _weights(self) -> list[Any]:
+        return _checks.read_flat_weights(self)
+
+    def _as_states(self, hx: Any) -> tuple[Any, ...]:
+        return (hx,)
+
+    def _run_dtype(
+        self, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None
+    ) -> torch.dtype:
+        cell = self._cell_name
+        onednn = cell == "lstm" and not self.proj_size and _checks.onednn_takes(x, batch_sizes)
+        return _checks.run_dtype(cell, target, x, states, onednn)
+
+    def _fast_path(self, input: Any, hx: Any, stepping: bool) -> Any:
+        found = _C.short_layers(self, input, hx, stepping)
+        if found is not None and _paths.recorders:
+            _paths.record(self._cell_name, "fast path")
+        return found
+
+    def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
+        x, states, form, backend = given.x, given.states, given.form, options.backend
+        plain = backend != "torch" and _checks.are_plain(x, states, given.weights)
+        if plain and self._fits(x.shape, states, form):
+            return None, options
+        found = self._forward_torch(given, options)
+        self._record_torch(backend, x, states)
+        own = bool(options.training())
+        if form.batch_sizes is None:
+            for_onnx = backend != "torch" and _checks.is_traced_for_onnx()  # torch has checked the sizes
+            usual = options.lengths is None and options.reset is None and not own
+            if (usual and backend != "fused" and not for_onnx) or isinstance(found, Proxy):
+                return found, options
+            if for_onnx or (backend != "fused" and self._fits(x.shape, states, form)):
+                return None, options._replace(backend="reference")
+        elif backend != "fused" and not own:
+            return found, options
+        what = "backend='fused'" if backend == "fused" else options.in_words()
+        raise ValueError(self._refusal(x, states, what))
+
+    def _forward_torch(self, given: Given, options: Options) -> Any:
+        """The call as torch.nn's class has it."""
+        if given.form.batch_sizes is not None:
+            return self._torch_class.forward(self, given.input, given.hx)
+        proxy = _checks.leaf_proxy(self, given.input, given.hx, lengths=options.lengths, reset=options.reset)
+        if proxy is not None:
+            return proxy
+        if given.form.batch_first == self.batch_first or given.input.dim() != 3:
+            return self._torch_class.forward(self, given.input, given.hx)
+        y, last = self._torch_class.forward(self, given.input.transpose(0, 1), given.hx)  # `step`, which is time-major
+        return y.transpose(0, 1), last
+
+    def _forward_packed(self, input: PackedSequence, hx: Any, options: Options) -> tuple[Any, Any]:
+        try:
+            return super()._forward_packed(input, hx, options)
+        except ValueError:
+            if options.lengths is None and options.reset is None and int(input.batch_sizes.sum()) != len(input.data):
+                self._torch_class.forward(self, input, hx)  # raises in torch's words
+            raise
+
+    def _record_torch(self, backend: str, x: Any, states: tuple[Any, ...] | None) -> None:
+        if torch.compiler.is_compiling() or not _paths.recorders or not isinstance(x, Tensor):
+            return
+        tensors = [s for s in states or () if isinstance(s, Tensor)]
+        why = "backend='torch'" if backend == "torch" else self._refusal(x, tuple(tensors), "kernels")
+        _paths.record(self._cell_name, "torch", why)
+
+    def _refusal(self, x: Tensor, states: tuple[Tensor, ...] | None, what: str) -> str:
+        got = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (x, *(states or ())))
+        return f"{what}: expected {_checks.expected(x)}, and states of exact sizes; got {got}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For `torch.jit.script`: a torch.nn module with the same parameters."""
+        check_scriptable(self)
+        twin = self._torch_class.__new__(self._torch_class)
+        twin.__dict__ = self.__dict__.copy()
+        return twin
 
 
 class LSTM(RecurrentLayers, _torch.LSTM):
@@ -34,10 +150,6 @@ class LSTM(RecurrentLayers, _torch.LSTM):
     _torch_class = _torch.LSTM
     _state_names = ("h", "c")
 
-    def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
-        _torch.LSTM.__init__(self, *args, **kwargs)
-        self._learn_initial_state(learn_initial_state)
-
     def _as_states(self, hx: Any) -> tuple[Any, ...]:
         return tuple(hx) if isinstance(hx, (tuple, list)) else ()
 
@@ -65,10 +177,6 @@ class GRU(RecurrentLayers, _torch.GRU):
 
     _torch_class = _torch.GRU
 
-    def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
-        _torch.GRU.__init__(self, *args, **kwargs)
-        self._learn_initial_state(learn_initial_state)
-
 
 class RNN(RecurrentLayers, _torch.RNN):
     """`torch.nn.RNN`, argument for argument: ``RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh",
@@ -89,7 +197,3 @@ class RNN(RecurrentLayers, _torch.RNN):
     """
 
     _torch_class = _torch.RNN
-
-    def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
-        _torch.RNN.__init__(self, *args, **kwargs)
-        self._learn_initial_state(learn_initial_state)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import _C
-from ..cells import MODES
+from .. import _C, _paths, cells
+from .._ops import traits_of
+from ..functional import LayerWeights
 from . import _checks, _initial
-from ._recurrent import RecurrentLayers
+from ._layers import as_layers, run_layers
+from ._options import Options
+from ._recurrent import Recurrent
 
 
 class Stream:
@@ -26,10 +31,14 @@ class Stream:
     Shapes: B batch rows, I input size, H hidden size, P projection size (H without projection), L layers.
 
     Args:
-        module: a `fastrnn.LSTM`, `GRU` or `RNN` in one direction, on the CPU.
+        module: a `fastrnn.LSTM`, `GRU` or `RNN`, or a network of `fastrnn.cell`, in one direction, on the CPU.
         batch: B; None: that of the first ``x``, or of ``state``.
         state: the state to begin with and to `reset` to, shaped like ``hx`` of the module: ``h`` (L, B, P), for LSTM
-            ``(h, c)`` with ``c`` (L, B, H); None for the module's learned initial states, or zeros.
+            ``(h, c)`` with ``c`` (L, B, H), for a cell of several states a tuple; None for the module's learned initial
+            states, or zeros.
+
+    A cell that multiplies anything but h, has further inputs or heads, or no kernels takes its steps in Python, at the
+    price of ``module.step``.
 
     Raises:
         TypeError: ``module`` is none of these classes, or its weights are not dense CPU tensors of one format.
@@ -38,9 +47,10 @@ class Stream:
 
     _learned = False
 
-    def __init__(self, module: RecurrentLayers, batch: int | None = None, state: Any = None) -> None:
-        if not isinstance(module, RecurrentLayers):
-            raise TypeError(f"module: expected a fastrnn.LSTM, GRU or RNN, got {type(module).__name__}")
+    def __init__(self, module: nn.Module, batch: int | None = None, state: Any = None) -> None:
+        if not isinstance(module, Recurrent):
+            got = type(module).__name__
+            raise TypeError(f"module: expected a fastrnn.LSTM, GRU or RNN, or a network of fastrnn.cell, got {got}")
         if module.bidirectional:
             raise ValueError("module: expected bidirectional=False, got a bidirectional network")
         if batch is not None and (not isinstance(batch, int) or batch < 1):
@@ -167,9 +177,13 @@ class Stream:
             self._kernel.set_states(now)
 
     def _begin(self, batch: int) -> None:
-        self._kernel = _C.Stream(MODES[self._module.mode], self._weights, batch)
+        name = self._module._cell_name
         self._batch = batch
-        self._handle = self._kernel.handle()
+        if self._module._takes_ids and _runs_alone(name, self._weights[0]):
+            self._kernel = _C.Stream(name, self._weights, batch)
+            self._handle = self._kernel.handle()
+        else:
+            self._kernel = _Steps(self._module, self._weights, batch)
 
     def _begin_learned(self) -> None:
         if self._learned:
@@ -184,19 +198,14 @@ class Stream:
     def _take_weights(self) -> list[list[Tensor | None]]:
         """Of each layer w_ih, w_hh, b_ih, b_hh, w_hr: copies."""
         module = self._module
-        found = _checks.read_weights(module, module._flat_weights_names)
+        found = module._weights()
         if not found or not found[0].is_cpu or not _checks.are_plain(found[0], None, found):
             raise TypeError("module: expected dense CPU weights of one floating-point format")
         own = [_C.plain_copy(w) for w in found]
         if any(w is None for w in own):
             raise TypeError("module: expected ordinary weights, got some that torch.func or a mode has wrapped")
-        count = len(own) // module.num_layers
-        layers = []
-        for first in range(0, len(own), count):
-            w = own[first : first + count]
-            biases = w[2:4] if module.bias else [None, None]
-            layers.append([*w[:2], *biases, w[-1] if module.proj_size else None])
-        return layers
+        layers = as_layers(own, module.bias, module.proj_size)  # type: ignore[arg-type]
+        return [list(layer) for layer in layers]
 
     def _step_with_care(self, x: Any) -> Tensor:
         """What did not go at once: the first step, strides, and errors."""
@@ -214,6 +223,55 @@ class Stream:
         if self._kernel is None:
             self._begin(rows)
             self._begin_learned()
+        if self._handle is None:
+            return self._kernel.step(plain)
         y = _C.stream_step(self._handle, plain)
         assert y is not None
         return y
+
+
+def _runs_alone(cell: str, weights: list[Any]) -> bool:
+    """Whether the kernels take a step by themselves: they multiply nothing but h, and they are there."""
+    traits, spec = traits_of(cell), cells.find(cell)
+    assert spec is not None
+    return not traits.second and not traits.totals and _paths.has_kernels(spec, LayerWeights(*weights))
+
+
+class _Steps:
+    """What `_C.Stream` is, in Python: for every network."""
+
+    def __init__(self, module: Recurrent, weights: list[list[Any]], batch: int) -> None:
+        self._lock = threading.Lock()
+        self._module = copy.copy(module)
+        self._module.training = False
+        self.set_weights(weights)
+        like = weights[0][1]
+        lead = (len(weights), batch)
+        self._states = tuple(like.new_zeros(*lead, width) for width in module._state_sizes())
+
+    def set_weights(self, weights: list[list[Any]]) -> None:
+        self._layers = [LayerWeights(*layer) for layer in weights]
+
+    def states(self) -> list[Tensor]:
+        with self._lock:
+            return [s.clone() for s in self._states]
+
+    def set_states(self, values: Any) -> None:
+        with self._lock:
+            self._states = tuple(v.detach().clone() for v in values)
+
+    def reset(self, rows: list[int] | None, initial: tuple[Tensor, ...]) -> None:
+        chosen = slice(None) if rows is None else rows
+        with self._lock:
+            for k, state in enumerate(self._states):
+                state[:, chosen] = initial[k][:, chosen] if initial else 0
+
+    def step(self, x: Tensor) -> Tensor:
+        """The next step of x (B, I) or (I)."""
+        rows = x if x.dim() == 2 else x.unsqueeze(0)
+        keywords = Options().of_layers(None)
+        with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
+            name, layer = self._module._cell_name, self._module._layer
+            y, states = run_layers(name, rows.unsqueeze(0), self._layers, self._states, 1, 0.0, keywords, layer)
+            self._states = states
+        return y[0].view(*x.shape[:-1], -1)

@@ -62,6 +62,22 @@ def test_embedding_of_packed_ids_and_of_a_step():
         network(torch.tensor([[1]]), embedding="table")
 
 
+@pytest.mark.parametrize("make", [one_state, fastrnn.LSTM, fastrnn.GRU])
+def test_many_packed_ids_are_looked_up_in_a_table_of_products(make, monkeypatch):
+    network, table = make(I, H), nn.Embedding(V, I)
+    packed = pack_sequence([torch.randint(V, (n,)) for n in (15, 13, 13)])
+    embedded = packed._replace(data=table(packed.data))
+    tables = []
+    whole = fastrnn._tokens.embed
+    monkeypatch.setattr(fastrnn._tokens, "embed", lambda *args: tables.append(args[1]) or whole(*args))
+    y, _ = network(packed, embedding=table)
+    assert len(tables) == 1
+    right, _ = network(embedded)
+    leaves = [*network.parameters(), table.weight]
+    for a, b in zip(gradients(y.data, *leaves), gradients(right.data, *leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_attributes_stand_in_for_keywords():
     network, x = one_state(I, H), torch.randn(T, B, I)
     network.backend = "reference"

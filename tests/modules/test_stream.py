@@ -285,7 +285,9 @@ def test_steps_of_several_threads_take_turns(size):
 
 
 def test_errors():
-    with pytest.raises(TypeError, match=r"module: expected a fastrnn.LSTM, GRU or RNN, got LSTM"):
+    with pytest.raises(
+        TypeError, match=r"module: expected a fastrnn.LSTM, GRU or RNN, or a network of fastrnn.cell, got LSTM"
+    ):
         fastrnn.Stream(nn.LSTM(I, H))
     with pytest.raises(ValueError, match="module: expected bidirectional=False"):
         fastrnn.Stream(make(bidirectional=True))
@@ -327,7 +329,7 @@ def test_the_compiled_stream_checks_what_it_is_given():
     for batch in (0, -1):
         with pytest.raises(ValueError, match="batch: expected a positive number"):
             _C.Stream("lstm", [w], batch)
-    with pytest.raises(ValueError, match="cell: expected a built-in cell"):
+    with pytest.raises(ValueError, match="cell: expected one that multiplies nothing but h"):
         _C.Stream("unknown", [w], 2)
     stream = _C.Stream("lstm", [w], 2)
     other = [torch.randn(8, 4), *w[1:]]
