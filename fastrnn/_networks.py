@@ -4,16 +4,13 @@ modules, fastrnn's, and networks of a cell of one's own alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastrnn import _torch
-from fastrnn.cells import CELLS, MODES
+from fastrnn import _torch, cells
+from fastrnn.cells import CELLS, MODES, CellSpec
 from fastrnn.custom.module import Network
-
-_CELLS = {"LSTM": _torch.LSTMCell, "GRU": _torch.GRUCell}
 
 
 class Part(NamedTuple):
@@ -24,11 +21,14 @@ class Part(NamedTuple):
     """
 
     module: nn.Module
+    spec: CellSpec
     suffix: str  # "_l0", "_l0_reverse", …; "" of a cell
     kind: str  # "LSTM", "GRU", "RNN", or the name of a cell of one's own
     gates: tuple[str, ...]  # blocks of rows of weight_ih and bias_ih
     recurrent: tuple[str, ...]  # blocks of rows of weight_hh and bias_hh
     bias: bool
+    layer: int = 0
+    reverse: bool = False
     heads: int = 1  # the square blocks below one another that each gate's rows of weight_hh are made of
 
 
@@ -37,7 +37,7 @@ def is_recurrent(module: nn.Module) -> bool:
     return isinstance(module, (_torch.RNNBase, _torch.RNNCellBase, Network))
 
 
-def parts(model: nn.Module, *, cells: bool = True) -> list[Part]:
+def parts(model: nn.Module, *, with_cells: bool = True) -> list[Part]:
     """Every layer and direction of every recurrent module in ``model`` (which may be one itself), and its cells.
 
     Raises:
@@ -46,28 +46,47 @@ def parts(model: nn.Module, *, cells: bool = True) -> list[Part]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(model).__name__}")
-    found = [part for module in model.modules() if is_recurrent(module) for part in _parts_of(module, cells)]
+    found = [
+        part
+        for module in model.modules()
+        if is_recurrent(module) and (with_cells or not isinstance(module, _torch.RNNCellBase))
+        for part in parts_of(module)
+    ]
     if not found:
-        what = "a recurrent module (RNN, LSTM, GRU" + (", a cell" if cells else "") + ", a network of fastrnn.cell)"
+        what = (
+            "a recurrent module (RNN, LSTM, GRU" + (", a cell" if with_cells else "") + ", a network of fastrnn.cell)"
+        )
         raise ValueError(f"module: expected {what} or a model that has one, got {type(model).__name__}")
     return found
 
 
-def _parts_of(module: nn.Module, cells: bool) -> Iterator[Part]:
-    if isinstance(module, _torch.RNNCellBase):
-        if cells:
-            kind = next((k for k, cls in _CELLS.items() if isinstance(module, cls)), "RNN")
-            gates = CELLS[MODES[kind if kind != "RNN" else "RNN_TANH"]].gate_names
-            yield Part(module, "", kind, gates, gates, bool(module.bias))
-        return
-    directions = ("", "_reverse") if module.bidirectional else ("",)
+def parts_of(module: Any) -> list[Part]:
+    """The layers and directions of a recurrent module, directions of a layer side by side; of a cell itself alone."""
+    cell = isinstance(module, _torch.RNNCellBase)
+    heads = 1
     if isinstance(module, Network):
-        kind, gates, recurrent = module.cell.name, module.cell.gates, module.cell.recurrent
+        spec = cells.find(module.cell.kernels)
+        kind, gates, recurrent, heads = module.cell.name, module.cell.gates, module.cell.recurrent, module.heads
     else:
-        mode = str(module.mode)
-        kind, gates = mode.split("_")[0], CELLS[MODES[mode]].gate_names
-        recurrent = gates
-    for layer in range(int(module.num_layers)):  # type: ignore[arg-type]
-        for direction in directions:
-            heads = module.heads if isinstance(module, Network) else 1
-            yield Part(module, f"_l{layer}{direction}", kind, gates, recurrent, bool(module.bias), heads)
+        spec = CELLS[_cell_of(module) if cell else MODES[module.mode]]
+        kind, gates, recurrent = spec.name.split("_")[0].upper(), spec.gate_names, spec.gate_names
+    assert spec is not None
+    places = [(0, False)]
+    suffixes = [""]
+    if not cell:
+        places = [
+            (k, reverse) for k in range(module.num_layers) for reverse in (False, True)[: 1 + module.bidirectional]
+        ]
+        suffixes = [f"_l{layer}" + "_reverse" * reverse for layer, reverse in places]
+    bias = bool(module.bias)
+    return [
+        Part(module, spec, suffix, kind, gates, recurrent, bias, *place, heads)
+        for suffix, place in zip(suffixes, places, strict=True)
+    ]
+
+
+def _cell_of(module: Any) -> str:
+    """The name of the cell of torch.nn's LSTMCell, GRUCell or RNNCell."""
+    if isinstance(module, _torch.LSTMCell):
+        return "lstm"
+    return "gru" if isinstance(module, _torch.GRUCell) else f"rnn_{module.nonlinearity}"

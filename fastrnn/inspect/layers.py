@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrnn import _paths, _torch, cells, reference
+from fastrnn._networks import is_recurrent, parts_of
 from fastrnn.cells import CellSpec
 from fastrnn.custom import Cell
 from fastrnn.custom.module import Network
@@ -110,25 +111,21 @@ def layers_of(module: nn.Module) -> list[Layer]:
         TypeError: it is none of them.
         ValueError: it is a network with more than one head, whose matrices are block-diagonal.
     """
+    if not is_recurrent(module) or getattr(module, "mode", "GRU") not in cells.MODES:
+        raise TypeError(
+            "module: expected an LSTM, GRU or RNN (or a cell) of torch.nn or fastrnn, or a network made by "
+            f"fastrnn.cell, got {type(module).__name__}"
+        )
+    found = parts_of(module)
     if isinstance(module, Network):
-        return _of_network(module)
-    if isinstance(module, _torch.RNNBase) and module.mode in cells.MODES:
-        spec = cells.CELLS[cells.MODES[module.mode]]
-        suffixes = ("", "_reverse")[: 2 if module.bidirectional else 1]
-        return [
-            Layer(spec, _weights(module, f"_l{index}{suffix}"), index, bool(suffix))
-            for index in range(module.num_layers)
-            for suffix in suffixes
-        ]
-    if isinstance(module, _torch.RNNCellBase):
-        name = "lstm" if isinstance(module, _torch.LSTMCell) else "gru" if isinstance(module, _torch.GRUCell) else None
-        if name is None:
-            name = f"rnn_{module.nonlinearity}"
-        return [Layer(cells.CELLS[str(name)], _weights(module, ""))]
-    raise TypeError(
-        f"module: expected an LSTM, GRU or RNN (or a cell) of torch.nn or fastrnn, or a network made by fastrnn.cell, "
-        f"got {type(module).__name__}"
-    )
+        if module.heads != 1:
+            raise ValueError(f"module: expected a network with one head, got {module.heads}")
+        weights = as_layers(module._weights(), module.bias, 0)
+        own: tuple[Cell | None, Network | None] = (module.cell, module)
+    else:
+        weights = [_weights(module, part.suffix) for part in found]
+        own = (None, None)
+    return [Layer(part.spec, w, part.layer, part.reverse, *own) for part, w in zip(found, weights, strict=True)]
 
 
 def _weights(module: nn.Module, suffix: str) -> LayerWeights:
@@ -137,18 +134,6 @@ def _weights(module: nn.Module, suffix: str) -> LayerWeights:
     if found[0] is None or found[1] is None:
         raise TypeError(f"module: expected weights weight_ih{suffix} and weight_hh{suffix}, found none")
     return LayerWeights(*found)
-
-
-def _of_network(module: Network) -> list[Layer]:
-    if module.heads != 1:
-        raise ValueError(f"module: expected a network with one head, got {module.heads}")
-    spec = cells.find(module.cell.kernels)
-    assert spec is not None
-    directions = 2 if module.bidirectional else 1
-    return [
-        Layer(spec, weights, number // directions, bool(number % directions), module.cell, module)
-        for number, weights in enumerate(as_layers(module._weights(), module.bias, 0))
-    ]
 
 
 def as_input(module: nn.Module, x: Tensor) -> Tensor:

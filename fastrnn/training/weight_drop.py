@@ -71,7 +71,7 @@ def weight_drop(model: Model, p: float = 0.5) -> Model:
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
         raise ValueError(f"p: expected a probability from 0 to 1, got {p!r}")
     names: dict[nn.Module, list[str]] = {}
-    for part in parts(model, cells=False):
+    for part in parts(model, with_cells=False):
         name = "weight_hh" + part.suffix
         if parametrize.is_parametrized(part.module, name):
             raise ValueError(

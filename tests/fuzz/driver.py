@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import known
+from .foreign import crashed_in_foreign_code
 from .worker import as_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,10 @@ class Worker:
         if not line:
             raise RuntimeError(f"the worker ended: {self._errors_from(end)}")
         found = json.loads(line)
-        return [f"{found[0]}\n{self._errors_from(end)}"] if found and found[0].startswith("crash") else found
+        if not found or not found[0].startswith("crash"):
+            return found
+        errors = self._errors_from(end)
+        return [] if crashed_in_foreign_code(errors) else [f"{found[0]}\n{errors}"]
 
     def refresh(self) -> None:
         """The next case meets a process that has run none."""
