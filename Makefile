@@ -19,7 +19,7 @@ JOBS ?= 2
 MINUTES ?= 10
 
 PY := $(VENV)/bin/python
-CPP_FILES = find csrc tests/native tests/cuda tests/cuda_binding benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
+CPP_FILES = find csrc tests/native tests/cuda tests/cuda_ops benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
 .PHONY: bench bench-peers test test-quick fuzz lint cuda-check style format build deps venv clean

@@ -63,13 +63,11 @@ def sources(*patterns):
 
 
 def cpu_sources():
-    return sources("csrc/binding/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/cpu/*.cpp")
+    return sources("csrc/python/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/cpu/*.cpp")
 
 
 def cuda_sources():
-    return sources(
-        "csrc/cuda_binding/*.cpp", "csrc/ops/*.cpp", "csrc/ops/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"
-    )
+    return sources("csrc/ops/*.cpp", "csrc/ops/cuda/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu")
 
 
 class BuildKernels(build_ext):
@@ -167,7 +165,7 @@ class BuildPython(build_py):
     """Puts the kernels' headers beside the package: cells of a user's own are compiled from them (fastrnn.cell)."""
 
     def headers(self):
-        paths = sources("csrc/cpu/*.h", "csrc/cuda/*.h", "csrc/math/*.h")
+        paths = sources("csrc/cpu/*.h", "csrc/cuda/*.h", "csrc/simd/*.h")
         return [(path, os.path.join(self.build_lib, "fastrnn", *path.split("/"))) for path in paths]
 
     def run(self):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastrnn._surroundings import is_wrapped
+
 if TYPE_CHECKING:
     from fastrnn._call import Call
     from fastrnn._ops import SavedTensor, Traits
@@ -52,7 +54,7 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 def has_values(t: Tensor) -> bool:
     """Whether the numbers of a tensor can be read inside a fake kernel: beside meta tensors, not beside fake ones."""
-    return type(t) is Tensor and t.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    return type(t) is Tensor and t.is_cpu and not is_wrapped(t)
 
 
 class Checked:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastrnn._missing import KernelsMissingError, check_torch
+from fastrnn._surroundings import is_compiling
 
 DRIVERS = ("auto", "stepwise", "grid", "cluster")
 VARIABLE = "FASTRNN_CUDA_DRIVER"
@@ -64,7 +65,7 @@ def problem(device: torch.device) -> str:
     """
     if module is None:
         return reason
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return ""
     index = -1 if device.index is None else device.index
     found = _reasons.get(index)

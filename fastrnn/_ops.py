@@ -48,7 +48,7 @@ class SavedTensor(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """The sizes of a cell, as the kernels have them (csrc/math/cell_traits.h)."""
+    """The sizes of a cell, as the kernels have them (csrc/simd/cell_traits.h)."""
 
     gates: int
     states: int

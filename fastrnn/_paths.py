@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _gpu, _onnx, _ops, _recompute, cells, reference
+from fastrnn import _surroundings as here
 from fastrnn._call import (
     N_SAVED,
     Call,
@@ -42,12 +43,12 @@ from fastrnn._call import (
     saved,
     wanted_of,
 )
+from fastrnn._surroundings import Surroundings
 from fastrnn.autograd import Layer
 from fastrnn.cells import CellSpec
 
 FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 BACKENDS = ("auto", "fused", "reference")
-_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 Found = tuple[Tensor, tuple[Tensor, ...]]
 
 
@@ -98,7 +99,7 @@ def recorded() -> Iterator[list[Decision]]:
 
 def record(cell: str, path: str, reason: str = "") -> None:
     """Notes a decision, if somebody wants to know. Nothing while the compiler traces."""
-    if torch.compiler.is_compiling():
+    if here.is_compiling():
         return
     decisions = _recorded.get()
     if decisions is not None:
@@ -123,25 +124,6 @@ class Options(NamedTuple):
     observer: Observer | None = None
 
 
-class Surroundings(NamedTuple):
-    """What traces or transforms the program here and now."""
-
-    compiling: bool  # torch.compile and torch.export
-    transformed: bool  # torch.func
-    forward_mode: bool
-    exporting_onnx: bool  # torch.onnx.export(dynamo=False)
-
-    @staticmethod
-    def now() -> Surroundings:
-        compiling = torch.compiler.is_compiling()
-        return Surroundings(
-            compiling,
-            torch._C._are_functorch_transforms_active(),
-            torch.autograd.forward_ad._current_level >= 0,
-            not compiling and torch._C._is_tracing() and torch.onnx.is_in_onnx_export(),
-        )
-
-
 def run(call: Call, spec: CellSpec, options: Options) -> Found:
     """One layer in one direction, the way that `choose` says."""
     path, reason = choose(call, spec, options)
@@ -163,7 +145,7 @@ def run(call: Call, spec: CellSpec, options: Options) -> Found:
             record(spec.name, path)
             return out[0], tuple(out[1:])
         path = "differentiable" if _records(call, Surroundings.now()) else "operator"
-    if recorders and not torch.compiler.is_compiling():
+    if recorders and not here.is_compiling():
         record(spec.name, path, reason or _why(path, call, options))
     return _WAYS[path](call, spec, options)
 
@@ -213,33 +195,21 @@ def _takes_operators(call: Call, around: Surroundings) -> bool:
     """
     if around.forward_mode or (around.compiling and around.transformed):
         return False
-    return not (around.transformed and _is_functionalized() and _may_need_graph(call))
+    return not (around.transformed and here.is_functionalized() and _may_need_graph(call))
 
 
 def _records(call: Call, around: Surroundings) -> bool:
     """Return True if a graph is recorded. (Under functionalize there is no rule for an ``autograd.Function``.)"""
     if around.transformed:
-        return around.compiling or not _is_functionalized()
+        return around.compiling or not here.is_functionalized()
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in call.inputs):
         return False
-    return around.compiling or not _below_autograd()
-
-
-def _below_autograd() -> bool:
-    """Return True if nothing is recorded, whatever grad mode says: in inference mode, or in the body of a custom
-    operator. Not for the compiler to trace.
-    """
-    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
-
-
-def _is_functionalized() -> bool:
-    """Return True under `torch.func.functionalize`, at any level."""
-    return any(level.key() == _FUNCTIONALIZE for level in torch._C._functorch.get_interpreter_stack() or ())
+    return around.compiling or not here.is_below_autograd()
 
 
 def _may_need_graph(call: Call) -> bool:
     """Under functionalize: another transform may want gradients, or the tensors wrapped by it."""
-    if len(torch._C._functorch.get_interpreter_stack() or ()) > 1:
+    if len(here.transforms()) > 1:
         return True
     inside = [t for t in call.inputs if t is not None]
     inside = [torch._from_functional_tensor(t) if torch._is_functional_tensor(t) else t for t in inside]
@@ -264,7 +234,7 @@ def _by_layer(call: Call, spec: CellSpec, options: Options) -> Found:
     # mode autograd does, and raises in backward, as it does for torch.nn on a GPU.
     around = Surroundings.now()
     eager = not around.compiling and not around.transformed
-    noticed = call.x.is_cuda and eager and torch._C._len_torch_dispatch_stack() == 0
+    noticed = call.x.is_cuda and eager and not here.has_modes()
     return out[0] if noticed else out[0].clone(), out[1:-N_SAVED]
 
 

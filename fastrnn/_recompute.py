@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _gpu, _ops
+from fastrnn import _surroundings as here
 from fastrnn._call import N_FIXED, Call, Gradients, Wanted, as_returned, needs_of, save, saved, wanted_of
 from fastrnn.autograd import BackwardPass, differentiable_backward
 
@@ -43,7 +44,7 @@ def layer(call: Call, recompute: bool | int) -> tuple[Tensor, States] | None:
     """A layer for an input that requires a gradient; None where the arguments do not fit, which is for the operators to
     say, and under dispatch modes, which may have no values to decide on.
     """
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None:
+    if here.has_modes() or torch._C._get_tracing_state() is not None:
         return None
     if isinstance(call.x, Tensor) and call.x.is_cuda:
         on = call.x.device
@@ -216,11 +217,11 @@ class Recomputed(torch.autograd.Function):
         call, kept = saved(ctx)
         needs = needs_of(ctx, call)
         wanted = wanted_of(needs)
-        if torch.compiler.is_compiling() and call.batch_sizes is not None:
+        if here.is_compiling() and call.batch_sizes is not None:
             # Compiled autograd, which cannot trace sizes that packed rows decide on: one segment of the whole sequence.
             y, _, results = _ops.forward(call, True)
             found: Some = BackwardPass(call, grads, y, results, wanted).run()
-        elif not torch.compiler.is_compiling() and (torch.is_grad_enabled() or any(map(_is_wrapped, grads))):
+        elif not here.is_compiling() and (torch.is_grad_enabled() or any(map(_is_wrapped, grads))):
             # Gradients that are differentiated themselves, or batched by vmap: everything saved.
             with torch.no_grad():
                 y, _, results = _ops.forward(call, True)
@@ -231,10 +232,7 @@ class Recomputed(torch.autograd.Function):
 
 
 def _is_wrapped(grad: Tensor | None) -> bool:
-    functorch = torch._C._functorch
-    if grad is None:
-        return False
-    return functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
+    return grad is not None and (here.is_wrapped(grad) or here.is_batched(grad))
 
 
 def _segments(call: Call, borders: list[int], restart: States) -> list[Segment]:

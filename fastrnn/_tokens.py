@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastrnn import _C
+from fastrnn import _surroundings as here
 from fastrnn._call_checks import check_devices
 
 #: Occurrences that are summed one after another in the gradient of a product; more of them make partial sums. A sum in
@@ -73,13 +74,13 @@ def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bo
     The gradient of a table sums over the occurrences of a token in the table's own format, which 16 bits are not
     enough for. Always False in an export, whose program takes any number of ids.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if torch.compiler.is_exporting() or here.is_tracing():
         return False
     if embedding.shape[0] >= ids.numel():
         return False
     if embedding.dtype in _WIDE:
         return True
-    if torch._C._are_functorch_transforms_active():
+    if here.is_transformed():
         return False
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (embedding, *weights)))
 
@@ -89,7 +90,7 @@ def within(ids: Tensor, vocabulary: int, padding: Callable[[], Tensor] | None, n
 
     Those on a GPU are not read back: torch's own look-up checks them there.
     """
-    readable = _has_values(ids)
+    readable = ids.is_cpu and here.has_values(ids)
     if readable and _all_within(ids, vocabulary):
         return ids
     if padding is not None:
@@ -127,14 +128,6 @@ def _check(ids: Tensor, embedding: Tensor, w_ih: Tensor | None, batch_sizes: Ten
         raise RuntimeError(f"embedding: expected dtype {w_ih.dtype}, that of w_ih, got {embedding.dtype}")
 
 
-def _has_values(ids: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False
-    if type(ids) is not Tensor or not ids.is_cpu:
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(ids)
-
-
 def _all_within(ids: Tensor, vocabulary: int) -> bool:
     if ids.numel() == 0:
         return True
@@ -145,12 +138,12 @@ def _all_within(ids: Tensor, vocabulary: int) -> bool:
 def _may_need_gradient(*tensors: Tensor) -> bool:
     if not torch.is_grad_enabled():
         return False
-    return torch._C._are_functorch_transforms_active() or any(t.requires_grad for t in tensors)
+    return here.is_transformed() or any(t.requires_grad for t in tensors)
 
 
 def _is_finite(*tensors: Tensor) -> bool:
     """Return True if all numbers can be read, and none is infinite or NaN."""
-    return not torch.compiler.is_compiling() and all(map(_C.is_finite, tensors))
+    return not here.is_compiling() and all(map(_C.is_finite, tensors))
 
 
 def _only_used_rows(ids: Tensor, embedding: Tensor, lengths: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _C, _ops, cells, reference
+from fastrnn import _surroundings as here
 from fastrnn._call import N_FIXED, N_SAVED, Call, Wanted, as_returned, needs_of, save, saved, wanted_of
 from fastrnn._vmap import Rows, can_expand, each, needs_each, step_dim
 
@@ -99,17 +100,17 @@ def _gradients(pass_: BackwardPass) -> Sequence[Tensor | None]:
     """A gradient, or None, for each of the call's inputs."""
     if all(g is None for g in pass_.grads):
         return (None,) * len(pass_.call.inputs)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not here.is_compiling():
         return LayerBackward.apply(*pass_.flat())
     return pass_.run()
 
 
 def differentiable_backward(flat, wanted, grads, results) -> Sequence[Tensor | None]:
-    """A gradient, or None, for each input of a call (csrc/binding/eager.cpp) where the backward pass is itself to be
+    """A gradient, or None, for each input of a call (csrc/python/eager.cpp) where the backward pass is itself to be
     differentiated, or to be batched.
     """
     call, (y, *kept) = Call.of_flat(*flat), results
-    if any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads):
+    if any(map(here.is_batched, grads)):
         return _by_reference(call, Wanted(*wanted), grads)
     return LayerBackward.apply(*BackwardPass(call, grads, y, kept, Wanted(*wanted)).flat())
 

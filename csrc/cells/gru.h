@@ -2,7 +2,7 @@
 //   n = tanh(W_n·x + b_n + r·(R_n·h + b_rn)),  h' = (1-z)·n + z·h.  Cho 2014, v1.
 #pragma once
 
-#include "math/activations.h"
+#include "simd/activations.h"
 
 namespace FASTRNN_NAMESPACE {
 

@@ -2,7 +2,7 @@
 // Hochreiter & Schmidhuber 1997; forget gate of Gers 2000.
 #pragma once
 
-#include "math/activations.h"
+#include "simd/activations.h"
 
 namespace FASTRNN_NAMESPACE {
 

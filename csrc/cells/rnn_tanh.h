@@ -1,7 +1,7 @@
 // Elman recurrent network:  h' = tanh(W·x + b + R·h + b_r).  Elman 1990.
 #pragma once
 
-#include "math/activations.h"
+#include "simd/activations.h"
 
 namespace FASTRNN_NAMESPACE {
 

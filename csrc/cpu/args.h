@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "math/cell_traits.h"
+#include "simd/cell_traits.h"
 
 namespace fastrnn {
 

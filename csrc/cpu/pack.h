@@ -6,7 +6,7 @@
 // tile reads one stream. Units past the end are zero.
 #pragma once
 
-#include "math/storage.h"
+#include "simd/storage.h"
 
 namespace FASTRNN_NAMESPACE {
 

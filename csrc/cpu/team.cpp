@@ -84,12 +84,13 @@ bool Member::gives_up(int64_t since) {
 }
 
 void run_team(int threads, void (*body)(void*, Member&), void* context) {
+  const uint64_t mode = FloatMode::flushing();
 #ifdef _OPENMP
   if (threads > 1 && !omp_in_parallel()) {
+    // Set inside the region only: threads that the pool makes now begin with the caller's mode, for good.
     Barrier barrier;
     const int most = threads < kMostMembers ? threads : kMostMembers;
     const Watch region;
-    const uint64_t mode = FloatMode::current();
     // No num_threads clause: a team of another size than the last makes GOMP rebuild its pool. Threads too many return.
 #pragma omp parallel
     {
@@ -107,6 +108,7 @@ void run_team(int threads, void (*body)(void*, Member&), void* context) {
   }
 #endif
   (void)threads;
+  const FloatMode same(mode);
   Barrier* none = nullptr;
   Member member{0, 1, none};
   body(context, member);

@@ -39,7 +39,8 @@ struct FASTRNN_SHARED Member {
 
 // Runs body(context, member) on up to `threads` threads of torch's own OpenMP pool (fewer if the runtime grants fewer),
 // the caller included, and returns when all are done. With one thread, or inside a parallel region, it is a plain call.
-// All compute in the caller's mode (float_mode.h), or bits would depend on the thread that had computed them.
+// All round as the caller does, or bits would depend on the thread that had computed them, and all flush subnormal
+// numbers to zero (float_mode.h).
 FASTRNN_SHARED void run_team(int threads, void (*body)(void* context, Member& member), void* context);
 
 // How long the first member waits for another at least before it prefers to go on alone. For tests.

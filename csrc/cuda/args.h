@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "math/qualifiers.h"
+#include "simd/qualifiers.h"
 
 namespace fastrnn::cuda {
 

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "math/half.h"
+#include "simd/half.h"
 
 namespace fastrnn::cuda {
 

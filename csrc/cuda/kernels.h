@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/args.h"
-#include "math/cell_traits.h"
+#include "simd/cell_traits.h"
 
 namespace fastrnn::cuda {
 

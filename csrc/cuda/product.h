@@ -7,7 +7,7 @@
 
 #include "cuda/args.h"
 #include "cuda/device.h"
-#include "math/compute.h"
+#include "simd/compute.h"
 
 namespace fastrnn::cuda {
 

@@ -3,8 +3,8 @@
 
 #include "cuda/args.h"
 #include "cuda/device.h"
-#include "math/activations.h"
-#include "math/compute.h"
+#include "simd/activations.h"
+#include "simd/compute.h"
 
 namespace fastrnn::cuda {
 

@@ -10,7 +10,7 @@
 #include <functional>
 #include <string>
 
-#include "math/cell_traits.h"
+#include "simd/cell_traits.h"
 
 namespace fastrnn {
 

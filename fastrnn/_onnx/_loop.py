@@ -8,6 +8,7 @@ from torch import Tensor
 from fastrnn import reference
 from fastrnn._call import Call
 from fastrnn._onnx import _traced
+from fastrnn._surroundings import is_traced_for_onnx
 from fastrnn.cells import CellSpec
 
 States = tuple[Tensor, ...]
@@ -37,7 +38,7 @@ def layer(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
     # detach() returns distinct tensors without gradients. Tracing identifies the arguments of the body by the tensors
     # given here, and the exporter would differentiate the loop when it runs the captured program once more.
     states_in, steps_in, shared = ([t.detach() for t in tensors] for tensors in (states, steps, common))
-    if _traced.is_active():
+    if is_traced_for_onnx():
         *finals, y = _traced.scan(body, states_in, steps_in, shared)
     elif type(wx.shape[0]) is int and wx.shape[0] == 1:  # a cell, or one step of a stream
         *finals, y = body(*states, *(s.squeeze(0) for s in steps), *common)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrnn._onnx import _traced
+from fastrnn._surroundings import is_traced_for_onnx
 
 
 def recurrent(
@@ -31,7 +32,7 @@ def recurrent(
     Returns:
         Y (T, 1, B, H), and the final states (1, B, H).
     """
-    if _traced.is_active():
+    if is_traced_for_onnx():
         return _traced.node(node, inputs, attributes, 1 + states, compute)
     x, _, w_hh = inputs[:3]
     assert x is not None

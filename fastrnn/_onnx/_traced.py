@@ -15,11 +15,6 @@ Tensors = tuple[Tensor, ...]
 _set_tracing_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
 
 
-def is_active() -> bool:
-    """Return True while torch.onnx.export(dynamo=False) traces."""
-    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]
-
-
 def node(
     name: str, inputs: Sequence[Tensor | None], attributes: dict[str, Any], outputs: int, compute: Callable[[], Tensors]
 ) -> Tensors:

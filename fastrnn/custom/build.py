@@ -57,7 +57,7 @@ def headers() -> Path:
 def headers_digest(part: str) -> str:
     """Of the library's headers for a part: "cpu" or "cuda"."""
     digest, folder = hashlib.sha256(), headers()
-    for path in sorted(p for name in (part, "math") for p in (folder / name).glob("*.h")):
+    for path in sorted(p for name in (part, "simd") for p in (folder / name).glob("*.h")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -130,7 +130,7 @@ def header(cell: Compiled, name: str, comment: str) -> str:
         *(f"// {line}".rstrip() for line in comment.splitlines()),
         "#pragma once",
         "",
-        '#include "math/activations.h"',
+        '#include "simd/activations.h"',
         *(['#include "cpu/staged.h"'] if step.staged else []),
         "",
         "namespace FASTRNN_NAMESPACE {",

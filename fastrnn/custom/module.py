@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import _paths
+from fastrnn import _surroundings as here
 from fastrnn._call_checks import check_devices
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
@@ -164,7 +165,7 @@ class Network(Recurrent, nn.Module):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
         steps = x.shape[1] if form.batch_first and x.dim() == 3 else x.shape[0]
-        if not torch.jit.is_tracing() and steps == 0:  # type: ignore[attr-defined]
+        if not here.is_tracing() and steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         rows: tuple[Any, ...] = ()
         if states is not None and form.batch_sizes is not None:

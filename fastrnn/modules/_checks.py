@@ -14,20 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx import Proxy
-from torch.nn import Parameter
 
 from .. import _gpu, _paths
+from .. import _surroundings as here
+from .._surroundings import PLAIN, has_values, is_of_compiler
 
 BACKENDS = (*_paths.BACKENDS, "torch")
 FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-PLAIN = frozenset((Tensor, Parameter))  # exact types: a subclass may mean anything by an operation
 _STRIDED = torch.strided
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _LOWERED = frozenset((torch.float32, torch.bfloat16, torch.float16))  # by autocast on a GPU
-_TRACED = (FakeTensor, FunctionalTensor)
 
 
 def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> bool:
@@ -37,9 +34,9 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     Under autocast, in the two formats that it unites. One function with one loop, as every call of every module passes
     through here.
     """
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # a trace of torch's own operators can be loaded without this library
+    if here.is_tracing():  # a trace of torch's own operators can be loaded without this library
         return False
-    if (type(x) not in PLAIN and not is_traced(x)) or x.is_nested:
+    if (type(x) not in PLAIN and not is_of_compiler(x)) or x.is_nested:
         return False
     on_cpu = x.is_cpu
     if not on_cpu and not _gpu.takes(x):
@@ -51,7 +48,7 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     elif dtype not in FORMATS:
         return False
     for tensor in (x, *weights) if states is None else (x, *weights, *states):
-        if type(tensor) not in PLAIN and not is_traced(tensor):
+        if type(tensor) not in PLAIN and not is_of_compiler(tensor):
             return False
         found = tensor.dtype
         if (found is not dtype and found is not other) or tensor.layout is not _STRIDED:
@@ -63,12 +60,7 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
 
 def has_shape(tensor: Tensor, expected: Sequence[int]) -> bool:
     """Return True if the tensor has this shape, or in a trace, where comparing sizes would raise a warning."""
-    return torch.jit.is_tracing() or tuple(tensor.shape) == tuple(expected)  # type: ignore[attr-defined]
-
-
-def is_traced_for_onnx() -> bool:
-    """Return True while torch.onnx.export(dynamo=False) traces. Such a trace need not run without this library."""
-    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()  # type: ignore[attr-defined]
+    return here.is_tracing() or tuple(tensor.shape) == tuple(expected)
 
 
 def expected(x: Any) -> str:
@@ -81,17 +73,12 @@ def expected(x: Any) -> str:
     return "dense tensors of one floating-point format on one GPU"
 
 
-def is_traced(tensor: Any) -> bool:
-    """torch.export traces with tensors of its own, which our operators take; elsewhere they are as foreign as any."""
-    return isinstance(tensor, _TRACED) and torch.compiler.is_compiling()
-
-
 def read_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
     """The attributes ``names``, None for a missing one, each read once: what stands there may be computed at a read.
 
     Asks for ordinary parameters where `torch.nn.Module.__getattr__` would find them, only sooner.
     """
-    if torch.compiler.is_compiling() or type(module).__getattr__ is not torch.nn.Module.__getattr__:
+    if here.is_compiling() or type(module).__getattr__ is not torch.nn.Module.__getattr__:
         return [getattr(module, name, None) for name in names]
     own = module.__dict__
     parameters = own["_parameters"]
@@ -132,7 +119,7 @@ def onednn_takes(x: Tensor, batch_sizes: Tensor | None) -> bool:
         return False
     if batch_sizes is not None and not (has_values(batch_sizes) and bool(batch_sizes[0] == batch_sizes[-1])):
         return False
-    return _HAS_ONEDNN and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
+    return _HAS_ONEDNN and (here.is_compiling() or torch._C._get_mkldnn_enabled())
 
 
 def run_dtype(
@@ -165,7 +152,7 @@ def packed_rows(batch_sizes: Tensor, state: Any) -> Any:
     The compiler cannot decide on a value. There the rows of ``state``, the first of the initial states, stand in; the
     operator compares the two when the compiled function runs.
     """
-    if torch.compiler.is_compiling() and isinstance(state, Tensor) and state.dim() == 3:
+    if here.is_compiling() and isinstance(state, Tensor) and state.dim() == 3:
         return state.shape[1]
     return int(batch_sizes[0])
 
@@ -216,13 +203,6 @@ def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: t
     if reset.dim() == 1:
         return reset.unsqueeze(1)
     return reset.transpose(0, 1) if batch_first else reset
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether numbers can be read from ``tensor`` here and now: not while tracing, nor under vmap."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) not in PLAIN or tensor.is_meta:  # type: ignore[attr-defined]
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def leaf_proxy(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Proxy | None:

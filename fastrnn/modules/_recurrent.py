@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _recompute
+from .. import _surroundings as here
 from ..cells import check_bound
 from ..functional import sequence
 from . import _checks, _initial, _tokens
@@ -151,7 +152,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             and recompute is False
             and clip is None
             and penalty is None
-            and not torch.compiler.is_compiling()
+            and not here.is_compiling()
         ):
             found = self._fast_path(input, hx, False)
             if found is not None:
@@ -193,7 +194,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             # (B, I) lies as (B, T) does: rows first.
             state, _ = self._start(x.unsqueeze(0), None, None, None, embedding is not None, False)
         usual = backend == "auto" and embedding is None and clip is None
-        if usual and not self.bidirectional and not torch.compiler.is_compiling():
+        if usual and not self.bidirectional and not here.is_compiling():
             found = self._fast_path(x, state, True)
             if found is not None:
                 return found

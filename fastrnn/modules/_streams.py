@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import _checks
+from .._surroundings import runs_now
 
 Result = TypeVar("Result")
 
@@ -18,11 +18,7 @@ _own = threading.local()
 
 def apply(x: Tensor) -> bool:
     """Whether work on ``x`` is launched here and now, on a GPU. Not while something traces or transforms it."""
-    if not x.is_cuda or torch.compiler.is_compiling() or type(x) not in _checks.PLAIN:
-        return False
-    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
-        return False
-    return torch._C._len_torch_dispatch_stack() == 0
+    return x.is_cuda and runs_now(x)
 
 
 def both(

@@ -17,6 +17,7 @@ from torch.fx import Proxy
 
 from .. import _tokens
 from .._call_checks import check_devices
+from .._surroundings import is_compiling, is_of_compiler
 from . import _checks
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -134,7 +135,7 @@ def _is_certain(ids: Any, matrix: Tensor, states: Sequence[Any] | None, weights:
     """Whether the kernels can take all of it: see `_checks.are_plain`. Under autocast the formats differ."""
     if not _checks.are_plain(matrix, states, weights) or _checks.autocast_dtype(matrix) is not None:
         return False
-    ordinary = type(ids) is Tensor or _checks.is_traced(ids)
+    ordinary = type(ids) is Tensor or is_of_compiler(ids)
     return ordinary and ids.device == matrix.device and ids.layout is torch.strided
 
 
@@ -143,4 +144,4 @@ def _is_torchs(embedding: nn.Module) -> bool:
 
 
 def _has_global_hooks() -> bool:
-    return not torch.compiler.is_compiling() and nn.modules.module._has_any_global_hook()
+    return not is_compiling() and nn.modules.module._has_any_global_hook()

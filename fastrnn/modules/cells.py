@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, _paths, _torch
+from .. import _surroundings as here
 from ..functional import LayerWeights, sequence
 from . import _checks, _initial, _options, _tokens
 from ._keywords import ExportedKeywords
@@ -53,7 +54,7 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
 
     def _step(self, cell: str, input: Any, states: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
         """The new states, (B, H) or (H) as the input (B, I) or (I); None where torch is to compute them or to raise."""
-        if self.backend == "auto" and not torch.compiler.is_compiling():
+        if self.backend == "auto" and not here.is_compiling():
             found = _C.short_cell(self, cell, input, states)
             if found is not None:
                 if _paths.recorders:
@@ -95,7 +96,7 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
         if proxy is not None:
             return proxy
         found = self._torch_class.forward(self, input, hx)
-        if not torch.compiler.is_compiling() and _paths.recorders and isinstance(input, Tensor):
+        if not here.is_compiling() and _paths.recorders and isinstance(input, Tensor):
             why = "backend='torch'" if self.backend == "torch" else f"kernels: expected {_checks.expected(input)}"
             _paths.record(type(self).__name__, "torch", why)
         if self.backend == "fused":

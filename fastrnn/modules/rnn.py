@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _C, _paths, _torch
+from .. import _surroundings as here
 from ..cells import MODES
 from . import _checks
 from ._options import Options, check_scriptable
@@ -74,7 +75,7 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
         self._record_torch(backend, x, states)
         own = bool(options.training())
         if form.batch_sizes is None:
-            for_onnx = backend != "torch" and _checks.is_traced_for_onnx()  # torch has checked the sizes
+            for_onnx = backend != "torch" and here.is_traced_for_onnx()  # torch has checked the sizes
             usual = options.lengths is None and options.reset is None and not own
             if (usual and backend != "fused" and not for_onnx) or isinstance(found, Proxy):
                 return found, options
@@ -106,7 +107,7 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
             raise
 
     def _record_torch(self, backend: str, x: Any, states: tuple[Any, ...] | None) -> None:
-        if torch.compiler.is_compiling() or not _paths.recorders or not isinstance(x, Tensor):
+        if here.is_compiling() or not _paths.recorders or not isinstance(x, Tensor):
             return
         tensors = [s for s in states or () if isinstance(s, Tensor)]
         why = "backend='torch'" if backend == "torch" else self._refusal(x, tuple(tensors), "kernels")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _C, _paths, cells
 from .._ops import traits_of
+from .._surroundings import PLAIN
 from ..functional import LayerWeights
 from . import _checks, _initial
 from ._layers import as_layers, run_layers
@@ -211,7 +212,7 @@ class Stream:
         """What did not go at once: the first step, strides, and errors."""
         w = self._weights[0][0]
         assert w is not None
-        if type(x) not in _checks.PLAIN or not x.is_cpu or x.layout is not torch.strided or x.dtype is not w.dtype:
+        if type(x) not in PLAIN or not x.is_cpu or x.layout is not torch.strided or x.dtype is not w.dtype:
             got = f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x: expected a dense CPU tensor of {w.dtype}, got {got}")
         rows = self._batch or (x.shape[0] if x.dim() == 2 else 1)

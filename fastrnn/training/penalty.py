@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops, _paths
+from fastrnn import _surroundings as here
 from fastrnn._call import Call, Gradients
 from fastrnn._numbers import finite
 from fastrnn.cells import CellSpec
@@ -93,7 +94,7 @@ def _check(call: Call, spec: CellSpec, backend: str) -> None:
         raise ValueError(f"penalty: expected a cell with one product of R and h, got {spec.name}")
     if backend == "reference":
         raise ValueError("penalty: expected the fused kernels, got backend='reference'")
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if here.is_compiling() or here.is_transformed():
         raise RuntimeError("penalty: expected eager mode, got a call inside torch.compile or torch.func")
     known = x.device.type in ("cpu", "cuda")
     problem = _paths.no_kernels(spec, x.dtype, x.device) if known else f"no kernels on {x.device.type}"

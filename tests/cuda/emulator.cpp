@@ -1,7 +1,7 @@
 // The primitives that emulator.h declares.
 #include <algorithm>
 
-#include "math/compute.h"
+#include "simd/compute.h"
 #include "threads.h"
 
 namespace fastrnn::emulator {

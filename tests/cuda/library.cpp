@@ -8,8 +8,8 @@
 #include "cuda/drivers.h"
 #include "cuda/plan.h"
 #include "launcher.h"
-#include "math/compute.h"
 #include "memory.h"
+#include "simd/compute.h"
 #include "tables.h"
 
 using namespace fastrnn;

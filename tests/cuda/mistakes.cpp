@@ -7,8 +7,8 @@
 #include "cuda/args.h"
 #include "cuda/device.h"
 #include "launcher.h"
-#include "math/compute.h"
 #include "memory.h"
+#include "simd/compute.h"
 
 using namespace fastrnn;
 using namespace fastrnn::cuda;

@@ -1,4 +1,4 @@
-"""The operators for GPUs, torch's side of them (csrc/cuda_binding), over the emulator: no GPU is needed.
+"""The operators for GPUs, torch's side of them (csrc/ops/cuda), over the emulator: no GPU is needed.
 
 Checks, how rows lie, memory, the products around a recurrence, the choice of a driver and what it falls back to.
 """

@@ -230,7 +230,7 @@ def test_the_compiler_is_told_of_the_gpu(present):
 
 
 def test_tensors_of_two_devices_are_not_plain(present, monkeypatch):
-    monkeypatch.setattr(_checks, "is_traced", lambda _: True)
+    monkeypatch.setattr(_checks, "is_of_compiler", lambda _: True)
     with FakeTensorMode():
         (x, w), other, cpu = on_a_gpu((2, 3), (4, 3)), torch.empty(4, 3, device="cuda:1"), torch.empty(4, 3)
         assert _checks.are_plain(x, None, [w])

@@ -1,4 +1,4 @@
-"""torch.ops.fastrnn_emulated: the operators of csrc/cuda_binding on the CPU, built over the emulator of tests/cuda.
+"""torch.ops.fastrnn_emulated: the operators of csrc/ops/cuda on the CPU, built over the emulator of tests/cuda.
 
 A tensor on the CPU passes for one on a GPU, and the kernels run in the emulator; all that is between torch and them is
 what runs on a GPU. The build is kept in build/cuda_ops and made again only when a file that it includes has changed.
@@ -21,10 +21,10 @@ from fastrnn import _C, _ops, _paths
 from fastrnn.custom import build_cuda
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ROOT / "tests" / "cuda_binding"
+OWN = ROOT / "tests" / "cuda_ops"
 #: The emulated GPU's compute capability, times ten.
 CAPABILITY = 90
-#: What knows the runtime or the GPU itself, and is replaced by tests/cuda_binding.
+#: What knows the runtime or the GPU itself, and is replaced by tests/cuda_ops.
 REPLACED = ("graphs.cpp", "machine.cpp", "module.cpp")
 #: Of the emulator, what its own tests call.
 NOT_NEEDED = ("library.cpp", "mistakes.cpp")
@@ -45,8 +45,8 @@ def build() -> Path:
     finally:
         sys.path.remove(str(ROOT / "tools"))
     torch_include = Path(build_checks.find_torch_include())
-    binding = [p for p in sorted((ROOT / "csrc" / "cuda_binding").glob("*.cpp")) if p.name not in REPLACED]
-    binding += sorted(p for folder in ("ops", "ops/cuda") for p in (ROOT / "csrc" / folder).glob("*.cpp"))
+    binding = sorted(p for folder in ("ops", "ops/cuda") for p in (ROOT / "csrc" / folder).glob("*.cpp"))
+    binding = [p for p in binding if p.name not in REPLACED]
     binding += sorted(OWN.glob("*.cpp"))
     plain = [*emulated.HOST, ROOT / "csrc" / "cuda" / "registry.cpp"]
     plain += [*(p for p in sorted((ROOT / "tests" / "cuda").glob("*.cpp")) if p.name not in NOT_NEEDED)]
@@ -135,7 +135,7 @@ def ninja_file(
         "rule link",
         f"  command = {compiler} -shared $in {quoted(libraries)} -o $out",
     ]
-    objects = [f"{path.parent.name}_{path.stem}.o" for path in (*plain, *binding)]
+    objects = [f"{number}_{path.stem}.o" for number, path in enumerate((*plain, *binding))]
     for name, path in zip(objects, (*plain, *binding), strict=True):
         lines.append(f"build {name}: compile {escape(path)}")
         if path in binding:

@@ -1,4 +1,4 @@
-"""Accuracy of sigmoid and tanh in units in the last place, as csrc/math/activations.h states it.
+"""Accuracy of sigmoid and tanh in units in the last place, as csrc/simd/activations.h states it.
 
 They are reached through cells: with a zero state an RNN step is tanh of its input; with n = 0 and h = 1 a GRU step is
 sigmoid of its update gate's input.

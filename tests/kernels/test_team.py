@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from problems import LAYOUTS, Problem
@@ -115,9 +118,16 @@ def test_failure_of_one_of_two_directions():
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor keeps subnormal numbers")
-@pytest.mark.parametrize("flush", [True, False])
-def test_all_threads_treat_subnormal_numbers_as_the_caller(flush):
+FLUSHES = pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor keeps subnormal numbers")
+
+
+def keeps_subnormal_numbers() -> bool:
+    return bool((torch.full((4,), 1e-39) * 1.0).any())
+
+
+@FLUSHES
+@pytest.mark.parametrize("caller", [True, False])
+def test_all_threads_flush_subnormal_numbers_and_are_left_as_they_were(caller):
     """torch.set_flush_denormal is the calling thread's alone, and those of the pool are older than it."""
     torch.set_num_threads(3)
     p = Problem("rnn_relu", 4, 6, 3, 70, dtype=torch.float32)
@@ -130,14 +140,58 @@ def test_all_threads_treat_subnormal_numbers_as_the_caller(flush):
     _C.set_split("rows")
     p.run()  # now the pool has its threads
     try:
-        torch.set_flush_denormal(flush)
+        torch.set_flush_denormal(caller)
         for split in ("none", "rows", "units"):
             _C.set_split(split)
             found[split] = p.run()
+        assert keeps_subnormal_numbers() != caller
     finally:
         torch.set_flush_denormal(False)
     for split, values in found.items():
-        assert values["y"].any() != flush, split
+        assert not values["y"].any(), split
         assert_same_bits(values, found["none"])
-    _C.set_split("rows")
-    assert p.run()["y"].all()  # each has its own way again
+    kept = torch.full((1 << 20,), 1e-39) * 1.0  # large enough for all threads of the pool
+    assert kept.all()
+
+
+@FLUSHES
+def test_threads_that_a_call_makes_keep_subnormal_numbers_afterwards():
+    """A new thread begins in the mode of the one that makes it."""
+    code = """import torch, fastrnn
+torch.set_num_threads(2)
+fastrnn.LSTM(64, 64)(torch.randn(50, 8, 64))[0].sum().backward()
+assert (torch.full((1 << 20,), 1e-39) * 1.0).all()"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@FLUSHES
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_gradients_that_vanish_go_to_zero_at_once(kind):
+    """The loss on the last output of many steps; the effect on all others is below the least normal number."""
+    module = getattr(fastrnn, kind)(8, 16)
+    x = torch.randn(400, 4, 8, requires_grad=True)
+    exact = getattr(fastrnn, kind)(8, 16).double()
+    exact.load_state_dict(module.state_dict())
+    x64 = x.detach().double().requires_grad_()
+    for net, given in ((module, x), (exact, x64)):
+        net(given)[0][-1].sum().backward()
+    least = torch.finfo(torch.float32).tiny
+    assert not ((x.grad != 0) & (x.grad.abs() < least)).any()
+    assert not x.grad[0].any()
+    assert x64.grad[0].any()
+    torch.testing.assert_close(x.grad.double(), x64.grad, rtol=1e-4, atol=1e-7)
+    for parameter, of_exact in zip(module.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad.double(), of_exact.grad, rtol=1e-4, atol=1e-6)
+    assert keeps_subnormal_numbers()
+
+
+@FLUSHES
+def test_subnormal_numbers_of_float16_are_kept():
+    """They are normal ones in float32, in which the kernels compute."""
+    module = fastrnn.RNN(4, 8, nonlinearity="relu").half()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(0)
+        module.bias_ih_l0.fill_(3e-7)
+        y, _ = module(torch.zeros(3, 2, 4).half())
+    assert torch.equal(y, torch.full_like(y, 3e-7))

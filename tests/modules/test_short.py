@@ -1,4 +1,4 @@
-"""The short way to the kernels (csrc/binding/short.cpp): taken for ordinary calls with the same bits as the usual way,
+"""The short way to the kernels (csrc/python/short.cpp): taken for ordinary calls with the same bits as the usual way,
 and for no other call.
 """
 

@@ -1,4 +1,4 @@
-"""The autograd node of a layer (csrc/binding/node.cpp), as ordinary calls of modules reach it."""
+"""The autograd node of a layer (csrc/python/node.cpp), as ordinary calls of modules reach it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <exception>
 
+#include "cpu/float_mode.h"
 #include "cpu/team.h"
 #include "ops/cpu/modest.h"
 
@@ -60,6 +61,7 @@ struct Job {
 
   // An exception must not leave a parallel region.
   void work() {
+    const FloatMode flush(FloatMode::flushing());
     // Within a team too: the library has other ways, and other bits, where it may start threads though it would not.
     const Modest::Single single;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -78,6 +80,7 @@ void member_works(void* job, Member&) { static_cast<Job*>(job)->work(); }
 
 // out = a·b, or out + a·b: sums of kChain products each, and then the sum of these.
 void in_chains(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  const FloatMode flush(FloatMode::flushing());
   const Modest::Single single;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const at::AutoDispatchBelowADInplaceOrView plain;

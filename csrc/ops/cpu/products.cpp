@@ -7,6 +7,7 @@
 #include <atomic>
 
 #include "cpu/dispatch.h"
+#include "cpu/float_mode.h"
 #include "cpu/matmul.h"
 #include "cpu/team.h"
 #include "ops/cpu/buffers.h"
@@ -104,7 +105,10 @@ void run_small(void (*kernel)(const SmallProduct&), const SmallProduct& product,
                int64_t elements, int64_t bytes) {
   constexpr int64_t kWorthSharing = 600'000;  // bytes: some 10 µs for one thread, a parallel region takes 3
   const int threads = Modest::alone() || elements * bytes < kWorthSharing ? 1 : Modest::threads();
-  if (threads == 1) return kernel(product);
+  if (threads == 1) {
+    const FloatMode flush(FloatMode::flushing());
+    return kernel(product);
+  }
   Shared shared{kernel, product, along, rows_of_b, bytes, threads};
   run_team(threads, &Shared::work, &shared);
 }

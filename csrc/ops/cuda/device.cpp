@@ -4,10 +4,10 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "cuda/layout.h"
-#include "cuda_binding/choice.h"
-#include "cuda_binding/errors.h"
-#include "cuda_binding/machine.h"
-#include "cuda_binding/stepwise.h"
+#include "ops/cuda/choice.h"
+#include "ops/cuda/errors.h"
+#include "ops/cuda/machine.h"
+#include "ops/cuda/stepwise.h"
 
 namespace fastrnn::cuda {
 

@@ -5,10 +5,10 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "cuda/registry.h"
-#include "cuda_binding/memory.h"
-#include "cuda_binding/products.h"
 #include "ops/backward.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/memory.h"
+#include "ops/cuda/products.h"
 
 namespace fastrnn::cuda {
 

@@ -3,7 +3,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "cuda/layout.h"
-#include "cuda_binding/errors.h"
+#include "ops/cuda/errors.h"
 #include "ops/tensors.h"
 
 namespace fastrnn::cuda {

@@ -32,6 +32,7 @@ class Shape:
     layers: int = 1
     bidirectional: bool = False
     packed: bool = False  # rows of different lengths in a PackedSequence
+    last: bool = False  # the loss is on the last output alone: a sequence in, one answer out
 
     @property
     def directions(self) -> int:
@@ -44,7 +45,8 @@ class Shape:
         words = ["x".join(map(str, [self.batch, self.steps, *inner]))]
         words += [f"{self.layers} layers"] if self.layers > 1 else []
         words += ["both ways"] if self.bidirectional else []
-        return " ".join([*words, *(["packed"] if self.packed else [])])
+        words += ["packed"] if self.packed else []
+        return " ".join([*words, *(["last output"] if self.last else [])])
 
     def lengths(self) -> list[int]:
         """Length of each row (B): T for all, or for packed input falling evenly from T to a quarter of it."""
@@ -107,6 +109,7 @@ NAMED_SHAPES = {
     "narrow": Shape(16, 100, 80, 256),  # I ≠ H, the sizes of a speech front end
     "bidirectional": Shape(16, 100, 128, 128, layers=2, bidirectional=True),
     "packed": Shape(16, 100, 256, 256, packed=True),
+    "last": Shape(16, 300, 128, 128, last=True),  # gradients of early steps vanish
 }
 STANDARD_SHAPES = (*SQUARE_SHAPES, *NAMED_SHAPES.values())
 QUICK_SHAPES = (SQUARE_SHAPES[0], SQUARE_SHAPES[2], SQUARE_SHAPES[6])

@@ -152,6 +152,10 @@ class ModuleWorkload:
         self.states = tuple(draw(*state_size).requires_grad_() for _ in case.states)
         output = draw(*rows, shape.directions * shape.hidden_size)
         self.gradients = (output, *(draw(*state_size) for _ in case.states))
+        if shape.last:
+            output[:-1] = 0
+            for gradient in self.gradients[1:]:
+                gradient.zero_()
         self.hx: Any = self.states if len(self.states) > 1 else self.states[0]
         self.input: Any = self.data
         if shape.packed:

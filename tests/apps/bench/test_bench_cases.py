@@ -25,9 +25,10 @@ from fastrnn.apps.bench.report import format_speedup
 
 def test_standard_shapes_cover_every_cell_and_kind():
     cases = make_cases(CELLS, STANDARD_SHAPES, ["float32"])
-    assert len(cases) == len(CELLS) * 13 == len({case.name for case in cases})
+    assert len(cases) == len(CELLS) * 14 == len({case.name for case in cases})
     shapes = set(STANDARD_SHAPES)
     assert any(shape.packed for shape in shapes)
+    assert any(shape.last for shape in shapes)
     assert any(shape.bidirectional and shape.layers == 2 for shape in shapes)
     assert any(shape.input_size != shape.hidden_size for shape in shapes)
 

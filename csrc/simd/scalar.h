@@ -1,0 +1,86 @@
+// Vec of one lane: what a GPU's thread, and whatever stands in for one, computes with. Included by math/vec.h.
+#pragma once
+
+#include <math.h>
+
+#include "simd/half.h"
+#include "simd/qualifiers.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class C>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+
+template <class C>
+struct Vec {
+  static constexpr int kLanes = 1;
+  using Lane = C;
+  using Integer = typename IntegerOf<C>::type;
+
+  C v;
+
+  Vec() = default;
+  FASTRNN_FN Vec(C scalar) : v(scalar) {}
+  FASTRNN_FN static Vec zero() { return Vec(C(0)); }
+
+  friend FASTRNN_FN Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend FASTRNN_FN Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend FASTRNN_FN Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend FASTRNN_FN Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  friend FASTRNN_FN Vec operator-(Vec a) { return -a.v; }
+};
+
+FASTRNN_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return ::fmaf(a.v, b.v, c.v); }
+FASTRNN_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return ::fma(a.v, b.v, c.v); }
+
+// a > b ? a : b, and so on; a NaN in the *second* argument is kept.
+template <class C>
+FASTRNN_FN Vec<C> max(Vec<C> a, Vec<C> b) {
+  return a.v > b.v ? a.v : b.v;
+}
+template <class C>
+FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
+  return a.v < b.v ? a.v : b.v;
+}
+template <class C>
+FASTRNN_FN Vec<C> reciprocal(Vec<C> b) {
+  return C(1) / b.v;
+}
+// x ≤ 0 ? a : b; NaN is not ≤ 0.
+template <class C>
+FASTRNN_FN Vec<C> where_not_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
+  return x.v <= C(0) ? a.v : b.v;
+}
+// a < b ? c : d, and a ≤ b ? c : d; neither holds of NaN.
+template <class C>
+FASTRNN_FN Vec<C> where_less(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
+  return a.v < b.v ? c.v : d.v;
+}
+template <class C>
+FASTRNN_FN Vec<C> where_at_most(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
+  return a.v <= b.v ? c.v : d.v;
+}
+FASTRNN_FN Vec<float> sqrt(Vec<float> x) { return ::sqrtf(x.v); }
+FASTRNN_FN Vec<double> sqrt(Vec<double> x) { return ::sqrt(x.v); }
+template <class C>
+FASTRNN_FN typename Vec<C>::Integer bits(Vec<C> x) {
+  return bit_cast<typename Vec<C>::Integer>(x.v);
+}
+template <class C>
+FASTRNN_FN Vec<C> from_bits(typename Vec<C>::Integer x) {
+  return Vec<C>(bit_cast<C>(x));
+}
+FASTRNN_FN Vec<float> abs(Vec<float> x) { return ::fabsf(x.v); }
+FASTRNN_FN Vec<double> abs(Vec<double> x) { return ::fabs(x.v); }
+FASTRNN_FN Vec<float> copysign(Vec<float> magnitude, Vec<float> sign) { return ::copysignf(magnitude.v, sign.v); }
+FASTRNN_FN Vec<double> copysign(Vec<double> magnitude, Vec<double> sign) { return ::copysign(magnitude.v, sign.v); }
+
+}  // namespace FASTRNN_NAMESPACE

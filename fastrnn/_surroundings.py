@@ -1,0 +1,103 @@
+"""What traces, transforms or follows the program here and now. The rest of the library asks torch by these names only.
+
+Dynamo evaluates all of them while it traces; so does `torch.export`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn import Parameter
+
+_C: Any = torch._C
+
+#: torch.compile or torch.export traces
+is_compiling = torch.compiler.is_compiling
+#: torch.jit.trace or torch.onnx.export(dynamo=False) traces
+is_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
+#: a transform of torch.func is at work
+is_transformed = _C._are_functorch_transforms_active
+
+#: Exact types of tensors with nothing around them: a subclass may mean anything by an operation.
+PLAIN = frozenset((Tensor, Parameter))
+_OF_COMPILER = (FakeTensor, FunctionalTensor)
+_FUNCTIONALIZE = _C._functorch.TransformType.Functionalize
+
+
+class Surroundings(NamedTuple):
+    """What decides on the way of a layer's call."""
+
+    compiling: bool
+    transformed: bool
+    forward_mode: bool
+    exporting_onnx: bool
+
+    @staticmethod
+    def now() -> Surroundings:
+        compiling = is_compiling()
+        return Surroundings(
+            compiling,
+            is_transformed(),
+            torch.autograd.forward_ad._current_level >= 0,
+            not compiling and is_traced_for_onnx(),
+        )
+
+
+def is_traced_for_onnx() -> bool:
+    """Return True while torch.onnx.export(dynamo=False) traces. Such a trace need not run without this library."""
+    return is_tracing() and torch.onnx.is_in_onnx_export()
+
+
+def is_functionalized() -> bool:
+    """Return True under `torch.func.functionalize`, at any level."""
+    return any(level.key() == _FUNCTIONALIZE for level in transforms())
+
+
+def transforms() -> list[Any]:
+    """The transforms of torch.func at work, the outermost first."""
+    return _C._functorch.get_interpreter_stack() or []
+
+
+def is_below_autograd() -> bool:
+    """Return True if nothing is recorded, whatever grad mode says: in inference mode, or in the body of a custom
+    operator. Not for the compiler to trace.
+    """
+    return _C._dispatch_tls_is_dispatch_key_excluded(_C.DispatchKey.AutogradFunctionality)
+
+
+def has_modes() -> bool:
+    """Return True if a dispatch mode sees every operator, and may have no values to decide on."""
+    return _C._len_torch_dispatch_stack() > 0
+
+
+def runs_now(tensor: Tensor) -> bool:
+    """Return True if work on a tensor is done or launched at once: nothing traces, transforms or watches it."""
+    if is_compiling() or type(tensor) not in PLAIN:
+        return False
+    return not is_tracing() and not is_transformed() and not has_modes()
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Return True if numbers can be read from a tensor: not while tracing, nor under vmap."""
+    if is_compiling() or is_tracing() or type(tensor) not in PLAIN or tensor.is_meta:
+        return False
+    return not is_wrapped(tensor)
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Return True for a tensor that a transform of torch.func has wrapped."""
+    return _C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_batched(tensor: Tensor | None) -> bool:
+    """Return True for a gradient batched by ``is_grads_batched=True``, or by `torch.autograd.functional`."""
+    return tensor is not None and _C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def is_of_compiler(tensor: Any) -> bool:
+    """torch.export traces with tensors of its own, which our operators take; elsewhere they are as foreign as any."""
+    return isinstance(tensor, _OF_COMPILER) and is_compiling()
