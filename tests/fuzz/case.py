@@ -280,6 +280,8 @@ def _by_layout(c: Case) -> dict[str, object]:
         out["initial"] = False
     if c.learned and c.extra == "weight_norm":
         out["learned"] = False
+    if c.extra == "weight_norm" and (c.P or c.H) == 1:
+        out["extra"] = ""  # the gradient of a direction in one dimension is zero: what torch computes is noise
     if c.recompute == 1:
         out["recompute"] = 2
     return out
