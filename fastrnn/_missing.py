@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 
 class KernelsMissingError(ImportError):
     """The compiled kernels cannot be loaded; the message says what to do."""
@@ -18,6 +16,8 @@ def check_torch(built: str, kernels: str) -> None:
         built: the version of torch that they were built for.
         kernels: what they are called in the message.
     """
+    import torch  # here, as the command line reads its arguments without it
+
     running = str(torch.__version__)
     if built.split(".")[:2] != running.split(".")[:2]:
         raise KernelsMissingError(

@@ -25,6 +25,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from fastrnn import _gpu, _onnx, _ops, _recompute, cells, reference
 from fastrnn import _surroundings as here
+from fastrnn._after_import import after_import
 from fastrnn._call import (
     N_SAVED,
     Call,
@@ -322,12 +324,19 @@ def has_kernels(spec: CellSpec, weights: LayerWeights) -> bool:
     return not reason
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _prepared(cell: str, dtype: torch.dtype, device: torch.device) -> str:
     spec = cells.find(cell)
     assert spec is not None
     assert spec.prepare is not None
     return spec.prepare(dtype, device)
+
+
+def _is_constant(dynamo: ModuleType) -> None:
+    """The compiler calls `_prepared` while it traces, and takes the result for a constant."""
+    dynamo.assume_constant_result(_prepared)
+
+
+after_import("torch._dynamo", _is_constant)
 
 
 _warned: set[str] = set()

@@ -3,66 +3,92 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from fastrnn._missing import KernelsMissingError
 from fastrnn._version import __version__
+from fastrnn.apps.command import in_words
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status."""
+def main(argv: Sequence[str] | None = None, before_command: Callable[[], Any] | None = None) -> int:
+    """Runs one command and returns the exit status.
+
+    Args:
+        argv: the arguments; None: those of the process.
+        before_command: called when the arguments are known to be right.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     # The options of a command are made by its own module, which no other command should wait for.
     wanted = next((arg for arg in argv if not arg.startswith("-")), None)
     try:
-        args = _parser(wanted).parse_args(argv)
+        args, unknown = _parser(wanted).parse_known_args(argv)
+        if unknown:
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if before_command is not None:
+            before_command()
         status: int = args.command(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `fastrnn info | head`: the reader has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KernelsMissingError as error:
-        print(f"fastrnn: error: {error}", file=sys.stderr)
+        print(f"fastrnn: error: {in_words(error)}", file=sys.stderr)
         return 1
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors say what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"unrecognized arguments: (.*)|.*invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if found and found[1] is not None:
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            words = [word.partition("=")[0] for word in found[1].split() if word.startswith("-")]
+            message += _did_you_mean(words, known)
+        elif found:
+            message += _did_you_mean([found[2]], [name.strip("' ") for name in found[3].split(",")])
+        super().error(message)
+
+
+def _did_you_mean(words: Sequence[str], known: Sequence[str]) -> str:
+    """The known names nearest to the words, as a question; nothing if none is near."""
+    near = [name for word in words for name in difflib.get_close_matches(word, known, 1, 0.7)]
+    return f"; did you mean {' '.join(near)}?" if near else ""
+
+
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastrnn", description="Recurrent networks for PyTorch.")
+    parser = _Parser(prog="fastrnn", description="Recurrent networks for PyTorch.")
     parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    summary = "versions, libraries, instruction sets, threads, CUDA"
-    info = commands.add_parser("info", help=summary, description=f"Show {summary}.")
-    info.add_argument("--json", action="store_true", help="the same as JSON")
-    info.set_defaults(command=_info)
+    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command.set_defaults(command=run, parser=command)
+        return command
 
-    summary = "time fastrnn against other implementations"
-    bench = commands.add_parser("bench", help=summary, description=f"{summary.capitalize()}.")
-    bench.set_defaults(command=_bench)
+    info = add("info", _info, "show versions, libraries, instruction sets, threads, CUDA")
+    info.add_argument("--json", action="store_true", help="the same as JSON")
+    bench = add("bench", _bench, "time fastrnn against other implementations")
+    train = add("train", _train, "train a language model on a text file")
+    sample = add("sample", _sample, "write text with a model that train has made")
+    inspect = add("inspect", _inspect, "look inside such a model: a page with a text as it sees it")
+    gradflow = add("gradflow", _gradflow, "draw how gradients flow back through time")
     if wanted == "bench":
         from fastrnn.apps.bench.cli import add_arguments
 
         add_arguments(bench)
-
-    train = commands.add_parser("train", help="train a language model on a text file")
-    train.set_defaults(command=_train)
-    sample = commands.add_parser("sample", help="write text with a model that train has made")
-    sample.set_defaults(command=_sample)
     if wanted in ("train", "sample"):
         from fastrnn.apps.lm.arguments import add_sample_arguments, add_train_arguments
 
         add_train_arguments(train)
         add_sample_arguments(sample)
-
-    inspect = commands.add_parser("inspect", help="look inside such a model: a page with a text as it sees it")
-    inspect.set_defaults(command=_inspect)
-    gradflow = commands.add_parser("gradflow", help="draw how gradients flow back through time")
-    gradflow.set_defaults(command=_gradflow)
     if wanted in ("inspect", "gradflow"):
         from fastrnn.apps.inspect.arguments import add_gradflow_arguments, add_inspect_arguments
 

@@ -32,8 +32,16 @@ def guarded(
         _say(f"fastrnn {command}: error: {message}")
         return 2
     except failures as error:
-        _say(f"fastrnn {command}: error: {error}")
+        _say(f"fastrnn {command}: error: {in_words(error)}")
         return 1
+
+
+def in_words(error: BaseException) -> str:
+    """The message of an error for somebody who has not called a function: of the operating system's without numbers."""
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        return reason if error.filename is None else f"{error.filename}: {reason}"
+    return str(error).removeprefix("fastrnn: ")
 
 
 def _say(line: str) -> None:

@@ -20,12 +20,6 @@ _FILL: dict[str, tuple[Callable[[nn.Module, float], object], float]] = {
 }
 NAMES = tuple(_FILL)
 _WITHOUT_NUMBER = ("default", "np_rnn")
-DESCRIPTION = (
-    "default: the module's own; orthogonal:X: every recurrent matrix X times a random orthogonal one (default X: 1), "
-    "whose eigenvalues all have modulus X; identity:X: X times the identity, biases 0 (Le et al. 2015); np_rnn "
-    "(Talathi and Vartak 2015); forget:X: the module's own with the bias of forget gates at X (default: 1); chrono:X: "
-    "gates for memories of up to X steps (default: 100; Tallec and Ollivier 2018)"
-)
 
 
 def parsed(text: str) -> tuple[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ._dynamo import after_import
+from .._after_import import after_import
 
 MAPPINGS = "torch.ao.quantization.quantization_mappings"
 

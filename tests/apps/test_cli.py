@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 import fastrnn.apps.info
+import fastrnn.apps.inspect
+import fastrnn.apps.lm
+from fastrnn._missing import KernelsMissingError
 from fastrnn._version import __version__
+from fastrnn.apps import cli
 from fastrnn.apps.cli import format_info, main
+
+ROOT = Path(__file__).parents[2]
 
 SECTIONS = ("fastrnn", "extension", "cpu", "threads", "python", "torch", "libraries", "cuda")
 
@@ -115,6 +121,94 @@ def test_wrong_arguments_end_with_status_2(args, message, capsys):
         main(args)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        (["bnech"], "bench"),
+        (["bench", "--shpaes", "2x3x4"], "--shapes"),
+        (["bench", "--shpaes=2x3x4"], "--shapes"),
+        (["sample", "run", "--temprature", "3"], "--temperature"),
+        (["inspect", "run", "text", "--syntax", "pyhton"], "python"),
+    ],
+)
+def test_what_may_have_been_meant(args, meant, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.rstrip().endswith(f"did you mean {meant}?")
+    if len(args) > 1:
+        assert error.startswith(f"usage: fastrnn {args[0]} ")
+
+
+def test_nothing_is_suggested_where_nothing_is_near(capsys):
+    with pytest.raises(SystemExit):
+        main(["info", "--quicksand"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+COMMAND = """import sys
+from _fastrnn_command import main
+try:
+    sys.exit(main())
+except SystemExit as end:
+    print("status", end.code, "torch" if "torch" in sys.modules else "no torch")"""
+
+
+def run_command(*args: str) -> str:
+    command = [sys.executable, "-c", COMMAND, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["", "info", "bench", "train", "sample", "inspect", "gradflow"])
+def test_help_and_mistakes_need_no_torch(command):
+    words = command.split()
+    assert run_command(*words, "--help") == "status 0 no torch"
+    assert run_command(*words, "--nonesuch") == "status 2 no torch"
+    if not words:
+        assert run_command("--version") == "status 0 no torch"
+
+
+def test_the_command_runs_the_library():
+    assert run_command("info") == "status 0 torch"
+    assert run_command("sample", "no/such/run").startswith("status 1")
+
+
+def test_choices_known_without_the_library_are_those_of_the_library():
+    from fastrnn.apps.inspect import arguments
+    from fastrnn.inspect import features, initial
+
+    assert arguments.SYNTAXES == features.SYNTAXES
+    for name in initial.NAMES:
+        assert name in arguments.INITIALISATIONS
+
+
+def test_errors_of_the_operating_system_in_words(tmp_path, capsys):
+    missing = tmp_path / "missing.txt"
+    assert main(["train", str(missing), "--out", str(tmp_path / "run")]) in (1, 2)
+    error = capsys.readouterr().err
+    assert f"{missing}" in error
+    assert "Errno" not in error
+
+
+def test_an_error_names_the_program_once(monkeypatch, capsys):
+    def missing(args):
+        raise KernelsMissingError("fastrnn: no kernels")
+
+    monkeypatch.setattr(cli, "_info", missing)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == "fastrnn: error: no kernels\n"
+
+
+def test_names_of_packages_are_imported_at_first_use():
+    for package in (fastrnn.apps.lm, fastrnn.apps.inspect):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="has no attribute 'nonesuch'"):
+            package.nonesuch  # noqa: B018
 
 
 def test_wrong_arguments_show_no_traceback():

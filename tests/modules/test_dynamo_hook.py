@@ -10,6 +10,7 @@ import torch
 from dropin_cases import B, I, T, layer_pair, same
 from torch import nn
 
+from fastrnn import _after_import
 from fastrnn.modules import _dynamo
 
 
@@ -18,20 +19,20 @@ def test_after_import_of_a_module_to_come(tmp_path, monkeypatch):
     (tmp_path / "fastrnn_test_late.py").write_text("value = 1\n")
     seen = []
     before = list(sys.meta_path)
-    _dynamo.after_import("fastrnn_test_late", lambda module: seen.append(module.value))
+    _after_import.after_import("fastrnn_test_late", lambda module: seen.append(module.value))
     assert seen == []
     import fastrnn_test_late
 
     assert seen == [1]
     assert fastrnn_test_late.__spec__.loader.get_source("fastrnn_test_late") == "value = 1\n"
     assert sys.meta_path == before
-    _dynamo.after_import("fastrnn_test_late", lambda module: seen.append(2))  # is there already
+    _after_import.after_import("fastrnn_test_late", lambda module: seen.append(2))  # is there already
     assert seen == [1, 2]
 
 
 def test_after_import_of_a_module_that_does_not_exist():
     before = list(sys.meta_path)
-    _dynamo.after_import("fastrnn_test_missing", lambda module: pytest.fail("called"))
+    _after_import.after_import("fastrnn_test_missing", lambda module: pytest.fail("called"))
     with pytest.raises(ModuleNotFoundError, match="fastrnn_test_missing"):
         __import__("fastrnn_test_missing")
     assert sys.meta_path == before

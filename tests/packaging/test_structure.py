@@ -88,6 +88,13 @@ def test_importing_fastrnn_loads_no_app():
     assert done.stdout.strip() == "[]"
 
 
+def test_importing_fastrnn_does_not_load_the_compiler():
+    """torch._dynamo takes as long to load as torch itself."""
+    code = "import sys, fastrnn; print([name for name in sys.modules if name.startswith('torch._dynamo.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
 def circles(edges: dict[str, set[str]]) -> list[set[str]]:
     """Strongly connected components with more than one module."""
     reachable = {}

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from fastrnn.inspect.features import SYNTAXES
-from fastrnn.inspect.initial import DESCRIPTION
+#: `fastrnn.inspect.features.SYNTAXES`, which torch would have to be loaded for.
+SYNTAXES = ("auto", "python", "c", "text")
+INITIALISATIONS = (
+    "default: the module's own; orthogonal:X: every recurrent matrix X times a random orthogonal one (default X: 1), "
+    "whose eigenvalues all have modulus X; identity:X: X times the identity, biases 0 (Le et al. 2015); np_rnn "
+    "(Talathi and Vartak 2015); forget:X: the module's own with the bias of forget gates at X (default: 1); chrono:X: "
+    "gates for memories of up to X steps (default: 100; Tallec and Ollivier 2018)"
+)
 
 INSPECT = (
     "Write a web page, one file that loads nothing, with a text as a language model of fastrnn train sees it: "
@@ -56,7 +62,7 @@ def add_gradflow_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cell", metavar="NAMES", help="lstm, gru, rnn_tanh, rnn_relu, cells of the gallery; without checkpoint: lstm"
     )
-    parser.add_argument("--init", default="default", metavar="NAMES", help=DESCRIPTION.replace("%", "%%"))
+    parser.add_argument("--init", default="default", metavar="NAMES", help=INITIALISATIONS.replace("%", "%%"))
     parser.add_argument("--steps", type=int, default=100, metavar="T", help="steps (default: 100)")
     parser.add_argument("--hidden", type=int, default=64, metavar="H", help="width of the cells (default: 64)")
     parser.add_argument("--inputs", type=int, default=16, metavar="I", help="width of their input (default: 16)")

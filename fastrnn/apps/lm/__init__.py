@@ -12,12 +12,25 @@
 
 from __future__ import annotations
 
-from fastrnn.apps.lm.errors import CheckpointError, TrainingError
-from fastrnn.apps.lm.events import Event, Logged, Result, Sampled, Saved, Started
-from fastrnn.apps.lm.model import LanguageModel
-from fastrnn.apps.lm.options import Options
-from fastrnn.apps.lm.runs import resume, train
-from fastrnn.apps.lm.sampling import load, sample
+from typing import TYPE_CHECKING
+
+from fastrnn.apps.lazy import imported_at_first_use
+
+if TYPE_CHECKING:
+    from fastrnn.apps.lm.errors import CheckpointError, TrainingError
+    from fastrnn.apps.lm.events import Event, Logged, Result, Sampled, Saved, Started
+    from fastrnn.apps.lm.model import LanguageModel
+    from fastrnn.apps.lm.options import Options
+    from fastrnn.apps.lm.runs import resume, train
+    from fastrnn.apps.lm.sampling import load, sample
+else:
+    __getattr__ = imported_at_first_use(
+        __name__,
+        dict.fromkeys(("CheckpointError", "TrainingError"), "errors")
+        | dict.fromkeys(("Event", "Logged", "Result", "Sampled", "Saved", "Started"), "events")
+        | {"LanguageModel": "model", "Options": "options", "resume": "runs", "train": "runs"}
+        | {"load": "sampling", "sample": "sampling"},
+    )
 
 __all__ = [
     "CheckpointError",
