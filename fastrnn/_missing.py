@@ -1,6 +1,18 @@
-"""The error for a fastrnn without its compiled part."""
+"""The error for a fastrnn without its compiled part: what is wrong, and which command helps."""
 
 from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import sys
+import sysconfig
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+_PACKAGE = Path(__file__).parent
+#: In a compiled part, readable without loading it: see csrc/python/module.cpp.
+_BUILT_FOR = re.compile(rb"fastrnn kernels built for torch ([\w.+]+), Python [\w.+]+;")
 
 
 class KernelsMissingError(ImportError):
@@ -16,12 +28,49 @@ def check_torch(built: str, kernels: str) -> None:
         built: the version of torch that they were built for.
         kernels: what they are called in the message.
     """
+    problem = _of_another_torch(built)
+    if problem:
+        raise KernelsMissingError(f"fastrnn: {kernels} {problem}: build them again with `{command()}`")
+
+
+def _of_another_torch(built: str) -> str:
+    """What is wrong with kernels built for a version of torch, or an empty string."""
     import torch  # here, as the command line reads its arguments without it
 
     running = str(torch.__version__)
-    if built.split(".")[:2] != running.split(".")[:2]:
-        raise KernelsMissingError(
-            f"fastrnn: {kernels} are built for torch {built} and this is torch {running}: build them again with "
-            "`pip install --no-build-isolation --no-deps --force-reinstall fastrnn`, in a checkout with "
-            "`pip install --no-build-isolation -e .`"
-        )
+    if built.split(".")[:2] == running.split(".")[:2]:
+        return ""
+    return f"are built for torch {built} and this is torch {running}"
+
+
+def why(error: ImportError) -> str:
+    """Why the compiled part could not be imported, as a clause: built for another Python or torch, broken, not there."""
+    own = _PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if own.is_file():
+        found = _BUILT_FOR.search(own.read_bytes())
+        problem = _of_another_torch(found[1].decode()) if found else ""
+        return f"the compiled kernels {problem or f'cannot be loaded ({error})'}"
+    names = [re.match(r"_C\.cpython-3(\d+)", path.name) for path in _PACKAGE.glob("_C.*")]
+    versions = " and ".join(f"3.{minor}" for minor in sorted({int(name[1]) for name in names if name}))
+    if versions:
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return f"the compiled kernels are built for Python {versions} and this is Python {running}"
+    return f"the compiled kernels are not built ({error})"
+
+
+def command() -> str:
+    """What builds the kernels of this installation again, from where it came from."""
+    checkout = _PACKAGE.parent
+    if (checkout / "setup.py").is_file():
+        return f"{sys.executable} -m pip install --no-build-isolation -e {checkout}"
+    return f"{sys.executable} -m pip install --no-build-isolation --no-deps --force-reinstall {_origin()}"
+
+
+def _origin() -> str:
+    """The path or address that pip installed fastrnn from, as it has noted it."""
+    try:
+        noted = importlib.metadata.distribution("fastrnn").read_text("direct_url.json")
+        address = urlsplit(json.loads(noted or "{}")["url"])
+    except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):
+        return "PATH_OF_ITS_SOURCE"
+    return unquote(address.path) if address.scheme == "file" else address.geturl()

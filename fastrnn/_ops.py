@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn._missing import KernelsMissingError, check_torch
+from fastrnn._missing import KernelsMissingError, check_torch, command, why
 
 try:
     from fastrnn import _C
@@ -23,8 +23,8 @@ except KernelsMissingError:
     raise
 except ImportError as error:
     raise KernelsMissingError(
-        f"fastrnn: the compiled kernels cannot be loaded ({error}). In a checkout, build them with "
-        "`pip install -e . --no-build-isolation`; if fastrnn is installed elsewhere, run Python outside of the checkout"
+        f"fastrnn: {why(error)}: build them with `{command()}`; or, if an installed fastrnn is meant and this is a "
+        "checkout, run Python elsewhere"
     ) from error
 
 # After _C, which defines the operators that it implements for CUDA.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastrnn._missing import KernelsMissingError, check_torch
+from fastrnn._missing import KernelsMissingError, check_torch, command, why
 from fastrnn._version import __version__
 
 _PACKAGE = Path(__file__).parent.parent
@@ -47,12 +47,12 @@ def _extension() -> dict[str, Any]:
     try:
         module = importlib.import_module("fastrnn._C")
     except ImportError as error:
-        return {"built": False, **_why_missing(error)}
+        return {"built": False, "error": why(error), "command": command()}
     build = dict(module.build_info())
     try:
         check_torch(build["torch_version"], "the compiled kernels")
     except KernelsMissingError as error:
-        return {"built": False, "error": str(error), "command": _command(), "build": build}
+        return {"built": False, "error": str(error), "command": command(), "build": build}
     return {
         "built": True,
         "path": module.__file__,
@@ -61,22 +61,6 @@ def _extension() -> dict[str, Any]:
         "capability_override": os.environ.get("FASTRNN_CPU_CAPABILITY"),
         "build": build,
     }
-
-
-def _command() -> str:
-    """What builds the kernels of this installation."""
-    checkout = _PACKAGE.parent
-    if (checkout / "setup.py").is_file():
-        return f"{sys.executable} -m pip install --no-build-isolation -e {checkout}"
-    return f"{sys.executable} -m pip install --no-build-isolation --no-deps --force-reinstall fastrnn"
-
-
-def _why_missing(error: ImportError) -> dict[str, str]:
-    if isinstance(error, ModuleNotFoundError) and error.name == "fastrnn._C":
-        reason = "the C++ kernels are not built for this Python"
-    else:  # most often an undefined symbol, because torch was exchanged after the build
-        reason = f"the C++ kernels are built but cannot be loaded, build them again for this torch ({error})"
-    return {"error": reason, "command": _command()}
 
 
 def _cpu() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import _C, _gpu
+from fastrnn import _C, _gpu, _missing
 from fastrnn._missing import KernelsMissingError, check_torch
 
 ROOT = Path(fastrnn.__file__).parent.parent
@@ -98,6 +99,50 @@ def test_kernels_for_gpus(monkeypatch):
     assert reason.startswith(f"the CUDA kernels are built for torch {other(1)} and this is torch {running}: build them")
     versions["torch_version"] = BUILT
     assert _gpu._load() == (module, "")
+
+
+OWN_NAME = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+
+
+def test_the_file_says_what_it_was_built_for(tmp_path, monkeypatch):
+    """Also where it cannot be loaded: for another torch it lacks a symbol."""
+    error = ImportError("undefined symbol: _ZN3c10")
+    assert _missing.why(error).startswith("the compiled kernels cannot be loaded (undefined symbol: _ZN3c10)")
+    compiled = Path(_C.__file__).read_bytes().replace(f"torch {BUILT}".encode(), b"torch 2.3.9")
+    (tmp_path / OWN_NAME).write_bytes(compiled)
+    monkeypatch.setattr(_missing, "_PACKAGE", tmp_path)
+    found = _missing.why(error)
+    assert found == f"the compiled kernels are built for torch 2.3.9 and this is torch {torch.__version__}"
+
+
+def test_kernels_for_another_python(tmp_path, monkeypatch):
+    monkeypatch.setattr(_missing, "_PACKAGE", tmp_path)
+    error = ModuleNotFoundError("No module named 'fastrnn._C'", name="fastrnn._C")
+    assert _missing.why(error).startswith("the compiled kernels are not built")
+    for minor in (39, 8):
+        (tmp_path / f"_C.cpython-3{minor}-x86_64-linux-gnu.so").write_bytes(b"")
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = _missing.why(error)
+    assert found == f"the compiled kernels are built for Python 3.8 and 3.39 and this is Python {own}"
+
+
+@pytest.mark.parametrize(
+    ("noted", "origin"),
+    [
+        ('{"url": "file:///home/some%20one/fastrnn"}', "/home/some one/fastrnn"),
+        ('{"url": "https://example.org/fastrnn.whl"}', "https://example.org/fastrnn.whl"),
+        (None, "PATH_OF_ITS_SOURCE"),
+    ],
+)
+def test_the_command_names_where_fastrnn_came_from(monkeypatch, tmp_path, noted, origin):
+    """No name that an index might give to somebody else's package."""
+    monkeypatch.setattr(_missing, "_PACKAGE", tmp_path / "fastrnn")
+    monkeypatch.setattr(
+        _missing.importlib.metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: noted)
+    )
+    assert _missing.command() == (
+        f"{sys.executable} -m pip install --no-build-isolation --no-deps --force-reinstall {origin}"
+    )
 
 
 def test_the_comparison():
