@@ -44,7 +44,7 @@ def _of_another_torch(built: str) -> str:
 
 
 def why(error: ImportError) -> str:
-    """Why the compiled part could not be imported, as a clause: built for another Python or torch, broken, not there."""
+    """Why the compiled part cannot be imported, as a clause: built for another Python or torch, broken, not there."""
     own = _PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     if own.is_file():
         found = _BUILT_FOR.search(own.read_bytes())
