@@ -193,6 +193,9 @@ def test_command(run, tmp_path, capsys):
     assert found["about"].startswith("lstm 2×9 (step-00000012.pt) reads text.txt, bytes 4 to 53. 90 of 90 curves")
     first = found["tracks"][0]
     assert (first["layer"], first["quantity"], first["unit"]) == (1, "c", 6)
+    assert len(lines) == 2
+    assert main(["inspect", str(run / "run"), str(text), *options, "--max-bytes", "2000"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("larger than --max-bytes 2000: the text, what was")
     assert main(["inspect", str(run / "characters"), str(text), "--out", str(out)]) == 0
     assert "characters of text" in capsys.readouterr().out
     found = content(out.read_text(encoding="utf-8"))

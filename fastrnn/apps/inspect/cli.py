@@ -98,6 +98,11 @@ def _inspect(args: argparse.Namespace) -> int:
     Path(args.out).write_bytes(page)
     bits = float(reading.bits[1:].mean()) if reading.steps > 1 else float("nan")
     print(f"{args.out}: {len(text):,} {vocabulary.units} of text, {bits:.3f} bits each, {len(page):,} bytes")
+    if len(page) > args.max_bytes:
+        print(
+            f"larger than --max-bytes {args.max_bytes}: the text, what was expected at each place and one unit take "
+            "so much; --limit for less text"
+        )
     if more:
         print(f"the text goes on behind these; --begin {args.begin + len(text)} for the next, --limit for more")
     return 0
