@@ -39,8 +39,7 @@ def guarded(
 def in_words(error: BaseException) -> str:
     """The message of an error for somebody who has not called a function: of the operating system's without numbers."""
     if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror[0].lower() + error.strerror[1:]
-        return reason if error.filename is None else f"{error.filename}: {reason}"
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error).removeprefix("fastrnn: ")
 
 
