@@ -1,6 +1,4 @@
-# make test | test-quick | fuzz | bench | bench-peers | lint | cuda-check | format | build | clean
-#
-# Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
+# make help lists the goals. Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
 #
 #   ARGS     for the program that is run:         make test ARGS=tests/apps/test_cli.py, make bench ARGS=--help
 #   TORCH    another torch than the one found:    make build TORCH='torch==2.14.1'
@@ -22,46 +20,50 @@ PY := $(VENV)/bin/python
 CPP_FILES = find csrc tests/native tests/cuda tests/cuda_ops benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
-.PHONY: bench bench-peers test test-quick fuzz lint cuda-check style format build deps venv clean
+.PHONY: help bench bench-peers test test-quick fuzz lint cuda-check style format build deps venv clean
 
-bench: build
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@sed -n '/^#   ARGS/,/^#   MINUTES/s/^# //p' $(MAKEFILE_LIST)
+
+bench: build  ## time fastrnn against torch.nn
 	@$(PY) -m fastrnn bench $(ARGS)
 
 # Other libraries beside torch.nn. They are no part of the development environment: only this goal installs them.
-bench-peers: build
+bench-peers: build  ## beside onnxruntime, OpenVINO and JAX, which it installs
 	@$(PY) -m pip install --quiet onnxruntime onnx openvino jax
 	@$(PY) -m fastrnn bench --peers $(ARGS)
 
-test: build
+test: build  ## all tests
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
 
 # Some tests of every part of the package, for before a commit. One thread in each process: there are as many as cores.
-test-quick: build
+test-quick: build  ## two minutes of them, for before a commit
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(JOBS) -m quick $(ARGS)
 
 # Random calls on all cores, compared with torch.nn and under guard pages; see CONTRIBUTING.md.
-fuzz: build
+fuzz: build  ## random calls against torch.nn and under guard pages
 	@$(PY) -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
-lint: style
+lint: style  ## style, and mypy
 	@$(PY) -m mypy
 
 # Compiles the CUDA kernels against torch's CUDA build, in an environment of its own. Needs nvcc, and no GPU.
-cuda-check:
+cuda-check:  ## compile the CUDA kernels; needs nvcc, no GPU
 	@tools/check_cuda.sh "$(VENV)-cuda" "$(PYTHON)"
 
 # What is quick enough to run before every commit.
-style: deps
+style: deps  ## ruff and clang-format, changing nothing
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(CPP_FILES) | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
-format: deps
+format: deps  ## what style asks for
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 	@$(CPP_FILES) | xargs $(VENV)/bin/clang-format -i
 
-build: venv
+build: venv  ## an environment with torch and the kernels (the default goal)
 	@$(PY) tools/dev_env.py build --torch "$(TORCH)"
 
 deps: venv
@@ -70,6 +72,6 @@ deps: venv
 venv:
 	@tools/create_venv.sh "$(VENV)" "$(PYTHON)"
 
-clean:
+clean:  ## remove what was built
 	rm -rf build dist *.egg-info fastrnn/_C*.so fastrnn/_cuda*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find fastrnn tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
