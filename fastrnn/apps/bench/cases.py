@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-CELLS = ("lstm", "gru", "rnn")
 CLASS_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}  # in an engine's namespace; RNN keeps its default, tanh
+CELLS = tuple(CLASS_NAMES)
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
@@ -23,7 +23,7 @@ METRICS = (*BLOCKS["train"], *BLOCKS["inference"])
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a case, whatever the cell; all count elements."""
+    """Sizes of a case, for any cell."""
 
     batch: int
     steps: int
@@ -40,13 +40,15 @@ class Shape:
 
     @property
     def label(self) -> str:
-        """``BxTxH`` or ``BxTxIxH``, then what is out of the ordinary."""
-        inner = [self.hidden_size] if self.input_size == self.hidden_size else [self.input_size, self.hidden_size]
-        words = ["x".join(map(str, [self.batch, self.steps, *inner]))]
-        words += [f"{self.layers} layers"] if self.layers > 1 else []
-        words += ["both ways"] if self.bidirectional else []
-        words += ["packed"] if self.packed else []
-        return " ".join([*words, *(["last output"] if self.last else [])])
+        """``BxTxH`` or ``BxTxIxH``, then what is special about the shape."""
+        sizes = (self.batch, self.steps, *dict.fromkeys((self.input_size, self.hidden_size)))
+        special = {
+            f"{self.layers} layers": self.layers > 1,
+            "both ways": self.bidirectional,
+            "packed": self.packed,
+            "last output": self.last,
+        }
+        return " ".join(["x".join(map(str, sizes)), *(word for word, present in special.items() if present)])
 
     def lengths(self) -> list[int]:
         """Length of each row (B): T for all, or for packed input falling evenly from T to a quarter of it."""
@@ -74,8 +76,7 @@ class Case:
     def name(self) -> str:
         suffix = "" if self.dtype == "float32" else f" {self.dtype}"
         kind = (" step" if self.shape.steps == 1 else f" stream of {self.chunks}") if self.chunks else ""
-        where = "" if self.device == "cpu" else f" {self.device}"
-        return f"{self.cell} {self.shape.label}{suffix}{kind}{where}"
+        return f"{self.cell} {self.shape.label}{suffix}{kind}" + ("" if self.device == "cpu" else f" {self.device}")
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -85,68 +86,69 @@ class Case:
     def states(self) -> tuple[str, ...]:
         return ("h", "c") if self.cell == "lstm" else ("h",)
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output and the final states."""
+        return ("output", *(f"{name}_n" for name in self.states))
+
     def tiny(self) -> Case:
         """The same kind of case at a size that costs nothing."""
         small = {name: min(getattr(self.shape, name), 8) for name in ("batch", "steps", "input_size", "hidden_size")}
         return replace(self, shape=replace(self.shape, **small))
 
     def as_dict(self) -> dict[str, Any]:
-        own = {"cell": self.cell, "dtype": self.dtype, "device": self.device}
-        return {"name": self.name, **own, **asdict(self.shape), "chunks": self.chunks}
+        own = {"name": self.name, "cell": self.cell, "dtype": self.dtype, "device": self.device}
+        return {**own, **asdict(self.shape), "chunks": self.chunks}
 
 
-def _square(*sizes: tuple[int, int, int]) -> tuple[Shape, ...]:
-    return tuple(Shape(batch, steps, hidden, hidden) for batch, steps, hidden in sizes)
+def _shape(text: str) -> Shape:
+    """A shape from ``BxTxH`` or ``BxTxIxH``. Raises ValueError."""
+    if not re.fullmatch(r"\d+(?:x\d+){2,3}", text):
+        raise ValueError(f"expected BxTxH, BxTxIxH or one of {', '.join(SHAPE_NAMES)}; found {text!r}")
+    batch, steps, *sizes = map(int, text.split("x"))
+    if min(batch, steps, *sizes) < 1:
+        raise ValueError(f"expected sizes of at least 1, found {text!r}")
+    return Shape(batch, steps, sizes[0], sizes[-1])
 
 
-# From a single step to a well-filled machine, input size = hidden size.
-SQUARE_SHAPES = _square(
-    *((1, 1, 64), (1, 100, 64), (1, 100, 128), (1, 100, 256), (1, 100, 512)),
-    *((8, 100, 128), (16, 100, 256), (64, 50, 512), (64, 100, 128)),
+def _shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(map(_shape, text.split()))
+
+
+# From a single step to all cores at work.
+SQUARE_SHAPES = _shapes("1x1x64 1x100x64 1x100x128 1x100x256 1x100x512 8x100x128 16x100x256 64x50x512 64x100x128")
+QUICK_SHAPES = _shapes("1x1x64 1x100x128 16x100x256")
+STEP_SHAPES = _shapes("1x1x64 1x1x128")  # single steps of a stream: what a call costs
+# On a GPU torch.nn is cuDNN, which has a fast path for float16 in sizes that suit it and another for all the rest.
+CUDA_SHAPES = (
+    *_shapes("1x100x256 16x100x256 128x100x256 1x100x512 16x100x512 128x100x512 1x100x1024 16x100x1024 128x100x1024"),
+    Shape(16, 100, 512, 512, layers=2),
+    Shape(16, 100, 512, 512, bidirectional=True),
+    Shape(16, 100, 512, 512, packed=True),
 )
-NAMED_SHAPES = {
+_NAMED_SHAPES = {
     "step": Shape(1, 1, 256, 256),  # streaming and control: one call per step
     "narrow": Shape(16, 100, 80, 256),  # I ≠ H, the sizes of a speech front end
     "bidirectional": Shape(16, 100, 128, 128, layers=2, bidirectional=True),
     "packed": Shape(16, 100, 256, 256, packed=True),
     "last": Shape(16, 300, 128, 128, last=True),  # gradients of early steps vanish
 }
-STANDARD_SHAPES = (*SQUARE_SHAPES, *NAMED_SHAPES.values())
-QUICK_SHAPES = (SQUARE_SHAPES[0], SQUARE_SHAPES[2], SQUARE_SHAPES[6])
-# On a GPU torch.nn is cuDNN, which has a fast path for float16 in sizes that suit it and another for all the rest.
-CUDA_SHAPES = (
-    *_square(*((batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (1, 16, 128))),
-    Shape(16, 100, 512, 512, layers=2),
-    Shape(16, 100, 512, 512, bidirectional=True),
-    Shape(16, 100, 512, 512, packed=True),
-)
-STEP_SHAPES = _square((1, 1, 64), (1, 1, 128))  # single steps of a stream: what a call costs
-
+STANDARD_SHAPES = (*SQUARE_SHAPES, *_NAMED_SHAPES.values())
 _GROUPS: dict[str, tuple[Shape, ...]] = {
     "standard": STANDARD_SHAPES,
     "quick": QUICK_SHAPES,
     "square": SQUARE_SHAPES,
     "cuda": CUDA_SHAPES,
-    "cuda-float16": _square(*((batch, 100, hidden) for hidden in (256, 512, 1024) for batch in (16, 64))),
-    **{name: (shape,) for name, shape in NAMED_SHAPES.items()},
+    "cuda-float16": _shapes("16x100x256 64x100x256 16x100x512 64x100x512 16x100x1024 64x100x1024"),
+    **{name: (shape,) for name, shape in _NAMED_SHAPES.items()},
 }
 SHAPE_NAMES = tuple(_GROUPS)
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
     """Shapes of a comma-separated list of names and sizes, in order and without repeats. Raises ValueError."""
-    shapes: dict[Shape, None] = {}
-    for token in _tokens(text):
-        if token in _GROUPS:
-            shapes.update(dict.fromkeys(_GROUPS[token]))
-            continue
-        if not re.fullmatch(r"\d+(?:x\d+){2,3}", token):
-            raise ValueError(f"expected BxTxH, BxTxIxH or one of {', '.join(SHAPE_NAMES)}; found {token!r}")
-        sizes = [int(size) for size in token.split("x")]
-        if min(sizes) < 1:
-            raise ValueError(f"expected sizes of at least 1, found {token!r}")
-        shapes[Shape(sizes[0], sizes[1], sizes[2], sizes[-1])] = None
-    return tuple(shapes)
+    groups = (_GROUPS.get(token) or (_shape(token),) for token in _tokens(text))
+    return tuple(dict.fromkeys(shape for group in groups for shape in group))
 
 
 def parse_names(text: str, allowed: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
-"""The table of engines, and how one that consists of torch modules runs a case.
+"""The engines that are compared, and the workload of one that consists of torch modules.
 
-An engine builds a workload of a case: ``forward``, ``backward``, ``infer``, ``stream``, and ``tensors`` for the parity
-check. Processes, rounds, statistics and reports know engines by name only.
+A workload runs one case: ``forward``, ``backward``, ``infer``, ``stream``, and ``tensors`` for the parity check.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ STREAMED = 3  # chunks of a stream that the parity check compares
 
 @dataclass(frozen=True)
 class Engine:
-    """One row of the table.
+    """One engine.
 
     Attributes:
         namespace: an importable module with LSTM, GRU and RNN of torch.nn's signatures; of a peer the workload's class
@@ -52,8 +51,8 @@ class Engine:
             return case.metrics
         if case.dtype != "float32" or (case.shape.packed and not self.packs):
             return ()
-        known = ("inference", "stream", *(["total"] if self.trains else []))
-        return tuple(metric for metric in case.metrics if metric in known)
+        possible = ("inference", "stream", *(["total"] if self.trains else []))
+        return tuple(metric for metric in case.metrics if metric in possible)
 
     def installed(self) -> bool:
         return all(importlib.util.find_spec(package) is not None for package in self.packages)
@@ -67,9 +66,7 @@ class Engine:
         threads = torch.get_num_threads()
         if not self.packages:
             return {"threads": threads, "version": str(torch.__version__)}
-        from fastrnn.apps.bench import peers
-
-        getattr(peers, self.namespace).load(threads)
+        self._peer().load(threads)
         return {"threads": threads, "version": importlib.metadata.version(self.packages[0])}
 
     def build(self, case: Case, seed: int, dtype: str | None = None) -> Any:
@@ -77,19 +74,19 @@ class Engine:
         import torch
 
         if self.packages:
-            from fastrnn.apps.bench import peers
-
-            return getattr(peers, self.namespace)(case, ENGINES["torch"].build(case, seed), torch.get_num_threads())
+            return self._peer()(case, ENGINES["torch"].build(case, seed), torch.get_num_threads())
         shape = case.shape
         torch.manual_seed(seed)
-        module = self.module(
-            case.cell, shape.input_size, shape.hidden_size, num_layers=shape.layers, bidirectional=shape.bidirectional
-        )
+        options = {"num_layers": shape.layers, "bidirectional": shape.bidirectional}
+        module = self.module(case.cell, shape.input_size, shape.hidden_size, **options)
         return ModuleWorkload(module, case, seed, dtype or case.dtype)
 
     def module(self, cell: str, *sizes: int, **options: Any) -> Any:
         """A recurrent module of this engine, which is no peer."""
         return getattr(importlib.import_module(self.namespace), CLASS_NAMES[cell])(*sizes, **options)
+
+    def _peer(self) -> Any:
+        return getattr(importlib.import_module("fastrnn.apps.bench.peers"), self.namespace)
 
 
 ENGINES = {
@@ -111,14 +108,12 @@ def find_engine(name: str) -> Engine:
     if name in ENGINES:
         return ENGINES[name]
     try:
-        found = importlib.util.find_spec(name) is not None
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
-        found = False
-    if not found:
-        own = [engine for engine in ENGINES if engine not in PEERS]
-        raise ValueError(
-            f"expected one of {', '.join(own)}, or an importable module with LSTM, GRU and RNN; found {name!r}"
-        )
+        spec = None
+    if spec is None:
+        own = ", ".join(engine for engine in ENGINES if engine not in PEERS)
+        raise ValueError(f"expected one of {own}, or an importable module with LSTM, GRU and RNN; found {name!r}")
     return Engine(name, name, name)
 
 
@@ -132,38 +127,34 @@ class ModuleWorkload:
     def __init__(self, module: torch.nn.Module, case: Case, seed: int, dtype: str) -> None:
         import torch
 
-        # Held here because an import statement would cost something in every timed call.
+        # Stored because an import statement would cost time in every timed call.
         self._autograd, self._no_grad = torch.autograd, torch.no_grad
-        shape = case.shape
-        generator = torch.Generator().manual_seed(seed + 1)
-        lengths = torch.tensor(shape.lengths())
+        shape, generator = case.shape, torch.Generator().manual_seed(seed + 1)
         state_size = (shape.layers * shape.directions, shape.batch, shape.hidden_size)
 
+        def convert(value: Any) -> Any:
+            return value.to(getattr(torch, case.dtype)).to(getattr(torch, dtype)).to(case.device)
+
         def draw(*size: int) -> torch.Tensor:
-            values = torch.randn(*size, generator=generator, dtype=torch.float64)
-            return values.to(getattr(torch, case.dtype)).to(getattr(torch, dtype)).to(case.device)
+            return convert(torch.randn(*size, generator=generator, dtype=torch.float64))
 
         if case.device == "cuda":
             self.clock = _gpu_clock
-        self.case, self.state_names = case, case.states
-        self.module = module.to(getattr(torch, case.dtype)).to(getattr(torch, dtype)).to(case.device)
-        rows = (int(lengths.sum()),) if shape.packed else (shape.steps, shape.batch)
+        self.case, self.module = case, convert(module)
+        rows = (sum(shape.lengths()),) if shape.packed else (shape.steps, shape.batch)
         self.data = draw(*rows, shape.input_size).requires_grad_()
         self.states = tuple(draw(*state_size).requires_grad_() for _ in case.states)
         output = draw(*rows, shape.directions * shape.hidden_size)
         self.gradients = (output, *(draw(*state_size) for _ in case.states))
         if shape.last:
-            output[:-1] = 0
-            for gradient in self.gradients[1:]:
+            for gradient in (output[:-1], *self.gradients[1:]):
                 gradient.zero_()
         self.hx: Any = self.states if len(self.states) > 1 else self.states[0]
         self.input: Any = self.data
         if shape.packed:
-            batch_sizes = (lengths[None, :] > torch.arange(shape.steps)[:, None]).sum(1)
+            batch_sizes = (torch.tensor(shape.lengths()) > torch.arange(shape.steps)[:, None]).sum(1)
             self.input = torch.nn.utils.rnn.PackedSequence(self.data, batch_sizes)
-        self._next_state = self.hx
-        self._pass: Any = self.module
-        self._stream_input = self.input
+        self._next_state, self._pass, self._stream_input = self.hx, self.module, self.input
         if case.chunks and shape.steps == 1 and hasattr(self.module, "step"):
             self._pass, self._stream_input = self.module.step, self.data[0]
 
@@ -196,36 +187,34 @@ class ModuleWorkload:
         return outputs
 
     def clear_gradients(self) -> None:
-        self.module.zero_grad(set_to_none=True)
-        for leaf in (self.data, *self.states):
+        for leaf in (*self.module.parameters(), self.data, *self.states):
             leaf.grad = None
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Parameters, outputs and gradients of one step by name; half dtypes widened to float32, which is exact."""
-        names = output_names(self.case)
         parameters = dict(self.module.named_parameters())
-        found: dict[str, Any] = {f"parameter {name}": value for name, value in parameters.items()}
-        found |= zip((f"inference {name}" for name in names), self._flat(self.infer()), strict=True)
+        tensors: dict[str, Any] = {f"parameter {name}": value for name, value in parameters.items()}
+
+        def add(prefix: str, outputs: Any) -> None:
+            tensors.update(zip((prefix + name for name in self.case.outputs), outputs, strict=True))
+
+        add("inference ", self._flat(self.infer()))
         if self.case.chunks:
             self._next_state = self.hx
             y, *last = self._flat(self.stream(STREAMED))
-            streamed = (y.reshape(self.gradients[0].shape), *last)
-            found |= zip((f"stream {name}" for name in names), streamed, strict=True)
+            add("stream ", (y.reshape(self.gradients[0].shape), *last))
         self.clear_gradients()
         outputs = self.forward()
         self.backward(outputs)
-        found |= zip(names, self._flat(outputs), strict=True)
-        leaves = {"input": self.data, **{f"{n}_0": leaf for n, leaf in zip(self.state_names, self.states, strict=True)}}
-        found |= {f"grad {name}": leaf.grad for name, leaf in (leaves | parameters).items()}
-        return {name: _to_numpy(value) for name, value in found.items() if value is not None}
-
-
-def output_names(case: Case) -> tuple[str, ...]:
-    return ("output", *(f"{name}_n" for name in case.states))
+        add("", self._flat(outputs))
+        states = {f"{name}_0": state for name, state in zip(self.case.states, self.states, strict=True)}
+        for name, leaf in ({"input": self.data} | states | parameters).items():
+            tensors[f"grad {name}"] = leaf.grad
+        return {name: _to_numpy(value) for name, value in tensors.items() if value is not None}
 
 
 def _gpu_clock() -> float:
-    """The time when the GPU has done all that it was asked for."""
+    """The time when the GPU has finished all its work."""
     import torch
 
     torch.cuda.synchronize()

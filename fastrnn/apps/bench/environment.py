@@ -1,4 +1,4 @@
-"""The machine and the versions that a result belongs to. Nothing here names a person, a host or a directory."""
+"""The machine and the versions that a result belongs to, without names of persons, hosts or directories."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import platform
+import re
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,7 +14,7 @@ _PRIVATE = {"path", "executable", "command"}
 
 
 def collect(device: str = "cpu") -> dict[str, Any]:
-    """The environment block of a result, with the GPU's own where it is one."""
+    """Environment block of a result; on ``cuda`` with the first GPU."""
     import torch
 
     from fastrnn.apps import info
@@ -22,7 +23,8 @@ def collect(device: str = "cpu") -> dict[str, Any]:
     memory = None
     with contextlib.suppress(AttributeError, ValueError, OSError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
+    settings = [name for name in os.environ if name.startswith(("OMP_", "MKL_", "FASTRNN_"))]
+    environment = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": facts["cpu"],
         "cores": {"physical": _physical_cores(), "logical": os.cpu_count()},
@@ -34,33 +36,25 @@ def collect(device: str = "cpu") -> dict[str, Any]:
         "torch_parallel": torch.__config__.parallel_info(),
         "fastrnn": facts["fastrnn"]["version"],
         "fastrnn_extension": facts["extension"],
-        "variables": {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith(("OMP_", "MKL_", "FASTRNN_")) and name != "FASTRNN_CACHE"  # a place, not a setting
-        },
-        # Processes that wanted to run in the last minute, on average.
+        "variables": {name: os.environ[name] for name in settings if name != "FASTRNN_CACHE"},  # a place, no setting
+        # Mean number of processes that wanted to run in the last minute.
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        **({"gpu": _gpu()} if device == "cuda" else {}),
     }
-
-
-def _gpu() -> dict[str, Any]:
-    import torch
-
-    found = torch.cuda.get_device_properties(0)
-    return {
-        "name": found.name,
-        "capability": f"{found.major}.{found.minor}",
-        "multiprocessors": found.multi_processor_count,
-        "memory_bytes": found.total_memory,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-    }
+    if device == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        environment["gpu"] = {
+            "name": gpu.name,
+            "capability": f"{gpu.major}.{gpu.minor}",
+            "multiprocessors": gpu.multi_processor_count,
+            "memory_bytes": gpu.total_memory,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return environment
 
 
 def without_paths(value: Any) -> Any:
-    """The same nested value without entries that hold paths; a path inside a list is cut to its last part."""
+    """Nested value without entries that hold paths; a path inside a list is shortened to its last part."""
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items() if key not in _PRIVATE}
     if isinstance(value, list):
@@ -69,15 +63,13 @@ def without_paths(value: Any) -> Any:
 
 
 def _physical_cores() -> int | None:
-    """Cores without hyper-threads, where the system says so."""
-    cores = set()
-    with contextlib.suppress(OSError):
-        for block in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n"):
-            pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
-            found = {key.strip(): value.strip() for key, value in pairs}
-            if "core id" in found:
-                cores.add((found.get("physical id"), found["core id"]))
-    return len(cores) or None
+    """Number of cores without hyper-threads, None where the system does not tell."""
+    try:
+        processors = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")
+    except OSError:
+        return None
+    cores = {tuple(re.findall(r"^(?:physical|core) id\s*:(.*)", text, re.MULTILINE)) for text in processors}
+    return len(cores - {()}) or None
 
 
 def describe(environment: dict[str, Any]) -> str:

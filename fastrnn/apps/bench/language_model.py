@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrnn.apps.lm.corpus import library_files
@@ -55,16 +55,13 @@ class ModelSettings:
         return self.batch * (self.chunk + 1)
 
 
-def read_text(path: str | os.PathLike[str] | None) -> bytes:
+def read_text(path: Path | None) -> bytes:
     """The text to learn, at most ``MAX_BYTES``: a file, or the standard library's sources in sorted order."""
-    if path is not None:
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES)
     text = bytearray()
-    for file_path in library_files():
-        if len(text) < MAX_BYTES:
-            text += file_path.read_bytes()
-    return bytes(text[:MAX_BYTES])
+    for name in library_files() if path is None else [path]:
+        with open(name, "rb") as file:
+            text += file.read(MAX_BYTES - len(text))
+    return bytes(text)
 
 
 def describe_text(text: bytes) -> dict[str, Any]:
@@ -164,9 +161,8 @@ def compare_curves(baseline: Sequence[float], candidate: Sequence[float]) -> Cur
 
 
 def _relative(baseline: float, candidate: float) -> float:
-    if not (math.isfinite(baseline) and math.isfinite(candidate)):
-        return math.inf
-    return abs(baseline - candidate) / abs(baseline) if baseline else abs(candidate)
+    difference = abs(baseline - candidate) / (abs(baseline) or 1.0)
+    return difference if math.isfinite(difference) else math.inf
 
 
 def final_loss(losses: Sequence[float]) -> float:

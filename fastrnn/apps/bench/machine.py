@@ -1,22 +1,21 @@
-"""What the machine can do at most, and how much memory a training step takes; both measured in an engine's process.
+"""What the machine can do at most, and the memory of a training step; both measured in an engine's process.
 
 Limit: a lower bound on the time of a case, from two peaks. Arithmetic: operations per second of torch's best large
-matrix product (``torch.mm``) in the case's dtype; no datasheet figure, so that arithmetic that it does not use (a
-float32 product out of bfloat16 ones, say) can exceed 100 %. Reading: bytes per second of ``torch.sum`` over a buffer as
-large as the recurrent weights R, again and again, each thread its own share of it: a buffer that fits a cache is read
-from that cache.
+``torch.mm`` in the case's dtype; this is no datasheet figure, so arithmetic that it does not use (a float32 product
+made of bfloat16 ones, say) can exceed 100 %. Reading: bytes per second of ``torch.sum`` over a buffer as large as the
+recurrent weights R, repeatedly, each thread its own share: a buffer that fits a cache is read from that cache.
 
 The bound of a forward pass is the longer of two times: its multiply-adds at the first peak, and the bytes of weights
-that it cannot but read at the second (R once per step, since a step needs the end of the one before; W once). A
-backward pass has twice the multiply-adds and reads the weights as often. Inputs, outputs, element-wise work, the time
-of a call and the hand-over between threads count nothing.
+that it must read at the second (R once per step, since a step needs the result of the one before; W once). A backward
+pass has twice the multiply-adds and reads the weights as often. Inputs, outputs, element-wise work, the time of a call
+and the synchronisation of threads are left out.
 
 Memory: a process that has run other cases keeps their freed memory, and a high-water mark never falls. So each
-measurement is made in a child forked from a process that has imported the engine and run nothing. A very small case
-takes one training step first, because the first step of a process pays tens of megabytes that do not depend on the
-case. Then the case is built, the kernel's high-water mark is reset, two training steps run, and the rise is read:
-outputs, what is saved for backward, new gradients, workspaces and caches. Pages of program code that are loaded on the
-way are taken off. Resolution is some hundred kilobytes.
+measurement is made in a child forked from a process that has imported the engine and run nothing. A tiny case takes
+one training step first, because the first step of a process pays tens of megabytes that do not depend on the case.
+Then the case is built, the kernel's high-water mark is reset, two training steps run, and the rise is read: outputs,
+tensors saved for backward, new gradients, workspaces and caches. Pages of program code that are loaded on the way are
+subtracted. Resolution is some hundred kilobytes.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import multiprocessing
 import os
-import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -42,7 +42,7 @@ ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 SECONDS = 0.2  # time spent on each figure
 _PRODUCT_SIZES = (512, 1024, 2048)
 _READ_PER_CALL = 32 * 2**20  # bytes: long against the call itself
-_STATUS, _CLEAR = "/proc/self/status", "/proc/self/clear_refs"
+_CLEAR = "/proc/self/clear_refs"
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,12 @@ def measure_peaks(dtypes: Iterable[str], sizes: Iterable[int], seconds: float = 
 def _measure_product(dtype: torch.dtype, seconds: float) -> float:
     import torch
 
-    best = 0.0
+    rates = []
     for size in _PRODUCT_SIZES:
-        left, right = torch.randn(2, size, size).to(dtype)
-        out = torch.empty(size, size, dtype=dtype)
+        left, right, out = torch.randn(3, size, size).to(dtype)
         spent = _shortest(partial(torch.mm, left, right, out=out), seconds / len(_PRODUCT_SIZES))
-        best = max(best, 2.0 * size**3 / spent)
-    return best
+        rates.append(2.0 * size**3 / spent)
+    return max(rates)
 
 
 def _measure_read(size: int, seconds: float) -> float:
@@ -135,9 +134,8 @@ def can_measure_memory() -> bool:
 
 def _status() -> dict[str, int]:
     """Sizes of this process in bytes, by the kernel's names."""
-    with open(_STATUS) as file:
-        pairs = [line.split(":", 1) for line in file if line.endswith("kB\n")]
-    return {key: int(value.split()[0]) * 1024 for key, value in pairs}
+    with open("/proc/self/status") as file:
+        return {key: int(size) * 1024 for key, size in re.findall(r"(\w+):\s+(\d+) kB", file.read())}
 
 
 def _two_steps(workload: Any) -> None:
@@ -185,28 +183,27 @@ def memory_in_child(build: Callable[[Case], Any], case: Case, threads: int | Non
     """
     if not can_measure_memory():
         return None
-    read_end, write_end = os.pipe()
+    reader, writer = multiprocessing.Pipe(duplex=False)
     child = os.fork()
-    if child == 0:  # leaves without running anybody's exit handlers
-        answer: tuple[int | None, str | None]
+    if child == 0:  # ends without running any exit handlers
+        answer: int | str
         try:
             if threads is not None:
                 import torch
 
                 torch.set_num_threads(threads)
-            answer = (_rise(build, case), None)
+            answer = _rise(build, case)
         except BaseException as error:
-            answer = (None, f"{type(error).__name__}: {error}")
-        with os.fdopen(write_end, "wb") as file:
-            pickle.dump(answer, file)
+            answer = f"{type(error).__name__}: {error}"
+        writer.send(answer)
         os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as file:
-        received = file.read()
+    writer.close()
+    try:
+        received = reader.recv()
+    except EOFError:
+        received = None
     _, status = os.waitpid(child, 0)
-    if not received:
-        raise RuntimeError(f"the memory measurement ended with exit code {os.waitstatus_to_exitcode(status)}")
-    value, problem = pickle.loads(received)
-    if problem:
-        raise RuntimeError(problem)
-    return value
+    if isinstance(received, int):
+        return received
+    code = os.waitstatus_to_exitcode(status)
+    raise RuntimeError(received or f"the memory measurement ended with exit code {code}")

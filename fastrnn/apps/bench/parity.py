@@ -1,14 +1,13 @@
-"""The check before the clock: a case that computes something else has no speed.
+"""The check before timing: a case with wrong results has no speed.
 
 Every tensor (outputs with and without a graph, gradients of input, states and parameters) is compared with torch.nn
-in float64, fed with the same rounded numbers. The rule: our error ≤ 2 × torch.nn's own error in the measured dtype,
-plus ``FLOOR`` units of rounding of the tensor's scale, for the tensors where torch.nn happens to be exact. An error is
-the largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters must be equal bit
-by bit.
+in float64 on the same rounded numbers. The rule: our error ≤ 2 × torch.nn's own error in the measured dtype, plus
+``FLOOR`` units of rounding of the tensor's scale, for tensors where torch.nn happens to be exact. An error is the
+largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters must be bitwise equal.
 
-Two kinds of candidate have more room. Under ``torch.set_float32_matmul_precision("high")`` products need not be quite
-float32: ``HIGH_FACTOR`` takes the place of 2. Of other libraries the check only has to see that they compute the same
-thing, in float32 and not in 16 bits: `check_peer`.
+Two kinds of candidate have more room. Under ``torch.set_float32_matmul_precision("high")`` products need not be fully
+float32: ``HIGH_FACTOR`` replaces 2. `check_peer` only has to see that another library computes the same thing, in
+float32 and not in 16 bits.
 
 For float64 there is no finer torch.nn: its error is estimated as its float32 error in units of float32 rounding, and
 the difference between the two engines may hold both errors.
@@ -19,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """One tensor's verdict; errors in units of the tensor's scale."""
+    """Verdict on one tensor; errors in units of the tensor's scale."""
 
     name: str
     error: float  # the candidate's
@@ -59,14 +59,13 @@ class TensorCheck:
         return math.inf if self.problem else self.error / self.allowed if self.allowed else float(self.error > 0)
 
     def describe(self) -> str:
-        if self.problem:
-            return f"{self.name}: {self.problem}"
-        return f"{self.name}: error {self.error:.2g} of its scale, allowed {self.allowed:.2g}"
+        text = self.problem or f"error {self.error:.2g} of its scale, allowed {self.allowed:.2g}"
+        return f"{self.name}: {text}"
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Verdict on a case: the tensor that used most of its allowance, and how many there were."""
+    """Verdict on a case: the tensor that used most of its allowance, and the number of tensors."""
 
     worst: TensorCheck
     tensors: int
@@ -82,13 +81,12 @@ class Parity:
         return self.worst.describe() + (f" (and {others} more)" if others > 0 else "")
 
     def as_dict(self) -> dict[str, Any]:
-        ratio = self.ratio if math.isfinite(self.ratio) else None
-        known = {"ok": self.ok, "tensors": self.tensors, "failed": list(self.failed), "worst": asdict(self.worst)}
-        return {**known, "error_ratio": ratio}
+        counts = {"ok": self.ok, "tensors": self.tensors, "failed": list(self.failed), "worst": asdict(self.worst)}
+        return {**counts, "error_ratio": self.ratio if math.isfinite(self.ratio) else None}
 
 
 def _distance(values: np.ndarray, reference: np.ndarray, scale: float) -> float:
-    """Largest difference in units of ``scale``; infinite if something that should be finite is not."""
+    """Largest difference in units of ``scale``; infinite if a difference is not finite."""
     largest = float(np.abs(values.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
     return largest / scale if math.isfinite(largest) else math.inf
 
@@ -97,13 +95,10 @@ def check_tensor(
     name: str, candidate: Tensors, baseline: Tensors, reference: Tensors, dtype: str, factor: float, floor: float
 ) -> TensorCheck:
     """Allow ``factor`` times the baseline's error plus ``floor`` units of rounding."""
-
-    def broken(problem: str) -> TensorCheck:
-        return TensorCheck(name, math.inf, 0.0, 0.0, problem)
-
-    if name not in candidate or name not in baseline:
-        return broken("missing here" if name not in candidate else "missing in torch.nn")
-    ours, theirs, exact = candidate[name], baseline[name], reference.get(name)
+    ours, theirs, exact = candidate.get(name), baseline.get(name), reference.get(name)
+    broken = partial(TensorCheck, name, math.inf, 0.0, 0.0)
+    if ours is None or theirs is None:
+        return broken("missing here" if ours is None else "missing in torch.nn")
     if exact is None or ours.shape != exact.shape:
         return broken(f"shape {ours.shape}, expected {theirs.shape}")
     if not (np.isfinite(theirs).all() and np.isfinite(exact).all()):
@@ -136,8 +131,8 @@ def check_peer(candidate: Tensors, baseline: Tensors, reference: Tensors) -> Par
     return _verdict(check_tensor(name, candidate, baseline, reference, *rule) for name in names)
 
 
-def _verdict(found: Iterable[TensorCheck]) -> Parity:
-    checks = list(found)
+def _verdict(tensors: Iterable[TensorCheck]) -> Parity:
+    checks = list(tensors)
     worst = max(checks, key=lambda check: (not check.ok, check.used))
     failed = tuple(check.name for check in checks if not check.ok)
     return Parity(worst, len(checks), failed, max(check.ratio for check in checks))

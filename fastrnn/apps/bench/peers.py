@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn.apps.bench.cases import CLASS_NAMES, GATES, Case
-from fastrnn.apps.bench.engines import STREAMED, ModuleWorkload, output_names
+from fastrnn.apps.bench.engines import STREAMED, ModuleWorkload
 
 Arrays = dict[str, np.ndarray]
 
@@ -80,7 +80,7 @@ class Peer:
         y, *last = map(np.array, self.arrays(outputs))
         if self.case.shape.packed:
             y = y[np.arange(len(y))[:, None] < self.lengths]
-        return dict(zip((prefix + name for name in output_names(self.case)), (y, *last), strict=True))
+        return dict(zip((prefix + name for name in self.case.outputs), (y, *last), strict=True))
 
     def tensors(self) -> Arrays:
         found = self.named("inference ", self.infer())
@@ -125,7 +125,7 @@ class OpenVino(Peer):
         if (used[0], str(used[1].get_type_name())) != (threads, "f32"):
             raise RuntimeError(f"expected OpenVINO to take {threads} threads and f32, found {used}")
         self._infer = compiled.create_infer_request().infer
-        self._ports = [compiled.output(name) for name in output_names(self.case)]
+        self._ports = [compiled.output(name) for name in self.case.outputs]
         self._next = list(zip([f"{name}_0" for name in self.case.states], self._ports[1:], strict=True))
 
     def run(self) -> Any:

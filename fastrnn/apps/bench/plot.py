@@ -16,7 +16,7 @@ from typing import Any
 from fastrnn.apps.bench.engines import ENGINES
 from fastrnn.apps.bench.environment import describe
 from fastrnn.apps.bench.ratios import RANGE_BELOW
-from fastrnn.apps.bench.report import PEER_METRICS, format_seconds, format_speedup, multiply_signs, title
+from fastrnn.apps.bench.report import METRIC_WORDS, format_seconds, format_speedup, multiply_signs, title
 from fastrnn.apps.bench.results import SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
 
@@ -72,7 +72,7 @@ def _draw_bench(results: Results) -> Any:
     for dtype in dict.fromkeys(dtype for dtype, _ in groups):
         cells = {cell: rows for (other, cell), rows in groups.items() if other == dtype}
         height = 1.3 + 0.25 * max(map(len, cells.values()))
-        for metric in PEER_METRICS:
+        for metric in METRIC_WORDS:
             panels.append((height, partial(_draw_speedups, results=results, cells=cells, metric=metric, dtype=dtype)))
     if results.model:
         panels.append((3.2, partial(_draw_model, model=results.model, labels=results.settings.labels)))
@@ -138,7 +138,7 @@ def _draw_speedups(panel: Any, results: Results, cells: dict[str, list[Row]], me
             if not row.ok:
                 axis.text(1.03, number, WORDS[row.status], va="center", color=RED, fontweight="bold")
         _ratio_axis(axis, rows, limits)
-        axis.set_title(f"{cell.upper()}, {PEER_METRICS[metric]}", fontweight="bold", loc="left")
+        axis.set_title(f"{cell.upper()}, {METRIC_WORDS[metric]}", fontweight="bold", loc="left")
         axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, {dtype}")
     timed = [side for side in labels if any(side == other for _, other in points)]
     handles = [_line(labels[s], _colour(s), marker=_marker(s), linestyle="") for s in timed]

@@ -15,8 +15,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from fastrnn.apps.bench import machine
@@ -54,8 +53,10 @@ def time_training(workload: Any, calls: int) -> Times:
     return {"forward": forward / calls, "backward": backward / calls, "total": (forward + backward) / calls}
 
 
-def time_passes(workload: Any, calls: int, kind: str) -> Times:
-    """One forward pass without a graph, or one chunk of a stream, mean over ``calls``."""
+def time_calls(kind: str, workload: Any, calls: int) -> Times:
+    """Mean over ``calls`` training steps, forward passes without a graph, or chunks of a stream."""
+    if kind == "train":
+        return time_training(workload, calls)
     clock: Callable[[], float] = getattr(workload, "clock", time.perf_counter)
     run = workload.infer if kind == "inference" else workload.stream
     start = clock()
@@ -63,31 +64,29 @@ def time_passes(workload: Any, calls: int, kind: str) -> Times:
     return {kind: (clock() - start) / calls}
 
 
-def time_calls(kind: str, workload: Any, calls: int) -> Times:
-    return time_training(workload, calls) if kind == "train" else time_passes(workload, calls, kind)
-
-
 class Commands:
-    """Runs in the engine's process; each public method is a command."""
+    """Runs in the engine's process; each public method is a command, `start` the first."""
 
-    def __init__(self, engine: str, threads: int | None, precision: str | None) -> None:
+    workload: Any
+    training: Any
+
+    def start(self, engine: str, threads: int | None, precision: str | None) -> dict[str, Any]:
+        """Load the engine; answers its threads, version and precision."""
         import torch
 
         self.engine, self.threads = find_engine(engine), threads
-        self.workload: Any = None
-        self.training: Any = None
-        self.started = self.engine.start(threads)
+        started = self.engine.start(threads)
         if precision is not None:
             torch.set_float32_matmul_precision(precision)
-        self.started["precision"] = torch.get_float32_matmul_precision()
         gc.freeze()  # what is loaded by now stays: the collection between two turns need not look through it
+        return {**started, "precision": torch.get_float32_matmul_precision()}
 
     def load_engine(self, case: Case) -> None:
         """Import the engine by building the case very small, and forget it."""
         self.engine.build(case.tiny(), 0)
 
     def tensors(self, case: Case, seed: int, dtype: str | None) -> tuple[dict[str, Any], list[str]]:
-        """Outputs and gradients by name for the parity check, and the warnings that came on the way."""
+        """Outputs and gradients by name for the parity check, and the warnings raised on the way."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tensors = self.engine.build(case, seed, dtype).tensors()
@@ -97,38 +96,29 @@ class Commands:
         """Build the case to be timed and warm up. Answers the shortest seconds of a call of each kind it can run."""
         self.workload = self.engine.build(case, seed)
         self.metrics, self.chunks = self.engine.metrics(case), max(1, case.chunks)
-        return {
-            kind: self.chunks * min(self._calls(kind, _WARM_UP_SECONDS))
-            for kind, metrics in BLOCKS.items()
-            if metrics[-1] in self.metrics
-        }
+        kinds = [kind for kind, metrics in BLOCKS.items() if metrics[-1] in self.metrics]
+        return {kind: self.chunks * min(self._calls(kind, _WARM_UP_SECONDS)) for kind in kinds}
 
     def _calls(self, kind: str, seconds: float) -> list[float]:
         """Seconds of single calls, one after the other, for at least that long (and at least three of them)."""
         times: list[float] = []
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline or len(times) < 3:
-            times.append(time_calls(kind, self._workload(), 1)[BLOCKS[kind][-1]])
+            times.append(time_calls(kind, self.workload, 1)[BLOCKS[kind][-1]])
         return times
-
-    def _workload(self) -> Any:
-        if self.workload is None:
-            raise RuntimeError("prepare comes before a block")
-        return self.workload
 
     def block(self, kind: str, calls: int) -> Times:
         """Seconds of a call by metric, mean of ``calls``, after one untimed call that wakes the threads."""
-        time_calls(kind, self._workload(), 1)
-        times = time_calls(kind, self._workload(), calls * self.chunks)
+        time_calls(kind, self.workload, 1)
+        times = time_calls(kind, self.workload, calls * self.chunks)
         return {metric: value * self.chunks for metric, value in times.items() if metric in self.metrics}
 
     def samples(self, kind: str, seconds: float) -> list[float]:
         """Seconds of single calls, after an untimed one."""
-        time_calls(kind, self._workload(), 1)
+        time_calls(kind, self.workload, 1)
         return self._calls(kind, seconds)
 
-    def peaks(self, dtypes: Iterable[str], sizes: Iterable[int], seconds: float) -> machine.Peaks:
-        return machine.measure_peaks(dtypes, sizes, seconds)
+    peaks = staticmethod(machine.measure_peaks)
 
     def release(self) -> None:
         self.workload = self.training = None
@@ -150,44 +140,31 @@ class Commands:
 
     def model_block(self, steps: int) -> tuple[float, list[float]]:
         """Train for ``steps`` updates: seconds and losses."""
-        result: tuple[float, list[float]] = self.training.run(steps)
-        return result
+        return self.training.run(steps)
 
 
-def serve(connection: Any, log: str, engine: str, threads: int | None, precision: str | None) -> None:
-    """Answer commands until the other side closes the pipe; the first answer is that of the start."""
+def serve(connection: Any, log: str) -> None:
+    """Answer commands until the other side closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
-
-    def answer(run: Callable[[], Any]) -> Any:
-        # As timeit does: a collection in one engine's block and not in the other's would be chance.
-        gc.disable()
-        try:
-            value = run()
-            reply = (True, value)
-        except Exception as error:
-            value, reply = None, (False, (f"{type(error).__name__}: {error}", traceback.format_exc()))
-        gc.enable()
-        gc.collect()
-        come_to_rest()
-        connection.send(reply)
-        return value
-
-    commands: list[Commands] = []
-
-    def start() -> dict[str, Any]:
-        commands.append(Commands(engine, threads, precision))
-        return commands[0].started
-
-    answer(start)
+    commands = Commands()
     while True:
         try:
             name, arguments = connection.recv()
         except EOFError:
             return
-        answer(partial(getattr(commands[0], name), **arguments))
+        gc.disable()  # as timeit does: a collection in one engine's block and not in the other's would be chance
+        try:
+            reply = (True, getattr(commands, name)(**arguments))
+        except Exception as error:
+            reply = (False, (f"{type(error).__name__}: {error}", traceback.format_exc()))
+        gc.enable()
+        gc.collect()
+        come_to_rest()
+        connection.send(reply)
+        del reply
 
 
 class WorkerError(Exception):
@@ -205,32 +182,31 @@ class Worker:
         """Start the process; it loads the engine by itself and is waited for before its first command.
 
         Args:
-            engine: a name that `find_engine` knows.
+            engine: a name that `find_engine` accepts.
             threads: the engine's threads, None for torch's default.
             timeout: most seconds a command may take.
             precision: for ``torch.set_float32_matmul_precision``; None leaves it alone.
         """
         self.engine, self.timeout = engine, timeout
+        self._started: dict[str, Any] = {}
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 (lives as long as the process)
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        arguments = (other, self._log.name, engine, threads, precision)
-        self._process = context.Process(target=serve, args=arguments, daemon=True)
-        wanted = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)
+        self._process = context.Process(target=serve, args=(other, self._log.name), daemon=True)
+        environment = dict(os.environ)
+        if threads is not None:
+            os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
         try:
             self._process.start()
         finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.clear()
+            os.environ.update(environment)
+        self._connection.send(("start", {"engine": engine, "threads": threads, "precision": precision}))
         other.close()
-        self._started: dict[str, Any] = {}
 
     def wait_until_started(self) -> dict[str, Any]:
         """Threads, version and precision of the engine, once it has been loaded."""
-        if not self._started:
-            self._started = self._receive("start")
+        self._started = self._started or self._receive("start")
         return self._started
 
     def call(self, command: str, **arguments: Any) -> Any:
@@ -255,6 +231,7 @@ class Worker:
         return value
 
     def _obituary(self, command: str) -> str:
+        """A sentence about the end of the process, with the last line it wrote."""
         if self._log.closed:
             return f"{self.engine} worker: ended before {command!r}"
         self._process.join(timeout=5)

@@ -1,4 +1,4 @@
-"""Ratios of neighbouring rounds, and what may be concluded from them."""
+"""Statistics of rounds: ratios of neighbouring times and the certainty of their median."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["Speedup", "calls_per_block", "compare_rounds", "geometric_mean", "me
 
 MINIMUM_ROUNDS = 3
 RANGE_BELOW = 9  # with fewer rounds median_interval is the whole range
-# Two processes of one and the same engine differ by as much, each for as long as it lives, because their memory lies
-# differently; no number of rounds takes that away.
+# Two processes of the same engine differ by this much for as long as they live, because their memory is laid out
+# differently; more rounds do not help.
 BETWEEN_PROCESSES = 0.02
 
 
@@ -25,7 +25,7 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """Interval of the true median with at least 95 % confidence, whatever the distribution (sign test).
 
-    Up to eight values it is their whole range, from nine on one value at each end is left out, and so on.
+    Up to eight values it is their whole range; from nine on it leaves out one value at each end, and so on.
     """
     ordered = sorted(values)
     count, cut, outside = len(ordered), 0, 1.0
@@ -44,13 +44,13 @@ class Speedup:
     interval: tuple[float, float]  # of the median, see median_interval
     range: tuple[float, float]
     rounds: int
-    uncertain: bool  # the interval includes 1 or comes within 2 % of it
+    uncertain: bool  # the interval includes 1 or comes within BETWEEN_PROCESSES of it
 
 
 def compare_rounds(baseline: Sequence[float], candidate: Sequence[float]) -> Speedup | None:
-    """Speed-up from seconds per call of each round; None with fewer than three rounds.
+    """Speed-up from the seconds per call of each round; None with fewer than ``MINIMUM_ROUNDS``.
 
-    Only neighbours in time are divided by each other, so a machine that changes its pace does not matter much.
+    Only times of the same round are divided, so a machine that changes its pace between rounds matters little.
     """
     ratios = [slow / fast for slow, fast in zip(baseline, candidate, strict=True)]
     if len(ratios) < MINIMUM_ROUNDS:

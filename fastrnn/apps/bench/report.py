@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastrnn.apps.bench.engines import ENGINES
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 MIB = 2**20
-PEER_METRICS = {"total": "training", "inference": "inference"}
-KINDS = {"train": "training", "inference": "inference"}
-Column = tuple[str, Callable[[Row], str]]
+METRIC_WORDS = {"total": "training", "inference": "inference"}
 
 EXPLANATION = (
     "Each row was first checked against torch.nn in float64; a row that fails shows no speed. Training is forward and "
@@ -57,9 +55,6 @@ BUSY_EXPLANATION = (
 )
 
 
-# Numbers as text
-
-
 def format_seconds(seconds: float | None) -> str:
     """Three significant digits in µs, ms or s."""
     if seconds is None:
@@ -78,33 +73,32 @@ def format_speedup(speedup: Speedup | None, spread: bool = False) -> str:
 
 
 def format_memory(size: int | None) -> str:
-    """MiB; what is below one MiB is below the resolution too."""
+    """MiB; less than one MiB is below the resolution."""
     if size is None:
         return "n/a"
-    return "<1" if size < MIB else f"{size / MIB:.0f}" if size >= 10 * MIB else f"{size / MIB:.1f}"
+    return "<1" if size < MIB else f"{size / MIB:.{0 if size >= 10 * MIB else 1}f}"
 
 
 def format_share(share: float | None) -> str:
     """Per cent, two digits."""
-    if share is None:
-        return NOTHING
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+    return NOTHING if share is None else f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
 
 
 def format_slowdown(median: float | None, mean: float | None) -> str:
     return NOTHING if median is None or mean is None else f"{median:.2f}× ({mean:.2f}×)"
 
 
-def format_means(found: dict[str, Any]) -> str:
-    return f"{found['mean']:.2f}× ({found['lowest']:.2f}–{found['highest']:.2f})" if found.get("rows") else NOTHING
+def format_means(means: dict[str, Any] | None) -> str:
+    return f"{means['mean']:.2f}× ({means['lowest']:.2f}–{means['highest']:.2f})" if means else NOTHING
 
 
 def multiply_signs(text: str) -> str:
-    """``16x100x256`` as people write it."""
+    """``16x100x256`` with multiplication signs."""
     return re.sub(r"(?<=\d)x(?=\d)", "×", text)
 
 
-# Tables
+def count_processes(count: int) -> str:
+    return f"{count} busy process{'es' if count != 1 else ''}"
 
 
 @dataclass
@@ -118,78 +112,68 @@ class Section:
     explanation: str = ""
 
 
-def table(title: str, rows: Sequence[Row], columns: Sequence[Column], explanation: str = "") -> Section:
+def table(
+    title: str, header: list[str], rows: Sequence[Row], cells: Callable[[Row], list[str]], explanation: str = ""
+) -> Section:
     """A line for each row; one without figures says why in its second cell and is otherwise empty."""
-    lines = []
-    for row in rows:
-        cells = [text(row) for _, text in columns] if row.ok else [columns[0][1](row), WORDS[row.status]]
-        lines.append(cells + [NOTHING] * (len(columns) - len(cells)))
-    return Section(title, [name for name, _ in columns], lines, explanation=explanation)
+    empty = [NOTHING] * (len(header) - 2)
+    lines = [cells(row) if row.ok else [cells(row)[0], WORDS[row.status], *empty] for row in rows]
+    return Section(title, header, lines, explanation=explanation)
 
 
-def _times(metric: str, labels: dict[str, str], prefix: str = "", per_step: bool = False) -> list[Column]:
-    """A column of times for each side."""
-
-    def cell(side: str, row: Row) -> str:
-        if side in row.peers and not row.peers[side].ok:
-            return WORDS[row.peers[side].status]
-        return format_seconds(row.per_step(metric, side) if per_step else row.median(metric, side))
-
-    return [(prefix + label, partial(cell, side)) for side, label in labels.items()]
+def _times(row: Row, metric: str, sides: Iterable[str], per_step: bool = False) -> list[str]:
+    """Time of each side; for a peer that failed, the reason."""
+    seconds = {side: row.per_step(metric, side) if per_step else row.median(metric, side) for side in sides}
+    failed = {name: WORDS[peer.status] for name, peer in row.peers.items() if not peer.ok}
+    return [failed.get(side) or format_seconds(value) for side, value in seconds.items()]
 
 
-def _speedup(metric: str, title: str, spread: bool = True) -> Column:
-    return title, lambda row: format_speedup(row.speedup(metric), spread)
+def _speedup(row: Row, metric: str, spread: bool = True) -> str:
+    return format_speedup(row.speedup(metric), spread)
 
 
-def _limit(metric: str, title: str) -> Column:
-    return title, lambda row: format_share(row.limit_share(metric))
+def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Section:
+    """Times, speed-ups, limits and memory of the two engines."""
+    names = [labels[side] for side in SIDES]
+
+    def heads(word: str) -> list[str]:
+        return [f"{word}\n{name}" for name in [*names, "speed-up", "limit"]]
+
+    def figures(row: Row, metric: str) -> list[str]:
+        return [*_times(row, metric, SIDES), _speedup(row, metric), format_share(row.limit_share(metric))]
+
+    header = ["B×T×(I×)H", "parity", *heads("training"), "forward\nspeed-up", "backward\nspeed-up"]
+    header += [*heads("inference"), *(f"MiB\n{name}" for name in names)]
+    return table(
+        title,
+        header,
+        rows,
+        lambda row: [
+            multiply_signs(row.case.shape.label),
+            f"ok ({row.parity.ratio:.1f})" if row.parity else "ok",
+            *figures(row, "total"),
+            _speedup(row, "forward", spread=False),
+            _speedup(row, "backward", spread=False),
+            *figures(row, "inference"),
+            *(format_memory(row.memory.get(side)) for side in SIDES),
+        ],
+    )
 
 
-def _memory(side: str, row: Row) -> str:
-    return format_memory(row.memory.get(side))
+def _engine_table(title: str, rows: Sequence[Row], metric: str, results: Results, explanation: str) -> Section:
+    """Time of each engine, speed-ups and the limit."""
+    labels, peers = results.settings.labels, bool(results.settings.peers)
 
-
-def _quiet(kind: str, side: str, row: Row) -> str:
-    return format_seconds(row.samples.get(kind, {}).get(side, {}).get("quiet", {}).get("median"))
-
-
-def _slower(kind: str, side: str, row: Row) -> str:
-    return format_slowdown(row.slowdown(kind, side, "median"), row.slowdown(kind, side, "mean"))
-
-
-def _case_columns(labels: dict[str, str]) -> list[Column]:
-    both = {side: labels[side] for side in SIDES}
-    return [
-        ("B×T×(I×)H", lambda row: multiply_signs(row.case.shape.label)),
-        ("parity", lambda row: f"ok ({row.parity.ratio:.1f})" if row.parity else "ok"),
-        *_times("total", both, "training\n"),
-        _speedup("total", "training\nspeed-up"),
-        _limit("total", "training\nlimit"),
-        _speedup("forward", "forward\nspeed-up", spread=False),
-        _speedup("backward", "backward\nspeed-up", spread=False),
-        *_times("inference", both, "inference\n"),
-        _speedup("inference", "inference\nspeed-up"),
-        _limit("inference", "inference\nlimit"),
-        *((f"MiB\n{label}", partial(_memory, side)) for side, label in both.items()),
-    ]
-
-
-def _engine_columns(metric: str, results: Results) -> list[Column]:
-    """A column for each engine, then speed-ups and the limit."""
-
-    def against_best(row: Row) -> str:
+    def cells(row: Row) -> list[str]:
         best = row.best_peer(metric)
-        return f"{format_speedup(row.speedup(metric, best))} ({ENGINES[best].label})" if best else NOTHING
+        against = f"{format_speedup(row.speedup(metric, best))} ({ENGINES[best].label})" if best else NOTHING
+        name = multiply_signs(f"{row.case.cell} {row.case.shape.label}")
+        speedups = [_speedup(row, metric), *[against] * peers]
+        return [name, *_times(row, metric, labels), *speedups, format_share(row.limit_share(metric))]
 
-    labels = results.settings.labels
-    return [
-        ("row", lambda row: multiply_signs(f"{row.case.cell} {row.case.shape.label}")),
-        *_times(metric, labels),
-        _speedup(metric, f"against {labels['baseline']}"),
-        *([("against the best peer", against_best)] if results.settings.peers else []),
-        _limit(metric, "limit"),
-    ]
+    best = ["against the best peer"] * peers
+    header = ["row", *labels.values(), f"against {labels['baseline']}", *best, "limit"]
+    return table(title, header, rows, cells, explanation)
 
 
 def _bench_sections(results: Results) -> list[Section]:
@@ -197,51 +181,42 @@ def _bench_sections(results: Results) -> list[Section]:
     summaries = _summaries(results)
     sections = summaries[:1]
     for (dtype, cell), rows in groups.items():
-        title = f"{cell}, {dtype}" + ("" if settings.device == "cpu" else f", {settings.device}")
-        sections.append(table(title, rows, _case_columns(labels)))
+        device = "" if settings.device == "cpu" else f", {settings.device}"
+        sections.append(_case_table(f"{cell}, {dtype}{device}", rows, labels))
     if groups:
-        explanations = [EXPLANATION.format(engine=labels["candidate"])]
-        explanations += [CUDA_EXPLANATION] if settings.device == "cuda" else []
-        sections[-1].explanation = "\n\n".join(explanations)
+        cuda = f"\n\n{CUDA_EXPLANATION}" if settings.device == "cuda" else ""
+        sections[-1].explanation = EXPLANATION.format(engine=labels["candidate"]) + cuda
     if results.steps:
-        sections.append(table("Single steps", results.steps, _engine_columns("stream", results), STEPS_EXPLANATION))
+        sections.append(_engine_table("Single steps", results.steps, "stream", results, STEPS_EXPLANATION))
     compared = [row for rows in groups.values() for row in rows if row.peers]
-    for metric, word in PEER_METRICS.items():
+    for metric, word in METRIC_WORDS.items():
         rows = [row for row in compared if any(metric in ENGINES[name].metrics(row.case) for name in row.peers)]
         if rows:
             explanation = PEERS_EXPLANATION if metric == "inference" else ""
-            sections.append(table(f"Other libraries: {word}", rows, _engine_columns(metric, results), explanation))
-    sections += summaries[1:]
-    return sections + ([_model(results.model, labels)] if results.model else [])
+            sections.append(_engine_table(f"Other libraries: {word}", rows, metric, results, explanation))
+    return [*sections, *summaries[1:], *([_model(results.model, labels)] if results.model else [])]
 
 
 def _summaries(results: Results) -> list[Section]:
     """Geometric means: a line per dtype and cell against torch.nn, then one per metric too against every engine."""
-    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for one in results.summary():
-        metrics = found.setdefault(f"{one['cell']} {one['dtype']}", {})
-        metrics.setdefault(one["metric"], {})[one["against"]] = one
+    means = {(f"{m['cell']} {m['dtype']}", m["metric"], m["against"]): m for m in results.summary()}
+    counts = {name: f"{mean['rows']}/{mean['of']}" for (name, _, _), mean in means.items()}
+    labels, sides = results.settings.labels, ("baseline", *results.settings.peers, BEST_PEER)
     words = {"total": "training", "forward": "forward", "backward": "backward", "inference": "inference"}
-    rows, compared, labels = [], [], results.settings.labels
-    for name, metrics in found.items():
-        means = {metric: metrics.get(metric, {}).get("baseline", {}) for metric in words}
-        count = next(filter(None, means.values()))
-        rows.append([name, f"{count['rows']}/{count['of']}", *map(format_means, means.values())])
-    for metric, word in PEER_METRICS.items():
-        for name, metrics in found.items():
-            engines = metrics.get(metric, {})
-            if BEST_PEER in engines:
-                best = engines[BEST_PEER]
-                sides = ("baseline", *results.settings.peers, BEST_PEER)
-                cells = [format_means(engines.get(side, {})) for side in sides]
-                worst = multiply_signs(f"{best['lowest']:.2f}×, {best['lowest_row']}")
-                compared.append([f"{name} {word}", str(best["rows"]), *cells, worst])
-    against = [label for side, label in labels.items() if side != "candidate"] + ["the best peer"]
-    header = ["cell", "rows", *(f"against {name}" for name in against), "worst against the best peer"]
+    rows, compared = [], []
+    for name, count in counts.items():
+        rows.append([name, count, *(format_means(means.get((name, metric, "baseline"))) for metric in words)])
+    for name, metric in ((name, metric) for metric in METRIC_WORDS for name in counts):
+        best = means.get((name, metric, BEST_PEER))
+        if best:
+            cells = [format_means(means.get((name, metric, side))) for side in sides]
+            worst = multiply_signs(f"{best['lowest']:.2f}×, {best['lowest_row']}")
+            compared.append([f"{name} {METRIC_WORDS[metric]}", str(best["rows"]), *cells, worst])
+    header = ["cell", "rows", *(f"against {labels.get(side, 'the best peer')}" for side in sides)]
     heading = f"Other libraries: geometric means of speed-ups of {labels['candidate']} (lowest–highest)"
     note = "Geometric means (lowest–highest row)."
     sections = [Section("Summary", ["cell", "rows", *words.values()], rows, explanation=note)] if rows else []
-    return sections + ([Section(heading, header, compared)] if compared else [])
+    return sections + ([Section(heading, [*header, "worst against the best peer"], compared)] if compared else [])
 
 
 def _model(model: ModelResult, labels: dict[str, str]) -> Section:
@@ -266,24 +241,28 @@ def _model(model: ModelResult, labels: dict[str, str]) -> Section:
     return Section("Character language model", lines=lines)
 
 
-def count_processes(count: int) -> str:
-    return f"{count} busy process{'es' if count != 1 else ''}"
-
-
 def _busy_sections(results: Results) -> list[Section]:
+    """A table for training and one for inference: quiet time and slowdown of each engine."""
     sections = []
-    for kind, word in KINDS.items():
+    for kind, word in (("train", "training"), ("inference", "inference")):
         timed = {side for row in results.rows for side in row.samples.get(kind, {})} or set(SIDES)
         labels = {side: label for side, label in results.settings.labels.items() if side in timed}
-        columns: list[Column] = [("row", lambda row: multiply_signs(row.case.name))]
-        total = ["geometric mean"]
+        header, total = ["row"], ["geometric mean"]
         for side, label in labels.items():
-            columns.append((f"{label}\nquiet", partial(_quiet, kind, side)))
-            columns.append((f"{label}\nslower (mean)", partial(_slower, kind, side)))
+            header += [f"{label}\nquiet", f"{label}\nslower (mean)"]
             figures = [[row.slowdown(kind, side, figure) for row in results.rows] for figure in ("median", "mean")]
             total += [NOTHING, format_slowdown(*(geometric_mean(v for v in values if v) for values in figures))]
+
+        def cells(row: Row, kind: str = kind, sides: Iterable[str] = labels) -> list[str]:
+            line = [multiply_signs(row.case.name)]
+            for side in sides:
+                quiet = row.samples.get(kind, {}).get(side, {}).get("quiet", {}).get("median")
+                slower = format_slowdown(row.slowdown(kind, side, "median"), row.slowdown(kind, side, "mean"))
+                line += [format_seconds(quiet), slower]
+            return line
+
         title = f"{word} beside {count_processes(results.settings.competitors)}"
-        sections.append(table(title, results.rows, columns))
+        sections.append(table(title, header, results.rows, cells))
         sections[-1].rows.append(total)
     sections[-1].explanation = BUSY_EXPLANATION.format(seconds=results.settings.sample_seconds)
     return sections
@@ -294,19 +273,19 @@ def _scaling_sections(results: Results) -> list[Section]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
         groups.setdefault((row.case.cell, row.axis), []).append(row)
-    sections = []
+    sections, labels = [], results.settings.labels
     for (cell, axis), rows in groups.items():
-        columns: list[Column] = [(AXES[axis][0], lambda row: f"{row.value:,}")]
-        for metric, word in {"stream": "inference"}.items() if axis == "steps" else PEER_METRICS.items():
-            labels = results.settings.labels
-            timed = {s: labels[s] for s in labels if s in SIDES or any(row.median(metric, s) for row in rows)}
-            columns += _times(metric, timed, f"{word}\n", per_step=True)
-            columns.append(_speedup(metric, f"{word}\nspeed-up"))
-        sections.append(table(f"{cell}, time per step, {AXES[axis][1]}", rows, columns))
+        header, sides = [AXES[axis][0]], {}
+        for metric, word in {"stream": "inference"}.items() if axis == "steps" else METRIC_WORDS.items():
+            sides[metric] = [s for s in labels if s in SIDES or any(row.median(metric, s) for row in rows)]
+            header += [f"{word}\n{name}" for name in [*(labels[side] for side in sides[metric]), "speed-up"]]
+
+        def cells(row: Row, sides: dict[str, list[str]] = sides) -> list[str]:
+            figures = [[*_times(row, metric, timed, True), _speedup(row, metric)] for metric, timed in sides.items()]
+            return [f"{row.value:,}", *(text for group in figures for text in group)]
+
+        sections.append(table(f"{cell}, time per step, {AXES[axis][1]}", header, rows, cells))
     return sections
-
-
-# The whole
 
 
 def sections(results: Results) -> list[Section]:
@@ -329,15 +308,13 @@ def notes(results: Results) -> list[str]:
     lines = [] if results.complete else ["The run was interrupted: what follows is a part of it."]
     lines += results.problems
     lines += [f"{row.case.name}: {row.describe()}" for row in results.rows if row.status == "skipped"]
-    peers: dict[str, list[str]] = {}
-    warned: dict[str, list[str]] = {}
+    peers, warned = defaultdict(list), defaultdict(list)  # message → names of rows
     for row in results.rows:
         for name, peer in row.peers.items():
             if not peer.ok:
-                text = f"{ENGINES[name].label} {WORDS[peer.status]}: {peer.message}"
-                peers.setdefault(text, []).append(row.case.name)
+                peers[f"{ENGINES[name].label} {WORDS[peer.status]}: {peer.message}"].append(row.case.name)
         for warning in row.warnings:
-            warned.setdefault(warning, []).append(row.case.name)
+            warned[warning].append(row.case.name)
     lines += [f"{message} ({names[0]}{' …' if len(names) > 1 else ''})" for message, names in peers.items()]
     lines += [f"warned in {len(names)} rows ({names[0]} …): {text}" for text, names in warned.items()]
     if settings.precision != "highest":
@@ -352,22 +329,23 @@ def notes(results: Results) -> list[str]:
 def header_lines(results: Results) -> list[str]:
     """The machine, versions, peaks."""
     engines = results.environment.get("engines", {})
-    lines = [f"{describe(results.environment)}, {results.environment['date']}"]
-    peers = [f"{name} {engines[name]['version']}" for name in results.settings.peers if name in engines]
-    lines += ["Peers: " + ", ".join(peers)] if peers else []
-    return lines + ([results.peaks.describe()] if results.peaks else [])
+    peers = ", ".join(f"{name} {engines[name]['version']}" for name in results.settings.peers if name in engines)
+    return [
+        f"{describe(results.environment)}, {results.environment['date']}",
+        *([f"Peers: {peers}"] if peers else []),
+        *([results.peaks.describe()] if results.peaks else []),
+    ]
 
 
 def to_markdown(results: Results) -> str:
-    parts = [f"# {title(results)}", *header_lines(results)]
-    parts += ["\n".join(f"- {line}" for line in notes(results))] if notes(results) else []
+    parts = [f"# {title(results)}", *header_lines(results), "\n".join(f"- {line}" for line in notes(results))]
     for section in sections(results):
-        parts.append(f"## {section.title}")
-        if section.header:
-            lines = [section.header, ["---", *["---:"] * (len(section.header) - 1)], *section.rows]
-            parts.append("\n".join("| " + " | ".join(c.replace("\n", " ") for c in line) + " |" for line in lines))
-        parts += [*section.lines, *([section.explanation] if section.explanation else [])]
-    return "\n\n".join(parts) + "\n"
+        lines = (
+            [section.header, ["---", *["---:"] * (len(section.header) - 1)], *section.rows] if section.header else []
+        )
+        text = "\n".join("| " + " | ".join(line).replace("\n", " ") + " |" for line in lines)
+        parts += [f"## {section.title}", text, *section.lines, section.explanation]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def show(results: Results, console: Console) -> None:
@@ -375,17 +353,23 @@ def show(results: Results, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, markup=False, highlight=False, style=style)
+
     for section in sections(results):
-        shown = Table(title=section.title, title_justify="left", header_style="bold", pad_edge=False)
-        for number, name in enumerate(section.header):
-            shown.add_column(name, justify="right" if number else "left", overflow="fold")
-        for cells in section.rows:
-            bad = cells[1] in (WORDS["failed"], WORDS["error"])
-            shown.add_row(*map(escape, cells), style="bold red" if bad else None)
-        console.print(shown if section.header else section.title, style=None if section.header else "bold")
+        if section.header:
+            shown = Table(title=section.title, title_justify="left", header_style="bold", pad_edge=False)
+            for number, name in enumerate(section.header):
+                shown.add_column(name, justify="right" if number else "left", overflow="fold")
+            for cells in section.rows:
+                bad = cells[1] in (WORDS["failed"], WORDS["error"])
+                shown.add_row(*map(escape, cells), style="bold red" if bad else None)
+            console.print(shown)
+        else:
+            say(section.title, "bold")
         for line in section.lines:
-            console.print(line, markup=False, highlight=False)
+            say(line)
     for line in notes(results):
-        console.print(line, markup=False, highlight=False, style="bold red" if line in results.problems else None)
+        say(line, "bold red" if line in results.problems else None)
     for line in header_lines(results):
-        console.print(line, markup=False, highlight=False, style="dim")
+        say(line, "dim")

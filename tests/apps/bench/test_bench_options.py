@@ -44,12 +44,12 @@ def test_short_text_is_refused(tmp_path, capsys):
 def test_list_runs_nothing(capsys):
     assert cli.run(parse("--list", "--cells", "gru", "--dtype", "float32,bfloat16")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 28
+    assert len(lines) == 30
     assert lines[0] == "gru 1x1x64"
-    assert lines[25].endswith("bfloat16")
+    assert lines[27].endswith("bfloat16")
     assert lines[-1] == "gru 1x1x128 step"
     assert cli.run(parse("--list", "--no-steps", "--cells", "gru")) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 13
+    assert len(capsys.readouterr().out.splitlines()) == 14
 
 
 def test_modes_exclude_each_other(capsys):
