@@ -29,7 +29,7 @@ class Engine:
         namespace: an importable module with LSTM, GRU and RNN of torch.nn's signatures; of a peer the workload's class
             in `fastrnn.apps.bench.peers`.
         packages: what a peer needs, by the names of packages and modules alike; empty if it is no peer.
-        colour, marker: in pictures.
+        colour, marker: of a peer in pictures.
         trains, packs: whether a peer can train, and run packed rows.
     """
 
@@ -92,8 +92,8 @@ class Engine:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("torch", "torch.nn", "torch.nn", colour="#7F7F7F"),
-        Engine("fastrnn", "fastrnn", "fastrnn", colour="#0072B2", marker="o"),
+        Engine("torch", "torch.nn", "torch.nn"),
+        Engine("fastrnn", "fastrnn", "fastrnn"),
         Engine("onnxruntime", "onnxruntime", "OnnxRuntime", ("onnxruntime", "onnx"), "#E69F00", "s"),
         Engine("openvino", "OpenVINO", "OpenVino", ("openvino", "onnx"), "#009E73", "D"),
         Engine("jax", "JAX scan", "Jax", ("jax",), "#CC79A7", "^", trains=True, packs=False),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastrnn.apps.bench.engines import ENGINES
+from fastrnn.apps.bench.engines import ENGINES, PEERS
 from fastrnn.apps.bench.environment import describe
 from fastrnn.apps.bench.ratios import RANGE_BELOW
 from fastrnn.apps.bench.report import METRIC_WORDS, format_seconds, format_speedup, multiply_signs, title
@@ -21,12 +21,15 @@ from fastrnn.apps.bench.results import SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
 
 INSTALL = "no plot: matplotlib is not installed; get it with: python -m pip install 'fastrnn[plot]'"
-SUFFIXES = (".svg", ".png", ".pdf")
 BLUE, GREY, RED, LIGHT_GREY = "#0072B2", "#7F7F7F", "#D55E00", "#DDDDDD"
-_LINES = {"total": ("-", "o", "full"), "inference": ("--", "s", "none"), "stream": ("--", "s", "none")}
+_COLOURS = {"baseline": GREY, "candidate": BLUE, **{name: ENGINES[name].colour for name in PEERS}}
+_MARKERS = {"baseline": "o", "candidate": "o", **{name: ENGINES[name].marker for name in PEERS}}
+_TRAINING: dict[str, Any] = {"linestyle": "-", "marker": "o", "fillstyle": "full"}
+_INFERENCE: dict[str, Any] = {"linestyle": "--", "marker": "s", "fillstyle": "none"}
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000)
 _TIGHT = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.2, "handletextpad": 0.4, "borderaxespad": 0.2}
 _OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a wide range is drawn behind the number
+_HEADING: dict[str, Any] = {"fontweight": "bold", "loc": "left"}
 
 
 def available() -> bool:
@@ -55,80 +58,60 @@ def _figure(results: Results, headline: str, width: float, height: float) -> Any
     return figure
 
 
-def _legend(panel: Any, handles: list[Any]) -> None:
-    panel.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, **_TIGHT)
+def _legend(panel: Any, handles: list[Any], **options: Any) -> None:
+    panel.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, **options)
 
 
-def _line(label: str, colour: str = "black", **options: Any) -> Any:
+def _line(label: str, color: str = "black", **options: Any) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=colour, label=label, **options)
+    return Line2D([], [], color=color, label=label, **options)
 
 
 def _draw_bench(results: Results) -> Any:
     """A panel of speed-ups for each dtype and metric, and the language model, one below the other."""
-    panels: list[tuple[float, Any]] = []  # inches, function that draws
+    panels: list[tuple[str, str, dict[str, list[Row]]]] = []
+    heights: list[float] = []  # inches
     groups = results.groups()
     for dtype in dict.fromkeys(dtype for dtype, _ in groups):
         cells = {cell: rows for (other, cell), rows in groups.items() if other == dtype}
-        height = 1.3 + 0.25 * max(map(len, cells.values()))
-        for metric in METRIC_WORDS:
-            panels.append((height, partial(_draw_speedups, results=results, cells=cells, metric=metric, dtype=dtype)))
-    if results.model:
-        panels.append((3.2, partial(_draw_model, model=results.model, labels=results.settings.labels)))
-    heights = [height for height, _ in panels]
+        panels += [(dtype, metric, cells) for metric in METRIC_WORDS]
+        heights += [1.3 + 0.25 * max(map(len, cells.values()))] * len(METRIC_WORDS)
+    heights += [3.2] if results.model else []
     figure = _figure(results, title(results), 13.0, sum(heights) + 1.3)
-    if panels:
-        subfigures = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for panel, (_, draw) in zip(subfigures, panels, strict=True):
-            draw(panel)
+    if heights:
+        subfigures = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for subfigure, panel in zip(subfigures, panels, strict=False):
+            _draw_speedups(subfigure, results, *panel)
+        if results.model:
+            _draw_model(subfigures[-1], results.model, results.settings.labels)
     return figure
 
 
-def _ratio_axis(axis: Any, rows: Sequence[Row], limits: tuple[float, float]) -> None:
-    """A logarithmic axis of ratios below, with a line at 1; shapes on the left, the first row at the top."""
-    from matplotlib.ticker import NullFormatter, NullLocator
-
-    axis.set_xscale("log")
-    axis.set_xlim(*limits)
-    axis.axvline(1.0, color="black", linewidth=1.2)
-    ticks = [tick for tick in _TICKS if limits[0] <= tick <= limits[1]]
-    if len(ticks) > 6:
-        ticks = [tick for tick in ticks if math.log10(tick).is_integer()]
-    axis.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.grid(axis="x", color=LIGHT_GREY, linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.set_yticks(range(len(rows)), [multiply_signs(row.case.shape.label) for row in rows])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-
-
-def _draw_speedups(panel: Any, results: Results, cells: dict[str, list[Row]], metric: str, dtype: str) -> None:
+def _draw_speedups(panel: Any, results: Results, dtype: str, metric: str, cells: dict[str, list[Row]]) -> None:
     """A column for each cell: fastrnn with its interval and number, the peers as points, torch.nn at 1.
 
     A peer's ratio is one of medians, since its rounds are no neighbours of torch.nn's.
     """
     labels = {side: label for side, label in results.settings.labels.items() if side != "baseline"}
-    points: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    points = defaultdict(list)  # cell, side → (ratio, number of the row)
     for cell, rows in cells.items():
         for number, row in enumerate(rows):
             for side in labels:
                 slow, fast, speedup = row.median(metric, "baseline"), row.median(metric, side), row.speedup(metric)
                 if slow and fast:
                     ratio = speedup.median if speedup and side == "candidate" else slow / fast
-                    points.setdefault((cell, side), []).append((ratio, number))
-    ratios = [1.0, *(ratio for found in points.values() for ratio, _ in found)]
+                    points[cell, side].append((ratio, number))
+    ratios = [1.0, *(ratio for pairs in points.values() for ratio, _ in pairs)]
     low, high = min(ratios), max(ratios)
     limits = min(0.8, low / 1.3), max(2.5, 1.3 * high * (high / low) ** 0.25)  # room for the numbers
     alike = len({tuple(row.case.shape for row in rows) for rows in cells.values()}) == 1
     axes = panel.subplots(1, len(cells), squeeze=False, sharey=alike)[0]
     for axis, (cell, rows) in zip(axes, cells.items(), strict=True):
         for side in labels:
-            first = side == "candidate"
             x, y = zip(*points.get((cell, side), [(math.nan, 0)]), strict=True)
-            options = {"color": _colour(side), "markersize": 7 if first else 5, "zorder": 3 if first else 2}
-            axis.plot(x, y, _marker(side), **options)
+            size, order = (7, 3) if side == "candidate" else (5, 2)
+            axis.plot(x, y, _MARKERS[side], color=_COLOURS[side], markersize=size, zorder=order)
         for number, row in enumerate(rows):
             speedup = row.speedup(metric)
             if speedup:
@@ -138,26 +121,32 @@ def _draw_speedups(panel: Any, results: Results, cells: dict[str, list[Row]], me
             if not row.ok:
                 axis.text(1.03, number, WORDS[row.status], va="center", color=RED, fontweight="bold")
         _ratio_axis(axis, rows, limits)
-        axis.set_title(f"{cell.upper()}, {METRIC_WORDS[metric]}", fontweight="bold", loc="left")
+        axis.set_title(f"{cell.upper()}, {METRIC_WORDS[metric]}", **_HEADING)
         axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, {dtype}")
     timed = [side for side in labels if any(side == other for _, other in points)]
-    handles = [_line(labels[s], _colour(s), marker=_marker(s), linestyle="") for s in timed]
+    handles = [_line(labels[s], _COLOURS[s], marker=_MARKERS[s], linestyle="") for s in timed]
     spread = "95 % interval" if results.settings.rounds >= RANGE_BELOW else "range of rounds"
-    _legend(panel, [*handles, _line(spread, BLUE, linewidth=1.5, alpha=0.6)])
+    _legend(panel, [*handles, _line(spread, BLUE, linewidth=1.5, alpha=0.6)], **_TIGHT)
 
 
-def _colour(side: str) -> str:
-    return {"baseline": GREY, "candidate": BLUE}.get(side) or ENGINES[side].colour
-
-
-def _marker(side: str) -> str:
-    return "o" if side in SIDES else ENGINES[side].marker
+def _ratio_axis(axis: Any, rows: Sequence[Row], limits: tuple[float, float]) -> None:
+    """A logarithmic axis of ratios below, with a line at 1; shapes on the left, the first row at the top."""
+    axis.set(xscale="log", xlim=limits)
+    axis.axvline(1.0, color="black", linewidth=1.2)
+    ticks = [tick for tick in _TICKS if limits[0] <= tick <= limits[1]]
+    if len(ticks) > 6:
+        ticks = [tick for tick in ticks if math.log10(tick).is_integer()]
+    axis.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.grid(axis="x", color=LIGHT_GREY, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.set_yticks(range(len(rows)), [multiply_signs(row.case.shape.label) for row in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
 
 
 def _draw_model(panel: Any, model: ModelResult, labels: dict[str, str]) -> None:
     """Characters per second, and both loss curves."""
     pace, curves = panel.subplots(1, 2, width_ratios=(1, 2))
-    pace.set_title("Character language model, training", fontweight="bold", loc="left")
     values = [value for side in SIDES if (value := model.characters_per_second(side)) is not None]
     if len(values) == len(SIDES):
         pace.barh([0, 1], values, height=0.55, color=(GREY, BLUE))
@@ -168,17 +157,16 @@ def _draw_model(panel: Any, model: ModelResult, labels: dict[str, str]) -> None:
     else:
         word = WORDS["failed"] if model.status == "failed" else "no result"
         pace.text(0.5, 0.5, word, color=RED, ha="center", transform=pace.transAxes)
+    pace.set_title("Character language model, training", **_HEADING)
     pace.set_yticks([0, 1], [labels[side] for side in SIDES])
-    pace.set_ylim(1.6, -0.6)
-    pace.set_xlabel("characters per second")
+    pace.set(ylim=(1.6, -0.6), xlabel="characters per second")
     pace.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     pace.locator_params(axis="x", nbins=4)
     styles = ({"color": "#BBBBBB", "linewidth": 4.0}, {"color": BLUE, "linewidth": 1.2, "linestyle": "--"})
     for side, style in zip(SIDES, styles, strict=True):
         curves.plot(range(1, len(model.losses[side]) + 1), model.losses[side], label=labels[side], **style)
-    curves.set_title("Its loss, both runs from one seed", fontweight="bold", loc="left")
-    curves.set_xlabel("step")
-    curves.set_ylabel("nats per character")
+    curves.set_title("Its loss, both runs from one seed", **_HEADING)
+    curves.set(xlabel="step", ylabel="nats per character")
     curves.grid(color=LIGHT_GREY, linewidth=0.6)
     curves.legend(frameon=False)
 
@@ -196,33 +184,30 @@ def _draw_scaling(results: Results) -> Any:
         line[0].set_ylabel("time per step")
         if axes[-1] == "threads":
             line[-1].set_ylabel("times as fast as with one thread")
-    handles = [_line(label, _colour(side), linewidth=2) for side, label in labels.items()]
-    for metric, word in (("total", "training (forward + backward)"), ("inference", "inference")):
-        dash, marker, fill = _LINES[metric]
-        handles.append(_line(word, marker=marker, fillstyle=fill, linestyle=dash))
+    handles = [_line(label, _COLOURS[side], linewidth=2) for side, label in labels.items()]
+    handles += [_line("training (forward + backward)", **_TRAINING), _line("inference", **_INFERENCE)]
     if "threads" in axes:
         handles.append(_line("as many times as threads", linewidth=0.8, linestyle=":"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    _legend(figure, handles)
     return figure
 
 
 def _draw_panel(panel: Any, rows: Sequence[Row], labels: dict[str, str]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axis, cell = rows[0].axis, rows[0].case.cell
     panel.set_title(f"{cell.upper()}   {AXES[axis][1]}", loc="left", fontsize=9)
     panel.set_xlabel(AXES[axis][0])
     panel.grid(color=LIGHT_GREY, linewidth=0.6)
-    for metric, (dash, marker, fill) in _LINES.items():
+    for metric, style in {"total": _TRAINING, "inference": _INFERENCE, "stream": _INFERENCE}.items():
         for side in labels:
-            known = [(row.value, seconds) for row in rows if (seconds := row.per_step(metric, side)) is not None]
+            points = [(row.value, seconds) for row in rows if (seconds := row.per_step(metric, side)) is not None]
             if axis == "threads":
                 # Without a time with one thread there is nothing to compare with.
-                known = [(value, known[0][1] / seconds) for value, seconds in known if known[0][0] == 1]
-            if known:
-                options = {"color": _colour(side), "linestyle": dash, "marker": marker, "fillstyle": fill}
-                order = 3 if side == "candidate" else 2
-                panel.plot(*zip(*known, strict=True), markersize=4, linewidth=1.5, zorder=order, **options)
+                points = [(value, points[0][1] / seconds) for value, seconds in points if points[0][0] == 1]
+            if points:
+                options = {**style, "color": _COLOURS[side], "zorder": 3 if side == "candidate" else 2}
+                panel.plot(*zip(*points, strict=True), markersize=4, linewidth=1.5, **options)
     values = sorted({row.value for row in rows})
     if axis == "threads":
         panel.plot(values, values, color="black", linewidth=0.8, linestyle=":")
@@ -236,12 +221,12 @@ def _draw_panel(panel: Any, rows: Sequence[Row], labels: dict[str, str]) -> None
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.set_xticks(values, [f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") for value in values])
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value)))
+    panel.set_xticks([], minor=True)
+    panel.yaxis.set_major_formatter(lambda value, _: _round(value))
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _round(seconds: float) -> str:
-    """``20 µs``: without the digits that only say that the figure is round."""
+    """``20 µs``: without trailing zeros."""
     number, unit = format_seconds(seconds).split(" ")
     return f"{float(number):g} {unit}"

@@ -1,4 +1,4 @@
-"""Settings of a run and what it has found: rows, language model, summary, JSON.
+"""Settings of a run and its results: rows, language model, summary, JSON.
 
 A side is ``baseline``, ``candidate`` or the name of a peer.
 """
@@ -6,9 +6,9 @@ A side is ``baseline``, ``candidate`` or the name of a peer.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 from fastrnn.apps.bench import ratios
@@ -45,16 +45,16 @@ class Settings:
     sample_seconds: float = 1.5
 
     @property
-    def labels(self) -> dict[str, str]:
-        """Names of all sides for people."""
-        labels = {side: find_engine(name).label for side, name in self.engines.items()}
-        same = labels["candidate"] == labels["baseline"]
-        return labels | {"candidate": labels["candidate"] + (" again" if same else "")}
-
-    @property
     def engines(self) -> dict[str, str]:
         """Names of engines by side."""
         return {"baseline": self.baseline, "candidate": self.candidate, **{name: name for name in self.peers}}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Names of all sides in reports."""
+        labels = {side: find_engine(name).label for side, name in self.engines.items()}
+        labels["candidate"] += " again" if labels["candidate"] == labels["baseline"] else ""
+        return labels
 
     def as_dict(self) -> dict[str, Any]:
         return {"engines": self.engines} | {k: v for k, v in vars(self).items() if k not in ("cases", "model")}
@@ -115,13 +115,14 @@ class Row(Verdict):
         return ratios.median(times) if self.ok and times else None
 
     def per_step(self, metric: str, side: str) -> float | None:
+        """Median seconds of a time step."""
         seconds = self.median(metric, side)
         return None if seconds is None else seconds / (self.case.shape.steps * max(1, self.case.chunks))
 
     def best_peer(self, metric: str) -> str | None:
         """The peer with the shortest time."""
-        return min((name for name in self.peers if self.median(metric, name)), default=None,
-                   key=lambda name: self.median(metric, name) or math.inf)  # fmt: skip
+        times = {name: seconds for name in self.peers if (seconds := self.median(metric, name))}
+        return min(times, key=times.__getitem__, default=None)
 
     def limit_share(self, metric: str) -> float | None:
         """The bound that the machine's peaks give, divided by the candidate's time: 1 is the limit."""
@@ -130,14 +131,15 @@ class Row(Verdict):
 
     def slowdown(self, kind: str, side: str, figure: str) -> float | None:
         """Busy over quiet ``median`` or ``mean`` of one engine."""
-        found = self.samples.get(kind, {}).get(side, {})
-        return found["busy"][figure] / found["quiet"][figure] if self.ok and len(found) == 2 else None
-
-    def _speedups(self, side: str) -> dict[str, Any]:
-        return {metric: asdict(s) for metric in self.case.metrics if (s := self.speedup(metric, side))}
+        sample = self.samples.get(kind, {}).get(side, {})
+        return sample["busy"][figure] / sample["quiet"][figure] if self.ok and len(sample) == 2 else None
 
     def as_dict(self) -> dict[str, Any]:
         shares = {metric: self.limit_share(metric) for metric in self.case.metrics}
+        speedups = {
+            side: {metric: asdict(s) for metric in self.case.metrics if (s := self.speedup(metric, side))}
+            for side in ("baseline", *self.peers)
+        }
         return {
             "case": self.case.as_dict(),
             **super().as_dict(),
@@ -145,8 +147,8 @@ class Row(Verdict):
             "warnings": self.warnings,
             "calls_per_block": self.calls,
             "seconds": self.seconds if self.ok else {},
-            "speedup": self._speedups("baseline"),
-            "peers": {n: {**peer.as_dict(), "speedup": self._speedups(n)} for n, peer in self.peers.items()},
+            "speedup": speedups["baseline"],
+            "peers": {name: {**peer.as_dict(), "speedup": speedups[name]} for name, peer in self.peers.items()},
             "bound_seconds": self.bounds,
             "limit_share": {metric: share for metric, share in shares.items() if share},
             "peak_memory_bytes": self.memory if self.ok else {},
@@ -170,8 +172,8 @@ class ModelResult(Verdict):
 
     def characters_per_second(self, side: str) -> float | None:
         """Median over the blocks."""
-        characters = [steps * self.settings.batch * self.settings.chunk for steps in self.block_steps]
-        paces = [count / spent for count, spent in zip(characters, self.seconds[side], strict=False)]
+        step = self.settings.batch * self.settings.chunk  # characters
+        paces = [n * step / spent for n, spent in zip(self.block_steps, self.seconds[side], strict=False)]
         return ratios.median(paces) if self.ok and paces else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -198,11 +200,11 @@ class Results:
 
     def groups(self) -> dict[tuple[str, str], list[Row]]:
         """Rows by (dtype, cell), in the order in which they ran; without streams."""
-        grouped: dict[tuple[str, str], list[Row]] = {}
+        groups = defaultdict(list)
         for row in self.rows:
             if not row.case.chunks:
-                grouped.setdefault((row.case.dtype, row.case.cell), []).append(row)
-        return grouped
+                groups[row.case.dtype, row.case.cell].append(row)
+        return groups
 
     @property
     def steps(self) -> list[Row]:
@@ -211,37 +213,36 @@ class Results:
     @property
     def problems(self) -> list[str]:
         """What makes the run a failure, one line each."""
-        named: list[tuple[str, Verdict]] = [(row.case.name, row) for row in self.rows]
-        named += [("language model", self.model)] if self.model else []
-        return [f"{name}: {one.describe()}" for name, one in named if one.status in ("failed", "error")]
+        verdicts: list[tuple[str, Verdict]] = [(row.case.name, row) for row in self.rows]
+        verdicts += [("language model", self.model)] if self.model else []
+        return [f"{name}: {one.describe()}" for name, one in verdicts if one.status in ("failed", "error")]
 
     def summary(self) -> list[dict[str, Any]]:
         """Geometric mean, lowest and highest speed-up by dtype, cell (or ``all``), metric and engine.
 
         ``against`` is the baseline, a peer, or the best peer of each row. ``of`` counts rows with and without a speed.
         """
-        found, groups = [], self.groups()
+        lines, peers, groups = [], self.settings.peers, self.groups()
         for dtype in dict.fromkeys(dtype for dtype, _ in groups):
             cells = {cell: rows for (other, cell), rows in groups.items() if other == dtype}
             if len(cells) > 1:
                 cells["all"] = [row for rows in cells.values() for row in rows]
-            for cell, rows in cells.items():
-                for metric in METRICS:
-                    for against in ("baseline", *self.settings.peers, *([BEST_PEER] if self.settings.peers else [])):
-                        key = {"dtype": dtype, "cell": cell, "metric": metric, "against": against}
-                        found.append({**key, **means(rows, metric, against)})
-        return [one for one in found if one["rows"]]
+            sides = ("baseline", *peers, *([BEST_PEER] if peers else []))
+            for (cell, rows), metric, against in product(cells.items(), METRICS, sides):
+                line: dict[str, Any] = {"dtype": dtype, "cell": cell, "metric": metric, "against": against}
+                pairs = [(row, row.best_peer(metric) if against == BEST_PEER else against) for row in rows]
+                speedups = {row.case.name: s.median for row, side in pairs if (s := row.speedup(metric, side))}
+                if speedups:
+                    line |= {"rows": len(speedups), "of": len(rows)}
+                    lowest = min(speedups, key=speedups.__getitem__)
+                    ends = {"lowest": speedups[lowest], "lowest_row": lowest, "highest": max(speedups.values())}
+                    lines.append({**line, "mean": ratios.geometric_mean(speedups.values()), **ends})
+        return lines
 
     def slower(self) -> list[str]:
         """Rows and metrics in which the candidate was certainly slower than torch.nn."""
         timed = [(row.case.name, metric, row.speedup(metric)) for row in self.rows for metric in row.case.metrics]
         return [f"{name}: {m} {s.median:.2f}×" for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
-
-    def to_json(self) -> str:
-        """The document with one row a line."""
-        document = json.dumps(self.as_dict() | {"rows": []}, indent=1, ensure_ascii=False)
-        rows = ",\n  ".join(json.dumps(row.as_dict(), ensure_ascii=False) for row in self.rows)
-        return document.replace('"rows": []', f'"rows": [\n  {rows}\n ]') + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -256,13 +257,8 @@ class Results:
             "language_model": self.model.as_dict() if self.model else None,
         }
 
-
-def means(rows: Sequence[Row], metric: str, against: str) -> dict[str, Any]:
-    """Number of rows with a speed-up against an engine or `BEST_PEER`, geometric mean, lowest and highest."""
-    pairs = [(r, r.speedup(metric, r.best_peer(metric) if against == BEST_PEER else against)) for r in rows]
-    values = {row.case.name: speedup.median for row, speedup in pairs if speedup}
-    if not values:
-        return {"rows": 0}
-    lowest = min(values, key=lambda name: values[name])
-    ends = {"lowest": values[lowest], "lowest_row": lowest, "highest": max(values.values())}
-    return {"rows": len(values), "of": len(rows), "mean": ratios.geometric_mean(values.values()), **ends}
+    def to_json(self) -> str:
+        """The document with one row a line."""
+        document = json.dumps(self.as_dict() | {"rows": []}, indent=1, ensure_ascii=False)
+        rows = ",\n  ".join(json.dumps(row.as_dict(), ensure_ascii=False) for row in self.rows)
+        return document.replace('"rows": []', f'"rows": [\n  {rows}\n ]') + "\n"

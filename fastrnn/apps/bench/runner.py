@@ -96,13 +96,11 @@ class Runner:
         self.progress.note("parity")
         try:
             self._check(row)
-            if row.ok and self.settings.mode == "busy":
-                self._measure_busy(row)
-            elif row.ok:
-                if self.settings.memory and "total" in case.metrics:
-                    self.progress.note("memory")
-                    row.memory = {side: self._memory(side, case) for side in SIDES}
-                self._measure_rounds(row)
+            if row.ok and self.settings.memory and "total" in case.metrics:
+                self.progress.note("memory")
+                row.memory = {side: self._memory(side, case) for side in SIDES}
+            if row.ok:
+                self._measure(row)
         except FAILURES as error:
             row.fail("error", error)
 
@@ -137,7 +135,7 @@ class Runner:
         return None if None in sizes else sorted(sizes)[1]
 
     def _ask(self, row: Row, side: str, command: str, **arguments: Any) -> Any:
-        """Call a worker. A peer's failure is not the row's: it is noted, and the peer left out from now on."""
+        """Call a worker. A peer's failure does not fail the row: it is noted, and the peer left out from now on."""
         peer = row.peers.get(side)
         if peer is not None and not peer.ok:
             return None
@@ -147,27 +145,26 @@ class Runner:
             if peer is None:
                 raise
             peer.fail("error", error)
-            for times in row.seconds.values():
-                times.pop(side, None)
-            for samples in row.samples.values():
-                samples.pop(side, None)
+            for figures in (*row.seconds.values(), *row.samples.values()):
+                figures.pop(side, None)  # type: ignore[attr-defined]
             return None
 
-    def _prepare(self, row: Row) -> dict[str, dict[str, float]]:
-        """Build the case in each engine that may be timed. Answers seconds of a call by kind of block and side."""
-        able: dict[str, dict[str, float]] = {}
+    def _measure(self, row: Row) -> None:
+        """Build the case in each engine that may be timed, time it as the mode says, and forget it."""
+        able: dict[str, dict[str, float]] = {}  # kind of block → side → seconds of a call
         for side in (*SIDES, *row.peers):
             estimates = self._ask(row, side, "prepare", case=row.case, seed=self.settings.seed) or {}
             for kind, seconds in estimates.items():
                 able.setdefault(kind, {})[side] = seconds
-        return able
-
-    def _release(self, row: Row) -> None:
+        if self.settings.mode == "busy":
+            self._sample_busy(row, able)
+        else:
+            self._time_rounds(row, able)
         for side in (*SIDES, *row.peers):
             self._ask(row, side, "release")
 
-    def _measure_rounds(self, row: Row) -> None:
-        able, rounds = self._prepare(row), self.settings.rounds
+    def _time_rounds(self, row: Row, able: dict[str, dict[str, float]]) -> None:
+        rounds = self.settings.rounds
         for kind, estimates in able.items():
             row.calls[kind] = ratios.calls_per_block(list(estimates.values()), self.settings.block_seconds)
         row.seconds = {metric: {} for metric in row.case.metrics}
@@ -179,11 +176,9 @@ class Runner:
                     times = self._ask(row, side, "block", kind=kind, calls=row.calls[kind])
                     for metric, value in (times or {}).items():
                         row.seconds[metric].setdefault(side, []).append(value)
-        self._release(row)
 
-    def _measure_busy(self, row: Row) -> None:
+    def _sample_busy(self, row: Row, able: dict[str, dict[str, float]]) -> None:
         """Single calls of each engine alone, then beside processes that keep a core busy."""
-        able = self._prepare(row)
         for condition, count in (("quiet", 0), ("busy", self.settings.competitors)):
             with busy_processes(count):
                 for kind, side in [(kind, side) for kind, sides in able.items() for side in sides]:
@@ -191,7 +186,6 @@ class Runner:
                     times = self._ask(row, side, "samples", kind=kind, seconds=self.settings.sample_seconds)
                     if times:
                         row.samples.setdefault(kind, {}).setdefault(side, {})[condition] = sample(times)
-        self._release(row)
 
     def run_model(self, text: bytes, result: ModelResult) -> None:
         """Train the language model with both engines, block by block in turns, into ``result``."""
@@ -243,25 +237,19 @@ while os.getppid() == parent:
 
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run processes that do nothing but use a core, pinned nowhere; afterwards they are gone, whatever happens."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
+    """Run processes that keep a core busy, pinned nowhere; they end with the context, also after an error."""
+    with contextlib.ExitStack() as stack:
+        processes: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
             # No standard error: a traceback would come when Ctrl-C reaches the whole process group.
-            command, quiet = [sys.executable, "-S", "-c", _COMPETITOR], subprocess.DEVNULL
-            processes.append(subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet))
+            command, null = [sys.executable, "-S", "-c", _COMPETITOR], subprocess.DEVNULL
+            processes.append(subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null))
+            stack.callback(processes[-1].communicate)
+            stack.callback(processes[-1].kill)  # runs first
         for process in processes:
             if process.stdout is None or process.stdout.read(1) != b".":
                 raise RuntimeError("a competitor did not start")
         yield processes
-    finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.communicate()
-
-
-# Modes
 
 
 def run(results: Results, text: bytes = b"") -> None:
