@@ -24,10 +24,7 @@ FULL_ROUNDS, QUICK_ROUNDS, SCALING_ROUNDS = 9, 3, 5
 FULL_BLOCK, QUICK_BLOCK = 0.03, 0.01
 QUICK_MODEL_STEPS = 30
 SAMPLE_SECONDS = 1.5  # of each engine alone and beside busy processes
-
-
-def _names(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    return _checked(lambda text: cases.parse_names(text, allowed))
+PICTURES = (".svg", ".png", ".pdf")
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -42,44 +39,51 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return checked
 
 
+def _names(allowed: tuple[str, ...]) -> Callable[[str], Any]:
+    return _checked(lambda text: cases.parse_names(text, allowed))
+
+
+@_checked
 def _engine(text: str) -> str:
     if text in PEERS:
         raise ValueError(f"expected an engine of torch modules; for {text!r} use --peers")
     return find_engine(text).name
 
 
+@_checked
 def _peers(text: str) -> tuple[str, ...]:
-    names = tuple(filter(lambda n: ENGINES[n].installed(), PEERS)) if not text else cases.parse_names(text, PEERS)
-    missing = [name for name in names or PEERS if not ENGINES[name].installed()]
+    installed = tuple(name for name in PEERS if ENGINES[name].installed())
+    names = cases.parse_names(text, PEERS) if text else installed
+    missing = [name for name in names or PEERS if name not in installed]
     if missing:
         raise ValueError(f"not installed: {', '.join(missing)}; get them with: {INSTALL}")
     return names
 
 
-def _at_least(lowest: int) -> Callable[[str], int]:
+def _at_least(lowest: int) -> Callable[[str], Any]:
+    @_checked
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < lowest:
             raise ValueError(f"expected a whole number of at least {lowest}, found {text!r}")
         return int(text)
 
-    return _checked(parse)
+    return parse
 
 
-def _path(is_right: Callable[[Path], bool], expected: str) -> Callable[[str], Path]:
+def _path(expected: str, is_right: Callable[[Path], bool]) -> Callable[[str], Any]:
+    @_checked
     def parse(text: str) -> Path:
         if not is_right(Path(text)):
             raise ValueError(f"expected {expected}, found {text!r}")
         return Path(text)
 
-    return _checked(parse)
+    return parse
 
 
-_readable = _path(lambda path: path.is_file() and os.access(path, os.R_OK), "a file that can be read")
-_output = _path(lambda path: not path.is_dir(), "a file name and no directory")
-_directory = _path(lambda path: path.is_dir() or not path.exists(), "a directory or a new name")
-_picture = _path(
-    lambda path: path.suffix in (".svg", ".png", ".pdf") and not path.is_dir(), "a name that ends in .svg, .png, .pdf"
-)
+_readable = _path("a file that can be read", lambda path: path.is_file() and os.access(path, os.R_OK))
+_output = _path("a file name and no directory", lambda path: not path.is_dir())
+_directory = _path("a directory or a new name", lambda path: path.is_dir() or not path.exists())
+_picture = _path("a name that ends in .svg, .png, .pdf", lambda path: path.suffix in PICTURES and not path.is_dir())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,9 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable module "
         "with LSTM, GRU and RNN; default: fastrnn"
     )
-    what.add_argument("--engine", type=_checked(_engine), default="fastrnn", metavar="NAME", help=engine)
+    what.add_argument("--engine", type=_engine, default="fastrnn", metavar="NAME", help=engine)
     peers = "other libraries too, float32: onnxruntime, openvino (forward), jax; without LIST all that are installed"
-    what.add_argument("--peers", type=_checked(_peers), nargs="?", const="", default=(), metavar="LIST", help=peers)
+    what.add_argument("--peers", type=_peers, nargs="?", const="", default=(), metavar="LIST", help=peers)
     what.add_argument("--no-steps", action="store_true", help="leave out the single steps")
     what.add_argument("--list", action="store_true", help="list the rows and leave")
     how.add_argument("--threads", type=positive, metavar="N", help="threads of each engine; default: torch's choice")
@@ -197,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_device(args: argparse.Namespace) -> None:
-    """Raise ValueError, naming the option, if the device is not there or is asked for what only the CPU does."""
+    """Raise ValueError, naming the option, if there is no such device or an option works on the CPU alone."""
     if args.device == "cpu":
         return
     for option, given in (("--peers", args.peers), ("--busy", args.busy is not None), ("--scaling", args.scaling)):
@@ -215,10 +219,10 @@ def _text(args: argparse.Namespace, settings: Settings) -> bytes:
         return b""
     from fastrnn.apps.bench.language_model import read_text
 
-    text = read_text(args.text)
-    if len(text) < settings.model.minimum_bytes:
+    text, minimum = read_text(args.text), settings.model.minimum_bytes
+    if len(text) < minimum:
         where = "argument --text" if args.text else "the standard library's sources (use --text FILE or --no-lm)"
-        raise ValueError(f"{where}: expected at least {settings.model.minimum_bytes} bytes, found {len(text)}")
+        raise ValueError(f"{where}: expected at least {minimum} bytes, found {len(text)}")
     return text
 
 
@@ -228,14 +232,15 @@ def _write(results: Results, args: argparse.Namespace) -> None:
 
     from fastrnn.apps.bench import plot, report
 
-    name = results.settings.mode
-    document = results.to_json()
-    texts = {args.out / f"{name}.json": document, args.out / f"{name}.md": report.to_markdown(results)}
-    texts |= {args.json: document} if args.json else {}
     # A pipe has no width of its own; the table needs about this much.
     console = Console() if sys.stdout.isatty() else Console(width=190)
     report.show(results, console)
+    name, document = results.settings.mode, results.to_json()
+    texts = {args.out / f"{name}.json": document, args.out / f"{name}.md": report.to_markdown(results)}
+    texts |= {args.json: document} if args.json else {}
     pictures = [args.out / f"{name}.svg", args.out / f"{name}.png", *([args.plot] if args.plot else [])]
+    if not plot.available():
+        print(plot.INSTALL, file=sys.stderr)
     if name == "busy" or not plot.available():
         pictures = []
     for path in (*texts, *pictures):
@@ -244,7 +249,5 @@ def _write(results: Results, args: argparse.Namespace) -> None:
         path.write_text(content, encoding="utf-8")
     if pictures:
         plot.save(results, pictures)
-    elif not plot.available():
-        print(plot.INSTALL, file=sys.stderr)
     written = ", ".join(map(str, (*texts, *pictures)))
     console.print(f"written: {written}", markup=False, highlight=False, soft_wrap=True)

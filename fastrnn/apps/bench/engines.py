@@ -210,7 +210,8 @@ class ModuleWorkload:
         states = {f"{name}_0": state for name, state in zip(self.case.states, self.states, strict=True)}
         for name, leaf in ({"input": self.data} | states | parameters).items():
             tensors[f"grad {name}"] = leaf.grad
-        return {name: _to_numpy(value) for name, value in tensors.items() if value is not None}
+        values = {name: value.detach().cpu() for name, value in tensors.items() if value is not None}
+        return {name: (v.float() if v.element_size() == 2 else v).numpy() for name, v in values.items()}
 
 
 def _gpu_clock() -> float:
@@ -219,8 +220,3 @@ def _gpu_clock() -> float:
 
     torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _to_numpy(value: torch.Tensor) -> np.ndarray:
-    value = value.detach().cpu()
-    return (value.float() if value.element_size() == 2 else value).numpy()

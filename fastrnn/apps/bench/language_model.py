@@ -76,14 +76,10 @@ class Streams:
 
         if len(text) < batch * (chunk + 1):
             raise ValueError(f"expected a text of at least {batch * (chunk + 1)} bytes, found {len(text)}")
-        codes = sorted(set(text))
-        table = torch.zeros(256, dtype=torch.int64)
-        table[codes] = torch.arange(len(codes))
+        characters, codes = torch.frombuffer(bytearray(text), dtype=torch.uint8).unique(return_inverse=True)
         length = len(text) // batch
-        data = table[torch.frombuffer(bytearray(text[: length * batch]), dtype=torch.uint8).long()]
-        self.vocabulary, self.chunk = len(codes), chunk
-        self.streams = data.view(batch, length).t().contiguous()  # (length, B)
-        self.position = 0
+        self.vocabulary, self.chunk, self.position = len(characters), chunk, 0
+        self.streams = codes[: length * batch].view(batch, length).t().contiguous()  # (length, B)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
         """Characters (T, B), the characters that follow them (T, B), and whether the text starts anew here."""

@@ -128,8 +128,9 @@ def _times(row: Row, metric: str, sides: Iterable[str], per_step: bool = False) 
     return [failed.get(side) or format_seconds(value) for side, value in seconds.items()]
 
 
-def _speedup(row: Row, metric: str, spread: bool = True) -> str:
-    return format_speedup(row.speedup(metric), spread)
+def _ratios(row: Row, metric: str) -> tuple[str, str]:
+    """Speed-up against torch.nn, share of the limit."""
+    return format_speedup(row.speedup(metric), spread=True), format_share(row.limit_share(metric))
 
 
 def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Section:
@@ -140,7 +141,7 @@ def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Sect
         return [f"{word}\n{name}" for name in [*names, "speed-up", "limit"]]
 
     def figures(row: Row, metric: str) -> list[str]:
-        return [*_times(row, metric, SIDES), _speedup(row, metric), format_share(row.limit_share(metric))]
+        return [*_times(row, metric, SIDES), *_ratios(row, metric)]
 
     header = ["B×T×(I×)H", "parity", *heads("training"), "forward\nspeed-up", "backward\nspeed-up"]
     header += [*heads("inference"), *(f"MiB\n{name}" for name in names)]
@@ -152,8 +153,8 @@ def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Sect
             multiply_signs(row.case.shape.label),
             f"ok ({row.parity.ratio:.1f})" if row.parity else "ok",
             *figures(row, "total"),
-            _speedup(row, "forward", spread=False),
-            _speedup(row, "backward", spread=False),
+            format_speedup(row.speedup("forward")),
+            format_speedup(row.speedup("backward")),
             *figures(row, "inference"),
             *(format_memory(row.memory.get(side)) for side in SIDES),
         ],
@@ -168,8 +169,8 @@ def _engine_table(title: str, rows: Sequence[Row], metric: str, results: Results
         best = row.best_peer(metric)
         against = f"{format_speedup(row.speedup(metric, best))} ({ENGINES[best].label})" if best else NOTHING
         name = multiply_signs(f"{row.case.cell} {row.case.shape.label}")
-        speedups = [_speedup(row, metric), *[against] * peers]
-        return [name, *_times(row, metric, labels), *speedups, format_share(row.limit_share(metric))]
+        speedup, limit = _ratios(row, metric)
+        return [name, *_times(row, metric, labels), speedup, *[against] * peers, limit]
 
     best = ["against the best peer"] * peers
     header = ["row", *labels.values(), f"against {labels['baseline']}", *best, "limit"]
@@ -281,8 +282,10 @@ def _scaling_sections(results: Results) -> list[Section]:
             header += [f"{word}\n{name}" for name in [*(labels[side] for side in sides[metric]), "speed-up"]]
 
         def cells(row: Row, sides: dict[str, list[str]] = sides) -> list[str]:
-            figures = [[*_times(row, metric, timed, True), _speedup(row, metric)] for metric, timed in sides.items()]
-            return [f"{row.value:,}", *(text for group in figures for text in group)]
+            line = [f"{row.value:,}"]
+            for metric, timed in sides.items():
+                line += [*_times(row, metric, timed, per_step=True), _ratios(row, metric)[0]]
+            return line
 
         sections.append(table(f"{cell}, time per step, {AXES[axis][1]}", header, rows, cells))
     return sections

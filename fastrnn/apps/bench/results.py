@@ -56,9 +56,6 @@ class Settings:
         labels["candidate"] += " again" if labels["candidate"] == labels["baseline"] else ""
         return labels
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"engines": self.engines} | {k: v for k, v in vars(self).items() if k not in ("cases", "model")}
-
 
 @dataclass
 class Verdict:
@@ -245,11 +242,12 @@ class Results:
         return [f"{name}: {m} {s.median:.2f}×" for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
 
     def as_dict(self) -> dict[str, Any]:
+        options = {name: value for name, value in vars(self.settings).items() if name not in ("cases", "model")}
         return {
             "schema": "fastrnn-bench/3",
             "complete": self.complete,
             "environment": self.environment,
-            "settings": self.settings.as_dict(),
+            "settings": {"engines": self.settings.engines, **options},
             "problems": self.problems,
             "peaks": asdict(self.peaks) if self.peaks else None,
             "summary": self.summary(),

@@ -1,7 +1,7 @@
-"""Takes cases and the language model through their steps: parity, memory, rounds. And the modes of a run.
+"""A run: cases and the language model go through parity, memory and rounds; the modes of a run.
 
-One process per engine, never at work at the same time. A round is one block of calls of each engine; who begins changes
-with every round.
+One process per engine, never at work at the same time. A round is one block of calls of each engine; which engine
+begins changes with every round.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ class Runner:
             if peer is None:
                 raise
             peer.fail("error", error)
-            for figures in (*row.seconds.values(), *row.samples.values()):
-                figures.pop(side, None)  # type: ignore[attr-defined]
+            figures: list[dict[str, Any]] = [*row.seconds.values(), *row.samples.values()]
+            for sides in figures:
+                sides.pop(side, None)
             return None
 
     def _measure(self, row: Row) -> None:
@@ -223,7 +224,7 @@ def sample(times: Sequence[float]) -> dict[str, float]:
     return {"calls": len(times), "median": ratios.median(times), "mean": mean, "highest": max(times)}
 
 
-# Ends by itself when its parent is gone, even if that was killed: a competitor that stays would spoil everything after.
+# Ends by itself when its parent is gone, even if that was killed: a competitor left behind would distort later runs.
 _COMPETITOR = """\
 import os, sys
 parent = os.getppid()
@@ -279,21 +280,21 @@ def run(results: Results, text: bytes = b"") -> None:
         runner.close()
 
 
-def outcome(found: Row | ModelResult) -> str:
+def outcome(result: Row | ModelResult) -> str:
     """A result in a few words."""
-    if not found.ok:
-        return found.describe()
-    if isinstance(found, ModelResult):
-        speedup = found.speedup()
+    if not result.ok:
+        return result.describe()
+    if isinstance(result, ModelResult):
+        speedup = result.speedup()
         return f"speed-up {speedup.median:.2f}×" if speedup else "done"
     words = {"total": "training", "inference": "inference", "stream": "inference"}
-    parts = [f"{word} {s.median:.2f}×" for metric, word in words.items() if (s := found.speedup(metric))]
-    slower = [(side, found.slowdown("inference", side, "mean")) for side in SIDES]
+    parts = [f"{word} {s.median:.2f}×" for metric, word in words.items() if (s := result.speedup(metric))]
+    slower = [(side, result.slowdown("inference", side, "mean")) for side in SIDES]
     parts += [f"inference of the {side} {mean:.2f}× slower" for side, mean in slower if mean]
-    return ", ".join([*parts, *(f"{name} {peer.status}" for name, peer in found.peers.items() if not peer.ok)])
+    return ", ".join([*parts, *(f"{name} {peer.status}" for name, peer in result.peers.items() if not peer.ok)])
 
 
-# Of the scaling mode: axis → label, the other sizes, values.
+# Axes of the scaling mode: label, the other sizes, values.
 AXES: dict[str, tuple[str, str, Sequence[int]]] = {
     "hidden": ("hidden units H", "B = 1, T = 100, I = H", (32, 64, 128, 256, 512, 1024)),
     "batch": ("batch rows B", "T = 50, I = H = 256", (1, 2, 4, 8, 16, 32, 64)),
@@ -310,8 +311,8 @@ CHUNK = 1000  # steps of one pass without a graph: 100 000 steps need no more me
 def make_points(settings: Settings, threads: int) -> list[Row]:
     """Empty rows of the scaling mode, those of one number of threads together.
 
-    ``threads`` is that of all points but those of the axis ``threads``, which go from one to as many; none, if that is
-    one. A quick run leaves out two of three values (the first and the last stay).
+    Points have ``threads`` threads, except those of the axis ``threads``: they go from one to that number, and there
+    are none if it is one. A quick run leaves out two of three values (the first and the last stay).
     """
     cells, dtype = list(dict.fromkeys(case.cell for case in settings.cases)), settings.cases[0].dtype
     shrink, points = 3 if settings.quick else 1, []
@@ -326,9 +327,8 @@ def make_points(settings: Settings, threads: int) -> list[Row]:
                 }[axis]
                 points.append(Row(case=case, axis=axis, value=value, threads=threads))
     for count in thread_counts(threads) if threads > 1 else ():
-        for cell in cells:
-            case = Case(cell, Shape(16, 100, 256, 256), dtype)
-            points.append(Row(case=case, axis="threads", value=count, threads=count))
+        cases = [Case(cell, Shape(16, 100, 256, 256), dtype) for cell in cells]
+        points += [Row(case=case, axis="threads", value=count, threads=count) for case in cases]
     return points
 
 
