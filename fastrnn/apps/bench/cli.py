@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,31 +137,26 @@ def make_settings(args: argparse.Namespace) -> Settings:
 
     mode = "scaling" if args.scaling else "bench" if args.busy is None else "busy"
     table, cuda = mode == "bench", args.device == "cuda"
-    short = args.quick or mode == "busy"
-    shapes = args.shapes or (cases.QUICK_SHAPES if short else cases.parse_shapes("cuda" if cuda else "standard"))
-    rows = cases.make_cases(args.cells, shapes, args.dtype, args.device)
+    default = cases.QUICK_SHAPES if args.quick or mode == "busy" else cases.parse_shapes("cuda" if cuda else "standard")
+    rows = cases.make_cases(args.cells, args.shapes or default, args.dtype, args.device)
     if table and not (args.no_steps or cuda) and "float32" in args.dtype:
         rows += cases.make_step_cases(args.cells)
     model = None
     if table and not (args.no_lm or cuda):
         steps = args.lm_steps or (QUICK_MODEL_STEPS if args.quick else ModelSettings.steps)
-        model = replace(ModelSettings(), steps=steps, block=min(ModelSettings.block, max(1, steps // 6)))
+        model = ModelSettings(steps=steps, block=min(ModelSettings.block, max(1, steps // 6)))
+    same_name = ("peers", "threads", "precision", "device", "seed", "quick")
     return Settings(
         cases=tuple(rows),
         mode=mode,
         candidate=args.engine,
-        peers=args.peers,
-        threads=args.threads,
-        precision=args.precision,
-        device=args.device,
         rounds=args.repeats or (QUICK_ROUNDS if args.quick else SCALING_ROUNDS if args.scaling else FULL_ROUNDS),
         block_seconds=QUICK_BLOCK if args.quick else FULL_BLOCK,
-        seed=args.seed,
-        quick=args.quick,
         memory=table,
         model=model,
         competitors=args.busy or 0,
         sample_seconds=SAMPLE_SECONDS,
+        **{name: getattr(args, name) for name in same_name},
     )
 
 
@@ -183,11 +177,10 @@ def run(args: argparse.Namespace) -> int:
     from fastrnn.apps.bench import environment, runner
     from fastrnn.apps.bench.results import Results
 
-    facts = environment.collect(args.device)
-    load, cores = facts["load"], facts["cpu"]["usable_cpus"]
+    results = Results(settings, environment.collect(args.device))
+    load, cores = results.environment["load"], results.environment["cpu"]["usable_cpus"]
     if load is not None and load > 0.5 * cores:
         print(f"note: the machine is busy (load {load}, {cores} cores); expect a wide spread", file=sys.stderr)
-    results = Results(settings, facts)
     try:
         runner.run(results, text)
         results.complete = True

@@ -1,4 +1,4 @@
-"""The one real workload: a character language model trained by truncated backpropagation through time.
+"""The benchmark's real workload: a character language model, trained by truncated backpropagation through time.
 
 Embedding, two-layer LSTM, linear; the state is carried from chunk to chunk and detached. The text is the source of
 Python's own standard library, so it needs no download and is the same for one Python version everywhere.
@@ -69,7 +69,7 @@ def describe_text(text: bytes) -> dict[str, Any]:
 
 
 class Streams:
-    """A text cut into B parallel streams and read chunk by chunk, from the start again at the end."""
+    """A text split into B parallel streams and read chunk by chunk, from the start again at the end."""
 
     def __init__(self, text: bytes, batch: int, chunk: int) -> None:
         import torch
@@ -82,7 +82,7 @@ class Streams:
         self.streams = codes[: length * batch].view(batch, length).t().contiguous()  # (length, B)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """Characters (T, B), the characters that follow them (T, B), and whether the text starts anew here."""
+        """Characters (T, B), the characters that follow them (T, B), True at the start of the text."""
         if self.position + self.chunk + 1 > len(self.streams):
             self.position = 0
         start = self.position

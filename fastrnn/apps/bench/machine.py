@@ -1,4 +1,4 @@
-"""What the machine can do at most, and the memory of a training step; both measured in an engine's process.
+"""Limits of the machine and the memory of a training step; both measured in an engine's process.
 
 Limit: a lower bound on the time of a case, from two peaks. Arithmetic: operations per second of torch's best large
 ``torch.mm`` in the case's dtype; this is no datasheet figure, so arithmetic that it does not use (a float32 product
@@ -54,7 +54,7 @@ class Peaks:
     read: dict[int, float]  # size of a buffer in bytes → bytes read per second
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line of text."""
         products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.flops.items())
         reads = ", ".join(f"{_bytes(size)} {rate / 1e9:,.0f}" for size, rate in sorted(self.read.items()))
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
@@ -145,11 +145,11 @@ def _two_steps(workload: Any) -> None:
 
 
 def memory_on_gpu(build: Callable[[], Any]) -> int:
-    """Bytes by which two training steps raise what torch's allocator has given out on the GPU, in this process."""
+    """Bytes by which two training steps raise the memory that torch's allocator has given out on the GPU."""
     import torch
 
     workload = build()
-    workload.backward(workload.forward())  # what a first step sets up for good
+    workload.backward(workload.forward())  # memory that only a first step allocates
     workload.clear_gradients()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -2,8 +2,8 @@
 
 Each is driven in the way that its documentation shows, with settings that only make the comparison fair: as many
 threads as torch, one stream of work, float32 arithmetic throughout. Weights and data are those of torch.nn's workload.
-Where there is a choice, it is the peer's favour: OpenVINO reads our arrays and hands out its own without a copy; JAX
-keeps its arrays on its device and compiles before the clock runs.
+A choice is made in the peer's favour: OpenVINO reads our arrays and returns its own without a copy; JAX keeps its
+arrays on its device and compiles before timing starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Peer:
-    """A case's numbers, time first and padded, and what the three have in common.
+    """Common base of the three: a case's numbers, time first and padded.
 
     A peer has ``prepare``, which compiles the model, ``run``, one forward pass on ``feeds``, ``hand_on``, which puts
     final states into ``feeds``, and ``arrays`` of its outputs: output (T, B, D·H) and final states.
@@ -53,14 +53,11 @@ class Peer:
     hand_on: Any
     arrays: Any
 
-    def forward(self) -> Any:
-        raise NotImplementedError("this engine only infers")
-
     def backward(self, outputs: Any) -> None:
-        """Nothing: ``forward``, where there is one, is the whole training step."""
+        """Do nothing: ``forward``, which only JAX has, is the whole training step."""
 
     def clear_gradients(self) -> None:
-        """Nothing: gradients are returned, not added up."""
+        """Do nothing: gradients are returned, not accumulated."""
 
     def infer(self, calls: int = 1) -> Any:
         outputs = None
@@ -83,8 +80,8 @@ class Peer:
         return dict(zip((prefix + name for name in self.case.outputs), (y, *last), strict=True))
 
     def tensors(self) -> Arrays:
-        found = self.named("inference ", self.infer())
-        return found | (self.named("stream ", self.stream(STREAMED)) if self.case.chunks else {})
+        tensors = self.named("inference ", self.infer())
+        return tensors | (self.named("stream ", self.stream(STREAMED)) if self.case.chunks else {})
 
 
 class OnnxRuntime(Peer):
@@ -183,13 +180,13 @@ class Jax(Peer):
         return (outputs[0], *outputs[1])
 
     def tensors(self) -> Arrays:
-        found = super().tensors()
+        tensors = super().tensors()
         if self.case.chunks:
-            return found
+            return tensors
         outputs, (parameters, x, states) = self.forward()
-        found |= self.named("", outputs) | {"grad input": np.array(x)}
-        found |= {f"grad {name}_0": np.array(value) for name, value in zip(self.case.states, states, strict=True)}
-        return found | {f"grad {name}": np.array(value).T for name, value in parameters.items()}
+        tensors |= self.named("", outputs) | {"grad input": np.array(x)}
+        tensors |= {f"grad {name}_0": np.array(value) for name, value in zip(self.case.states, states, strict=True)}
+        return tensors | {f"grad {name}": np.array(value).T for name, value in parameters.items()}
 
 
 def jax_forward(case: Case) -> Any:

@@ -72,9 +72,7 @@ def _draw_bench(results: Results) -> Any:
     """A panel of speed-ups for each dtype and metric, and the language model, one below the other."""
     panels: list[tuple[str, str, dict[str, list[Row]]]] = []
     heights: list[float] = []  # inches
-    groups = results.groups()
-    for dtype in dict.fromkeys(dtype for dtype, _ in groups):
-        cells = {cell: rows for (other, cell), rows in groups.items() if other == dtype}
+    for dtype, cells in results.groups().items():
         panels += [(dtype, metric, cells) for metric in METRIC_WORDS]
         heights += [1.3 + 0.25 * max(map(len, cells.values()))] * len(METRIC_WORDS)
     heights += [3.2] if results.model else []

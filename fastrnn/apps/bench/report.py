@@ -178,10 +178,11 @@ def _engine_table(title: str, rows: Sequence[Row], metric: str, results: Results
 
 
 def _bench_sections(results: Results) -> list[Section]:
-    settings, labels, groups = results.settings, results.settings.labels, results.groups()
+    settings, labels = results.settings, results.settings.labels
+    groups = [(dtype, cell, rows) for dtype, cells in results.groups().items() for cell, rows in cells.items()]
     summaries = _summaries(results)
     sections = summaries[:1]
-    for (dtype, cell), rows in groups.items():
+    for dtype, cell, rows in groups:
         device = "" if settings.device == "cpu" else f", {settings.device}"
         sections.append(_case_table(f"{cell}, {dtype}{device}", rows, labels))
     if groups:
@@ -189,7 +190,7 @@ def _bench_sections(results: Results) -> list[Section]:
         sections[-1].explanation = EXPLANATION.format(engine=labels["candidate"]) + cuda
     if results.steps:
         sections.append(_engine_table("Single steps", results.steps, "stream", results, STEPS_EXPLANATION))
-    compared = [row for rows in groups.values() for row in rows if row.peers]
+    compared = [row for _, _, rows in groups for row in rows if row.peers]
     for metric, word in METRIC_WORDS.items():
         rows = [row for row in compared if any(metric in ENGINES[name].metrics(row.case) for name in row.peers)]
         if rows:

@@ -6,7 +6,6 @@ A side is ``baseline``, ``candidate`` or the name of a peer.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
@@ -25,7 +24,7 @@ BEST_PEER = "best peer"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure and how."""
+    """Options of a run."""
 
     cases: tuple[Case, ...]
     mode: str = "bench"  # or busy, scaling
@@ -195,12 +194,12 @@ class Results:
     peaks: Peaks | None = None
     complete: bool = False
 
-    def groups(self) -> dict[tuple[str, str], list[Row]]:
-        """Rows by (dtype, cell), in the order in which they ran; without streams."""
-        groups = defaultdict(list)
+    def groups(self) -> dict[str, dict[str, list[Row]]]:
+        """Rows by dtype and cell, in the order in which they ran; without streams."""
+        groups: dict[str, dict[str, list[Row]]] = {}
         for row in self.rows:
             if not row.case.chunks:
-                groups[row.case.dtype, row.case.cell].append(row)
+                groups.setdefault(row.case.dtype, {}).setdefault(row.case.cell, []).append(row)
         return groups
 
     @property
@@ -209,7 +208,7 @@ class Results:
 
     @property
     def problems(self) -> list[str]:
-        """What makes the run a failure, one line each."""
+        """Reasons why the run failed, one line each."""
         verdicts: list[tuple[str, Verdict]] = [(row.case.name, row) for row in self.rows]
         verdicts += [("language model", self.model)] if self.model else []
         return [f"{name}: {one.describe()}" for name, one in verdicts if one.status in ("failed", "error")]
@@ -219,12 +218,11 @@ class Results:
 
         ``against`` is the baseline, a peer, or the best peer of each row. ``of`` counts rows with and without a speed.
         """
-        lines, peers, groups = [], self.settings.peers, self.groups()
-        for dtype in dict.fromkeys(dtype for dtype, _ in groups):
-            cells = {cell: rows for (other, cell), rows in groups.items() if other == dtype}
+        lines, peers = [], self.settings.peers
+        sides = ("baseline", *peers, *([BEST_PEER] if peers else []))
+        for dtype, cells in self.groups().items():
             if len(cells) > 1:
                 cells["all"] = [row for rows in cells.values() for row in rows]
-            sides = ("baseline", *peers, *([BEST_PEER] if peers else []))
             for (cell, rows), metric, against in product(cells.items(), METRICS, sides):
                 line: dict[str, Any] = {"dtype": dtype, "cell": cell, "metric": metric, "against": against}
                 pairs = [(row, row.best_peer(metric) if against == BEST_PEER else against) for row in rows]

@@ -25,7 +25,7 @@ FAILURES = (WorkerError, WorkerDiedError)
 
 
 class Progress:
-    """Lines on the error stream, one for each job, and on a terminal what the current one is doing.
+    """Lines on the error stream, one for each job, and on a terminal the step of the current one.
 
     Written only between two commands to the workers: a bar that refreshes itself would take time from them.
     """
@@ -69,7 +69,7 @@ class Runner:
         return self._workers[key]
 
     def start(self, environment: dict[str, Any]) -> int:
-        """Start all workers, note in ``environment`` what each engine says of itself; answers the threads."""
+        """Start all workers and write threads and versions of each engine into ``environment``; returns the threads."""
         purposes = ("time", "memory") if self.settings.memory and machine.can_measure_memory() else ("time",)
         workers = [self.worker(side, purpose) for side in SIDES for purpose in purposes]
         # Peers have no default of their own that would be fair: they get as many threads as torch.
