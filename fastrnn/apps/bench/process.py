@@ -67,8 +67,8 @@ def time_calls(kind: str, workload: Any, calls: int) -> Times:
 class Commands:
     """Runs in the engine's process; each public method is a command, `start` the first."""
 
-    workload: Any
-    training: Any
+    workload: Any = None
+    training: Any = None
 
     def start(self, engine: str, threads: int | None, precision: str | None) -> dict[str, Any]:
         """Load the engine; answers its threads, version and precision."""
@@ -99,23 +99,28 @@ class Commands:
         kinds = [kind for kind, metrics in BLOCKS.items() if metrics[-1] in self.metrics]
         return {kind: self.chunks * min(self._calls(kind, _WARM_UP_SECONDS)) for kind in kinds}
 
+    def _time(self, kind: str, calls: int) -> Times:
+        if self.workload is None:  # a process that died was started again
+            raise RuntimeError("prepare comes before a block")
+        return time_calls(kind, self.workload, calls)
+
     def _calls(self, kind: str, seconds: float) -> list[float]:
         """Seconds of single calls, one after the other, for at least that long (and at least three of them)."""
         times: list[float] = []
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline or len(times) < 3:
-            times.append(time_calls(kind, self.workload, 1)[BLOCKS[kind][-1]])
+            times.append(self._time(kind, 1)[BLOCKS[kind][-1]])
         return times
 
     def block(self, kind: str, calls: int) -> Times:
         """Seconds of a call by metric, mean of ``calls``, after one untimed call that wakes the threads."""
-        time_calls(kind, self.workload, 1)
-        times = time_calls(kind, self.workload, calls * self.chunks)
+        self._time(kind, 1)
+        times = self._time(kind, calls * self.chunks)
         return {metric: value * self.chunks for metric, value in times.items() if metric in self.metrics}
 
     def samples(self, kind: str, seconds: float) -> list[float]:
         """Seconds of single calls, after an untimed one."""
-        time_calls(kind, self.workload, 1)
+        self._time(kind, 1)
         return self._calls(kind, seconds)
 
     peaks = staticmethod(machine.measure_peaks)
