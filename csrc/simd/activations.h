@@ -131,7 +131,7 @@ struct Exact {
     const SplitExp<C> e(min(Vec<C>(high), max(Vec<C>(low), x)));
     // Results from √½·2^128 (2^1024) on are finite, but their scale is not: they are twice those of half the scale.
     const Vec<C> scale = where_less(e.scale, infinity, e.scale, Vec<C>(LogConstants<C>::kHalfOfLargestScale));
-    const Vec<C> y = fma(scale, e.p, scale);
+    const Vec<C> y = scale * (e.p + Vec<C>(C(1)));  // not scale·p + scale, whose first part may be subnormal
     return where_less(x, Vec<C>(low), Vec<C>::zero(), where_less(e.scale, infinity, y, y + y));
   }
   // Of subnormal numbers that of the least normal one.
