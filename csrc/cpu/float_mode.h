@@ -18,12 +18,13 @@ class FloatMode {
   FloatMode(const FloatMode&) = delete;
   FloatMode& operator=(const FloatMode&) = delete;
 
-  // The calling thread's mode, but with subnormal numbers, read or computed, taken for zero. A processor needs some 150
-  // cycles for one of them: a gradient that vanishes over hundreds of steps would take its time on the way to zero.
+  // The calling thread's mode, but with subnormal results flushed to zero (on ARM operands too, which cannot be told
+  // apart). A processor may need 150 cycles for each: a gradient that vanishes over hundreds of steps would take its time
+  // on the way to zero. Numbers that are given are read as they are.
   static uint64_t flushing() {
 #if defined(__x86_64__)
-    constexpr uint64_t kResults = 0x8000, kOperands = 0x40;
-    return current() | kResults | kOperands;
+    constexpr uint64_t kResults = 0x8000;
+    return current() | kResults;
 #elif defined(__aarch64__)
     constexpr uint64_t kBoth = uint64_t{1} << 24;
     return current() | kBoth;
