@@ -107,7 +107,8 @@ def _on_input(call: dict, change: Callable[[Tensor], Tensor]) -> None:
 
 
 def _on_state(case: Case, r: random.Random, call: dict, change: Callable[[Tensor], Tensor]) -> None:
-    states = list(plain.as_states(call["hx"])) if call["hx"] is not None else _fresh_states(case)
+    states = list(plain.as_states(call["hx"])) if call["hx"] is not None else []
+    states = states or _fresh_states(case)  # none are left where another mutation has taken them
     k = r.randrange(len(states))
     states[k] = change(states[k])
     call["hx"] = plain.as_hx(tuple(states))
