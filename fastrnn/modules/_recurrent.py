@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _recompute
+from .. import _paths, _recompute
 from .. import _surroundings as here
 from ..cells import check_bound
 from ..functional import sequence
@@ -71,6 +71,8 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
 
     #: values of ``backend``
     _backends: tuple[str, ...] = _checks.BACKENDS
+    #: (module, input, hx, whether it is a step) -> the result of an ordinary call by a shorter way, or None
+    _fast_path: Callable[[Any, Any, Any, bool], Any] | None = None
     #: whether ids may be looked up in a table of the first layer's products
     _takes_ids: bool = True
 
@@ -152,10 +154,13 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             and recompute is False
             and clip is None
             and penalty is None
+            and self._fast_path is not None
             and not here.is_compiling()
         ):
-            found = self._fast_path(input, hx, False)
+            found = self._fast_path(self, input, hx, False)
             if found is not None:
+                if _paths.recorders:
+                    _paths.record(self._cell_name, "fast path")
                 return found
         options = Options(lengths, reset, backend, embedding, recompute, initial, clip, penalty)
         options.check_backend()
@@ -193,9 +198,9 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         if state is None and self.learn_initial_state and isinstance(x, Tensor):
             # (B, I) lies as (B, T) does: rows first.
             state, _ = self._start(x.unsqueeze(0), None, None, None, embedding is not None, False)
-        usual = backend == "auto" and embedding is None and clip is None
-        if usual and not self.bidirectional and not here.is_compiling():
-            found = self._fast_path(x, state, True)
+        usual = backend == "auto" and embedding is None and clip is None and not self.bidirectional
+        if usual and self._fast_path is not None and not here.is_compiling():
+            found = self._fast_path(self, x, state, True)
             if found is not None:
                 return found
         if self.bidirectional:
@@ -247,10 +252,6 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
     def _layer(self) -> Callable[..., Found]:
         """Runs one layer in one direction, called as `fastrnn.functional.sequence` is."""
         return sequence
-
-    def _fast_path(self, input: Any, hx: Any, stepping: bool) -> Any:
-        """The result of an ordinary call, by a shorter way; None if there is none for this call."""
-        return None
 
     def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
         """The result of a call that is not for the layers here, or None and the options to go on with.

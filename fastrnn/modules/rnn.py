@@ -28,6 +28,7 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
     """
 
     _torch_class: type[nn.RNNBase]
+    _fast_path = staticmethod(_C.short_layers)
 
     def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
         self._torch_class.__init__(self, *args, **kwargs)
@@ -59,12 +60,6 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
         cell = self._cell_name
         onednn = cell == "lstm" and not self.proj_size and _checks.onednn_takes(x, batch_sizes)
         return _checks.run_dtype(cell, target, x, states, onednn)
-
-    def _fast_path(self, input: Any, hx: Any, stepping: bool) -> Any:
-        found = _C.short_layers(self, input, hx, stepping)
-        if found is not None and _paths.recorders:
-            _paths.record(self._cell_name, "fast path")
-        return found
 
     def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
         x, states, form, backend = given.x, given.states, given.form, options.backend
