@@ -248,7 +248,8 @@ class _Steps:
         self.set_weights(weights)
         like = weights[0][1]
         lead = (len(weights), batch)
-        self._states = tuple(like.new_zeros(*lead, width) for width in module._state_sizes())
+        with torch.inference_mode(False):
+            self._states = tuple(like.new_zeros(*lead, width) for width in module._state_sizes())
 
     def set_weights(self, weights: list[list[Any]]) -> None:
         self._layers = [LayerWeights(*layer) for layer in weights]
@@ -258,8 +259,8 @@ class _Steps:
             return [s.clone() for s in self._states]
 
     def set_states(self, values: Any) -> None:
-        with self._lock:
-            self._states = tuple(v.detach().clone() for v in values)
+        with self._lock, torch.inference_mode(False):
+            self._states = tuple(torch.empty_like(v).copy_(v.detach()) for v in values)
 
     def reset(self, rows: list[int] | None, initial: tuple[Tensor, ...]) -> None:
         chosen = slice(None) if rows is None else rows
@@ -271,7 +272,8 @@ class _Steps:
         """The next step of x (B, I) or (I)."""
         rows = x if x.dim() == 2 else x.unsqueeze(0)
         keywords = Options().of_layers(None)
-        with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
+        # Memory of its own is to be written in inference mode and outside of it: made outside.
+        with self._lock, torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             name, layer = self._module._cell_name, self._module._layer
             y, states = run_layers(name, rows.unsqueeze(0), self._layers, self._states, 1, 0.0, keywords, layer)
             self._states = states

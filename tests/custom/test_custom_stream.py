@@ -107,6 +107,24 @@ def test_training_autocast_and_gradients_are_not_followed():
     assert network.training
 
 
+@pytest.mark.parametrize("name", ["one_state", "gru_reset_before"])
+def test_inside_and_outside_of_inference_mode(name):
+    network, x = make(name, learn_initial_state=True), torch.randn(B, I)
+    with torch.inference_mode():
+        stream = fastrnn.Stream(network)
+        first = stream.step(x)
+        inside = stream.state
+    stream.reset(0)
+    stream.state = inside
+    second = stream.step(x)
+    with torch.inference_mode():
+        stream.reset()
+        stream.state = inside
+        assert torch.equal(stream.step(x), second)
+    stream.reset()
+    assert torch.equal(stream.step(x), first)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="module: expected bidirectional=False"):
         fastrnn.Stream(make("one_state", bidirectional=True))
