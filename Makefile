@@ -1,4 +1,5 @@
-# make help lists the goals. Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is quick the second time.
+# make help lists the goals. Each does all of its own set-up (a virtual environment, torch, the tools, the kernels) and is
+# quick the second time.
 #
 #   ARGS     for the program that is run:         make test ARGS=tests/apps/test_cli.py, make bench ARGS=--help
 #   TORCH    another torch than the one found:    make build TORCH='torch==2.14.1'

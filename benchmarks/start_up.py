@@ -1,4 +1,4 @@
-"""How long `import fastrnn` takes beside `import torch`, and `fastrnn --help`: python benchmarks/start_up.py
+"""Time `import fastrnn` beside `import torch`, and `fastrnn --help`: python benchmarks/start_up.py
 
 Each in processes of its own, in turns; medians. The command must be installed.
 """

@@ -34,7 +34,7 @@ def check_torch(built: str, kernels: str) -> None:
 
 
 def _of_another_torch(built: str) -> str:
-    """What is wrong with kernels built for a version of torch, or an empty string."""
+    """Return what is wrong with kernels built for a version of torch, or an empty string."""
     import torch  # here, as the command line reads its arguments without it
 
     running = str(torch.__version__)
@@ -44,7 +44,7 @@ def _of_another_torch(built: str) -> str:
 
 
 def why(error: ImportError) -> str:
-    """Why the compiled part cannot be imported, as a clause: built for another Python or torch, broken, not there."""
+    """Return why the compiled part cannot be imported: built for another Python or torch, broken, not there."""
     own = _PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     if own.is_file():
         found = _BUILT_FOR.search(own.read_bytes())
@@ -59,7 +59,7 @@ def why(error: ImportError) -> str:
 
 
 def command() -> str:
-    """What builds the kernels of this installation again, from where it came from."""
+    """Return the command that builds the kernels of this installation again, from where it came from."""
     checkout = _PACKAGE.parent
     if (checkout / "setup.py").is_file():
         return f"{sys.executable} -m pip install --no-build-isolation -e {checkout}"
@@ -67,7 +67,7 @@ def command() -> str:
 
 
 def _origin() -> str:
-    """The path or address that pip installed fastrnn from, as it has noted it."""
+    """Return the path or address that pip installed fastrnn from, as it has noted it."""
     try:
         noted = importlib.metadata.distribution("fastrnn").read_text("direct_url.json")
         address = urlsplit(json.loads(noted or "{}")["url"])

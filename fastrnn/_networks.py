@@ -11,6 +11,7 @@ from torch import nn
 from fastrnn import _torch, cells
 from fastrnn.cells import CELLS, MODES, CellSpec
 from fastrnn.custom.module import Network
+from fastrnn.modules import _initial
 
 
 class Part(NamedTuple):
@@ -71,17 +72,11 @@ def parts_of(module: Any) -> list[Part]:
         spec = CELLS[_cell_of(module) if cell else MODES[module.mode]]
         kind, gates, recurrent = spec.name.split("_")[0].upper(), spec.gate_names, spec.gate_names
     assert spec is not None
-    places = [(0, False)]
-    suffixes = [""]
-    if not cell:
-        places = [
-            (k, reverse) for k in range(module.num_layers) for reverse in (False, True)[: 1 + module.bidirectional]
-        ]
-        suffixes = [f"_l{layer}" + "_reverse" * reverse for layer, reverse in places]
-    bias = bool(module.bias)
+    names = (kind, gates, recurrent, bool(module.bias))
+    directions = 2 if not cell and module.bidirectional else 1
     return [
-        Part(module, spec, suffix, kind, gates, recurrent, bias, *place, heads)
-        for suffix, place in zip(suffixes, places, strict=True)
+        Part(module, spec, suffix, *names, number // directions, bool(number % directions), heads)
+        for number, suffix in enumerate([""] if cell else _initial.suffixes(module))
     ]
 
 

@@ -1,4 +1,4 @@
-"""What traces, transforms or follows the program here and now. The rest of the library asks torch by these names only.
+"""Questions to torch about what traces, transforms or watches the program. The library asks them here only.
 
 Dynamo evaluates all of them while it traces; so does `torch.export`.
 """
@@ -29,7 +29,7 @@ _FUNCTIONALIZE = _C._functorch.TransformType.Functionalize
 
 
 class Surroundings(NamedTuple):
-    """What decides on the way of a layer's call."""
+    """State of the program that the choice of a layer's path depends on."""
 
     compiling: bool
     transformed: bool

@@ -87,7 +87,6 @@ void run_team(int threads, void (*body)(void*, Member&), void* context) {
   const uint64_t mode = FloatMode::flushing();
 #ifdef _OPENMP
   if (threads > 1 && !omp_in_parallel()) {
-    // Set inside the region only: threads that the pool makes now begin with the caller's mode, for good.
     Barrier barrier;
     const int most = threads < kMostMembers ? threads : kMostMembers;
     const Watch region;
@@ -99,7 +98,7 @@ void run_team(int threads, void (*body)(void*, Member&), void* context) {
       const int rank = omp_get_thread_num();
       if (rank < size) {
         region.arrived();
-        const FloatMode same(mode);
+        const FloatMode same(mode);  // not before the region: threads that it makes keep the mode of their maker
         Member member{rank, size, &barrier};
         body(context, member);
       }

@@ -138,14 +138,6 @@ def run_dtype(
     return torch.promote_types(target, x.dtype if states is None else states[-1].dtype)
 
 
-def check_backend(backend: Any, names: Sequence[str], lengths: Any, reset: Any) -> None:
-    """Raises ValueError for an unknown name, and for keywords that torch's forward does not know."""
-    if backend not in names:
-        raise ValueError(f"backend: expected one of {', '.join(map(repr, names))}, got {backend!r}")
-    if backend == "torch" and not (lengths is None and reset is None):
-        raise ValueError("backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not know")
-
-
 def packed_rows(batch_sizes: Tensor, state: Any) -> Any:
     """Rows of a packed input's first step, which each initial state has to have.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -24,8 +25,14 @@ class Options(NamedTuple):
         names = ("initial", "clip_state_gradient", "penalty")
         return tuple([name for name in names if getattr(self, name) is not None])
 
-    def check_backend(self) -> None:
-        """Raise ValueError where torch.nn's forward is asked for what only ours has."""
+    def check_backend(self, names: Sequence[str]) -> None:
+        """Raise ValueError for a backend that is none of ``names``, or that does not know the other keywords."""
+        if self.backend not in names:
+            raise ValueError(f"backend: expected one of {', '.join(map(repr, names))}, got {self.backend!r}")
+        if self.backend == "torch" and not (self.lengths is None and self.reset is None):
+            raise ValueError(
+                "backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not know"
+            )
         if self.backend == "torch" and self.training():
             raise ValueError(
                 f"backend='torch': expected a call without {self.in_words()}, which torch.nn does not have"

@@ -1,4 +1,4 @@
-"""What all recurrent networks have in common: LSTM, GRU, RNN, and networks of a cell of one's own."""
+"""Base class of all recurrent networks: LSTM, GRU, RNN, and networks of custom cells."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         Args:
             input: (T, B, I); (B, T, I) if ``batch_first``; (T, I) unbatched; or a `PackedSequence`.
             hx: initial states, the learned ones or zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c``
-                (L·D, B, H), for a cell of one's own a tensor (L·D, B, H) or, of several states, a tuple; without B if
+                (L·D, B, H), for a custom cell a tensor (L·D, B, H) or, of several states, a tuple; without B if
                 unbatched.
             lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs
                 after a row's end are zero, its final state is that of its last step (``hx``, if it has none), and the
@@ -107,7 +107,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of
                 a new segment, which then starts from ``initial``, in every layer and direction.
             backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations;
-                ``"torch"``, the forward of torch.nn (not for a cell of one's own). None: the attribute ``backend``.
+                ``"torch"``, the forward of torch.nn (not for custom cells). None: the attribute ``backend``.
             embedding: a `torch.nn.Embedding` (or a module like one) or its weight (V, I). ``input`` is then token ids,
                 int64 or int32: (T, B); (B, T) if ``batch_first``; (T); or a `PackedSequence` of them. The result is
                 that for ``embedding(input)``, with its gradients; where V is less than the number of ids, the products
@@ -136,8 +136,6 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             TypeError, ValueError, RuntimeError, IndexError: for ``embedding`` and ids, likewise.
         """
         backend = backend or self.backend
-        if backend != "auto":
-            _checks.check_backend(backend, self._backends, lengths, reset)
         recompute = self.recompute if recompute is None else recompute
         if recompute is not False:
             _recompute.check(recompute)
@@ -163,7 +161,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
                     _paths.record(self._cell_name, "fast path")
                 return found
         options = Options(lengths, reset, backend, embedding, recompute, initial, clip, penalty)
-        options.check_backend()
+        options.check_backend(self._backends)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, options)
         return self._forward_padded(input, hx, options, self.batch_first)
@@ -213,9 +211,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"step: expected x to be a 1-D or 2-D tensor, (I) or (B, I), got {got}")
         options = Options(backend=backend, clip_state_gradient=clip)
-        if backend != "auto":
-            _checks.check_backend(backend, self._backends, None, None)
-            options.check_backend()
+        options.check_backend(self._backends)
         y, state = self._forward_padded(x.unsqueeze(0), state, options, False)
         return y.squeeze(0), state
 
@@ -238,9 +234,10 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         """``hx`` as a tuple of states; of nothing where it has not the form for that, which fits no network."""
         raise NotImplementedError
 
-    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
-        """``hx`` with its rows in another order."""
-        return super().permute_hidden(hx, permutation)  # type: ignore[misc]
+    if TYPE_CHECKING:
+
+        def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+            """``hx`` with its rows in another order; torch.nn's, or the subclass's own."""
 
     def _run_dtype(
         self, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None

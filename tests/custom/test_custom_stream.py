@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from stepping import steps
 
 import fastrnn
 from fastrnn import gallery
@@ -21,15 +22,6 @@ IN_PYTHON = ("gru_reset_before", "layer_norm_lstm", "rate_noisy")
 
 def make(name: str, **options):
     return gallery.CELLS[name](I, H, **options).eval()
-
-
-def steps(network, xs, state=None):
-    ys = []
-    with torch.no_grad():
-        for x in xs:
-            y, state = network.step(x, state)
-            ys.append(y)
-    return ys, state
 
 
 def same(found, wanted):

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from dropin_cases import LAYERS, layer_pair, random_hx, same
+from stepping import steps
 from torch import nn
 
 import fastrnn
@@ -20,16 +21,6 @@ T, B, I, H = 5, 4, 3, 6  # noqa: E741 - letters as in the equations
 
 def make(kind: str = "lstm", **options):
     return layer_pair(kind, I, H, **options)[1].eval()
-
-
-def steps(module, xs, state=None):
-    """y of each step by `module.step`, and the last state."""
-    ys = []
-    with torch.no_grad():
-        for x in xs:
-            y, state = module.step(x, state)
-            ys.append(y)
-    return ys, state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
