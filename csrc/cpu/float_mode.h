@@ -19,8 +19,8 @@ class FloatMode {
   FloatMode& operator=(const FloatMode&) = delete;
 
   // The calling thread's mode, but with subnormal results flushed to zero (on ARM operands too, which cannot be told
-  // apart). A processor may need 150 cycles for each: a gradient that vanishes over hundreds of steps would take its time
-  // on the way to zero. Numbers that are given are read as they are.
+  // apart). A processor may need 150 cycles for each: a gradient that vanishes over hundreds of steps would take its
+  // time on the way to zero. Numbers that are given are read as they are.
   static uint64_t flushing() {
 #if defined(__x86_64__)
     constexpr uint64_t kResults = 0x8000;
