@@ -16,9 +16,10 @@ namespace fastrnn {
 
 constexpr int kMaxStates = 8;
 
-// kFloat32Parts is float32 in memory, its products computed by sums of bfloat16 parts (cpu/parts.h).
-enum class Format : int { kFloat32, kFloat64, kBFloat16, kFloat16, kFloat32Parts };
-constexpr int kFormats = 5;
+// kFloat32TwoParts and kFloat32OnePart are float32 in memory, the factors of their products sums of so many bfloat16
+// parts (cpu/parts.h).
+enum class Format : int { kFloat32, kFloat64, kBFloat16, kFloat16, kFloat32TwoParts, kFloat32OnePart };
+constexpr int kFormats = 6;
 
 // How the work of one step is shared. kAuto leaves it to the cost model in plan.cpp.
 enum class Split : int { kAuto, kNone, kRows, kUnits };
@@ -92,19 +93,36 @@ struct SmallProduct {
   bool add;                       // to what is there
 };
 
-// By number format: float32, float64.
-struct SmallKernels {
+// A float32 product by parts: out (M, N) = a (M, K) · b (K, N), plus bias (N) unless null, or plus what is there with
+// `add`. Of each operand's two strides, one is 1. See cpu/parts_matmul.h.
+struct LargeProduct {
+  int64_t rows, columns, depth;  // M, N, K
+  const float* a;
+  int64_t a_row, a_depth;
+  const float* b;
+  int64_t b_depth, b_column;
+  const float* bias;
+  float* out;
+  int64_t out_row;
+  bool add;
+  int threads;
+};
+
+// Products of an instruction set. The small ones by number format: float32, float64.
+struct ProductKernels {
   void (*by_rows[2])(const SmallProduct&);     // out (N, columns) = a (N, depth) · b (columns, depth)ᵀ + bias
   void (*by_columns[2])(const SmallProduct&);  // out (N, columns) = a (N, depth) · b (depth, columns)
   void (*outer[2])(const SmallProduct&);       // out (depth, columns) = a (N, depth)ᵀ · b (N, columns)
+  // By the number of parts, one and two; null where float32 is as fast. They return 0, or -1 out of memory, or -2 a
+  // write past the end of scratch memory (checked in debugging only). The same bits for any number of threads.
+  int (*in_parts[2])(const LargeProduct&);
 };
 
 struct CellKernels : CellTraits {
-  // By Format. Null: this instruction set has nothing for it (kFloat32Parts alone; kFloat32 does it). They return 0, or
-  // -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
+  // By Format. Null: this instruction set has nothing for it (formats of parts alone). They return 0, or -1 out of
+  // memory, or -2 a write past the end of scratch memory (checked in debugging only).
   int (*forward[kFormats])(const ForwardArgs&);
   int (*backward[kFormats])(const BackwardArgs&);
-  SmallKernels small;  // the same for every cell of an instruction set
 };
 
 }  // namespace fastrnn

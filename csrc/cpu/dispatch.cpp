@@ -23,7 +23,8 @@ namespace fastrnn {
 namespace {
 
 #if defined(__x86_64__)
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+enum { kAvx2 = 1, kAvx512, kAvx512BFloat16, kAmx };
 #else
 constexpr const char* kNames[] = {"baseline"};
 #endif
@@ -31,14 +32,36 @@ constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 const char* problem = "";
 
+bool multiplies_bfloat16() {
+#if FASTRNN_HAS_AVX512_BF16
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kVectorBFloat16 = 1u << 5;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kVectorBFloat16) != 0;
+#else
+  return false;
+#endif
+}
+
+// Whether its product instruction does more arithmetic than that of float32. AMD's does twice as much; Intel's, of
+// processors whose matrix unit is meant for it, half as much.
+bool bfloat16_pays() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd") != 0;
+#else
+  return false;
+#endif
+}
+
 // Whether the processor has the matrix unit, and the system lets this process use it: its registers are 8 KiB a
 // thread, which Linux sets aside only for those who ask (once, for all threads).
 bool ask_for_matrix_unit() {
-#if FASTRNN_HAS_AMX
+#if defined(FASTRNN_EMULATE_MATRIX_UNIT)
+  return multiplies_bfloat16();
+#elif FASTRNN_HAS_AMX
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kTile = 1u << 24, kTileBFloat16 = 1u << 22, kVectorBFloat16 = 1u << 5;
+  constexpr unsigned kTile = 1u << 24, kTileBFloat16 = 1u << 22;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTile) == 0 || (d & kTileBFloat16) == 0) return false;
-  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kVectorBFloat16) == 0) return false;
+  if (!multiplies_bfloat16()) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -65,7 +88,8 @@ int find(const char* name) {
 int first_choice() {
   int best = 0;
   for (int k = 0; k < kCount; ++k) {
-    if (capability_supported(k)) best = k;
+    const bool slow = strcmp(kNames[k], "avx512_bf16") == 0 && !bfloat16_pays();
+    if (capability_supported(k) && !slow) best = k;
   }
   const char* wanted = getenv("FASTRNN_CPU_CAPABILITY");
   if (wanted == nullptr || *wanted == '\0') return best;
@@ -101,15 +125,16 @@ const char* capability_name(int k) { return kNames[k]; }
 bool capability_supported(int k) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (k >= 1 && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16())) {
+  if (k >= kAvx2 && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16())) {
     return false;
   }
-  if (k >= 2 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) {
+  if (k >= kAvx512 && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) {
     return false;
   }
   static const bool matrix_unit = ask_for_matrix_unit();
-  if (k >= 3 && !matrix_unit) return false;
+  if (k == kAvx512BFloat16 && !multiplies_bfloat16()) return false;
+  if (k == kAmx && !matrix_unit) return false;
 #endif
   return k >= 0 && k < kCount;
 }
@@ -172,7 +197,7 @@ extern "C" __attribute__((visibility("default"))) const char* fastrnn_load_cells
   return problem_of_load.empty() ? nullptr : problem_of_load.c_str();
 }
 
-const SmallKernels& small_kernels() { return find_cell(kRegistry[0].cell)->small; }
+const ProductKernels& product_kernels() { return *kProducts[current().load()].kernels(); }
 
 const char* cell_name(int k) {
   for (const RegistryEntry* e = kRegistry; e->cell != nullptr; ++e) {

@@ -24,8 +24,8 @@ const CellKernels* find_cell(const char* name);
 // Adds the kernels of a user's cell from a shared object that custom_unit.h was compiled into, or those of further
 // number formats of one that is known. An empty string, or what is wrong. What is loaded stays.
 std::string load_cells(const char* path);
-// Products of few rows for the capability in force.
-const SmallKernels& small_kernels();
+// Products for the capability in force.
+const ProductKernels& product_kernels();
 // The k-th cell's name, or null.
 const char* cell_name(int k);
 

@@ -1,4 +1,4 @@
-// The table of all kernels. The build writes its one source file, with a line for each cell and instruction set.
+// The tables of all kernels. The build writes their one source file, with a line for each cell and instruction set.
 #pragma once
 
 #include "cpu/args.h"
@@ -7,14 +7,21 @@ namespace fastrnn {
 
 struct RegistryEntry {
   const char* cell;
-  const char* capability;  // baseline, avx2, avx512, amx
+  const char* capability;  // baseline, avx2, avx512, avx512_bf16, amx
   const CellKernels* (*kernels)();
 };
 
 // Changes with everything that kernels in another shared object have in common with this one.
-constexpr int kCellInterface = 6;
+constexpr int kCellInterface = 7;
 
 extern const RegistryEntry kRegistry[];  // ends with a null cell
+
+struct ProductEntry {
+  const char* capability;
+  const ProductKernels* (*kernels)();
+};
+
+extern const ProductEntry kProducts[];  // one for each capability
 
 }  // namespace fastrnn
 
@@ -32,4 +39,17 @@ extern const RegistryEntry kRegistry[];  // ends with a null cell
   }                           \
   }                           \
   ;                           \
+  }
+
+#define FASTRNN_DECLARE_PRODUCTS(isa)      \
+  namespace fastrnn::isa {                 \
+  const ProductKernels* product_kernels(); \
+  }
+#define FASTRNN_PRODUCTS_BEGIN \
+  namespace fastrnn {          \
+  const ProductEntry kProducts[] = {
+#define FASTRNN_REGISTER_PRODUCTS(isa) {#isa, &isa::product_kernels},
+#define FASTRNN_PRODUCTS_END \
+  }                          \
+  ;                          \
   }

@@ -1,7 +1,10 @@
 // Begins the region compiled for an instruction set (FASTRNN_ISA_…), to be included after all standard headers;
-// target_off.h ends it. Neither has an include guard. After target.h: a compiler that does not know the matrix unit
-// refuses its name, and gets what is around the kernels (unit.h leaves them out) as for AVX-512.
-#if defined(FASTRNN_ISA_AMX) && FASTRNN_HAS_AMX
+// target_off.h ends it. Neither has an include guard. After tiles_of.h: a compiler that does not know the instructions
+// for products of parts refuses their names, and gets what is around the kernels as for AVX-512.
+#if defined(FASTRNN_HAS_TILES) && defined(FASTRNN_TILES_ON_VECTORS)
+#define FASTRNN_TARGET "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
+#define FASTRNN_TARGET_GCC FASTRNN_TARGET ",prefer-vector-width=512"
+#elif defined(FASTRNN_HAS_TILES)
 #define FASTRNN_TARGET "amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
 #define FASTRNN_TARGET_GCC FASTRNN_TARGET ",prefer-vector-width=512"
 #elif defined(FASTRNN_ISA_AVX512)

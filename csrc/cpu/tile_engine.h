@@ -1,7 +1,11 @@
-// The engine that multiplies parts in bfloat16 on the matrix unit; engine.h says what an engine is.
+// The engine that multiplies parts in bfloat16, on the matrix unit or on vectors; engine.h says what an engine is.
 #pragma once
 
-#include "cpu/tiles.h"
+#if defined(FASTRNN_TILES_ON_VECTORS)
+#include "cpu/unit_vector.h"
+#else
+#include "cpu/unit_matrix.h"
+#endif
 
 namespace FASTRNN_NAMESPACE {
 
@@ -22,7 +26,7 @@ struct TileWeights {
   int64_t columns() const { return used() + (groups_of_a_pass(blocks) - 1) * blocks; }
   int64_t deep() const { return divide_up(depth, kTileDepth); }
   int64_t size() const { return columns() * deep() * Parts * kTileSize; }
-  bool far() const { return size() * 2 > (3 << 19); }  // processors with the matrix unit have 2 MiB a core or more
+  bool far() const { return size() * 2 > TileUnit::kNearBytes; }
   uint16_t* tile(int64_t column, int64_t k) const { return data + (column * deep() + k) * Parts * kTileSize; }
   TileColumns<Parts> as_operand() const { return {data, deep()}; }
   void clear_rest() const { memset(tile(used(), 0), 0, static_cast<size_t>(size() - (tile(used(), 0) - data)) * 2); }
@@ -108,19 +112,17 @@ struct TileSweep {
     if (rows.begin >= rows.end) return;
     const TileBlocks blocks(rows.begin, larger(0, smaller(rows.end, live) - rows.begin));
     const int64_t number = divide_up(groups.end - groups.begin, kGroups);
-    if (blocks.count > 0) configure_tiles(static_cast<int>(blocks.size), shape_of(blocks));
+    TileUnit unit;
     for (int64_t n = 0; n < number; ++n) {
       const int64_t first = groups.begin + (backwards ? number - 1 - n : n) * kGroups;
       const Range here{first, smaller(groups.end, first + kGroups)};
-      multiply(blocks, here, n + 1 < number, stage);
+      multiply(unit, blocks, here, n + 1 < number, stage);
       without_operand({rows.begin + blocks.number, rows.end}, here, stage);
     }
-    _tile_release();
   }
 
  private:
   const float* bias_of(int64_t column) const { return bias != nullptr ? bias + column * kTileLanes : nullptr; }
-  static Shape shape_of(const TileBlocks& blocks) { return blocks.count > 1 ? Shape::kPair : Shape::kSingle; }
 
   // The `part`-th of `parts` shares of the columns that come after `column`, for a product over the depth.
   Fetch ahead(int64_t column, bool more, int64_t part, int64_t parts) const {
@@ -132,30 +134,30 @@ struct TileSweep {
   }
 
   template <class Stage>
-  void multiply(const TileBlocks& blocks, Range here, bool more, const Stage& stage) const {
+  void multiply(TileUnit& unit, const TileBlocks& blocks, Range here, bool more, const Stage& stage) const {
     alignas(64) float sums[2][16 * kStride];
     const TileColumns<Parts> w = weights.as_operand();
     const int64_t column = here.begin * NV;
     constexpr int kPasses = kColumns / kPass;
     const int64_t parts = divide_up(blocks.count, 2) * kPasses * 2;
+    const auto at = [&](int c) { return TileSums{sums[0] + c * 16, sums[1] + c * 16, kStride, bias_of(column + c)}; };
     int64_t b = 0, part = 0;
+    if (blocks.count > 1) unit.use(static_cast<int>(blocks.size), Shape::kPair);
     for (; b + 1 < blocks.count; b += 2) {
       const TileRows x0 = x.from(blocks.first(b)), x1 = x.from(blocks.first(b + 1));
       for (int c = 0; c < kColumns; c += 2) {
-        product_pair<Parts>(x0, x1, w, column + c, {0, w.blocks}, sums[0] + c * 16, sums[1] + c * 16, kStride,
-                            bias_of(column + c), ahead(column, more, part++, parts));
+        unit.template pair<Parts>(x0, x1, w, column + c, {0, w.blocks}, at(c), ahead(column, more, part++, parts));
       }
       hand_over(blocks, b, here, sums[0], stage);
       hand_over(blocks, b + 1, here, sums[1], stage);
     }
     if (b == blocks.count) return;
-    if (blocks.count > 1) configure_tiles(static_cast<int>(blocks.size), Shape::kSingle);
+    unit.use(static_cast<int>(blocks.size), Shape::kSingle);
     for (int c = 0; c < kColumns; c += kPass) {
-      product_single<Parts>(x.from(blocks.first(b)), w, column + c, sums[0] + c * 16, kStride, bias_of(column + c),
-                            ahead(column, more, part++, parts / 2));
+      unit.template single<Parts>(x.from(blocks.first(b)), w, column + c, at(c),
+                                  ahead(column, more, part++, parts / 2));
     }
     hand_over(blocks, b, here, sums[0], stage);
-    if (blocks.count > 1) configure_tiles(static_cast<int>(blocks.size), Shape::kPair);
   }
 
   // The rows of block b that no block before it had.
@@ -189,7 +191,7 @@ struct Tiles {
   static constexpr bool kReadsStates = false;
   static constexpr int kGroupsPast = 3;  // that a pass reads behind the last one at most
   static constexpr int kBytes = 2 * Parts;
-  static constexpr double kSpeed = Parts == 1 ? 20 : (Parts == 2 ? 8 : 4);
+  static constexpr double kSpeed = TileUnit::kSpeed / (Parts == 1 ? 1 : 3);
   using Weights = TileWeights<Parts>;
   using Operand = PartRows<Parts>;
 

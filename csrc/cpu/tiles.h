@@ -1,10 +1,18 @@
-// The products of parts on the processor's matrix unit (AMX).
+// Products of parts: their operands, and what is common to the units of a processor that compute them (unit_matrix.h,
+// unit_vector.h). One of these is a struct TileUnit with
+//   use(rows, shape)  says what is called next; only one unit of a thread may be in use
+//   pair<Parts>()     two blocks of so many rows × two columns, over a piece of the depth
+//   single<Parts>()   one block of rows × kPass columns, over all of it
+//   kNear             tiles along the depth that a pair of columns should be multiplied with at a time
+//   kNearBytes        weights of more bytes should be fetched ahead
+//   kSpeed            multiply-adds of parts in the time of one of float32
 //
-// A sum goes over the depth 32 at a time and, within these, over the products of parts in one order (kOrder), whatever
-// the shape in which it is computed: the same bits for any number of rows, columns and threads. The unit adds 16 pairs
-// of products to a float32 at a time, so that chains are short; it takes numbers below 2^-126 for zero.
+// A sum goes over the depth 32 at a time and, within these, over the products of parts in one order: (1, 0) (0, 0) (0,
+// 1) of (operand's, weights') parts where they exist, whatever the shape in which it is computed: the same bits for any
+// number of rows, columns and threads. Two products are added at a time at least, so that chains are short; numbers
+// below 2^-126 count as zero.
 //
-// The unit knows infinities and NaN, but parts do not go with them: ∞·w is ∞·w₀ + ∞·w₁, which may be ∞ - ∞. A sum that
+// Units know infinities and NaN, but parts do not go with them: ∞·w is ∞·w₀ + ∞·w₁, which may be ∞ - ∞. A sum that
 // turns out to be NaN is therefore computed again from the whole numbers (mend).
 #pragma once
 
@@ -39,151 +47,15 @@ struct Fetch {
   }
 };
 
-// The intrinsics do not say what memory they read.
-FASTRNN_FN void memory_is_written() { asm volatile("" ::: "memory"); }
+// Where sums go: those of a row at first + row·stride + 16·column, those of a pair's second block from `second` on.
+// They begin at depth 0 with `bias` (of the columns; null: zero), elsewhere with what is there.
+struct TileSums {
+  float *first, *second;
+  int64_t stride;
+  const float* bias;
+};
 
-// The shape of the registers: rows of the operand (registers 4, 5 and, for a single block of rows, 6) and of the sums
-// (0 to 3). All are zero after it.
 enum class Shape { kPair, kSingle };
-inline void configure_tiles(int rows, Shape shape) {
-  struct alignas(64) {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  for (int t = 0; t < 8; ++t) {
-    config.bytes[t] = 64;
-    config.rows[t] = static_cast<uint8_t>(t < 6 || (t == 6 && shape == Shape::kSingle) ? rows : 16);
-  }
-  asm volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
-}
-
-// Depths 32·begin to 32·end of two blocks of rows (given from 32·begin on) × two columns: sums to
-// out[row·stride + 16·column], the second block's from `second` on. They start from what is there, or at the beginning
-// (depth 0) from zero or a bias for the columns.
-template <int Parts>
-void product_pair(const TileRows& x0, const TileRows& x1, const TileColumns<Parts>& w, int64_t column, Range depth,
-                  float* out, float* second, int64_t stride, const float* bias, Fetch ahead) {
-  const uint16_t *a0 = x0.data, *a1 = x1.data;
-  const uint16_t *b0 = w.tile(column, depth.begin), *b1 = w.tile(column + 1, depth.begin);
-  const int64_t row = x0.row * 2, part = x0.part;
-  memory_is_written();
-  if (depth.begin == 0 && bias != nullptr) {
-    _tile_loadd(0, bias, 0);
-    _tile_loadd(1, bias + 16, 0);
-    _tile_loadd(2, bias, 0);
-    _tile_loadd(3, bias + 16, 0);
-  } else if (depth.begin == 0) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, out, stride * 4);
-    _tile_loadd(1, out + 16, stride * 4);
-    _tile_loadd(2, second, stride * 4);
-    _tile_loadd(3, second + 16, stride * 4);
-  }
-#define FASTRNN_ROWS(p)                 \
-  _tile_loadd(4, a0 + (p) * part, row); \
-  _tile_loadd(5, a1 + (p) * part, row);
-#define FASTRNN_COLUMNS(p)                  \
-  _tile_loadd(6, b0 + (p) * kTileSize, 64); \
-  _tile_loadd(7, b1 + (p) * kTileSize, 64);
-#define FASTRNN_MULTIPLY   \
-  _tile_dpbf16ps(0, 4, 6); \
-  _tile_dpbf16ps(1, 4, 7); \
-  _tile_dpbf16ps(2, 5, 6); \
-  _tile_dpbf16ps(3, 5, 7);
-  for (int64_t k = depth.begin; k < depth.end; ++k) {
-    ahead.some();
-    // In the order (2, 0) (1, 0) (0, 0) (0, 1) (1, 1) (0, 2) of (operand's, weights') parts, where they exist: it
-    // changes one of the two at a time where it can.
-    if constexpr (Parts > 2) {
-      FASTRNN_ROWS(2) FASTRNN_COLUMNS(0) FASTRNN_MULTIPLY FASTRNN_ROWS(1) FASTRNN_MULTIPLY
-    } else if constexpr (Parts > 1) {
-      FASTRNN_ROWS(1) FASTRNN_COLUMNS(0) FASTRNN_MULTIPLY
-    } else {
-      FASTRNN_COLUMNS(0)
-    }
-    FASTRNN_ROWS(0) FASTRNN_MULTIPLY if constexpr (Parts > 1) { FASTRNN_COLUMNS(1) FASTRNN_MULTIPLY }
-    if constexpr (Parts > 2) {
-      FASTRNN_ROWS(1) FASTRNN_MULTIPLY FASTRNN_ROWS(0) FASTRNN_COLUMNS(2) FASTRNN_MULTIPLY
-    }
-    a0 += x0.block;
-    a1 += x0.block;
-    b0 += Parts * kTileSize;
-    b1 += Parts * kTileSize;
-  }
-#undef FASTRNN_ROWS
-#undef FASTRNN_COLUMNS
-#undef FASTRNN_MULTIPLY
-  _tile_stored(0, out, stride * 4);
-  _tile_stored(1, out + 16, stride * 4);
-  _tile_stored(2, second, stride * 4);
-  _tile_stored(3, second + 16, stride * 4);
-  memory_is_written();
-}
-
-// Sums of one block of rows × kPass columns: each of the weights' tiles is read once.
-template <int Parts>
-void product_single(const TileRows& x, const TileColumns<Parts>& w, int64_t column, float* out, int64_t stride,
-                    const float* bias, Fetch ahead) {
-  const uint16_t *a = x.data, *b = w.tile(column, 0);
-  const int64_t row = x.row * 2, part = x.part, next = w.blocks * Parts * kTileSize;
-  memory_is_written();
-  if (bias != nullptr) {
-    _tile_loadd(0, bias, 0);
-    _tile_loadd(1, bias + 16, 0);
-    _tile_loadd(2, bias + 32, 0);
-    _tile_loadd(3, bias + 48, 0);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-#define FASTRNN_MULTIPLY(p, c)                          \
-  _tile_loadd(7, b + (c) * next + (p) * kTileSize, 64); \
-  if constexpr (Parts > 2 && (p) == 0) {                \
-    _tile_dpbf16ps(c, 6, 7);                            \
-  }                                                     \
-  if constexpr (Parts - (p) > 1 && (p) == 0) {          \
-    _tile_dpbf16ps(c, 5, 7);                            \
-  }                                                     \
-  _tile_dpbf16ps(c, 4, 7);                              \
-  if constexpr (Parts - (p) > 1 && (p) > 0) {           \
-    _tile_dpbf16ps(c, 5, 7);                            \
-  }
-#define FASTRNN_PASS(p) FASTRNN_MULTIPLY(p, 0) FASTRNN_MULTIPLY(p, 1) FASTRNN_MULTIPLY(p, 2) FASTRNN_MULTIPLY(p, 3)
-  for (int64_t k = 0; k < w.blocks; ++k) {
-    ahead.some();
-    _tile_loadd(4, a, row);
-    if constexpr (Parts > 1) {
-      _tile_loadd(5, a + part, row);
-    }
-    if constexpr (Parts > 2) {
-      _tile_loadd(6, a + 2 * part, row);
-    }
-    FASTRNN_PASS(0)
-    if constexpr (Parts > 1) {
-      FASTRNN_PASS(1)
-    }
-    if constexpr (Parts > 2) {
-      FASTRNN_PASS(2)
-    }
-    a += x.block;
-    b += Parts * kTileSize;
-  }
-#undef FASTRNN_MULTIPLY
-#undef FASTRNN_PASS
-  _tile_stored(0, out, stride * 4);
-  _tile_stored(1, out + 16, stride * 4);
-  _tile_stored(2, out + 32, stride * 4);
-  _tile_stored(3, out + 48, stride * 4);
-  memory_is_written();
-}
 
 // One row times one column (from a bias on), from whole numbers.
 template <int Parts>

@@ -18,27 +18,25 @@
 
 #include "cpu/args.h"
 #include "cpu/plan.h"
-#include "cpu/target.h"
 #include "cpu/team.h"
+#include "cpu/tiles_of.h"
 #include "cpu/workspace.h"
 
-#if defined(FASTRNN_ISA_AMX)
-#define FASTRNN_ISA_AVX512 1  // all that is not about the matrix unit
-#endif
+// clang-format off: the order matters
 #include "cpu/target_on.h"
+// clang-format on
 
 #include FASTRNN_CELL_HEADER
-#if !defined(FASTRNN_ISA_AMX) || FASTRNN_HAS_AMX
+#if !defined(FASTRNN_WANTS_TILES) || defined(FASTRNN_HAS_TILES)
 #include "cpu/backward.h"
 #include "cpu/forward.h"
-#include "cpu/small.h"
 #include "cpu/staged_backward.h"
 #include "cpu/staged_forward.h"
 #endif
 
 // Which number formats to compile, a bit each: the built-in cells all of them, a user's cell those it is called with.
 #if !defined(FASTRNN_FORMATS)
-#define FASTRNN_FORMATS 31
+#define FASTRNN_FORMATS 63
 #endif
 
 namespace FASTRNN_NAMESPACE {
@@ -48,7 +46,7 @@ constexpr bool compiled(Format format) { return (FASTRNN_FORMATS >> static_cast<
 #define FASTRNN_JOIN_(a, b) a##b
 #define FASTRNN_JOIN(a, b) FASTRNN_JOIN_(a, b)
 
-#if !defined(FASTRNN_ISA_AMX)
+#if !defined(FASTRNN_WANTS_TILES)
 
 namespace FASTRNN_NAMESPACE {
 
@@ -84,9 +82,6 @@ CellKernels plain_kernels() {
        Cell::kReadsHidden, Structure<Cell>::kVectors, Structure<Cell>::kBlocks, Structure<Cell>::kTotals, Staged<Cell>},
       {},
       {},
-      {{&small_by_rows<float>, &small_by_rows<double>},
-       {&small_by_columns<float>, &small_by_columns<double>},
-       {&small_outer<float>, &small_outer<double>}},
   };
   add_format<Cell, float, Format::kFloat32>(kernels);
   add_format<Cell, double, Format::kFloat64>(kernels);
@@ -104,9 +99,9 @@ const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)() {
 
 #include "cpu/target_off.h"
 
-#else  // the kernels of AVX-512, but for the formats that gain from the matrix unit
+#else  // the kernels of AVX-512, but for the formats that gain from products of parts
 
-#if FASTRNN_HAS_AMX
+#if defined(FASTRNN_HAS_TILES)
 #include "cpu/tile_engine.h"
 #endif
 
@@ -116,7 +111,7 @@ const CellKernels* FASTRNN_JOIN(FASTRNN_CELL_NAME, _kernels)();
 
 namespace FASTRNN_NAMESPACE {
 
-#if FASTRNN_HAS_AMX
+#if defined(FASTRNN_HAS_TILES)
 template <class Cell, class T, Format kFormat, int kParts>
 void add_tiles(CellKernels& kernels) {
   if constexpr (compiled(kFormat) && !requires { typename Cell::Ahead; }) {
@@ -128,9 +123,12 @@ void add_tiles(CellKernels& kernels) {
 
 template <class Cell>
 CellKernels with_tiles(CellKernels kernels) {
-#if FASTRNN_HAS_AMX
-  add_tiles<Cell, float, Format::kFloat32Parts, 3>(kernels);
+#if defined(FASTRNN_HAS_TILES)
+  add_tiles<Cell, float, Format::kFloat32OnePart, 1>(kernels);
   add_tiles<Cell, BFloat16, Format::kBFloat16, 1>(kernels);
+#endif
+#if defined(FASTRNN_HAS_TILES) && defined(FASTRNN_ISA_AMX)  // three products on vectors take longer than one in float32
+  add_tiles<Cell, float, Format::kFloat32TwoParts, 2>(kernels);
   add_tiles<Cell, Float16, Format::kFloat16, 2>(kernels);
 #endif
   return kernels;

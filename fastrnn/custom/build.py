@@ -28,7 +28,16 @@ from fastrnn.custom.cache import BuildError, Library, cached, libraries_of
 
 #: csrc/cpu/args.h: Format
 FORMATS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_FLOAT32_PARTS = 4
+# Formats that an instruction set with products of bfloat16 has kernels of its own for: float32 in two parts and in one.
+_FLOAT32_TWO_PARTS, _FLOAT32_ONE_PART = 4, 5
+_WITH_PARTS = {
+    "avx512_bf16": {torch.float32: 1 << _FLOAT32_ONE_PART, torch.bfloat16: 1 << FORMATS[torch.bfloat16]},
+    "amx": {
+        torch.float32: 1 << _FLOAT32_TWO_PARTS | 1 << _FLOAT32_ONE_PART,
+        torch.bfloat16: 1 << FORMATS[torch.bfloat16],
+        torch.float16: 1 << FORMATS[torch.float16],
+    },
+}
 COMPILE: tuple[str, ...] = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
 COMPILE += ("-fno-trapping-math", "-g0", "-w")
 TIMEOUT = 300  # seconds that a compiler may take
@@ -81,14 +90,16 @@ def compiler_version(command: tuple[str, ...]) -> str:
 
 
 def instruction_sets(capability: str, dtype: torch.dtype) -> list[tuple[str, int]]:
-    """The units of a format for `capability`, each an instruction set and the bits of its formats. The matrix unit's
-    stands upon that of AVX-512.
+    """The units of a format for `capability`, each an instruction set and the bits of its formats. Those with products
+    of bfloat16 stand upon that of AVX-512.
     """
     bits = 1 << FORMATS[dtype]
-    if capability != "amx" or dtype == torch.float64:
-        return [("avx512" if capability == "amx" else capability, bits)]
-    tiles = 1 << _FLOAT32_PARTS if dtype == torch.float32 else bits
-    return [("avx512", bits), ("amx", tiles)]
+    if capability not in _WITH_PARTS:
+        return [(capability, bits)]
+    units = [("avx512", bits)]
+    if parts := _WITH_PARTS[capability].get(dtype):
+        units.append((capability, parts))
+    return units
 
 
 def sources(name: str, header: str, capability: str, dtype: torch.dtype) -> dict[str, str]:

@@ -79,7 +79,8 @@ def unit_sources(tools, folder: Path, pairs: set[tuple[str, str]] | None) -> lis
     named = [(re.search(r"_CELL\((\w+), (\w+)\)", line), line) for line in lines]
     kept = [line for match, line in named if match is None or match.groups() in pairs]
     tools.units.write_if_changed(registry, "\n".join([*kept, ""]))
-    return [path for path in every if path.stem in {f"kernel_{cell}_{isa}" for cell, isa in pairs}] + [registry]
+    wanted = {f"kernel_{cell}_{isa}" for cell, isa in pairs}
+    return [path for path in every if path.stem in wanted or path.stem.startswith("kernel_products")] + [registry]
 
 
 def ninja_file(command: list[str], sources: list[Path]) -> str:
@@ -129,6 +130,16 @@ def test_every_kernel(tools):
     for line in lines:
         assert ": passed, " in line or "this processor lacks it" in line
     assert "passed" in lines[0]
+
+
+def test_what_is_around_the_matrix_unit(tools):
+    """Its kernels with the unit's instructions replaced by products on vectors, where a processor has these."""
+    if "amx" not in tools.units.instruction_sets(tools.compiler.arch):
+        pytest.skip("for x86-64")
+    pairs = {(cell, isa) for cell in ("lstm", "gru") for isa in ("baseline", "avx512", "amx")}
+    lines = run(build(tools, [*FLAGS, *tools.openmp, "-DFASTRNN_EMULATE_MATRIX_UNIT"], pairs), "--quick")
+    assert lines[-1].startswith("amx: ")
+    assert ": passed, " in lines[-1] or "this processor lacks it" in lines[-1]
 
 
 def test_instruction_sets_share_no_function(tools):

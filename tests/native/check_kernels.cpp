@@ -231,10 +231,12 @@ void check_single_step(const Problem& p, const Outputs& forward, const Outputs& 
 
 // ---- formats and ways of sharing the work
 
-// The matrix unit's products take their operands in parts of bfloat16: one, two (rounded from float32) or three.
+// Operands of products in parts of bfloat16, rounded from float32: one part or two.
 double rounding_of_operands(Format format) {
-  if (strcmp(capability(), "amx") != 0) return 0;
-  return format == Format::kBFloat16 ? ldexp(1.0, -8) : format == Format::kFloat16 ? ldexp(1.0, -16) : ldexp(1.0, -23);
+  const bool vectors = strcmp(capability(), "avx512_bf16") == 0;
+  if (!vectors && strcmp(capability(), "amx") != 0) return 0;
+  if (format == Format::kBFloat16 || format == Format::kFloat32OnePart) return ldexp(1.0, -8);
+  return !vectors && (format == Format::kFloat16 || format == Format::kFloat32TwoParts) ? ldexp(1.0, -16) : 0;
 }
 
 // u is the rounding error of the storage format, v that of the one computed in, and an element's error is measured by
@@ -275,8 +277,8 @@ void check_sharing(const Problem& p, const Outputs& forward, const Outputs& back
 void check_problem(const Problem& p, Random& random, bool quick) {
   Outputs exact_forward, exact_backward;
   uint64_t turn = random.below(4);  // hence each format meets each way
-  for (Format format :
-       {Format::kFloat64, Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kFloat32Parts}) {
+  for (Format format : {Format::kFloat64, Format::kFloat32, Format::kBFloat16, Format::kFloat16,
+                        Format::kFloat32TwoParts, Format::kFloat32OnePart}) {
     if (p.kernels->forward[static_cast<int>(format)] == nullptr) continue;
     Way way;
     way.format = format;

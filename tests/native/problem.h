@@ -29,8 +29,11 @@ using Values = std::vector<double>;
 
 inline size_t index(int64_t k) { return static_cast<size_t>(k); }
 
-inline constexpr const char* kFormatNames[] = {"float32", "float64", "bfloat16", "float16", "float32 in parts"};
-inline Format stored_as(Format f) { return f == Format::kFloat32Parts ? Format::kFloat32 : f; }
+inline constexpr const char* kFormatNames[] = {
+    "float32", "float64", "bfloat16", "float16", "float32 in two parts", "float32 in one part"};
+inline Format stored_as(Format f) {
+  return f == Format::kFloat32TwoParts || f == Format::kFloat32OnePart ? Format::kFloat32 : f;
+}
 inline int bytes_of(Format f) { return f == Format::kFloat64 ? 8 : stored_as(f) == Format::kFloat32 ? 4 : 2; }
 inline Format computed_in(Format f) { return f == Format::kFloat64 ? f : Format::kFloat32; }
 // Half the distance from 1 to the next number: the largest relative error of one rounding.

@@ -26,6 +26,7 @@ def load_tool(name: str) -> ModuleType:
 
 
 units = load_tool("generate_units")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def names(paths):
 
 def test_one_unit_for_every_cell_and_instruction_set(csrc, tmp_path):
     written = units.generate(tmp_path / "out", "x86_64", csrc)
-    expected = [f"kernel_{cell}_{isa}.cpp" for cell in ("gru", "lstm") for isa in ("baseline", "avx2", "avx512", "amx")]
+    expected = [f"kernel_{cell}_{isa}.cpp" for cell in ("gru", "lstm") for isa in ISAS]
+    expected += [f"kernel_products_{isa}.cpp" for isa in ISAS]
     assert names(written) == sorted([*expected, "kernel_registry.cpp"])
     assert (tmp_path / "out" / "kernel_lstm_avx512.cpp").read_text().splitlines()[1:] == [
         "#define FASTRNN_ISA_AVX512 1",
@@ -67,12 +69,18 @@ def test_registry_names_each_pair_twice(csrc, tmp_path):
         "FASTRNN_REGISTER_CELL(gru, baseline)",
         "FASTRNN_REGISTER_CELL(lstm, baseline)",
         "FASTRNN_REGISTRY_END",
+        "",
+        "FASTRNN_DECLARE_PRODUCTS(baseline)",
+        "",
+        "FASTRNN_PRODUCTS_BEGIN",
+        "FASTRNN_REGISTER_PRODUCTS(baseline)",
+        "FASTRNN_PRODUCTS_END",
     ]
 
 
 @pytest.mark.parametrize("arch", ["x86_64", "AMD64"])
 def test_names_of_the_same_architecture(arch):
-    assert units.instruction_sets(arch) == ("baseline", "avx2", "avx512", "amx")
+    assert units.instruction_sets(arch) == ISAS
 
 
 @pytest.mark.parametrize("arch", ["aarch64", "arm64", "riscv64"])
@@ -95,7 +103,11 @@ def test_units_of_a_removed_cell_go_away(csrc, tmp_path):
     units.generate(tmp_path / "out", "aarch64", csrc)
     (csrc / "cells" / "gru.h").unlink()
     units.generate(tmp_path / "out", "aarch64", csrc)
-    assert names((tmp_path / "out").iterdir()) == ["kernel_lstm_baseline.cpp", "kernel_registry.cpp"]
+    assert names((tmp_path / "out").iterdir()) == [
+        "kernel_lstm_baseline.cpp",
+        "kernel_products_baseline.cpp",
+        "kernel_registry.cpp",
+    ]
 
 
 def test_one_unit_for_every_cell_on_a_gpu(csrc, tmp_path):
@@ -139,7 +151,7 @@ def test_a_header_whose_name_is_no_namespace_is_refused(csrc, tmp_path):
 def test_generator_as_a_program(csrc, tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "generate_units.py"), str(tmp_path / "out"), "--arch", "aarch64"]
     done = subprocess.run([*command, "--csrc", str(csrc)], capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4
 
 
 # The sentences. Each run uses an environment in which only what the case names is wrong.

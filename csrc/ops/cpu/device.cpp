@@ -3,13 +3,12 @@
 #include <string.h>
 
 #include "cpu/dispatch.h"
+#include "ops/cpu/precision.h"
 #include "ops/finite.h"
 
 namespace fastrnn {
 
 namespace {
-
-constexpr int kParts = static_cast<int>(Format::kFloat32Parts);
 
 Preparation preparation;
 
@@ -46,8 +45,10 @@ const CellKernels& kernels_of(const std::string& name, at::ScalarType type) {
 
 Format format_for(const CellKernels& cell, at::ScalarType type) {
   const Format format = storage_format<Format>(type);
-  const bool parts = format == Format::kFloat32 && cell.forward[kParts] != nullptr && products::in_parts();
-  return parts ? Format::kFloat32Parts : format;
+  if (format != Format::kFloat32) return format;
+  const int parts = parts_allowed();
+  const Format wanted = parts == 2 ? Format::kFloat32TwoParts : Format::kFloat32OnePart;
+  return parts > 0 && cell.forward[static_cast<int>(wanted)] != nullptr ? wanted : format;
 }
 
 Tensor Cpu::Memory::saved(const CpuLayout& layout, int64_t width, const at::TensorOptions& options) {

@@ -16,7 +16,8 @@ namespace fastrnn {
 const CellKernels& kernels_of(const std::string& name, at::ScalarType type);
 void set_preparation(Preparation function);
 
-// The kernel format for tensors of a dtype: float32 by parts where the cell has that and torch allows it.
+// The kernel format for tensors of a dtype: float32 by parts where the cell has that and torch
+// allows it.
 Format format_for(const CellKernels& cell, at::ScalarType type);
 
 struct Cpu {

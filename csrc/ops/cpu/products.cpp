@@ -1,6 +1,5 @@
 #include "ops/cpu/products.h"
 
-#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 
 #include <algorithm>
@@ -8,11 +7,11 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/float_mode.h"
-#include "cpu/matmul.h"
 #include "cpu/team.h"
 #include "ops/cpu/buffers.h"
 #include "ops/cpu/library.h"
 #include "ops/cpu/modest.h"
+#include "ops/cpu/precision.h"
 
 namespace fastrnn {
 
@@ -23,15 +22,26 @@ bool dense_matrix(const Tensor& t) {
          t.stride(1) > 0;
 }
 
+// The kernel for a float32 product by parts, where that is allowed and faster; null: the library's is.
+auto in_parts(int64_t rows, int64_t columns, int64_t depth) -> int (*)(const LargeProduct&) {
+  constexpr int64_t kLeast = 32, kLeastProducts = 1 << 20;
+  const auto& kernels = product_kernels().in_parts;
+  if (kernels[0] == nullptr || std::min({rows, columns, depth}) < kLeast || rows * columns * depth < kLeastProducts) {
+    return nullptr;
+  }
+  const int parts = parts_allowed();
+  return parts > 0 ? kernels[parts - 1] : nullptr;
+}
+
 // out = a·b (+ bias), or with `add` out + a·b: by parts where that is allowed and pays, else by the library.
 void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& bias, bool add, int64_t links = 0) {
   const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1);
-  if (!matmul_in_parts_pays(rows, columns, depth) || !dense_matrix(a) || !dense_matrix(b) || !dense_matrix(out) ||
-      out.stride(1) != 1 || !products::in_parts()) {
-    return library::product(out, a, b, bias, add, links);
-  }
+  const auto kernel = dense_matrix(a) && dense_matrix(b) && dense_matrix(out) && out.stride(1) == 1
+                          ? in_parts(rows, columns, depth)
+                          : nullptr;
+  if (kernel == nullptr) return library::product(out, a, b, bias, add, links);
   const OptionalTensor dense_bias = bias ? OptionalTensor(bias->contiguous()) : bias;
-  MatmulArgs args{};
+  LargeProduct args{};
   args.rows = rows, args.columns = columns, args.depth = depth;
   args.a = a.const_data_ptr<float>(), args.a_row = a.stride(0), args.a_depth = a.stride(1);
   args.b = b.const_data_ptr<float>(), args.b_depth = b.stride(0), args.b_column = b.stride(1);
@@ -39,7 +49,7 @@ void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& 
   args.out = out.data_ptr<float>(), args.out_row = out.stride(0);
   args.add = add;
   args.threads = Modest::alone() ? 1 : static_cast<int>(Modest::threads());
-  Buffers().verify(matmul_in_parts(args));
+  Buffers().verify(kernel(args));
 }
 
 // Few rows are a matter of what surrounds the product: the library takes some microseconds before it begins. Reading
@@ -47,7 +57,7 @@ void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& 
 // back some of the gain. (Beyond kMost the library has threads.)
 constexpr int64_t kMostRows = 8, kFurther = 200'000, kMost = 3'000'000;
 
-// Where in SmallKernels the product of N rows with a matrix of so many elements is, or -1: it is a large one.
+// Where in ProductKernels the product of N rows with a matrix of so many elements is, or -1: it is a large one.
 int small(const Tensor& a, const Tensor& b, int64_t rows, int64_t elements) {
   if (rows == 0 || rows > kMostRows || (rows - 1) * elements > kFurther || rows * elements > kMost || elements == 0) {
     return -1;
@@ -121,7 +131,7 @@ void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor
   const SmallProduct product{
       rows,  columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
       depth, columns, false};
-  run_small(small_kernels().by_rows[kind], product, Shared::kColumns, true, w.numel(), w.element_size());
+  run_small(product_kernels().by_rows[kind], product, Shared::kColumns, true, w.numel(), w.element_size());
 }
 
 void by_columns(Tensor& out, const Tensor& g, const Tensor& w, bool add) {
@@ -131,10 +141,10 @@ void by_columns(Tensor& out, const Tensor& g, const Tensor& w, bool add) {
   const SmallProduct product{
       g.size(0), columns, depth, g.const_data_ptr(), w.const_data_ptr(), nullptr, out.mutable_data_ptr(), depth,
       columns,   columns, add};
-  run_small(small_kernels().by_columns[kind], product, Shared::kColumns, false, w.numel(), w.element_size());
+  run_small(product_kernels().by_columns[kind], product, Shared::kColumns, false, w.numel(), w.element_size());
 }
 
-// Where in SmallKernels the sum of N outer products is, or -1. Up to where BLAS has threads its ceremony costs more
+// Where in ProductKernels the sum of N outer products is, or -1. Up to where BLAS has threads its ceremony costs more
 // than our own kernel takes: it packs both factors.
 int outer_kind(const Tensor& out, const Tensor& g, const Tensor& x) {
   const auto type = g.scalar_type();
@@ -147,7 +157,7 @@ int outer_kind(const Tensor& out, const Tensor& g, const Tensor& x) {
   constexpr int64_t kNarrow = 16, kMostNarrow = 10 * kMost;
   if (rows * out.numel() >= (out.size(1) < kNarrow ? kMostNarrow : kMost) || out.numel() == 0 || rows == 0 ||
       !out.is_contiguous() || !rows_dense(g) || !rows_dense(x) ||
-      (matmul_in_parts_pays(out.size(0), out.size(1), rows) && products::in_parts())) {
+      (type == at::kFloat && in_parts(out.size(0), out.size(1), rows) != nullptr)) {
     return -1;
   }
   return type == at::kFloat ? 0 : (type == at::kDouble ? 1 : -1);
@@ -163,15 +173,10 @@ void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
   const SmallProduct product{
       g.size(0),   columns, depth, g.const_data_ptr(), x.const_data_ptr(), nullptr, out.mutable_data_ptr(), g.stride(0),
       x.stride(0), columns, add};
-  run_small(small_kernels().outer[kind], product, Shared::kDepth, false, out.numel(), out.element_size());
+  run_small(product_kernels().outer[kind], product, Shared::kDepth, false, out.numel(), out.element_size());
 }
 
 }  // namespace
-
-bool products::in_parts() {
-  const auto allowed = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
-  return allowed == at::Float32Precision::TF32 || allowed == at::Float32Precision::BF16;
-}
 
 Tensor products::empty(at::IntArrayRef sizes, const Tensor& like) {
   return Tensor(at::detail::empty_cpu(sizes, like.scalar_type()));

@@ -8,11 +8,6 @@ namespace fastrnn {
 
 // A struct, so that it can be a member of a Device.
 struct products {
-  // Return true if torch allows float32 products by sums of bfloat16 parts (cpu/parts.h):
-  // set_float32_matmul_precision("high") or "medium", torch.backends.mkldnn.matmul.fp32_precision "tf32" or "bf16".
-  // Read anew for each product, as torch does.
-  static bool in_parts();
-
   // Memory for a result, of the type of `like`.
   static Tensor empty(at::IntArrayRef sizes, const Tensor& like);
 

@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dtypes = f"of {', '.join(cases.DTYPES)}; default: float32"
     what.add_argument("--dtype", type=_names(cases.DTYPES), default=("float32",), metavar="LIST", help=dtypes)
     precision = "torch.set_float32_matmul_precision in fastrnn's process; torch.nn's stays at highest"
-    what.add_argument("--precision", choices=("highest", "high"), default="highest", help=precision)
+    what.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help=precision)
     what.add_argument("--quick", action="store_true", help="few shapes, few rounds: done within a minute")
     engine = (
         "what to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable module "

@@ -5,9 +5,9 @@ in float64 on the same rounded numbers. The rule: our error ≤ 2 × torch.nn's 
 ``FLOOR`` units of rounding of the tensor's scale, for tensors where torch.nn happens to be exact. An error is the
 largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters must be bitwise equal.
 
-Two kinds of candidate have more room. Under ``torch.set_float32_matmul_precision("high")`` products need not be fully
-float32: ``HIGH_FACTOR`` replaces 2. `check_peer` only has to see that another library computes the same thing, in
-float32 and not in 16 bits.
+Two kinds of candidate have more room. Under ``torch.set_float32_matmul_precision("high")`` and ``"medium"`` the
+factors of float32 products are rounded: ``FACTORS`` has what replaces 2. `check_peer` only has to see that another
+library computes the same thing, in float32 and not in 16 bits.
 
 For float64 there is no finer torch.nn: its error is estimated as its float32 error in units of float32 rounding, and
 the difference between the two engines may hold both errors.
@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 FACTOR = 2.0
-HIGH_FACTOR = 4.0
+# By precision. Two bfloat16 parts of a factor round at 2⁻¹⁷, one at 2⁻⁹, float32 at 2⁻²⁴.
+FACTORS = {"highest": FACTOR, "high": 2.0**7, "medium": 2.0**15}
 PEER_FACTOR, PEER_FLOOR = 4.0, 16.0
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 # Results in half dtypes are sums in a wider one, rounded once: both sides come within about one unit.

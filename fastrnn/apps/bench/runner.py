@@ -17,7 +17,7 @@ from fastrnn.apps.bench import machine, ratios
 from fastrnn.apps.bench.cases import Case, Shape
 from fastrnn.apps.bench.engines import find_engine
 from fastrnn.apps.bench.language_model import compare_curves, describe_text
-from fastrnn.apps.bench.parity import FACTOR, HIGH_FACTOR, check_parity, check_peer
+from fastrnn.apps.bench.parity import FACTORS, check_parity, check_peer
 from fastrnn.apps.bench.process import Worker, WorkerDiedError, WorkerError
 from fastrnn.apps.bench.results import SIDES, ModelResult, Results, Row, Settings, Verdict
 
@@ -117,7 +117,7 @@ class Runner:
             row.fail("skipped", error)
             return
         ours, row.warnings = self._tensors("candidate", case)
-        factor = FACTOR if self.settings.precision == "highest" else HIGH_FACTOR
+        factor = FACTORS[self.settings.precision]
         row.judge(check_parity(ours, theirs, exact, case.dtype, factor))
         for name in self.settings.peers if row.ok else ():
             if find_engine(name).metrics(case):

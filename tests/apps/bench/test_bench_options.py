@@ -22,7 +22,7 @@ from fastrnn.apps.bench import cli
         (["--plot", "a.gif"], "argument --plot: expected a name that ends in .svg"),
         (["--engine", "no_such_module"], "argument --engine: expected one of torch, fastrnn"),
         (["--busy", "0"], "argument --busy: expected a whole number of at least 1"),
-        (["--precision", "medium"], "argument --precision: invalid choice"),
+        (["--precision", "low"], "argument --precision: invalid choice"),
         (["--out", __file__], "argument --out: expected a directory"),
         (["--device", "tpu"], "argument --device: invalid choice"),
     ],

@@ -83,7 +83,7 @@ def test_error_ratio_is_told_and_high_precision_has_more_room():
     times = 3.0 + 4.0 * parity.EPSILON["float32"] / own
     ours, theirs, exact = ({name: found[name]} for found in scaled_error(times))
     assert not parity.check_parity(ours, theirs, exact, "float32").ok
-    assert parity.check_parity(ours, theirs, exact, "float32", parity.HIGH_FACTOR).ok
+    assert parity.check_parity(ours, theirs, exact, "float32", parity.FACTORS["high"]).ok
 
 
 def test_peers_are_judged_by_what_they_have():

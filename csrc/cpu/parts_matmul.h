@@ -1,43 +1,23 @@
+// Large products of float32 matrices by parts in bfloat16.
+//
 // Blocks: the depth in chunks of 512, each a chain of its own, added up in float32. Of a chunk all of b is laid out in
 // tiles first; then every thread takes blocks of a's rows, lays them out where its second-level cache keeps them, and
 // reads b's tiles past them.
-#include "cpu/matmul.h"
+#pragma once
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#include <atomic>
-
-#include "cpu/dispatch.h"
-#include "cpu/target.h"
-#include "cpu/team.h"
-#include "cpu/workspace.h"
-
-#if FASTRNN_HAS_AMX
-
-#include <immintrin.h>
-
-#define FASTRNN_ISA_AVX512 1
-#define FASTRNN_ISA_AMX 1
-#define FASTRNN_ISA_NAME amx
-#include "cpu/target_on.h"
-#include "cpu/tiles.h"
+#include "cpu/tile_engine.h"
 
 namespace FASTRNN_NAMESPACE {
 
-namespace {
-
-constexpr int kParts = 3;
 constexpr int64_t kChunk = 512;
-constexpr int64_t kMostRows = 256;  // of a block of a: 768 KiB in tiles
+constexpr int64_t kMostRows = 256;  // of a block of a: 256 KiB a part in tiles
 constexpr int64_t kGroup = 128;     // of them at a time: their sums are kept by the first-level cache
 constexpr int64_t kPair = 32;       // rows and columns of two tiles
-constexpr int64_t kNear = 2;        // tiles along the depth: two columns of them are kept by the first-level cache
 
-class Matmul {
+template <int kParts>
+class PartsMatmul {
  public:
-  explicit Matmul(const MatmulArgs& a)
+  explicit PartsMatmul(const LargeProduct& a)
       : args_(a),
         row_pairs_(divide_up(a.rows, kPair)),
         blocks_(smaller(row_pairs_, a.threads * divide_up(a.rows, a.threads * kMostRows))),
@@ -50,7 +30,7 @@ class Matmul {
 
   int run() {
     if (!workspace_.allocate()) return -1;
-    run_team(args_.threads, &Matmul::body, this);
+    run_team(args_.threads, &PartsMatmul::body, this);
     return workspace_.intact() ? 0 : -2;
   }
 
@@ -61,7 +41,7 @@ class Matmul {
     bool first() const { return from == 0; }
   };
 
-  static void body(void* self, Member& member) { static_cast<Matmul*>(self)->work(member); }
+  static void body(void* self, Member& member) { static_cast<PartsMatmul*>(self)->work(member); }
 
   // The barrier between two stages. False: nothing is left to do for this member.
   static bool meet(Member& member, bool& alone) {
@@ -114,7 +94,8 @@ class Matmul {
     }
   }
 
-  // By kNear tiles along the depth, in each of which rows follow each other: in the order in which they are read.
+  // By TileUnit::kNear tiles along the depth, in each of which rows follow each other: in the order in which they are
+  // read.
   void pack_rows(const Chunk& chunk, Range rows, uint16_t* a) const {
     const int64_t tiles = divide_up(rows.end - rows.begin, kPair) * 2;
     for (int64_t t = 0; t < tiles; ++t) {
@@ -133,24 +114,24 @@ class Matmul {
 
   // Where tile t of the rows begins at depth 32·k.
   static uint16_t* at_row(const Chunk& chunk, uint16_t* a, int64_t tiles, int64_t t, int64_t k) {
-    const int64_t first = k / kNear * kNear, near = smaller(kNear, chunk.deep - first);
+    const int64_t first = k / TileUnit::kNear * TileUnit::kNear, near = smaller(TileUnit::kNear, chunk.deep - first);
     return a + (first * tiles + t * near + (k - first)) * kParts * kTileSize;
   }
 
   // All columns of a block of rows.
   void multiply(const Chunk& chunk, Range rows, uint16_t* a) const {
-    configure_tiles(kTileLanes, Shape::kPair);
+    TileUnit unit;
+    unit.use(kTileLanes, Shape::kPair);
     for (int64_t c = 0; c < column_pairs_; ++c) {
       for (int64_t from = rows.begin; from < rows.end; from += kGroup) {
         const Range group{from, smaller(from + kGroup, rows.end)};
-        multiply(chunk, c, rows, group, a + (from - rows.begin) * chunk.deep * kTileDepth * kParts);
+        multiply(unit, chunk, c, rows, group, a + (from - rows.begin) * chunk.deep * kTileDepth * kParts);
       }
     }
-    _tile_release();
   }
 
   // The c-th pair of columns for a group of the rows.
-  void multiply(const Chunk& chunk, int64_t c, Range all, Range rows, uint16_t* a) const {
+  void multiply(const TileUnit& unit, const Chunk& chunk, int64_t c, Range all, Range rows, uint16_t* a) const {
     alignas(64) float sums[kGroup * kPair];
     const TileColumns<kParts> b{workspace_.at<uint16_t>(at_b_), chunk.deep};
     const int64_t row_pairs = divide_up(rows.end - rows.begin, kPair), calls = divide_up(all.end - all.begin, kPair);
@@ -158,15 +139,15 @@ class Matmul {
       return TileRows{at_row(chunk, a, row_pairs * 2, t, k), kTileDepth, kParts * kTileSize, kTileSize};
     };
     const int64_t lines = c + 1 < column_pairs_ ? divide_up(2 * kParts * kTileSize * 2, 64 * calls) : 0;
-    for (int64_t k = 0; k < chunk.deep; k += kNear) {
-      const Range depth{k, smaller(k + kNear, chunk.deep)};
+    for (int64_t k = 0; k < chunk.deep; k += TileUnit::kNear) {
+      const Range depth{k, smaller(k + TileUnit::kNear, chunk.deep)};
       for (int64_t r = 0; r < row_pairs; ++r) {
         const int64_t share = (((rows.begin - all.begin) / kPair + r) * chunk.deep + k) * lines;
         const Fetch ahead{reinterpret_cast<const char*>(b.tile(c * 2 + 2, 0)) + share * 64, static_cast<int>(lines)};
         fetch_output(rows, r * kPair + k * kPair / chunk.deep, r * kPair + depth.end * kPair / chunk.deep, c);
         float* out = sums + r * kPair * kPair;
-        product_pair<kParts>(rows_from(2 * r, k), rows_from(2 * r + 1, k), b, c * 2, depth, out,
-                             out + kTileLanes * kPair, kPair, nullptr, ahead);
+        unit.template pair<kParts>(rows_from(2 * r, k), rows_from(2 * r + 1, k), b, c * 2, depth,
+                                   {out, out + kTileLanes * kPair, kPair, nullptr}, ahead);
       }
     }
     hand_over(chunk, c, rows, sums);
@@ -218,7 +199,7 @@ class Matmul {
     }
   }
 
-  const MatmulArgs& args_;
+  const LargeProduct& args_;
   const int64_t row_pairs_, blocks_, column_pairs_;
   int64_t a_size_;
   Workspace workspace_;
@@ -226,30 +207,9 @@ class Matmul {
   std::atomic<int64_t> next_columns_{0}, next_block_{0};
 };
 
-int run_matmul(const MatmulArgs& args) { return Matmul(args).run(); }
-
-}  // namespace
+template <int kParts>
+int product_in_parts(const LargeProduct& args) {
+  return PartsMatmul<kParts>(args).run();
+}
 
 }  // namespace FASTRNN_NAMESPACE
-
-#include "cpu/target_off.h"
-#endif
-
-namespace fastrnn {
-
-bool matmul_in_parts_pays(int64_t rows, int64_t columns, int64_t depth) {
-  constexpr int64_t kLeast = 32, kLeastProducts = 1 << 20;
-  return strcmp(capability(), "amx") == 0 && rows >= kLeast && columns >= kLeast && depth >= kLeast &&
-         rows * columns * depth >= kLeastProducts;
-}
-
-int matmul_in_parts(const MatmulArgs& args) {
-#if FASTRNN_HAS_AMX
-  return amx::run_matmul(args);
-#else
-  (void)args;
-  return -1;
-#endif
-}
-
-}  // namespace fastrnn

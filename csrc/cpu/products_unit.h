@@ -1,0 +1,51 @@
+// The products of one instruction set: the whole of a translation unit. The build writes a source for each,
+//   #define FASTRNN_ISA_AVX512 1 / FASTRNN_ISA_NAME avx512
+// and includes this file. On what is included before the target region see unit.h.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include <atomic>
+
+#include "cpu/args.h"
+#include "cpu/team.h"
+#include "cpu/tiles_of.h"
+#include "cpu/workspace.h"
+
+// clang-format off: the order matters
+#include "cpu/target_on.h"
+// clang-format on
+
+#include "cpu/small.h"
+#if defined(FASTRNN_HAS_TILES)
+#include "cpu/parts_matmul.h"
+#endif
+
+namespace FASTRNN_NAMESPACE {
+
+const ProductKernels* product_kernels() {
+  static const ProductKernels kernels = {
+      {&small_by_rows<float>, &small_by_rows<double>},
+      {&small_by_columns<float>, &small_by_columns<double>},
+      {&small_outer<float>, &small_outer<double>},
+#if defined(FASTRNN_HAS_TILES) && defined(FASTRNN_ISA_AMX)
+      {&product_in_parts<1>, &product_in_parts<2>},
+#elif defined(FASTRNN_HAS_TILES)
+      {&product_in_parts<1>, nullptr},
+#else
+      {nullptr, nullptr},
+#endif
+  };
+  return &kernels;
+}
+
+}  // namespace FASTRNN_NAMESPACE
+
+#include "cpu/target_off.h"
