@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from fastrnn.cells import CellSpec
 from fastrnn.custom import build, build_cuda
 from fastrnn.custom.cache import BuildError
 from fastrnn.custom.emit import Compiled, compiled, equations, header
-from fastrnn.custom.trace import CellError, Names, traced
+from fastrnn.custom.names import Names
+from fastrnn.custom.trace import CellError, traced
 
 MAX_STATES = 8  # csrc/cpu/args.h
 #: Values of a parameter to begin with: a number for all units, or a function that fills a tensor (H) in place.
@@ -174,7 +176,10 @@ class Cell:
 
         Raises:
             RuntimeError: they cannot be compiled; where a call would warn and take plain torch.
+            TypeError: ``dtype`` is not a `torch.dtype`.
         """
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype, such as torch.float32, got {dtype!r}")
         self._missing.clear()
         build_cuda.forget(self.kernels)
         problem = self._prepare(dtype, torch.device(device))
@@ -252,8 +257,9 @@ def cell(
     The function gets, by name, the gates of the input product ``x = W·x_t + b`` and of the recurrent product
     ``r = R·h + b_r``, the old states ``s``, and if there are parameters ``p``; it returns the new states in order, or
     as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
-    and torch's sigmoid, logsigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a
-    comparison.
+    ``%``, and torch's sigmoid, logsigmoid, tanh, relu, exp, log, softplus, sqrt, sin, cos, sign, maximum, minimum,
+    clamp, and ``where`` with a comparison. :func:`fastrnn.custom.detach` stops a gradient,
+    :func:`fastrnn.custom.surrogate` takes that of another expression.
 
     ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector: a GRU that resets before the product has
     ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent weights. What all units of a
@@ -272,9 +278,11 @@ def cell(
         parameters: names of numbers for each hidden unit, with their initial value (a number, or a function that fills
             a tensor in place; 0 if only names are given).
 
-        inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise. A
-            function for each makes them, once a call and layer: it gets a tensor like the outputs, (T, B, H) or (N, H),
-            and whether the network is training, and returns one of that shape.
+        inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise, time
+            steps. By name, a function ``(like, training) -> Tensor`` that is called once a call, layer and direction.
+            ``like`` has the outputs' dtype, device and shape: (T, B, H); of packed input (N, H), N its rows, for T = 1
+            with `step` too. ``training`` is the network's. It returns a tensor of the shape of ``like``; gradients go
+            through it.
         matrices: names of recurrent matrices (H, H) that belong to no gate: ``r.name(v)``. The network has them behind
             those of the gates in ``weight_hh``, in the order of `Cell.recurrent`.
 
@@ -287,21 +295,39 @@ def cell(
     if not isinstance(parameters, Mapping):
         parameters = dict.fromkeys(_names("parameters", parameters, empty=True), 0.0)
     given = dict(parameters)
+    _check_values(given, inputs)
 
     def decorate(step: Callable) -> Cell:
-        return Cell(step, _split(gates), _split(states), given, inputs or {}, _split(matrices))
+        lists = (_split("gates", gates), _split("states", states), _split("matrices", matrices))
+        return Cell(step, *lists[:2], given, inputs or {}, lists[2])
 
     if callable(gates):
         raise CellError('gates: expected their names, as in @fastrnn.cell(gates="f u"), got the function itself')
     return decorate
 
 
-def _split(names: str | Sequence[str]) -> Sequence[str]:
-    return names.replace(",", " ").split() if isinstance(names, str) else tuple(names)
+def _check_values(parameters: Mapping[str, Any], inputs: Any) -> None:
+    for name, initial in parameters.items():
+        if not callable(initial) and not isinstance(initial, numbers.Real):
+            raise CellError(
+                f"parameters: expected a number or a function that fills a tensor for {name}, got {initial!r}"
+            )
+    if inputs is None:
+        return
+    if not isinstance(inputs, Mapping) or not all(callable(source) for source in inputs.values()):
+        raise CellError(f"inputs: expected a dict of functions (like, training) -> tensor by name, got {inputs!r}")
+
+
+def _split(what: str, names: str | Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str):
+        return names.replace(",", " ").split()
+    if not isinstance(names, Iterable):
+        raise CellError(f'{what}: expected names, as in {what}="a b", got {names!r}')
+    return tuple(names)
 
 
 def _names(what: str, names: str | Sequence[str], empty: bool = False) -> tuple[str, ...]:
-    found = tuple(_split(names))
+    found = tuple(_split(what, names))
     if not found and not empty:
         raise CellError(f"{what}: expected at least one name, got none")
     for name in found:

@@ -38,7 +38,7 @@ class Network(Recurrent, nn.Module):
 
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, ``dtype`` is not a `torch.dtype`.
     """
 
     _backends = _paths.BACKENDS
@@ -71,6 +71,8 @@ class Network(Recurrent, nn.Module):
                 raise ValueError(f"{name}: expected a positive number, got {size}")
             if size >= 1 << 31:
                 raise ValueError(f"{name}: expected less than {1 << 31}, got a number of {size.bit_length()} bits")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype, such as torch.float64, got {dtype!r}")
         if hidden_size % heads:
             raise ValueError(f"heads: expected a divisor of hidden_size, {hidden_size}, got {heads}")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:

@@ -1,22 +1,21 @@
-"""Runs a cell's step once on symbols, which write down what is done to them."""
+"""Runs a cell's step on symbols, which write down what is done to them."""
 
 from __future__ import annotations
 
-import inspect
-import linecache
 import numbers
-import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrnn.custom import autograd_functions, remedies
 from fastrnn.custom.graph import Graph, Node
+from fastrnn.custom.names import Names
 from fastrnn.custom.operations import OPERATIONS
 from fastrnn.custom.repeatable import same_twice
+from fastrnn.custom.source_lines import place
 from fastrnn.custom.structure import Traced, structure
 
 
@@ -28,23 +27,6 @@ _BY_FUNCTION: dict[Any, str] = {f: name for name, row in OPERATIONS.items() for 
 _COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}
 
 
-def _place(step: Callable, error: BaseException | None = None) -> str:
-    """Where in `step`, or in what it calls in its file, we are, or `error` came from; the line with its text."""
-    code = inspect.unwrap(step).__code__
-    frames: list[tuple[FrameType, int]] = []  # the innermost first
-    frame: FrameType | None = sys._getframe()
-    while error is None and frame is not None:
-        frames.append((frame, frame.f_lineno))
-        frame = frame.f_back
-    trail = None if error is None else error.__traceback__
-    while trail is not None:
-        frames.insert(0, (trail.tb_frame, trail.tb_lineno))
-        trail = trail.tb_next
-    file, inside = code.co_filename, any(f.f_code is code for f, _ in frames)
-    line = next((n for f, n in frames if inside and f.f_code.co_filename == file), code.co_firstlineno)
-    return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"
-
-
 class Condition:
     """A comparison of symbols, for `torch.where`."""
 
@@ -52,13 +34,25 @@ class Condition:
         self.trace, self.less, self.left, self.right = trace, less, left, right
 
     def __bool__(self) -> bool:
-        raise self.trace.error("Python cannot branch on a traced value: use torch.where(condition, a, b)")
+        raise self.trace.error(remedies.BRANCH)
 
     def _combined(self, other: Any = None) -> Any:
         raise self.trace.error("comparisons cannot be combined: use one torch.where within another")
 
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __eq__ = __ne__ = _combined
     __hash__ = object.__hash__
+
+    def _no_number(self, *others: Any) -> Any:
+        raise self.trace.error(remedies.NO_NUMBER)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _no_number
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __pow__ = __rpow__ = __neg__ = __abs__ = _no_number
+    __float__ = __int__ = __index__ = _no_number
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.trace.error(f"no {name!r}: {remedies.NO_NUMBER}")
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -85,22 +79,22 @@ class Symbol:
         return trace.call(func, args, kwargs)
 
     def __bool__(self) -> bool:
-        raise self.trace.error("Python cannot branch on a traced value: use torch.where(condition, a, b)")
+        raise self.trace.error(remedies.BRANCH)
 
     def __iter__(self) -> Any:
         raise self.trace.error("a traced value cannot be iterated over: it has one number for each row and unit")
 
     def __float__(self) -> float:
-        raise self.trace.error("a traced value has no number yet")
+        raise self.trace.error("a traced value has no number yet: use torch's functions instead of math's and Python's")
 
     __int__ = __index__ = __float__
 
     def __getattr__(self, name: str) -> Any:
         if name in _BY_FUNCTION:
             return lambda *args: self.trace.operation(name, (self, *args))
-        if name in ("clamp", "square", "pow", "reciprocal", "mean", "sum", "var"):
+        if name in ("clamp", "square", "pow", "reciprocal", "mean", "sum", "var", "sign"):
             return lambda *args, **kwargs: self.trace.call(getattr(torch, name), (self, *args), kwargs)
-        raise self.trace.error(f"no operation {name!r} on a traced value; there are {', '.join(sorted(NAMES))}")
+        raise self.trace.unknown(name)
 
     def __getitem__(self, key: Any) -> Any:
         raise self.trace.error("a traced value cannot be indexed: it has one number for each row and unit")
@@ -110,11 +104,22 @@ class Symbol:
 
     __rmatmul__ = __matmul__
 
+    def __rmod__(self, other: Any) -> Symbol:
+        return self.trace.operation("remainder", (other, self))
+
     def __pow__(self, power: Any) -> Symbol:
         return self.trace.call(torch.pow, (self, power), {})
 
     def __rpow__(self, base: Any) -> Symbol:
         return self.trace.call(torch.pow, (base, self), {})
+
+    def _floor_division(self, other: Any) -> Any:
+        raise self.trace.error("no operation // on a traced value: use (a - a % b) / b")
+
+    __floordiv__ = __rfloordiv__ = _floor_division
+
+    def __mod__(self, other: Any) -> Symbol:
+        return self.trace.operation("remainder", (self, other))
 
     def _equal(self, other: Any) -> Any:
         raise self.trace.error("no operation == or != on a traced value; there are <, <=, > and >=")
@@ -123,9 +128,9 @@ class Symbol:
     __hash__ = object.__hash__
 
     def _in_place(self, other: Any) -> Any:
-        raise self.trace.error("a value cannot be changed in place: write a = a + b instead of a += b")
+        raise self.trace.error(remedies.IN_PLACE)
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imod__ = _in_place
 
 
 class Recurrent(Symbol):
@@ -163,7 +168,7 @@ for _name, _text in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
 #: What may be used in a step, for messages.
 NAMES = frozenset(
     [name for name, row in OPERATIONS.items() if row.torch]
-    + ["clamp", "square", "pow", "reciprocal", "where", "mean", "sum", "var", "logsigmoid"]
+    + ["clamp", "square", "pow", "reciprocal", "where", "mean", "sum", "var", "logsigmoid", "sign"]
 )
 
 
@@ -172,10 +177,28 @@ class Trace:
 
     def __init__(self, step: Callable) -> None:
         self.step, self.graph = step, Graph()
+        self.grad_enabled = torch.is_grad_enabled()
         self.multiplied: dict[int, Node] = {}  # by matrix: the vector it was called with
 
     def error(self, why: str) -> CellError:
-        return CellError(f"{_place(self.step)}: {why}")
+        return CellError(f"{place(self.step)}: {why}")
+
+    def unknown(self, name: str) -> CellError:
+        """That there is no operation of this name, and what to do instead."""
+        why = f"no operation {name!r} on a traced value"
+        if name.endswith("_") and not name.endswith("__"):
+            return self.error(f"{why}: {remedies.IN_PLACE}")
+        if name in remedies.BY_NAME:
+            return self.error(f"{why}: {remedies.BY_NAME[name]}")
+        return self.error(f"{why}; there are {', '.join(sorted(NAMES))}")
+
+    def refuse_function(self, name: str, argument: Any) -> None:
+        """Raise if a value of the step is an argument of an `autograd.Function` of this name."""
+        if isinstance(argument, (Symbol, Condition, Names)):
+            raise self.error(
+                f"{name}.apply: the gradient is derived from the step, and {name}.backward would never be called: use "
+                "torch's functions, with fastrnn.custom.surrogate(value, smooth) for a gradient of another function"
+            )
 
     def node(self, value: Any) -> Node:
         if isinstance(value, Symbol):
@@ -185,12 +208,20 @@ class Trace:
         if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad:
             return self.graph.constant(float(value))
         if isinstance(value, Condition):
-            raise self.error("a comparison is not a number: use torch.where(condition, a, b)")
+            raise self.error(remedies.NO_NUMBER)
+        if isinstance(value, Names):
+            raise self.error(value.whole())
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise self.error(f"expected a traced value or a number, got {what}; per-channel weights are `parameters`")
 
     def operation(self, op: str, args: Sequence[Any]) -> Symbol:
         nodes = [self.node(a) for a in args]
+        if op == "remainder" and not isinstance(args[0], (Symbol, Tensor)):  # torch has no derivative of it
+            raise self.error(
+                f"{args[0]!r} % v: expected a value before %: torch.remainder(torch.tensor({args[0]!r}), v)"
+            )
+        if self.grad_enabled and not torch.is_grad_enabled():
+            raise self.error("torch.no_grad has no effect on the gradient of a step: use fastrnn.custom.detach(v)")
         try:
             return Symbol(self, self.graph.make(op, *nodes))
         except (TypeError, ValueError, OverflowError) as error:  # a wrong number of arguments; log(-1)
@@ -229,8 +260,7 @@ class Trace:
                 raise
             except TypeError as error:
                 raise self.error(str(error)) from None
-        name = getattr(func, "__name__", str(func))
-        raise self.error(f"unsupported operation {name!r}; there are {', '.join(sorted(NAMES))}")
+        raise self.unknown(getattr(func, "__name__", str(func)))
 
 
 def _where(trace: Trace, condition: Any, yes: Any, no: Any) -> Symbol:
@@ -252,6 +282,10 @@ def _clamp(trace: Trace, x: Any, min: Any = None, max: Any = None) -> Symbol:  #
 
 
 def _power(trace: Trace, x: Any, exponent: Any) -> Symbol:
+    if isinstance(exponent, Symbol):
+        base = "a" if isinstance(x, Symbol) else repr(x)
+        log = "torch.log(a)" if isinstance(x, Symbol) else f"math.log({base})"
+        raise trace.error(f"{base} ** v: expected a number as the exponent; for {base} > 0 use torch.exp(v * {log})")
     if not isinstance(exponent, (int, float)) or exponent not in (-1, 0.5, 1, 2, 3, 4):
         raise trace.error(f"pow: expected one of the exponents -1, 0.5, 1, 2, 3, 4, got {exponent!r}")
     node = trace.node(x)
@@ -265,6 +299,13 @@ def _power(trace: Trace, x: Any, exponent: Any) -> Symbol:
     elif exponent > 2:
         result = square * (node if exponent == 3 else square)
     return Symbol(trace, result)
+
+
+def _sign(trace: Trace, x: Any) -> Symbol:
+    node = trace.node(x)
+    make, zero = trace.graph.make, trace.graph.constant(0)
+    below = make("where_less", node, zero, trace.graph.constant(-1), zero)
+    return Symbol(trace, make("where_less", zero, node, trace.graph.constant(1), below))
 
 
 def _softplus(trace: Trace, x: Any, beta: Any = 1, threshold: Any = 20) -> Symbol:
@@ -299,6 +340,7 @@ _SPECIAL: dict[Any, Callable] = {
     torch.where: _where,
     torch.clamp: _clamp,
     torch.pow: _power,
+    torch.sign: _sign,
     torch.square: lambda trace, x: _power(trace, x, 2),
     torch.reciprocal: lambda trace, x: _power(trace, x, -1),
     F.softplus: _softplus,
@@ -307,47 +349,27 @@ _SPECIAL: dict[Any, Callable] = {
 }
 
 
-class Names:
-    """Values by name, as the step sees them: ``x.i``, ``s.c``; also in order, to be unpacked."""
-
-    def __init__(self, kind: str, names: Sequence[str], values: Sequence[Any], error: Callable[[str], Exception]):
-        self.__dict__.update(zip(names, values, strict=True))
-        self._kind, self._values, self._error, self._names = kind, tuple(values), error, tuple(names)
-
-    def __iter__(self) -> Any:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, key: int | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self._values[key]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise self._error(f"{self._kind} has no {name!r}; it has {', '.join(self._names) or 'nothing'}")
-
-
 def _new_states(trace: Trace, arguments: Sequence[Names], states: Sequence[str]) -> tuple[Node, ...]:
     """Runs the step once. Returns the new states, in order."""
     step = trace.step
     trace.multiplied.clear()
     try:
-        found = step(*arguments)
+        with autograd_functions.refused(trace.refuse_function):
+            found = step(*arguments)
     except CellError:
         raise
     except TypeError as error:  # Python's own, of an operator that symbols do not have
-        raise CellError(f"{_place(step, error)}: {error}") from error
+        remedy = ": use torch's functions instead of NumPy's" if "ufunc" in str(error) else ""
+        raise CellError(f"{place(step, error)}: {error}{remedy}") from error
     if isinstance(found, dict):
         missing = [name for name in states if name not in found]
         if missing or len(found) != len(states):
-            raise CellError(f"{_place(step)}: expected the new states {', '.join(states)}, got {', '.join(found)}")
+            raise CellError(f"{place(step)}: expected the new states {', '.join(states)}, got {', '.join(found)}")
         found = tuple(found[name] for name in states)
     found = found if isinstance(found, (tuple, list)) else (found,)
     if len(found) != len(states):
         raise CellError(
-            f"{_place(step)}: expected {len(states)} new states ({', '.join(states)}), got {len(found)}: every state "
+            f"{place(step)}: expected {len(states)} new states ({', '.join(states)}), got {len(found)}: every state "
             "has to be written"
         )
     return tuple(trace.node(value) for value in found)
@@ -377,10 +399,10 @@ def traced(
     new = same_twice(lambda: _new_states(trace, arguments, states))
     if new is None:
         raise CellError(
-            f"{_place(step)}: expected a step that computes the same each time it is run, as kernels repeat what it "
+            f"{place(step)}: expected a step that computes the same each time it is run, as kernels repeat what it "
             "drew, counted or read at definition; noise and masks are `inputs=`, functions that make new ones each call"
         )
     try:
         return structure(trace.graph, new, len(gates), [f"r.{name}" for name in (*gates, *matrices)], trace.multiplied)
     except ValueError as error:
-        raise CellError(f"{_place(step)}: {error}") from None
+        raise CellError(f"{place(step)}: {error}") from None
