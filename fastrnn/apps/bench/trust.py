@@ -25,7 +25,7 @@ def doubts_of_row(row: Row, precision: str = "highest") -> list[str]:
     """Reasons not to trust a row's times, a few words each."""
     if not row.ok:
         return []
-    return [*_lost(row.lost_shares()), *_spread(row), *_limit(row, precision), *_quiet(row)]
+    return [*doubts_of_shares(row.lost_shares()), *_spread(row), *_limit(row, precision), *_quiet(row)]
 
 
 def doubts_of_model(model: ModelResult) -> list[str]:
@@ -35,7 +35,7 @@ def doubts_of_model(model: ModelResult) -> list[str]:
     speedup = model.speedup()
     wide = speedup is not None and speedup.interval[1] > SPREAD * speedup.interval[0]
     found = [f"its blocks are {_times(speedup.interval)} apart"] if wide and speedup else []
-    return [*_lost(model.lost), *found]
+    return [*doubts_of_shares(model.lost), *found]
 
 
 def doubts(results: Results) -> list[str]:
@@ -47,8 +47,8 @@ def doubts(results: Results) -> list[str]:
     return lines
 
 
-def _lost(shares: Iterable[float]) -> list[str]:
-    """Half of the rounds and more were disturbed."""
+def doubts_of_shares(shares: Iterable[float]) -> list[str]:
+    """The same of the shares of time that rounds lost to other processes: half of them and more were disturbed."""
     typical = ratios.median(list(shares) or [0.0])
     return [f"other processes took {100 * typical:.0f} % of its time"] if typical > LOST else []
 
