@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_checks  # noqa: E402 (needs the path above)
+import build_progress  # noqa: E402
 import cuda_checks  # noqa: E402
 import generate_units  # noqa: E402
 
@@ -121,10 +122,8 @@ class BuildKernels(build_ext):
         self.add_units(extension, generate_units.generate, compiler.arch)
         extension.extra_compile_args = {"cxx": COMPILE_FLAGS + debug_flags() + compiler.openmp_compile}
         extension.extra_link_args = compiler.openmp_link
-        print(
-            "fastrnn: %s for %s, OpenMP %s"
-            % (compiler.version, compiler.arch, "on" if compiler.openmp_compile else "off (kernels use one thread)")
-        )
+        if not compiler.openmp_compile:
+            print("fastrnn: OpenMP is off: kernels use one thread")
 
     def configure_cuda(self, extension, toolkit):
         from torch.utils import cpp_extension
@@ -138,7 +137,6 @@ class BuildKernels(build_ext):
         extension.libraries = extension.libraries + CUDA_LIBRARIES
         flags = COMPILE_FLAGS + debug_flags() + CUDA_MACROS
         extension.extra_compile_args = {"cxx": flags, "nvcc": toolkit.nvcc_flags() + CUDA_MACROS}
-        print("fastrnn: %s" % toolkit.describe())
 
     def run_with_torch(self, extension, build_temp, what):
         """Runs torch's build_ext on this command's state, for one extension.
@@ -154,10 +152,9 @@ class BuildKernels(build_ext):
         command.build_temp = str(build_temp)
         command.force = True  # ninja decides what is out of date, it knows the headers
         try:
-            command.run()
-        except (
-            RuntimeError
-        ):  # torch's answer when ninja stops; a traceback would push the compiler's words off the screen
+            with build_progress.only_progress():
+                command.run()
+        except RuntimeError:  # torch's answer when ninja stops; a traceback would push the compiler's words away
             build_checks.fail("compiling %s failed: the compiler's first error is above" % what)
 
 

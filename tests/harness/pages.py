@@ -42,9 +42,9 @@ def run_code(page: Path, shown: bool = False) -> int:
     return count
 
 
-def load_script(name: str) -> Any:
-    """A script of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+def load_script(name: str, folder: str = "benchmarks") -> Any:
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
