@@ -1,4 +1,4 @@
-"""Notices an autograd.Function in a cell's step, whose backward the kernels would not call."""
+"""Detection of an `autograd.Function` in a cell's step, whose backward the kernels would not call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def refused(refuse: Callable[[str, Any], None]) -> Iterator[None]:
-    """While this lasts, `refuse` is called with the name and each argument of every ``.apply``, in any thread.
+    """Call `refuse` with the name and each argument of every ``.apply`` inside the context, in any thread.
 
-    torch calls ``forward`` with arguments that are no tensors as they are, and tells nobody: `Function.apply` itself is
-    the one place where it can be seen.
+    torch passes arguments that are no tensors to ``forward`` as they are, without a hook: `Function.apply` itself is
+    the only place to intercept the call.
     """
     with _LOCK:
         usual = Function.__dict__["apply"]

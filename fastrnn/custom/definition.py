@@ -63,12 +63,15 @@ class Cell:
         if len(self.states) > MAX_STATES:
             raise CellError(f"states: expected at most {MAX_STATES}, got {len(self.states)}")
         found = traced(step, self._columns, self.states, self.parameters, self.matrices)
-        if any(len(self.gates) <= k < len(self._columns) for k in found.first + found.second):
+        every = (*range(len(self._columns) + len(self.matrices)), *found.copies)  # by number: the matrix itself
+        if any(len(self.gates) <= every[k] < len(self._columns) for k in found.first + found.second):
             raise CellError(f"{self.name}: inputs ({', '.join(self.inputs)}) have no recurrent weights")
-        used = {(*self._columns, *self.matrices)[k] for k in found.first + found.second}
+        names = (*self._columns, *self.matrices)
+        used = {names[every[k]] for k in found.first + found.second}
         if unused := [name for name in self.matrices if name not in used]:
             raise CellError(f"matrices: {', '.join(unused)}: no new state depends on a product with them")
-        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters, self.matrices)
+        rows = (*self.matrices, *(names[k] for k in found.copies))
+        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters, rows)
         text = header(self._compiled, "CELL", "")
         self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._header = header(self._compiled, self.kernels, self._comment())
@@ -104,38 +107,58 @@ class Cell:
     @property
     def recurrent(self) -> tuple[str, ...]:
         """The gates (and matrices of none) that have rows in the recurrent weight, in the order of these rows."""
+        return tuple(dict.fromkeys(self.blocks))
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The same as the kernels take them: a matrix that multiplies several vectors is there once for each."""
         return tuple(self._compiled.matrices[k] for k in self._compiled.recurrent)
 
     @property
+    def repeated(self) -> tuple[int, ...] | None:
+        """For each of `blocks` its place in `recurrent`; None if they are the same."""
+        places = {name: k for k, name in enumerate(self.recurrent)}
+        found = tuple(places[name] for name in self.blocks)
+        return None if len(found) == len(places) else found
+
+    @property
     def products(self) -> tuple[tuple[str, ...], ...]:
-        """What `recurrent` has, by the vector that is multiplied: h's (there may be none), then those of others."""
-        step, names = self._compiled.step, self._compiled.matrices
+        """What `blocks` has, by the vector that is multiplied: h's (there may be none), then those of others."""
+        names = self._compiled.matrices
+        return tuple(tuple(names[k] for k in group) for group in self._products)
+
+    @property
+    def _products(self) -> tuple[tuple[int, ...], ...]:
+        step = self._compiled.step
         others = [g.matrices for g in step.groups if g.matrices != step.first] if step.staged else [step.second]
-        return tuple(tuple(names[k] for k in group) for group in (step.first, *others))
+        return (step.first, *others)
 
     def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *more: Any) -> tuple:
         """The function itself, on tensors: wx (B, G·H), rh (B, ·) the products of h, states (B, H); more: parameters
         (H), and a function that multiplies another vector with some of the other matrices.
         """
         G = len(self._columns)
-        first, *others = self.products
-        products: dict[str, Any] = {}
+        first, *others = self._products
+        products: dict[int, Any] = {}
         if first:
             products |= zip(first, rh.chunk(len(first), -1), strict=True)
-        if len(self.recurrent) > len(first):
+        if len(self.blocks) > len(first):
             *more, multiply = more  # type: ignore[assignment]
             begin = 0
             for group in others:
                 products |= zip(group, _of_vector(multiply, begin, len(group)), strict=True)
                 begin += len(group)
+        for matrix, calls in self._compiled.step.calls.items():
+            if len(set(calls)) > 1:
+                products[matrix] = _in_turn([products[k] for k in calls])
 
         def named(kind: str, names: tuple[str, ...], values: Sequence[Any]) -> Names:
             return Names(kind, names, values, CellError)
 
-        matrices = self._compiled.matrices
+        matrices = (*self._columns, *self.matrices)
         arguments = [
             named("x", self._columns, wx.chunk(G, -1)),
-            named("r", matrices, [products.get(name, wx.new_zeros(())) for name in matrices]),
+            named("r", matrices, [products.get(k, wx.new_zeros(())) for k in range(len(matrices))]),
             named("s", self.states, states),
         ]
         if self.parameters:
@@ -235,6 +258,12 @@ def _of_vector(multiply: Callable, begin: int, count: int) -> list[Callable[[Ten
     return [part(k) for k in range(count)]
 
 
+def _in_turn(products: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Return the product with a matrix that multiplies several vectors, in the order of the step's calls."""
+    order = iter(products)
+    return lambda vector: next(order)(vector)
+
+
 def cell(
     gates: str | Sequence[str],
     states: str | Sequence[str] = "h",
@@ -261,11 +290,11 @@ def cell(
     clamp, and ``where`` with a comparison. :func:`fastrnn.custom.detach` stops a gradient,
     :func:`fastrnn.custom.surrogate` takes that of another expression.
 
-    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector: a GRU that resets before the product has
-    ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent weights. What all units of a
-    row have in common is ``v.mean(-1, keepdim=True)``, and so ``sum`` and ``var`` (with ``correction=0``);
-    :func:`fastrnn.custom.layer_norm` is made of them. A step with more than one vector besides h, or with such sums,
-    has stages between which threads wait for one another; it takes longer.
+    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector, or of several in several calls: a GRU that resets
+    before the product has ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent
+    weights. What all units of a row have in common is ``v.mean(-1, keepdim=True)``, and so ``sum`` and ``var`` (with
+    ``correction=0``); :func:`fastrnn.custom.layer_norm` is made of them. A step with more than one vector besides h, or
+    with such sums, has stages between which threads wait for one another; it takes longer.
 
     The function is run at definition, twice, and has to compute the same both times: random numbers come from `inputs`.
     Its gradient is derived; kernels are compiled at the first call (some seconds) and kept in ``FASTRNN_CACHE``

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.custom.trace import Symbol
+from fastrnn.custom.symbols import Symbol
 
 
 def normalize(*vectors: Any, eps: float = 1e-5) -> Any:

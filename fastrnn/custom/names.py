@@ -35,7 +35,7 @@ class Names:
         raise self._error(f"{self._kind} has no {name!r}; it has {', '.join(self._names) or 'nothing'}")
 
     def whole(self) -> str:
-        """For messages: that one of the values is meant."""
+        """Return the message that one of the values is expected."""
         examples = " or ".join(f"{self._kind}.{name}" for name in self._names[:2])
         return f"{self._kind} is {_MEANING[self._kind]}: expected one of its values, {examples}"
 

@@ -1,4 +1,4 @@
-"""For messages: what to write in place of what a cell's step cannot do."""
+"""Remedies in error messages, for what a cell's step cannot do."""
 
 from __future__ import annotations
 

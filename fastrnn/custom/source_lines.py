@@ -1,4 +1,4 @@
-"""Where in the source of a cell's step an error lies."""
+"""Place of an error in the source of a cell's step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 100
 
 
 def place(step: Callable, error: BaseException | None = None) -> str:
-    """Where in `step`, or in what it calls in its file, we are, or `error` came from; the line with its text."""
+    """File, line and text of the place in `step`, or in what it calls in its file: now, or where `error` came from."""
     code = inspect.unwrap(step).__code__
     frames: list[tuple[FrameType, int, int]] = []  # the innermost first: frame, line, instruction
     frame: FrameType | None = sys._getframe()

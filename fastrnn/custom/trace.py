@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastrnn.custom import autograd_functions, remedies
@@ -16,155 +16,16 @@ from fastrnn.custom.names import Names
 from fastrnn.custom.operations import OPERATIONS
 from fastrnn.custom.repeatable import same_twice
 from fastrnn.custom.source_lines import place
+from fastrnn.custom.special import SPECIAL
 from fastrnn.custom.structure import Traced, structure
+from fastrnn.custom.symbols import BY_FUNCTION, Condition, Recurrent, Symbol
 
 
 class CellError(TypeError):
     """A cell's step that cannot be made into kernels; says where in its source and why."""
 
 
-_BY_FUNCTION: dict[Any, str] = {f: name for name, row in OPERATIONS.items() for f in row.torch}
 _COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}
-
-
-class Condition:
-    """A comparison of symbols, for `torch.where`."""
-
-    def __init__(self, trace: Trace, less: str, left: Node, right: Node) -> None:
-        self.trace, self.less, self.left, self.right = trace, less, left, right
-
-    def __bool__(self) -> bool:
-        raise self.trace.error(remedies.BRANCH)
-
-    def _combined(self, other: Any = None) -> Any:
-        raise self.trace.error("comparisons cannot be combined: use one torch.where within another")
-
-    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __eq__ = __ne__ = _combined
-    __hash__ = object.__hash__
-
-    def _no_number(self, *others: Any) -> Any:
-        raise self.trace.error(remedies.NO_NUMBER)
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _no_number
-    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __pow__ = __rpow__ = __neg__ = __abs__ = _no_number
-    __float__ = __int__ = __index__ = _no_number
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise self.trace.error(f"no {name!r}: {remedies.NO_NUMBER}")
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return Symbol.__torch_function__(func, types, args, kwargs)
-
-
-class Symbol:
-    """One of the step's arguments, or what was computed from them; stands for a tensor (B, H)."""
-
-    __slots__ = ("node", "trace")
-    __array_ufunc__ = None  # NumPy leaves operators to us
-
-    def __init__(self, trace: Trace, node: Node) -> None:
-        self.trace, self.node = trace, node
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        given: list[Any] = [*args, *kwargs.values()]
-        for a in given:  # torch.cat has them in a list
-            if isinstance(a, (list, tuple)):
-                given += a
-        trace = next(a.trace for a in given if isinstance(a, (Symbol, Condition)))
-        return trace.call(func, args, kwargs)
-
-    def __bool__(self) -> bool:
-        raise self.trace.error(remedies.BRANCH)
-
-    def __iter__(self) -> Any:
-        raise self.trace.error("a traced value cannot be iterated over: it has one number for each row and unit")
-
-    def __float__(self) -> float:
-        raise self.trace.error("a traced value has no number yet: use torch's functions instead of math's and Python's")
-
-    __int__ = __index__ = __float__
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _BY_FUNCTION:
-            return lambda *args: self.trace.operation(name, (self, *args))
-        if name in ("clamp", "square", "pow", "reciprocal", "mean", "sum", "var", "sign"):
-            return lambda *args, **kwargs: self.trace.call(getattr(torch, name), (self, *args), kwargs)
-        raise self.trace.unknown(name)
-
-    def __getitem__(self, key: Any) -> Any:
-        raise self.trace.error("a traced value cannot be indexed: it has one number for each row and unit")
-
-    def __matmul__(self, other: Any) -> Any:
-        raise self.trace.error("a matrix product is r.n for R_n·h, and r.n(v) for R_n·v with another vector v")
-
-    __rmatmul__ = __matmul__
-
-    def __rmod__(self, other: Any) -> Symbol:
-        return self.trace.operation("remainder", (other, self))
-
-    def __pow__(self, power: Any) -> Symbol:
-        return self.trace.call(torch.pow, (self, power), {})
-
-    def __rpow__(self, base: Any) -> Symbol:
-        return self.trace.call(torch.pow, (base, self), {})
-
-    def _floor_division(self, other: Any) -> Any:
-        raise self.trace.error("no operation // on a traced value: use (a - a % b) / b")
-
-    __floordiv__ = __rfloordiv__ = _floor_division
-
-    def __mod__(self, other: Any) -> Symbol:
-        return self.trace.operation("remainder", (self, other))
-
-    def _equal(self, other: Any) -> Any:
-        raise self.trace.error("no operation == or != on a traced value; there are <, <=, > and >=")
-
-    __eq__ = __ne__ = _equal
-    __hash__ = object.__hash__
-
-    def _in_place(self, other: Any) -> Any:
-        raise self.trace.error(remedies.IN_PLACE)
-
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imod__ = _in_place
-
-
-class Recurrent(Symbol):
-    """``r.n``: R_n·h; called with a vector ``v``, ``r.n(v)``: R_n·v."""
-
-    __slots__ = ("gate",)
-
-    def __init__(self, trace: Trace, gate: int) -> None:
-        super().__init__(trace, trace.graph.leaf("r", gate))
-        self.gate = gate
-
-    def __call__(self, vector: Any) -> Symbol:
-        return self.trace.product(self.gate, vector)
-
-
-def _binary(op: str, swapped: bool = False) -> Callable:
-    def method(self: Symbol, other: Any) -> Symbol:
-        return self.trace.operation(op, (other, self) if swapped else (self, other))
-
-    return method
-
-
-def _comparison(text: str) -> Callable:
-    return lambda self, other: self.trace.compare(text, self, other)
-
-
-for _name, _op in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div")):
-    setattr(Symbol, f"__{_name}__", _binary(_op))
-    setattr(Symbol, f"__r{_name}__", _binary(_op, True))
-for _op in ("neg", "abs"):
-    setattr(Symbol, f"__{_op}__", lambda self, op=_op: self.trace.operation(op, (self,)))
-for _name, _text in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
-    setattr(Symbol, f"__{_name}__", _comparison(_text))
-
 #: What may be used in a step, for messages.
 NAMES = frozenset(
     [name for name, row in OPERATIONS.items() if row.torch]
@@ -175,16 +36,26 @@ NAMES = frozenset(
 class Trace:
     """Turns calls on symbols into nodes of `graph`."""
 
-    def __init__(self, step: Callable) -> None:
+    def __init__(self, step: Callable, matrices: int = 0) -> None:
         self.step, self.graph = step, Graph()
         self.grad_enabled = torch.is_grad_enabled()
-        self.multiplied: dict[int, Node] = {}  # by matrix: the vector it was called with
+        self.matrices = matrices
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the products of an earlier run of the step."""
+        #: by matrix, or copy of one: the vector that it multiplies
+        self.multiplied: dict[int, Node] = {}
+        #: matrices that multiply one more vector; the k-th copy has the number `matrices` + k
+        self.copies: list[int] = []
+        #: by matrix: which of its copies, or itself, each call multiplies with
+        self.calls: dict[int, list[int]] = {}
 
     def error(self, why: str) -> CellError:
         return CellError(f"{place(self.step)}: {why}")
 
     def unknown(self, name: str) -> CellError:
-        """That there is no operation of this name, and what to do instead."""
+        """Return the error for a name that is no operation, with the remedy."""
         why = f"no operation {name!r} on a traced value"
         if name.endswith("_") and not name.endswith("__"):
             return self.error(f"{why}: {remedies.IN_PLACE}")
@@ -231,9 +102,16 @@ class Trace:
         node = self.node(vector)
         if node.leaf == ("s", 0):
             raise self.error("the product with h itself is the gate as it is, without a call")
-        if self.multiplied.setdefault(matrix, node) is not node:
-            raise self.error("a matrix that is multiplied with two vectors: each has to have a matrix of its own")
-        return Symbol(self, self.graph.product(matrix, node))
+        calls = self.calls.setdefault(matrix, [])
+        taken = next((k for k in calls if self.multiplied[k] is node), None)
+        if taken is None and not calls:
+            taken = matrix
+        elif taken is None:
+            taken = self.matrices + len(self.copies)
+            self.copies.append(matrix)
+        self.multiplied[taken] = node
+        calls.append(taken)
+        return Symbol(self, self.graph.product(taken, node))
 
     def of_units(self, op: str, x: Any, dim: Any = None, keepdim: bool = False) -> Symbol:
         """A mean or sum over the units of each row."""
@@ -248,11 +126,11 @@ class Trace:
         return Condition(self, "where_less" if len(text) == 1 else "where_at_most", a, b)
 
     def call(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        if func in _BY_FUNCTION and func not in _SPECIAL and set(kwargs) <= {"input", "other"}:
-            return self.operation(_BY_FUNCTION[func], (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs)))
+        if func in BY_FUNCTION and func not in SPECIAL and set(kwargs) <= {"input", "other"}:
+            return self.operation(BY_FUNCTION[func], (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs)))
         if func in _COMPARISONS and not kwargs:
             return self.compare(_COMPARISONS[func], *args)
-        special = _SPECIAL.get(func)
+        special = SPECIAL.get(func)
         if special is not None:
             try:
                 return special(self, *args, **kwargs)
@@ -263,96 +141,10 @@ class Trace:
         raise self.unknown(getattr(func, "__name__", str(func)))
 
 
-def _where(trace: Trace, condition: Any, yes: Any, no: Any) -> Symbol:
-    if not isinstance(condition, Condition):
-        raise trace.error("torch.where: expected a comparison (a < b) of traced values as its condition")
-    nodes = (condition.left, condition.right, trace.node(yes), trace.node(no))
-    return Symbol(trace, trace.graph.make(condition.less, *nodes))
-
-
-def _clamp(trace: Trace, x: Any, min: Any = None, max: Any = None) -> Symbol:  # torch's names
-    """Not a maximum of a minimum: at its limits torch's gradient passes in full."""
-    node = inside = trace.node(x)
-    for limit, less, low in ((min, "where_less", True), (max, "where_less", False)):
-        if limit is not None:
-            bound = trace.node(limit)
-            pair = (inside, bound) if low else (bound, inside)
-            inside = node.graph.make(less, *pair, bound, inside)
-    return Symbol(trace, inside)
-
-
-def _power(trace: Trace, x: Any, exponent: Any) -> Symbol:
-    if isinstance(exponent, Symbol):
-        base = "a" if isinstance(x, Symbol) else repr(x)
-        log = "torch.log(a)" if isinstance(x, Symbol) else f"math.log({base})"
-        raise trace.error(f"{base} ** v: expected a number as the exponent; for {base} > 0 use torch.exp(v * {log})")
-    if not isinstance(exponent, (int, float)) or exponent not in (-1, 0.5, 1, 2, 3, 4):
-        raise trace.error(f"pow: expected one of the exponents -1, 0.5, 1, 2, 3, 4, got {exponent!r}")
-    node = trace.node(x)
-    if exponent == 0.5:
-        return trace.operation("sqrt", (x,))
-    if exponent == -1:
-        return Symbol(trace, 1.0 / node)
-    result = square = node * node
-    if exponent == 1:
-        result = node
-    elif exponent > 2:
-        result = square * (node if exponent == 3 else square)
-    return Symbol(trace, result)
-
-
-def _sign(trace: Trace, x: Any) -> Symbol:
-    node = trace.node(x)
-    make, zero = trace.graph.make, trace.graph.constant(0)
-    below = make("where_less", node, zero, trace.graph.constant(-1), zero)
-    return Symbol(trace, make("where_less", zero, node, trace.graph.constant(1), below))
-
-
-def _softplus(trace: Trace, x: Any, beta: Any = 1, threshold: Any = 20) -> Symbol:
-    if (beta, threshold) != (1, 20):
-        raise trace.error("softplus: expected it without beta and threshold")
-    return trace.operation("softplus", (x,))
-
-
-def _logsigmoid(trace: Trace, x: Any) -> Symbol:
-    return Symbol(trace, -trace.graph.make("softplus", -trace.node(x)))
-
-
-def _relu(trace: Trace, x: Any, inplace: bool = False) -> Symbol:
-    if inplace:
-        raise trace.error("relu: a value cannot be changed in place")
-    return trace.operation("relu", (x,))
-
-
-def _variance(
-    trace: Trace, x: Any, dim: Any = None, unbiased: Any = None, *, correction: Any = None, keepdim: bool = False
-) -> Symbol:
-    if unbiased is not False and correction != 0:
-        raise trace.error("var: expected it over the units as they are, var(dim=-1, correction=0, keepdim=True)")
-    mean = trace.of_units("mean", x, dim, keepdim)
-    return trace.of_units("mean", _power(trace, x - mean, 2), -1, True)
-
-
-_SPECIAL: dict[Any, Callable] = {
-    torch.mean: lambda trace, x, dim=None, keepdim=False: trace.of_units("mean", x, dim, keepdim),
-    torch.sum: lambda trace, x, dim=None, keepdim=False: trace.of_units("sum", x, dim, keepdim),
-    torch.var: _variance,
-    torch.where: _where,
-    torch.clamp: _clamp,
-    torch.pow: _power,
-    torch.sign: _sign,
-    torch.square: lambda trace, x: _power(trace, x, 2),
-    torch.reciprocal: lambda trace, x: _power(trace, x, -1),
-    F.softplus: _softplus,
-    F.logsigmoid: _logsigmoid,
-    F.relu: _relu,
-}
-
-
 def _new_states(trace: Trace, arguments: Sequence[Names], states: Sequence[str]) -> tuple[Node, ...]:
     """Runs the step once. Returns the new states, in order."""
     step = trace.step
-    trace.multiplied.clear()
+    trace.begin()
     try:
         with autograd_functions.refused(trace.refuse_function):
             found = step(*arguments)
@@ -387,7 +179,7 @@ def traced(
     Raises:
         CellError: it does what cannot be done, see there, or something else the second time.
     """
-    trace = Trace(step)
+    trace = Trace(step, len(gates) + len(matrices))
     arguments = []
     for kind, names in (("x", gates), ("r", (*gates, *matrices)), ("s", states), ("p", parameters)):
         if kind == "p" and not parameters:
@@ -402,7 +194,10 @@ def traced(
             f"{place(step)}: expected a step that computes the same each time it is run, as kernels repeat what it "
             "drew, counted or read at definition; noise and masks are `inputs=`, functions that make new ones each call"
         )
+    names = [f"r.{name}" for name in (*gates, *matrices)]
+    names += [names[k] for k in trace.copies]
     try:
-        return structure(trace.graph, new, len(gates), [f"r.{name}" for name in (*gates, *matrices)], trace.multiplied)
+        found = structure(trace.graph, new, len(gates), names, trace.multiplied)
     except ValueError as error:
         raise CellError(f"{place(step)}: {error}") from None
+    return replace(found, copies=tuple(trace.copies), calls={k: tuple(calls) for k, calls in trace.calls.items()})

@@ -1,4 +1,4 @@
-"""What the columns of the reports mean, in Markdown."""
+"""Explanations of the reports' columns, in Markdown."""
 
 from __future__ import annotations
 

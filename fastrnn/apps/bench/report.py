@@ -296,7 +296,7 @@ def title(results: Results) -> str:
 
 
 def warning(results: Results) -> str:
-    """That the times are not to be trusted, and why; empty if they are."""
+    """Return the warning that the times are not to be trusted, with the reasons; empty if they are."""
     doubts = results.doubts
     if not doubts:
         return ""

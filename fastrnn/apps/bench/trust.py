@@ -1,4 +1,4 @@
-"""Whether measured times may be trusted: other work on the machine, spread, and more than the machine can do."""
+"""Checks of measured times: other work on the machine, spread, and more than the machine can do."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""``fastrnn demo``: in less than a minute what the library is for. Parity, speed, a custom cell, a picture."""
+"""The first minute, ``fastrnn demo``: parity, speed, a custom cell, a picture."""

@@ -1,4 +1,4 @@
-"""What the demo measures: layers against torch.nn, and a custom cell against itself as a loop in PyTorch."""
+"""Measurements of the demo: layers against torch.nn, and a custom cell against itself as a loop in PyTorch."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Silent(Progress):
 
 
 def layers(threads: int | None, cases: tuple[tuple[str, str], ...] = CASES) -> Iterator[Comparison]:
-    """Each layer as soon as it is timed; engines in processes of their own, in turns, as in ``fastrnn bench``."""
+    """Yield each layer as soon as it is timed; engines in processes of their own, in turns, as in ``fastrnn bench``."""
     made = [Case(cell, parse_shapes(shape)[0], "float32") for cell, shape in cases]
     settings = Settings(tuple(made), threads=threads, rounds=ROUNDS, block_seconds=0.02, quick=True, memory=False)
     runner, deadline = Runner(settings, _Silent(len(made))), time.monotonic() + PATIENCE

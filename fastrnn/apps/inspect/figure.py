@@ -63,7 +63,7 @@ def _ink() -> str:
 
 
 def _whole(axis: Any) -> None:
-    """Ticks at whole numbers: steps, units and batches have no halves."""
+    """Set ticks at whole numbers: steps, units and batches have no halves."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
