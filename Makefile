@@ -27,23 +27,25 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@sed -n '/^#   ARGS/,/^#   MINUTES/s/^# //p' $(MAKEFILE_LIST)
 
-bench: build  ## time fastrnn against torch.nn
+bench: venv  ## time fastrnn against torch.nn
+	@$(PY) tools/dev_env.py bench --torch "$(TORCH)"
 	@$(PY) -m fastrnn bench $(ARGS)
 
 # Other libraries beside torch.nn. They are no part of the development environment: only this goal installs them.
-bench-peers: build  ## beside onnxruntime, OpenVINO and JAX, which it installs
+bench-peers: venv  ## beside onnxruntime, OpenVINO and JAX, which it installs
+	@$(PY) tools/dev_env.py bench --torch "$(TORCH)"
 	@$(PY) -m pip install --quiet onnxruntime onnx openvino jax
 	@$(PY) -m fastrnn bench --peers $(ARGS)
 
-test: build  ## all tests
+test: deps build  ## all tests
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
 
 # Some tests of every part of the package, for before a commit. One thread in each process: there are as many as cores.
-test-quick: build  ## two minutes of them, for before a commit
+test-quick: deps build  ## two minutes of them, for before a commit
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(JOBS) -m quick $(ARGS)
 
 # Random calls on all cores, compared with torch.nn and under guard pages; see CONTRIBUTING.md.
-fuzz: build  ## random calls against torch.nn and under guard pages
+fuzz: deps build  ## random calls against torch.nn and under guard pages
 	@$(PY) -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 lint: style  ## style, and mypy

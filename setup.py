@@ -7,6 +7,7 @@ install torch first, then ``pip install --no-build-isolation -e .``.
 This file must stay readable for any Python, or an old one could not say that it is too old.
 """
 
+import contextlib
 import os
 import shlex
 import sys
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_checks  # noqa: E402 (needs the path above)
+import build_progress  # noqa: E402
 import cuda_checks  # noqa: E402
 import generate_units  # noqa: E402
 
@@ -121,10 +123,11 @@ class BuildKernels(build_ext):
         self.add_units(extension, generate_units.generate, compiler.arch)
         extension.extra_compile_args = {"cxx": COMPILE_FLAGS + debug_flags() + compiler.openmp_compile}
         extension.extra_link_args = compiler.openmp_link
-        print(
-            "fastrnn: %s for %s, OpenMP %s"
-            % (compiler.version, compiler.arch, "on" if compiler.openmp_compile else "off (kernels use one thread)")
-        )
+        if self.distribution.verbose or not compiler.openmp_compile:
+            print(
+                "fastrnn: %s for %s, OpenMP %s"
+                % (compiler.version, compiler.arch, "on" if compiler.openmp_compile else "off (kernels use one thread)")
+            )
 
     def configure_cuda(self, extension, toolkit):
         from torch.utils import cpp_extension
@@ -138,7 +141,8 @@ class BuildKernels(build_ext):
         extension.libraries = extension.libraries + CUDA_LIBRARIES
         flags = COMPILE_FLAGS + debug_flags() + CUDA_MACROS
         extension.extra_compile_args = {"cxx": flags, "nvcc": toolkit.nvcc_flags() + CUDA_MACROS}
-        print("fastrnn: %s" % toolkit.describe())
+        if self.distribution.verbose:
+            print("fastrnn: %s" % toolkit.describe())
 
     def run_with_torch(self, extension, build_temp, what):
         """Runs torch's build_ext on this command's state, for one extension.
@@ -153,11 +157,11 @@ class BuildKernels(build_ext):
         command.extensions = [extension]
         command.build_temp = str(build_temp)
         command.force = True  # ninja decides what is out of date, it knows the headers
+        quiet = not self.distribution.verbose
         try:
-            command.run()
-        except (
-            RuntimeError
-        ):  # torch's answer when ninja stops; a traceback would push the compiler's words off the screen
+            with build_progress.only_progress() if quiet else contextlib.nullcontext():
+                command.run()
+        except RuntimeError:  # torch's answer when ninja stops; a traceback would push the compiler's words away
             build_checks.fail("compiling %s failed: the compiler's first error is above" % what)
 
 

@@ -7,7 +7,10 @@ own. :mod:`fastrnn.init` and :mod:`fastrnn.training` are what training through t
 
 from __future__ import annotations
 
+from fastrnn._as_command import answer
 from fastrnn._version import __version__
+
+answer()  # `python -m fastrnn`: ends the process here
 
 try:
     from fastrnn import _flops, cuda, functional, init, training  # noqa: F401 - _flops registers formulas

@@ -1,4 +1,5 @@
-"""Completes a development environment: ``dev_env.py deps`` installs what is missing, ``dev_env.py build`` also builds.
+"""Completes an environment: ``dev_env.py deps`` installs all that development needs and is missing, ``build`` what the
+library needs, and builds it, ``bench`` also what the benchmark needs.
 
 Run by the Makefile with the environment's own Python. What is there already is found out each time, in a fraction of a
 second, rather than remembered: an environment made by hand or half finished is completed, a good one is left alone.
@@ -25,21 +26,23 @@ ROOT = Path(__file__).resolve().parent.parent
 # What is installed where no torch is asked for and none is there. Any that pyproject.toml allows is kept.
 DEFAULT_TORCH = "torch==2.13.0"
 EXTENSION = ROOT / "fastrnn" / ("_C" + str(sysconfig.get_config_var("EXT_SUFFIX")))
+# The extras of pyproject.toml that each goal needs; deps: all of them.
+EXTRAS = {"build": (), "bench": ("plot",)}
 FLAG_VARIABLES = ("CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
 CUDA_VARIABLES = ("FASTRNN_BUILD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Complete the development environment that runs this program.")
-    parser.add_argument("goal", choices=["deps", "build"])
+    parser.add_argument("goal", choices=["deps", *EXTRAS])
     parser.add_argument("--torch", default="", help="requirement for torch, such as torch==2.14.1")
     args = parser.parse_args()
     os.chdir(ROOT)
-    if args.goal == "build" and installed_version("torch") is None:
+    if args.goal != "deps" and installed_version("torch") is None:
         check_machine()  # before gigabytes are fetched in vain
     ensure_pip()
-    install_missing(args.torch)
-    if args.goal == "build":
+    install_missing(args.torch, args.goal)
+    if args.goal != "deps":
         build_if_changed()
     return 0
 
@@ -79,12 +82,13 @@ def read_pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def wanted_requirements(torch: str) -> list[str]:
-    """All that running, building, testing and linting need, as pyproject.toml says it."""
+def wanted_requirements(torch: str, goal: str) -> list[str]:
+    """All that a goal needs, as pyproject.toml says it."""
     pyproject = read_pyproject()
     wanted = [*pyproject["build-system"]["requires"], *pyproject["project"]["dependencies"]]
-    for extra in pyproject["project"]["optional-dependencies"].values():
-        wanted += [line for line in extra if not line.startswith("fastrnn[")]
+    extras = pyproject["project"]["optional-dependencies"]
+    for name in EXTRAS.get(goal, tuple(extras)):
+        wanted += [line for line in extras[name] if not line.startswith("fastrnn[")]
     return [*wanted, torch] if torch else wanted
 
 
@@ -99,8 +103,8 @@ def is_missing(requirement: str) -> bool:
     return version is None or not parsed.specifier.contains(version, prereleases=True)
 
 
-def install_missing(torch: str) -> None:
-    missing = [line for line in wanted_requirements(torch) if is_missing(line)]
+def install_missing(torch: str, goal: str) -> None:
+    missing = [line for line in wanted_requirements(torch, goal) if is_missing(line)]
     if not missing:
         return
     if not torch and any(line.startswith("torch") for line in missing):
@@ -139,7 +143,7 @@ def build_if_changed() -> None:
         # The time as well: somebody may have built another state by hand since.
         if not (EXTENSION.is_file() and read_record(record) == [state, EXTENSION.stat().st_mtime_ns]):
             print("Building the kernels", flush=True)
-            run([sys.executable, "setup.py", "build_ext", "--inplace"])
+            run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"])
         install_package()  # in here, because pip writes the extension once more
         record.write_text(json.dumps([state, EXTENSION.stat().st_mtime_ns]))
 

@@ -1,4 +1,4 @@
-"""The command line: ``fastrnn info``, ``bench``, ``train``, ``sample``, ``inspect`` and ``gradflow``."""
+"""The command line: ``fastrnn info``, ``demo``, ``bench``, ``train``, ``sample``, ``inspect`` and ``gradflow``."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ def main(argv: Sequence[str] | None = None, before_command: Callable[[], Any] | 
     # The options of a command are made by its own module, which no other command should wait for.
     wanted = next((arg for arg in argv if not arg.startswith("-")), None)
     try:
-        args, unknown = _parser(wanted).parse_known_args(argv)
+        parser = _parser(wanted)
+        args, unknown = parser.parse_known_args(argv)
+        chosen = getattr(args, "parser", parser)
         if unknown:
-            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if chosen is parser:
+            parser.error("the following arguments are required: COMMAND")
         if before_command is not None:
             before_command()
         status: int = args.command(args)
@@ -66,7 +70,7 @@ def _did_you_mean(words: Sequence[str], known: Sequence[str]) -> str:
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
     parser = _Parser(prog="fastrnn", description="Recurrent networks for PyTorch.")
     parser.add_argument("--version", action="version", version=f"fastrnn {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -75,11 +79,16 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
 
     info = add("info", _info, "show versions, libraries, instruction sets, threads, CUDA")
     info.add_argument("--json", action="store_true", help="the same as JSON")
+    demo = add("demo", _demo, "show in a minute what fastrnn is for: parity, speed, a custom cell, a picture")
     bench = add("bench", _bench, "time fastrnn against other implementations")
     train = add("train", _train, "train a language model on a text file")
     sample = add("sample", _sample, "write text with a model that train has made")
     inspect = add("inspect", _inspect, "look inside such a model: a page with a text as it sees it")
     gradflow = add("gradflow", _gradflow, "draw how gradients flow back through time")
+    if wanted == "demo":
+        from fastrnn.apps.demo.arguments import add_arguments as add_demo_arguments
+
+        add_demo_arguments(demo)
     if wanted == "bench":
         from fastrnn.apps.bench.cli import add_arguments
 
@@ -95,6 +104,12 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
         add_inspect_arguments(inspect)
         add_gradflow_arguments(gradflow)
     return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from fastrnn.apps.demo.cli import run
+
+    return run(args)
 
 
 def _bench(args: argparse.Namespace) -> int:

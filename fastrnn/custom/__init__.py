@@ -1,8 +1,8 @@
 """Cells of one's own: a few lines of Python, fused kernels over whole sequences. See :func:`fastrnn.cell`."""
 
 from fastrnn.custom.definition import Cell, cell
-from fastrnn.custom.functions import layer_norm, normalize
+from fastrnn.custom.functions import detach, layer_norm, normalize, surrogate
 from fastrnn.custom.module import Network
 from fastrnn.custom.trace import CellError
 
-__all__ = ["Cell", "CellError", "Network", "cell", "layer_norm", "normalize"]
+__all__ = ["Cell", "CellError", "Network", "cell", "detach", "layer_norm", "normalize", "surrogate"]

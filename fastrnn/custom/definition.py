@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from fastrnn.cells import CellSpec
 from fastrnn.custom import build, build_cuda
 from fastrnn.custom.cache import BuildError
 from fastrnn.custom.emit import Compiled, compiled, equations, header
-from fastrnn.custom.trace import CellError, Names, traced
+from fastrnn.custom.names import Names
+from fastrnn.custom.trace import CellError, traced
 
 MAX_STATES = 8  # csrc/cpu/args.h
 #: Values of a parameter to begin with: a number for all units, or a function that fills a tensor (H) in place.
@@ -61,12 +63,15 @@ class Cell:
         if len(self.states) > MAX_STATES:
             raise CellError(f"states: expected at most {MAX_STATES}, got {len(self.states)}")
         found = traced(step, self._columns, self.states, self.parameters, self.matrices)
-        if any(len(self.gates) <= k < len(self._columns) for k in found.first + found.second):
+        every = (*range(len(self._columns) + len(self.matrices)), *found.copies)  # by number: the matrix itself
+        if any(len(self.gates) <= every[k] < len(self._columns) for k in found.first + found.second):
             raise CellError(f"{self.name}: inputs ({', '.join(self.inputs)}) have no recurrent weights")
-        used = {(*self._columns, *self.matrices)[k] for k in found.first + found.second}
+        names = (*self._columns, *self.matrices)
+        used = {names[every[k]] for k in found.first + found.second}
         if unused := [name for name in self.matrices if name not in used]:
             raise CellError(f"matrices: {', '.join(unused)}: no new state depends on a product with them")
-        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters, self.matrices)
+        rows = (*self.matrices, *(names[k] for k in found.copies))
+        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters, rows)
         text = header(self._compiled, "CELL", "")
         self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._header = header(self._compiled, self.kernels, self._comment())
@@ -102,38 +107,58 @@ class Cell:
     @property
     def recurrent(self) -> tuple[str, ...]:
         """The gates (and matrices of none) that have rows in the recurrent weight, in the order of these rows."""
+        return tuple(dict.fromkeys(self.blocks))
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The same as the kernels take them: a matrix that multiplies several vectors is there once for each."""
         return tuple(self._compiled.matrices[k] for k in self._compiled.recurrent)
 
     @property
+    def repeated(self) -> tuple[int, ...] | None:
+        """For each of `blocks` its place in `recurrent`; None if they are the same."""
+        places = {name: k for k, name in enumerate(self.recurrent)}
+        found = tuple(places[name] for name in self.blocks)
+        return None if len(found) == len(places) else found
+
+    @property
     def products(self) -> tuple[tuple[str, ...], ...]:
-        """What `recurrent` has, by the vector that is multiplied: h's (there may be none), then those of others."""
-        step, names = self._compiled.step, self._compiled.matrices
+        """What `blocks` has, by the vector that is multiplied: h's (there may be none), then those of others."""
+        names = self._compiled.matrices
+        return tuple(tuple(names[k] for k in group) for group in self._products)
+
+    @property
+    def _products(self) -> tuple[tuple[int, ...], ...]:
+        step = self._compiled.step
         others = [g.matrices for g in step.groups if g.matrices != step.first] if step.staged else [step.second]
-        return tuple(tuple(names[k] for k in group) for group in (step.first, *others))
+        return (step.first, *others)
 
     def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *more: Any) -> tuple:
         """The function itself, on tensors: wx (B, G·H), rh (B, ·) the products of h, states (B, H); more: parameters
         (H), and a function that multiplies another vector with some of the other matrices.
         """
         G = len(self._columns)
-        first, *others = self.products
-        products: dict[str, Any] = {}
+        first, *others = self._products
+        products: dict[int, Any] = {}
         if first:
             products |= zip(first, rh.chunk(len(first), -1), strict=True)
-        if len(self.recurrent) > len(first):
+        if len(self.blocks) > len(first):
             *more, multiply = more  # type: ignore[assignment]
             begin = 0
             for group in others:
                 products |= zip(group, _of_vector(multiply, begin, len(group)), strict=True)
                 begin += len(group)
+        for matrix, calls in self._compiled.step.calls.items():
+            if len(set(calls)) > 1:
+                products[matrix] = _in_turn([products[k] for k in calls])
 
         def named(kind: str, names: tuple[str, ...], values: Sequence[Any]) -> Names:
             return Names(kind, names, values, CellError)
 
-        matrices = self._compiled.matrices
+        matrices = (*self._columns, *self.matrices)
         arguments = [
             named("x", self._columns, wx.chunk(G, -1)),
-            named("r", matrices, [products.get(name, wx.new_zeros(())) for name in matrices]),
+            named("r", matrices, [products.get(k, wx.new_zeros(())) for k in range(len(matrices))]),
             named("s", self.states, states),
         ]
         if self.parameters:
@@ -174,7 +199,10 @@ class Cell:
 
         Raises:
             RuntimeError: they cannot be compiled; where a call would warn and take plain torch.
+            TypeError: ``dtype`` is not a `torch.dtype`.
         """
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype, such as torch.float32, got {dtype!r}")
         self._missing.clear()
         build_cuda.forget(self.kernels)
         problem = self._prepare(dtype, torch.device(device))
@@ -230,6 +258,12 @@ def _of_vector(multiply: Callable, begin: int, count: int) -> list[Callable[[Ten
     return [part(k) for k in range(count)]
 
 
+def _in_turn(products: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Return the product with a matrix that multiplies several vectors, in the order of the step's calls."""
+    order = iter(products)
+    return lambda vector: next(order)(vector)
+
+
 def cell(
     gates: str | Sequence[str],
     states: str | Sequence[str] = "h",
@@ -252,14 +286,15 @@ def cell(
     The function gets, by name, the gates of the input product ``x = W·x_t + b`` and of the recurrent product
     ``r = R·h + b_r``, the old states ``s``, and if there are parameters ``p``; it returns the new states in order, or
     as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
-    and torch's sigmoid, logsigmoid, tanh, relu, exp, log, softplus, sqrt, maximum, minimum, clamp, and ``where`` with a
-    comparison.
+    ``%``, and torch's sigmoid, logsigmoid, tanh, relu, exp, log, softplus, sqrt, sin, cos, sign, maximum, minimum,
+    clamp, and ``where`` with a comparison. :func:`fastrnn.custom.detach` stops a gradient,
+    :func:`fastrnn.custom.surrogate` takes that of another expression.
 
-    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector: a GRU that resets before the product has
-    ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent weights. What all units of a
-    row have in common is ``v.mean(-1, keepdim=True)``, and so ``sum`` and ``var`` (with ``correction=0``);
-    :func:`fastrnn.custom.layer_norm` is made of them. A step with more than one vector besides h, or with such sums,
-    has stages between which threads wait for one another; it takes longer.
+    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector, or of several in several calls: a GRU that resets
+    before the product has ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent
+    weights. What all units of a row have in common is ``v.mean(-1, keepdim=True)``, and so ``sum`` and ``var`` (with
+    ``correction=0``); :func:`fastrnn.custom.layer_norm` is made of them. A step with more than one vector besides h, or
+    with such sums, has stages between which threads wait for one another; it takes longer.
 
     The function is run at definition, twice, and has to compute the same both times: random numbers come from `inputs`.
     Its gradient is derived; kernels are compiled at the first call (some seconds) and kept in ``FASTRNN_CACHE``
@@ -272,9 +307,11 @@ def cell(
         parameters: names of numbers for each hidden unit, with their initial value (a number, or a function that fills
             a tensor in place; 0 if only names are given).
 
-        inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise. A
-            function for each makes them, once a call and layer: it gets a tensor like the outputs, (T, B, H) or (N, H),
-            and whether the network is training, and returns one of that shape.
+        inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise, time
+            steps. By name, a function ``(like, training) -> Tensor`` that is called once a call, layer and direction.
+            ``like`` has the outputs' dtype, device and shape: (T, B, H); of packed input (N, H), N its rows, for T = 1
+            with `step` too. ``training`` is the network's. It returns a tensor of the shape of ``like``; gradients go
+            through it.
         matrices: names of recurrent matrices (H, H) that belong to no gate: ``r.name(v)``. The network has them behind
             those of the gates in ``weight_hh``, in the order of `Cell.recurrent`.
 
@@ -287,21 +324,39 @@ def cell(
     if not isinstance(parameters, Mapping):
         parameters = dict.fromkeys(_names("parameters", parameters, empty=True), 0.0)
     given = dict(parameters)
+    _check_values(given, inputs)
 
     def decorate(step: Callable) -> Cell:
-        return Cell(step, _split(gates), _split(states), given, inputs or {}, _split(matrices))
+        lists = (_split("gates", gates), _split("states", states), _split("matrices", matrices))
+        return Cell(step, *lists[:2], given, inputs or {}, lists[2])
 
     if callable(gates):
         raise CellError('gates: expected their names, as in @fastrnn.cell(gates="f u"), got the function itself')
     return decorate
 
 
-def _split(names: str | Sequence[str]) -> Sequence[str]:
-    return names.replace(",", " ").split() if isinstance(names, str) else tuple(names)
+def _check_values(parameters: Mapping[str, Any], inputs: Any) -> None:
+    for name, initial in parameters.items():
+        if not callable(initial) and not isinstance(initial, numbers.Real):
+            raise CellError(
+                f"parameters: expected a number or a function that fills a tensor for {name}, got {initial!r}"
+            )
+    if inputs is None:
+        return
+    if not isinstance(inputs, Mapping) or not all(callable(source) for source in inputs.values()):
+        raise CellError(f"inputs: expected a dict of functions (like, training) -> tensor by name, got {inputs!r}")
+
+
+def _split(what: str, names: str | Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str):
+        return names.replace(",", " ").split()
+    if not isinstance(names, Iterable):
+        raise CellError(f'{what}: expected names, as in {what}="a b", got {names!r}')
+    return tuple(names)
 
 
 def _names(what: str, names: str | Sequence[str], empty: bool = False) -> tuple[str, ...]:
-    found = tuple(_split(names))
+    found = tuple(_split(what, names))
     if not found and not empty:
         raise CellError(f"{what}: expected at least one name, got none")
     for name in found:

@@ -130,8 +130,7 @@ def header(cell: Compiled, name: str, comment: str) -> str:
         *(f"// {line}".rstrip() for line in comment.splitlines()),
         "#pragma once",
         "",
-        '#include "simd/activations.h"',
-        *(['#include "cpu/staged.h"'] if step.staged else []),
+        *(f'#include "{file}"' for file in _headers(cell)),
         "",
         "namespace FASTRNN_NAMESPACE {",
         "",
@@ -147,6 +146,13 @@ def header(cell: Compiled, name: str, comment: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _headers(cell: Compiled) -> list[str]:
+    """Where the operations of the step and of its gradient are defined."""
+    nodes = reached((*cell.step.new, *cell.step.vectors, *cell.kept, *cell.gradients.all()))
+    found = {OPERATIONS[n.op].header for n in nodes if n.op in OPERATIONS} - {"simd/activations.h"}
+    return ["simd/activations.h", *sorted(found), *(["cpu/staged.h"] if cell.step.staged else [])]
 
 
 def _functions(cell: Compiled) -> list[str]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fastrnn.custom.symbols import Symbol
+
 
 def normalize(*vectors: Any, eps: float = 1e-5) -> Any:
     """Vectors (B, H) shifted and scaled to mean 0 and variance 1 over the units, and over all of them together if there
@@ -29,3 +34,33 @@ def normalize(*vectors: Any, eps: float = 1e-5) -> Any:
 def layer_norm(vector: Any, weight: Any, bias: Any = 0.0, eps: float = 1e-5) -> Any:
     """:func:`normalize` with a gain and a bias, which are parameters of the cell."""
     return normalize(vector, eps=eps) * weight + bias
+
+
+def detach(value: Any) -> Any:
+    """The value without a gradient: as `torch.Tensor.detach`, in a cell's step and on tensors.
+
+    Args:
+        value: a value of a step, a tensor (B, H), or a number.
+    """
+    return value.detach() if isinstance(value, (Symbol, Tensor)) else value
+
+
+def surrogate(value: Any, smooth: Any) -> Any:
+    """The value of one expression with the gradient of another: a straight-through or surrogate gradient.
+
+    Args:
+        value: what is computed, such as a spike, ``torch.where(v > 1, 1.0, 0.0)``; a value of a step, a tensor (B, H),
+            or a number.
+        smooth: what is differentiated in its place, such as ``torch.sigmoid(4 * (v - 1))``; kernels compute it in the
+            backward pass alone.
+
+    Returns:
+        ``value``; ∂L/∂(returned) goes to ``smooth`` as it is, and nothing to ``value``.
+    """
+    for given in (value, smooth):
+        if isinstance(given, Symbol):
+            return given.trace.operation("surrogate", (value, smooth))
+    if not isinstance(smooth, Tensor):
+        return detach(value)
+    exact = detach(value) + (smooth - smooth.detach())
+    return torch.where(smooth.isfinite(), exact, detach(value))

@@ -38,7 +38,7 @@ class Network(Recurrent, nn.Module):
 
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, ``dtype`` is not a `torch.dtype`.
     """
 
     _backends = _paths.BACKENDS
@@ -71,6 +71,8 @@ class Network(Recurrent, nn.Module):
                 raise ValueError(f"{name}: expected a positive number, got {size}")
             if size >= 1 << 31:
                 raise ValueError(f"{name}: expected less than {1 << 31}, got a number of {size.bit_length()} bits")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype, such as torch.float64, got {dtype!r}")
         if hidden_size % heads:
             raise ValueError(f"heads: expected a divisor of hidden_size, {hidden_size}, got {heads}")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
@@ -127,15 +129,23 @@ class Network(Recurrent, nn.Module):
     def _weights(self) -> list[Any]:
         found = []
         for suffix in _initial.suffixes(self):
-            w_hh = getattr(self, "weight_hh" + suffix)
+            w_hh = self._blocks("weight_hh" + suffix)
             if self.cell.parameters:
                 seen = self.hidden_size // self.heads  # a parameter has as many rows as there are heads
                 more = [getattr(self, name + suffix).view(-1, seen) for name in self.cell.parameters]
                 w_hh = torch.cat([w_hh, *more])
             found += [getattr(self, "weight_ih" + suffix), w_hh]
             if self.bias:
-                found += [getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)]
+                found += [getattr(self, "bias_ih" + suffix), self._blocks("bias_hh" + suffix)]
         return found
+
+    def _blocks(self, name: str) -> Tensor:
+        """A weight of the recurrent products as the kernels take it: each matrix once for each of its vectors."""
+        weight: Tensor = getattr(self, name)
+        if self.cell.repeated is None:
+            return weight
+        blocks = weight.unflatten(0, (len(self.cell.recurrent), self.hidden_size)).unbind()
+        return torch.cat([blocks[k] for k in self.cell.repeated])
 
     def _as_states(self, hx: Any) -> tuple[Tensor, ...]:
         names = self.cell.states
@@ -212,7 +222,7 @@ class Network(Recurrent, nn.Module):
             blocks = rows.unflatten(0, (-1, heads, self.hidden_size // heads))
             return blocks.transpose(0, 1).flatten(1, 2)
 
-        recurrent = len(self.cell.recurrent) * self.hidden_size
+        recurrent = len(self.cell.blocks) * self.hidden_size
         w_hh = of_heads(weights.w_hh[:recurrent])
         if self.cell.parameters:  # a row of each head for each parameter
             w_hh = torch.cat([w_hh, weights.w_hh[recurrent:].unflatten(0, (-1, heads)).transpose(0, 1)], 1)

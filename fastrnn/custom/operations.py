@@ -30,6 +30,7 @@ class Operation:
     torch: tuple[Any, ...] = ()
     text: str = ""  # for people; the name of the operation with its arguments if empty
     cost: float = 1.0  # in multiply-adds
+    header: str = "simd/activations.h"  # where `cpp` comes from
 
 
 def _choose(less: str) -> Gradient:
@@ -69,12 +70,27 @@ def _by(name: str) -> Gradient:
     return lambda y, args, g: (g * y.graph.make(name, y),)
 
 
+def _cosine_gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[Node, ...]:
+    return (-(g * y.graph.make("sin", args[0])),)
+
+
+def _remainder_gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[Node, ...]:
+    """a - b·n for n = floor(a / b), whose own gradient is zero. The remainder is infinite where b is and n is -1."""
+    (a, b), make = args, y.graph.make
+    floor = make("where_at_most", y.graph.constant(math.inf), make("abs", y), y.graph.constant(-1), (a - y) / b)
+    return g, -(g * floor)
+
+
 def _no_gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[None, ...]:
     raise NotImplementedError  # of what only stands in gradients
 
 
 def _no_sum(x: float) -> float:
     raise ValueError("the sum of a constant over the units: their number is not known here")
+
+
+def _remainder(a: float, b: float) -> float:
+    return a % b if b else math.nan
 
 
 def _sigmoid(x: float) -> float:
@@ -112,6 +128,30 @@ OPERATIONS: dict[str, Operation] = {
         1, _softplus, "M::softplus({0})", lambda y, a, g: (g * y.graph.make("sigmoid", a[0]),), (F.softplus,), "", 30
     ),
     "sqrt": Operation(1, math.sqrt, "sqrt({0})", lambda y, a, g: (g * 0.5 / y,), (torch.sqrt, "sqrt"), "", 8),
+    "sin": Operation(
+        1,
+        math.sin,
+        "sin({0})",
+        lambda y, a, g: (g * y.graph.make("cos", a[0]),),
+        (torch.sin, "sin"),
+        "",
+        30,
+        "simd/periodic.h",
+    ),
+    "cos": Operation(1, math.cos, "cos({0})", _cosine_gradient, (torch.cos, "cos"), "", 30, "simd/periodic.h"),
+    "remainder": Operation(
+        2,
+        _remainder,
+        "remainder({0}, {1})",
+        _remainder_gradient,
+        (torch.remainder, "remainder"),
+        "({0} mod {1})",
+        60,
+        "simd/periodic.h",
+    ),
+    # The value of the first, the gradient of the second, or of nothing.
+    "surrogate": Operation(2, lambda a, b: a, "{0}", lambda y, a, g: (None, g), (), "{0} (gradient of {1})", 0),
+    "detach": Operation(1, lambda a: a, "{0}", lambda y, a, g: (None,), (torch.detach, "detach"), "", 0),
     "abs": Operation(1, abs, "abs({0})", _absolute_gradient, (torch.abs, torch.absolute, "abs"), "|{0}|"),
     "maximum": Operation(2, max, "larger_of({0}, {1})", _larger(1), (torch.maximum,), "max({0}, {1})"),
     "minimum": Operation(2, min, "smaller_of({0}, {1})", _larger(-1), (torch.minimum,), "min({0}, {1})"),

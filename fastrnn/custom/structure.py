@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastrnn.custom.graph import Graph, Node, reached, substituted
 from fastrnn.custom.operations import REDUCTIONS
@@ -31,6 +31,9 @@ class Traced:
         first, second: the matrices that multiply h, and those that multiply something else.
         staged: whether the step has stages.
         groups: of a step with stages, its products: h's first if there are any; the matrices lie in this order.
+        copies: a matrix that multiplies several vectors counts once for each; the numbers behind those of all matrices
+            are such copies, of the matrices here.
+        calls: by matrix, with which of its copies, or itself, each call of it in the step multiplies.
     """
 
     graph: Graph
@@ -40,6 +43,8 @@ class Traced:
     second: tuple[int, ...]
     staged: bool = False
     groups: tuple[Group, ...] = ()
+    copies: tuple[int, ...] = ()
+    calls: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def vectors(self) -> tuple[Node, ...]:

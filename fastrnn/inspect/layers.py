@@ -58,7 +58,7 @@ class Layer:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks of H rows in ``w_hh``, in order; a cell of one's own may have none."""
-        return self.spec.gate_names if self.cell is None else self.cell.recurrent
+        return self.spec.gate_names if self.cell is None else self.cell.blocks
 
     @property
     def hidden(self) -> int:

@@ -88,3 +88,22 @@ def _auc(track: np.ndarray, held: np.ndarray, blocks: np.ndarray) -> float:
 def strength(scores: np.ndarray, feature: np.ndarray) -> np.ndarray:
     """How far from chance, 0 to 1, whichever the direction."""
     return np.abs(2 * scores - 1) if feature.dtype == bool else np.abs(scores)
+
+
+def drift(tracks: np.ndarray) -> np.ndarray:
+    """The share of each track's variance that lies between tenths of the text: near 1, it drifts over the text instead
+    of following what is in it. 0 of a track that never changes.
+
+    Args:
+        tracks: (U, N) levels.
+
+    Returns:
+        (U)
+    """
+    tenths = np.array_split(tracks.astype(np.float64), min(10, tracks.shape[1]), axis=1)
+    sizes = np.array([tenth.shape[1] for tenth in tenths])
+    means = np.stack([tenth.mean(1) for tenth in tenths], 1)
+    whole = tracks.mean(1, keepdims=True)
+    between = ((means - whole) ** 2 * sizes).sum(1) / sizes.sum()
+    total = tracks.var(1)
+    return np.divide(between, total, out=np.zeros(len(tracks)), where=total > 0)

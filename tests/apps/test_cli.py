@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,13 +166,38 @@ def run_command(*args: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["", "info", "bench", "train", "sample", "inspect", "gradflow"])
+@pytest.mark.parametrize("command", ["", "info", "demo", "bench", "train", "sample", "inspect", "gradflow"])
 def test_help_and_mistakes_need_no_torch(command):
     words = command.split()
     assert run_command(*words, "--help") == "status 0 no torch"
     assert run_command(*words, "--nonesuch") == "status 2 no torch"
     if not words:
         assert run_command("--version") == "status 0 no torch"
+
+
+@pytest.mark.parametrize("start", [["-m", "fastrnn"], ["-mfastrnn"], ["-Bm", "fastrnn"]], ids=" ".join)
+@pytest.mark.parametrize(("words", "status"), [("--help", 0), ("--version", 0), ("bench --help", 0), ("--hepl", 2)])
+def test_the_module_needs_no_torch_either(start, words, status):
+    command = [sys.executable, "-X", "importtime", *start, *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == status, done.stderr
+    assert "fastrnn.apps.cli" in done.stderr
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    if status:
+        assert "unrecognized arguments: --hepl; did you mean --help?" in done.stderr
+
+
+def test_other_modules_may_import_the_package_while_python_looks_for_them(tmp_path):
+    """``python -m other`` with a package that imports fastrnn runs that module, with the library."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").write_text("import fastrnn\n")
+    (tmp_path / "other" / "__main__.py").write_text("import fastrnn, sys\nprint(fastrnn.__version__, sys.argv[1:])\n")
+    places = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-m", "other", "fastrnn", "--help"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": places}
+    )
+    assert done.stdout == f"{__version__} ['fastrnn', '--help']\n", done.stderr
 
 
 def test_the_command_runs_the_library():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,33 @@ import torch
 import torch.nn.functional as F
 
 import fastrnn
+from fastrnn.custom import source_lines
+
+
+class Doubled(torch.autograd.Function):
+    """Backward gives twice the gradient, which no kernel would know of."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return torch.tanh(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+class InTheNewStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(value):
+        return value
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
 
 
 def branch(x, r, s):
@@ -53,7 +81,7 @@ def random(x, r, s):
 
 
 def method(x, r, s):
-    return x.a.sin()
+    return x.a.cumsum(0)
 
 
 def product(x, r, s):
@@ -96,8 +124,94 @@ def to_the_power(x, r, s):
     return 2**x.a
 
 
-def remainder(x, r, s):
-    return x.a % 2
+def to_a_power_of_two_values(x, r, s):
+    return x.a**r.a
+
+
+def floor_division(x, r, s):
+    return x.a // 2
+
+
+def remainder_of_a_number(x, r, s):
+    return 7 % x.a
+
+
+def own_function(x, r, s):
+    return torch.tanh(Doubled.apply(x.a + r.a))
+
+
+def own_function_in_the_new_style(x, r, s):
+    return InTheNewStyle.apply(x.a) + r.a
+
+
+def condition_as_float(x, r, s):
+    return x.a * (r.a < 0).float()
+
+
+def condition_to(x, r, s):
+    return x.a * (r.a < 0).to(torch.float32)
+
+
+def condition_times_number(x, r, s):
+    return (x.a < 0) * 1.0 + r.a
+
+
+def negated_condition(x, r, s):
+    return -(x.a < 0)
+
+
+def logical(x, r, s):
+    return torch.where(torch.logical_and(x.a < 0, r.a < 0), x.a, r.a)
+
+
+def whole_input(x, r, s):
+    return torch.tanh(x) + r.a
+
+
+def whole_input_joined(x, r, s):
+    return torch.cat([x, r.a])
+
+
+def whole_input_in_a_sum(x, r, s):
+    return x + r.a
+
+
+def whole_product_in_a_sum(x, r, s):
+    return x.a + r
+
+
+def whole_state(x, r, s):
+    return 0.5 * s
+
+
+def whole_state_compared(x, r, s):
+    return torch.where(s > 0, x.a, r.a)
+
+
+def whole_product_called(x, r, s):
+    return x.a + r(s.h * x.a)
+
+
+def converted_dtype(x, r, s):
+    return x.a.to(torch.float16) + r.a
+
+
+def converted_by_name(x, r, s):
+    return x.a.double()
+
+
+def size(x, r, s):
+    return x.a / x.a.shape[-1]
+
+
+def in_place_method(x, r, s):
+    return x.a.tanh_()
+
+
+def without_gradient(x, r, s):
+    with torch.no_grad():
+        scale = 2 * r.a
+    return x.a * scale
 
 
 def in_place(x, r, s):
@@ -143,18 +257,39 @@ STEPS = {
     unsupported: "cumsum.*sigmoid",
     joined: "'cat'",
     random: "dropout",
-    method: "'sin'",
+    method: "'cumsum'",
     product: "matrix product",
     torch_product: "matmul",
     index: "indexed",
     shape: r"shape \(3,\).*parameters",
     shape_first: r"shape \(3,\).*parameters",
     array: "ndarray.*parameters",
-    numpy_function: "ufuncs",
+    numpy_function: "ufuncs.*torch's functions",
     weight: "parameters",
     power: "exponents.*2.5",
-    to_the_power: "exponents",
-    remainder: "%",
+    to_the_power: r"2 \*\* v: .*torch.exp\(v \* math.log\(2\)\)",
+    to_a_power_of_two_values: r"torch.exp\(v \* torch.log\(a\)\)",
+    floor_division: r"use \(a - a % b\) / b",
+    remainder_of_a_number: r"torch.remainder\(torch.tensor\(7\), v\)",
+    own_function: r"Doubled\.apply: .*fastrnn\.custom\.surrogate",
+    own_function_in_the_new_style: r"InTheNewStyle\.apply: .*fastrnn\.custom\.surrogate",
+    condition_as_float: r"'float'.*torch.where\(condition, 1.0, 0.0\)",
+    condition_to: r"'to'.*torch.where\(condition, 1.0, 0.0\)",
+    condition_times_number: r"torch.where\(condition, 1.0, 0.0\)",
+    negated_condition: r"torch.where\(condition, 1.0, 0.0\)",
+    logical: "cannot be combined",
+    whole_input: r"x is the gates.*expected one of its values, x\.a",
+    whole_input_joined: r"expected one of its values, x\.a",
+    whole_input_in_a_sum: r"expected one of its values, x\.a",
+    whole_product_in_a_sum: r"expected one of its values, r\.a",
+    whole_state: r"s is the old states.*s\.h",
+    whole_state_compared: r"s is the old states.*s\.h",
+    whole_product_called: r"r\(v\): expected .*r\.a\(v\)",
+    converted_dtype: "'to'.*leave it out",
+    converted_by_name: "'double'.*leave it out",
+    size: "'shape'.*every size",
+    in_place_method: "'tanh_'.*in place",
+    without_gradient: r"no_grad.*fastrnn\.custom\.detach",
     in_place: "in place",
     comparison: "torch.where",
     both: "combined",
@@ -211,6 +346,13 @@ def test_new_states(step, states, message):
         ({"gates": "a", "states": "h h"}, "states: .*different"),
         ({"gates": "a", "states": "h b c d e f g i j"}, "states: .*at most 8, got 9"),
         ({"gates": "a", "parameters": "import"}, "parameters: .*'import'"),
+        ({"gates": 4}, 'gates: expected names, as in gates="a b", got 4'),
+        ({"gates": "a", "states": 2}, 'states: expected names, as in states="a b", got 2'),
+        ({"gates": "a", "matrices": 1}, 'matrices: expected names, as in matrices="a b", got 1'),
+        ({"gates": "a", "parameters": 3}, 'parameters: expected names, as in parameters="a b", got 3'),
+        ({"gates": "a", "parameters": {"w": "ones"}}, "parameters: expected a number or a function .* w, got 'ones'"),
+        ({"gates": "a", "inputs": "noise"}, r"inputs: expected a dict of functions \(like, training\).*got 'noise'"),
+        ({"gates": "a", "inputs": {"noise": 1.0}}, r"inputs: expected a dict of functions \(like, training\).*1\.0"),
     ],
 )
 def test_names(options, message):
@@ -227,6 +369,57 @@ def test_signature():
         fastrnn.cell(branch)
 
 
+def test_dtypes_by_name():
+    cell = fastrnn.cell(gates="a")(lambda x, r, s: x.a + r.a)
+    with pytest.raises(TypeError, match=r"dtype: expected a torch\.dtype.*'float64'"):
+        cell(2, 3, dtype="float64")
+    with pytest.raises(TypeError, match=r"dtype: expected a torch\.dtype.*'float32'"):
+        cell.build("float32")
+
+
+# fmt: off
+def long(x, r, s):
+    return torch.tanh(x.a + 1.0000001 * r.a) + torch.tanh(x.a + 1.0000002 * r.a) + torch.tanh(x.a.cumsum(0) + 1.0 * r.a)
+# fmt: on
+
+
+def test_of_a_long_line_the_part_that_is_meant_is_shown():
+    with pytest.raises(fastrnn.CellError, match="cumsum") as caught:
+        fastrnn.cell(gates="a")(long)
+    (shown,) = re.findall(r"`(.*?)`", str(caught.value))
+    assert len(shown) <= source_lines.WIDTH + 4
+    if sys.version_info >= (3, 11):
+        assert "x.a.cumsum(0)" in shown
+
+
+def test_an_excerpt():
+    short, text = "  a = 1\n", "    " + "".join(f"{k:03d}+" for k in range(100))
+    assert source_lines.excerpt(short, 5) == "a = 1"
+    assert source_lines.excerpt(text).startswith("000+001+")
+    assert source_lines.excerpt(text).endswith(" …")
+    middle, end = source_lines.excerpt(text, 4 + 200), source_lines.excerpt(text, 4 + 399)
+    assert middle.startswith("… ")
+    assert middle.endswith(" …")
+    assert "050+" in middle
+    assert end.endswith("099+")
+
+
+def test_autograd_functions_are_as_they_were():
+    """Also after an error in a step; and one that gets no value of the step may run in it."""
+    usual = torch.autograd.Function.__dict__["apply"]
+    with pytest.raises(fastrnn.CellError):
+        fastrnn.cell(gates="a")(own_function)
+    assert torch.autograd.Function.__dict__["apply"] is usual
+
+    def step(x, r, s):
+        return x.a + Doubled.apply(torch.tensor(0.5)) * r.a
+
+    fastrnn.cell(gates="a")(step)
+    value = torch.tensor(0.0, requires_grad=True)
+    Doubled.apply(value).backward()
+    assert value.grad == 2
+
+
 def test_an_error_of_the_users_own_is_left_alone():
     def step(x, r, s):
         raise KeyError("mine")
@@ -236,7 +429,7 @@ def test_an_error_of_the_users_own_is_left_alone():
 
 
 def test_in_a_helper_the_helpers_line_is_told():
-    with pytest.raises(fastrnn.CellError, match=r"return x\.a\.sin") as caught:
+    with pytest.raises(fastrnn.CellError, match=r"return x\.a\.cumsum") as caught:
         fastrnn.cell(gates="a")(lambda x, r, s: method(x, r, s))
     assert f":{method.__code__.co_firstlineno + 1}: " in str(caught.value)
 

@@ -107,3 +107,27 @@ def test_what_is_refused():
 
     with pytest.raises(RuntimeError, match="b: expected an input of shape"):
         narrow(2, 3)(torch.randn(4, 1, 2))
+
+
+def test_time_steps_of_a_call_and_their_gradient():
+    """An input with data of the call: the gradient reaches them, in the kernels as in plain torch."""
+
+    class TimeSteps:
+        def __call__(self, like, training):
+            return self.value.unsqueeze(-1).expand_as(like)
+
+    elapsed = TimeSteps()
+
+    @fastrnn.cell(gates="n", inputs={"dt": elapsed})
+    def decaying(x, r, s):
+        kept = torch.exp(-x.dt)
+        return kept * s.h + (1 - kept) * torch.tanh(x.n + r.n)
+
+    network, x = decaying(3, 8).double(), torch.randn(6, 4, 3, dtype=torch.float64)
+    found = []
+    for backend in ("fused", "reference"):
+        elapsed.value = torch.linspace(0.1, 2, 24, dtype=torch.float64).view(6, 4).requires_grad_()
+        y = network(x, backend=backend)[0]
+        found.append((y, torch.autograd.grad(y.square().sum(), elapsed.value)[0]))
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][1].abs().min() > 0

@@ -15,6 +15,7 @@ from accuracy import ulp
 
 import fastrnn
 from fastrnn import _C
+from fastrnn.custom import detach, surrogate
 from fastrnn.custom.operations import OPERATIONS, REDUCTIONS
 from fastrnn.functional import LayerWeights, sequence
 
@@ -79,6 +80,18 @@ GROUPS = (
         "square": lambda a, b: torch.square(a),
         "absolute": lambda a, b: torch.absolute(b),
     },
+    {
+        "sin": lambda a, b: torch.sin(a),
+        "cos": lambda a, b: b.cos(),
+        "sign": lambda a, b: torch.sign(a) * b,
+        "detach": lambda a, b: detach(a) * b,
+    },
+    {
+        "remainder": lambda a, b: a % b,
+        "remainder of a number": lambda a, b: torch.remainder(a, 2.5),
+        "remainder of numbers": lambda a, b: torch.remainder(torch.tensor(7.0), a),
+        "surrogate": lambda a, b: surrogate(torch.where(a > 0, 1.0, 0.0), torch.sin(a) * torch.cos(b)),
+    },
 )
 SPECIAL = (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0, 0.001, 30.0, -30.0, math.inf, -math.inf, math.nan)
 
@@ -126,6 +139,8 @@ def test_value_and_gradient(group, dtype):
         others = [g for j in range(len(right)) if j != k for g in right[j][1]]
         comparable = torch.stack([g.isfinite() for g in others]).all(0) & ~pairs.isnan().any(1)
         assert comparable.sum() > 150
+        if name.startswith("remainder"):  # by zero
+            comparable &= ~right[k][0].isnan()
         for which, value, exact in zip("ab", torch.autograd.grad(found.sum(), mine), right[k][1], strict=True):
             rows = [t[comparable] for t in (pairs, value, exact.to(dtype))]
             close(f"gradient of {name} in {which}", *rows, 16 * eps, 4 * eps)
@@ -151,6 +166,10 @@ def accuracy_cell():
     return cell_of([lambda a, b: torch.exp(a), lambda a, b: torch.log(b), lambda a, b: F.softplus(a)])
 
 
+def periodic_cell():
+    return cell_of([lambda a, b: torch.sin(a), lambda a, b: torch.cos(a), lambda a, b: a % b])
+
+
 ACCURACY = [(c, torch.float32) for c in _C.capabilities() if c != "amx"]  # whose cells are those of avx512
 ACCURACY += [(c, torch.float64) for c in {_C.capabilities()[0], [c for c in _C.capabilities() if c != "amx"][-1]}]
 
@@ -170,6 +189,29 @@ def test_accuracy(capability, dtype):
     assert ulp(exp, np.exp(wide_a)) <= 2
     assert ulp(log, np.log(wide_b)) <= 3
     assert ulp(softplus, np.logaddexp(wide_a, np.longdouble(0))) <= 3
+
+
+@pytest.mark.parametrize(("capability", "dtype"), sorted(ACCURACY, key=str))
+def test_accuracy_of_periodic_functions(capability, dtype):
+    """Everywhere: near zeros of sin and cos, and for arguments that are too large for the vectors' own reduction."""
+    _C.set_capability(capability)
+    single, n = dtype == torch.float32, 30001
+    half_pi = torch.arange(-2100, 2100, dtype=torch.float64) * (math.pi / 2)
+    near_zeros = torch.cat([half_pi.to(dtype), half_pi.to(dtype).nextafter(torch.tensor(math.inf, dtype=dtype))])
+    large = torch.logspace(3, 37 if single else 18, n, dtype=torch.float64) * torch.tensor([1.0, -1.0]).repeat(n)[:n]
+    a = torch.cat([near_zeros, *(torch.linspace(-s, s, n, dtype=torch.float64).to(dtype) for s in (1, 10, 3300))])
+    a = torch.cat([a, torch.linspace(-2e6, 2e6, n, dtype=torch.float64).to(dtype), large.to(dtype)])
+    a = torch.where(a.abs() < torch.finfo(dtype).tiny, 0.0, a)  # subnormal numbers count as zero
+    b = torch.randn(len(a), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    sin, cos, remainder = evaluated(periodic_cell(), a, b)
+    wide = a.numpy().astype(np.float64 if single else np.longdouble)
+    defined = torch.from_numpy(np.abs(wide) < (1e38 if single else 1e9))  # longdouble's own reduction ends
+    assert ulp(sin[defined], np.sin(wide)[defined]) <= 0.9
+    assert ulp(cos[defined], np.cos(wide)[defined]) <= 0.9
+    torch.testing.assert_close(sin, torch.sin(a), rtol=8 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
+    torch.testing.assert_close(cos, torch.cos(a), rtol=8 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
+    exact = torch.from_numpy(np.remainder(a.numpy(), b.numpy()))  # torch's is wrong for quotients above 2^53
+    torch.testing.assert_close(remainder, exact, rtol=0, atol=torch.finfo(dtype).tiny)
 
 
 @pytest.mark.parametrize("capability", _C.capabilities()[:1])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 
 import pytest
-from pages import ROOT, blocks, run_code
+from pages import ROOT, blocks, load_script, run_code
 
 PAGE = ROOT / "docs" / "write-your-own-cell.md"
 
@@ -20,9 +19,6 @@ def test_code_of_the_page_runs():
 
 
 def test_table_is_that_of_the_gallery():
-    path = ROOT / "benchmarks" / "gallery_table.py"
-    spec = importlib.util.spec_from_file_location("gallery_table", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("gallery_table")
     found = module.TARGET.read_text(encoding="utf-8")
     assert found == module.render(), "docs/cells.md is old: python benchmarks/gallery_table.py"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from typing import Any
+import subprocess
+import sys
 
 import pytest
-import torch
-from pages import ROOT, blocks
-from torch import nn
+from pages import ROOT, blocks, load_script
 
-import fastrnn
 from fastrnn.apps import cli
 
 PAGE = ROOT / "README.md"
@@ -20,25 +18,28 @@ PAGE = ROOT / "README.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="not in a checkout")
 
 
-def left_to_the_reader() -> dict[str, Any]:
-    """What a piece of code takes from elsewhere: a model, data, an optimizer."""
-    T, B, I, H = 100, 3, 64, 8  # noqa: E741
-    lstm, gru = fastrnn.LSTM(I, H), fastrnn.GRU(I, H)
-    zeros = torch.zeros(1, B, H), torch.zeros(1, B, H)
-    names = {"torch": torch, "fastrnn": fastrnn, "lstm": lstm, "gru": gru, "model": nn.Sequential(nn.LSTM(I, H))}
-    names |= {"x": torch.randn(T, B, I), "frame": torch.randn(B, I), "state": zeros, "zeros": zeros, "h0": zeros[0][0]}
-    names |= {"dones": torch.rand(T, B) < 0.1, "ids": torch.randint(5, (T, B)), "embedding": nn.Embedding(5, I)}
-    names |= dict(zip(("w_ih", "w_hh", "b_ih", "b_hh"), gru.parameters(), strict=True))
-    names |= {"inputs": torch.randn(T, B, I), "targets": torch.randn(T, B, 256), "loss": nn.functional.mse_loss}
-    return names | {"optimizer": torch.optim.SGD(lstm.parameters(), lr=0.1), "__name__": "page"}
-
-
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
-def test_code_runs():
+def test_code_runs_as_it_stands():
+    """All blocks in their order, in a fresh interpreter that has nothing but Python."""
     code = [block for kind, block in blocks(PAGE) if kind == "python"]
-    for block in code:
-        exec(compile(block, str(PAGE), "exec"), left_to_the_reader())
+    text = "\n".join(block.lstrip("\n") for block in code)
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert len(code) >= 9
+
+
+def test_the_speed_figure_is_that_of_the_table():
+    """In the first screen, and with every number of the table below."""
+    figure = load_script("speed_figure")
+    page = PAGE.read_text(encoding="utf-8")
+    assert page[: page.index("docs/speed.svg")].count("\n") < 20
+    drawn = figure.TARGET.read_text(encoding="utf-8")
+    rows = figure.rows_of(page)
+    assert len(rows) == 8
+    for shape, ratios in rows:
+        assert f">{shape.split(',')[0]}" in drawn
+        for ratio in ratios:
+            assert f">{ratio:.3g}×<" in drawn, "docs/speed.svg is old: python benchmarks/speed_figure.py"
 
 
 def test_commands_are_understood():
@@ -48,7 +49,15 @@ def test_commands_are_understood():
     for command in commands:
         argv = shlex.split(command, comments=True)
         cli._parser(argv[0]).parse_args(argv)  # ends the process where it does not understand
-    assert {command.split()[0] for command in commands} == {"info", "bench", "train", "sample", "inspect", "gradflow"}
+    assert {command.split()[0] for command in commands} == {
+        "info",
+        "bench",
+        "train",
+        "sample",
+        "inspect",
+        "gradflow",
+        "demo",
+    }
 
 
 def test_links_lead_somewhere():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 from collections.abc import Iterator
@@ -39,6 +40,16 @@ def run_code(page: Path, shown: bool = False) -> int:
             exec(compile(block, str(page), "exec"), names)
         printed, count = output.getvalue(), count + 1
     return count
+
+
+def load_script(name: str, folder: str = "benchmarks") -> Any:
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def options(text: str) -> dict[str, str]:

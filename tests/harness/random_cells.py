@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase
 from problems import Problem
 
+from fastrnn.custom import detach, surrogate
+
 #: Of two values; all are finite where their arguments are moderate.
 FUNCTIONS = (
     lambda a, b: a + b,
@@ -29,6 +31,10 @@ FUNCTIONS = (
     lambda a, b: torch.where(a >= 0.1, a, -b),
     lambda a, b: torch.clamp(a, max=b),
     lambda a, b: 0.1 * a**3,
+    lambda a, b: torch.sin(a),
+    lambda a, b: torch.cos(3 * a) - b,
+    lambda a, b: surrogate(torch.sign(a), torch.tanh(b)),
+    lambda a, b: a * detach(b),
     lambda a, b: 0.75 * a,
     lambda a, b: 1 - b,
 )
@@ -55,6 +61,11 @@ OPERATIONS = {
     "abs": torch.abs,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "remainder": torch.remainder,
+    "surrogate": surrogate,
+    "detach": detach,
     "where_less": lambda a, b, c, d: torch.where(a < b, c, d),
     "where_at_most": lambda a, b, c, d: torch.where(a <= b, c, d),
     "sigmoid_slope": lambda y: y * (1 - y),

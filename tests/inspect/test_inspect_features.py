@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastrnn.inspect.features import FEATURES, YES_OR_NO, features_of, guessed
-from fastrnn.inspect.ranking import quantised, ranks, scores, strength
+from fastrnn.inspect.ranking import drift, quantised, ranks, scores, strength
 
 
 def marks(text, name, syntax):
@@ -133,3 +133,16 @@ def test_what_is_the_same_everywhere_has_no_score():
     assert scores(tracks, np.arange(5) > 2).tolist() == [0.5, 0.5]
     assert strength(np.array([0.0, 0.5, 1.0]), np.ones(1, bool)).tolist() == [1, 0, 1]
     assert strength(np.array([-1.0, 0.0]), np.ones(1, np.float32)).tolist() == [1, 0]
+
+
+def test_drift_is_variance_between_tenths_of_the_text():
+    place = np.arange(4000)
+    held = (place // 7) % 2
+    rising, following, both = 254 * place / 4000, 200 * held, 30 * held + 180 * place / 4000
+    still = np.full(4000, 127)
+    found = drift(np.stack([rising, following, both, still]).astype(np.uint8))
+    assert found[0] > 0.98
+    assert found[1] < 0.01
+    assert 0.5 < found[2] < 1
+    assert found[3] == 0
+    assert drift(np.array([[3]], np.uint8)) == 0  # a text of one place

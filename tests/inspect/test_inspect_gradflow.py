@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ from fastrnn.apps import lm
 from fastrnn.apps.cli import main
 from fastrnn.inspect.initial import initialise, parsed
 
+FIGURES = importlib.util.find_spec("matplotlib") is not None
 SMALL = {"steps": 6, "hidden": 5, "batch": 3, "inputs": 4, "batches": 2}
 OPTIONS = [part for name, size in SMALL.items() for part in ("--" + name, str(size))]
 
@@ -166,3 +168,52 @@ def test_a_text_that_is_too_short(tmp_path):
     lm.train(tiny(tmp_path))
     with pytest.raises(ValueError, match="text: expected more than 9 units, which are the steps, got 9"):
         pages.of_checkpoint(tmp_path / "run", "123456789", steps=9)
+
+
+def drawn(runs, monkeypatch, tmp_path, dark=False):
+    """The figure that is saved."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: figures.append(self))
+    pages.save_figure(runs, [tmp_path / "x.png"], dark)
+    (figure,) = figures
+    figure.canvas.draw()
+    return figure
+
+
+@pytest.mark.skipif(not FIGURES, reason="no matplotlib")
+def test_axes_of_the_figure(monkeypatch, tmp_path):
+    """One scale for all heat maps, Re and Im, whole numbers for steps, units and batches."""
+    runs = inspect.compare(["rnn_tanh", "lstm"], ["default", "orthogonal:1.5"], **SMALL)
+    runs[0].heat[3][2] = 0.0  # has no logarithm
+    axes = drawn(runs, monkeypatch, tmp_path).get_axes()
+    heats = [axis for axis in axes if axis.images]
+    assert len(heats) == len(runs)
+    assert len({axis.images[0].get_clim() for axis in heats}) == 1
+    low, high = heats[0].images[0].get_clim()
+    values = torch.tensor([run.heat for run in runs])
+    assert high == pytest.approx(values.max().log10().item(), abs=1e-5)
+    assert low == pytest.approx(max(values[values > 0].min().log10().item(), high - 12), abs=1e-5)
+    assert sum((axis.get_xlabel(), axis.get_ylabel()) == ("Re λ", "Im λ") for axis in axes) == 2 * len(runs)
+    counted = [axis for axis in axes if axis.get_xlabel().split(":")[0] in ("time", "lag", "batch")]
+    assert len(counted) == 2 + 2 * len(runs)
+    for tick in [t for axis in counted for t in axis.get_xticks()] + [t for axis in heats for t in axis.get_yticks()]:
+        assert tick == round(tick)
+
+
+@pytest.mark.skipif(not FIGURES, reason="no matplotlib")
+def test_a_figure_light_on_dark(monkeypatch, tmp_path):
+    from matplotlib.colors import to_rgb
+
+    runs = inspect.compare(["gru"], **SMALL)
+    for dark in (False, True):
+        figure = drawn(runs, monkeypatch, tmp_path, dark)
+        assert (sum(to_rgb(figure.get_facecolor())) < 1) == dark
+        texts = [text for axis in figure.get_axes() for text in (axis.title, axis.xaxis.label, *axis.get_xticklabels())]
+        assert all((sum(to_rgb(text.get_color())) > 2) == dark for text in texts)
+        lines = [line for axis in figure.get_axes() for line in axis.lines]
+        ground = figure.get_facecolor()
+        assert all(
+            sum(abs(a - b) for a, b in zip(to_rgb(line.get_color()), ground, strict=False)) > 0.4 for line in lines
+        )

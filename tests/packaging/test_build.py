@@ -4,28 +4,18 @@ The sentences are checked by running setup.py for real in a bare environment: to
 missing or old are put in its way as small stand-ins on PYTHONPATH and PATH.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from pages import ROOT, load_script
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="needs a checkout")
 
 
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-units = load_tool("generate_units")
+units = load_script("generate_units", "tools")
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
@@ -312,7 +302,7 @@ def test_clang_does_without_openmp(path, monkeypatch, capsys):
     compiler_that_works(path / "c++", CLANG)
     monkeypatch.setenv("PATH", str(path))
     monkeypatch.delenv("CXX", raising=False)
-    checks = load_tool("build_checks")
+    checks = load_script("build_checks", "tools")
     compiler = checks.find_compiler(path)
     assert compiler.version == "clang 14.0"
     assert not compiler.openmp_compile

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Check fastrnn against torch.nn and time the two in turns on this machine. Exit status: 0 if all went well, 1 if a "
-    "row failed its check or could not run, 2 for wrong arguments, 130 if interrupted (what was measured is written)."
+    "row failed its check or could not run, 2 for wrong arguments, 3 if the times are not to be trusted (other work on "
+    "the machine, a wide spread, more than the machine can do), 130 if interrupted (what was measured is written)."
 )
+UNTRUSTED_STATUS = 3
 FULL_ROUNDS, QUICK_ROUNDS, SCALING_ROUNDS = 9, 3, 5
 FULL_BLOCK, QUICK_BLOCK = 0.03, 0.01
 QUICK_MODEL_STEPS = 30
@@ -190,7 +192,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"fastrnn bench: error: cannot start: {error}", file=sys.stderr)
         return 1
     _write(results, args)
-    return int(bool(results.problems)) if results.complete else 130
+    if not results.complete:
+        return 130
+    return 1 if results.problems else UNTRUSTED_STATUS if results.doubts else 0
 
 
 def _check_device(args: argparse.Namespace) -> None:
@@ -226,7 +230,7 @@ def _write(results: Results, args: argparse.Namespace) -> None:
     from fastrnn.apps.bench import plot, report
 
     # A pipe has no width of its own; the table needs about this much.
-    console = Console() if sys.stdout.isatty() else Console(width=190)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     report.show(results, console)
     name, document = results.settings.mode, results.to_json()
     texts = {args.out / f"{name}.json": document, args.out / f"{name}.md": report.to_markdown(results)}

@@ -53,6 +53,11 @@ class Peaks:
     flops: dict[str, float]  # dtype → floating-point operations per second (a multiply-add is two)
     read: dict[int, float]  # size of a buffer in bytes → bytes read per second
 
+    def higher(self, other: Peaks) -> Peaks:
+        """The higher of two measurements of each figure: the other was disturbed."""
+        flops = {dtype: max(rate, other.flops.get(dtype, 0.0)) for dtype, rate in self.flops.items()}
+        return Peaks(self.threads, flops, {size: max(r, other.read.get(size, 0.0)) for size, r in self.read.items()})
+
     def describe(self) -> str:
         """One line of text."""
         products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.flops.items())

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections import defaultdict
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastrnn.apps.bench import trust
 from fastrnn.apps.bench.engines import ENGINES, PEERS
 from fastrnn.apps.bench.environment import describe
 from fastrnn.apps.bench.ratios import RANGE_BELOW
-from fastrnn.apps.bench.report import METRIC_WORDS, format_seconds, format_speedup, multiply_signs, title
+from fastrnn.apps.bench.report import (
+    METRIC_WORDS,
+    format_seconds,
+    format_speedup,
+    multiply_signs,
+    title,
+    warning,
+)
 from fastrnn.apps.bench.results import SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
 
@@ -26,6 +35,7 @@ _COLOURS = {"baseline": GREY, "candidate": BLUE, **{name: ENGINES[name].colour f
 _MARKERS = {"baseline": "o", "candidate": "o", **{name: ENGINES[name].marker for name in PEERS}}
 _TRAINING: dict[str, Any] = {"linestyle": "-", "marker": "o", "fillstyle": "full"}
 _INFERENCE: dict[str, Any] = {"linestyle": "--", "marker": "s", "fillstyle": "none"}
+WIDTH = 5.2  # inches, of a figure that a phone shows without making it smaller
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000)
 _TIGHT = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.2, "handletextpad": 0.4, "borderaxespad": 0.2}
 _OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a wide range is drawn behind the number
@@ -52,9 +62,20 @@ def _figure(results: Results, headline: str, width: float, height: float) -> Any
     # A Figure of its own, not pyplot's: no window system, no global state.
     from matplotlib.figure import Figure
 
+    about = textwrap.fill(describe(results.environment), round(17 * width))
+    warned = textwrap.fill(warning(results), round(14 * width))
+    lines = 1 + 0.6 * (about.count("\n") + 1) + 0.75 * (warned.count("\n") + 2 if warned else 0)
+    height += 0.25 * lines
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(f"{headline}\n", fontsize=14, fontweight="bold")
-    figure.text(0.5, 1 - 0.42 / height, describe(results.environment), ha="center", va="top", fontsize=8, color=GREY)
+    newlines = "\n" * math.ceil(lines)
+    figure.suptitle(f"{headline}{newlines}", fontsize=14, fontweight="bold")
+    below = 1 - 0.36 / height
+    if warned:
+        box = {"facecolor": RED, "edgecolor": "none", "boxstyle": "square,pad=0.3"}
+        text = figure.text(0.5, below, warned, ha="center", va="top", fontsize=9, color="white", bbox=box)
+        text.set_in_layout(False)
+        below -= (0.19 * (warned.count("\n") + 1) + 0.12) / height
+    figure.text(0.5, below, about, ha="center", va="top", fontsize=7, color=GREY).set_in_layout(False)
     return figure
 
 
@@ -68,63 +89,80 @@ def _line(label: str, color: str = "black", **options: Any) -> Any:
     return Line2D([], [], color=color, label=label, **options)
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """Speed-ups of a cell in one metric, on an axis that all cells share."""
+
+    dtype: str
+    metric: str
+    cell: str
+    rows: Sequence[Row]
+    limits: tuple[float, float]
+
+    @property
+    def height(self) -> float:  # inches
+        return 1.25 + 0.25 * len(self.rows)
+
+
 def _draw_bench(results: Results) -> Any:
-    """A panel of speed-ups for each dtype and metric, and the language model, one below the other."""
-    panels: list[tuple[str, str, dict[str, list[Row]]]] = []
-    heights: list[float] = []  # inches
+    """A panel of speed-ups for each dtype, metric and cell, and the language model, one below the other: on a phone the
+    letters are as large as those of a page.
+    """
+    panels = []
     for dtype, cells in results.groups().items():
-        panels += [(dtype, metric, cells) for metric in METRIC_WORDS]
-        heights += [1.3 + 0.25 * max(map(len, cells.values()))] * len(METRIC_WORDS)
-    heights += [3.2] if results.model else []
-    figure = _figure(results, title(results), 13.0, sum(heights) + 1.3)
+        for metric in METRIC_WORDS:
+            limits = _limits(results, metric, [row for rows in cells.values() for row in rows])
+            panels += [_Panel(dtype, metric, cell, rows, limits) for cell, rows in cells.items()]
+    heights = [panel.height for panel in panels] + ([4.2] if results.model else [])
+    figure = _figure(results, title(results), WIDTH, sum(heights) + 0.3)
     if heights:
         subfigures = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         for subfigure, panel in zip(subfigures, panels, strict=False):
-            _draw_speedups(subfigure, results, *panel)
+            _draw_speedups(subfigure, results, panel)
         if results.model:
             _draw_model(subfigures[-1], results.model, results.settings.labels)
     return figure
 
 
-def _draw_speedups(panel: Any, results: Results, dtype: str, metric: str, cells: dict[str, list[Row]]) -> None:
-    """A column for each cell: fastrnn with its interval and number, the peers as points, torch.nn at 1.
+def _ratio(row: Row, metric: str, side: str) -> float | None:
+    """The speed-up of a side. A peer's is one of medians, since its rounds are no neighbours of torch.nn's."""
+    slow, fast, speedup = row.median(metric, "baseline"), row.median(metric, side), row.speedup(metric)
+    if not slow or not fast:
+        return None
+    return speedup.median if speedup and side == "candidate" else slow / fast
 
-    A peer's ratio is one of medians, since its rounds are no neighbours of torch.nn's.
-    """
-    labels = {side: label for side, label in results.settings.labels.items() if side != "baseline"}
-    points = defaultdict(list)  # cell, side → (ratio, number of the row)
-    for cell, rows in cells.items():
-        for number, row in enumerate(rows):
-            for side in labels:
-                slow, fast, speedup = row.median(metric, "baseline"), row.median(metric, side), row.speedup(metric)
-                if slow and fast:
-                    ratio = speedup.median if speedup and side == "candidate" else slow / fast
-                    points[cell, side].append((ratio, number))
-    ratios = [1.0, *(ratio for pairs in points.values() for ratio, _ in pairs)]
+
+def _limits(results: Results, metric: str, rows: Sequence[Row]) -> tuple[float, float]:
+    sides = [side for side in results.settings.labels if side != "baseline"]
+    ratios = [1.0, *(ratio for row in rows for side in sides if (ratio := _ratio(row, metric, side)))]
     low, high = min(ratios), max(ratios)
-    limits = min(0.8, low / 1.3), max(2.5, 1.3 * high * (high / low) ** 0.25)  # room for the numbers
-    alike = len({tuple(row.case.shape for row in rows) for rows in cells.values()}) == 1
-    axes = panel.subplots(1, len(cells), squeeze=False, sharey=alike)[0]
-    for axis, (cell, rows) in zip(axes, cells.items(), strict=True):
-        for side in labels:
-            x, y = zip(*points.get((cell, side), [(math.nan, 0)]), strict=True)
-            size, order = (7, 3) if side == "candidate" else (5, 2)
-            axis.plot(x, y, _MARKERS[side], color=_COLOURS[side], markersize=size, zorder=order)
-        for number, row in enumerate(rows):
-            speedup = row.speedup(metric)
-            if speedup:
-                axis.plot(speedup.interval, (number, number), color=BLUE, linewidth=1.5, alpha=0.6)
-                edge = max(speedup.median, min(speedup.interval[1], limits[1] / 1.5)) * 1.1
-                axis.text(edge, number, format_speedup(speedup), va="center", fontsize=7, bbox=_OVER_LINES)
-            if not row.ok:
-                axis.text(1.03, number, WORDS[row.status], va="center", color=RED, fontweight="bold")
-        _ratio_axis(axis, rows, limits)
-        axis.set_title(f"{cell.upper()}, {METRIC_WORDS[metric]}", **_HEADING)
-        axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, {dtype}")
-    timed = [side for side in labels if any(side == other for _, other in points)]
+    return min(0.8, low / 1.3), max(2.5, 1.3 * high * (high / low) ** 0.25)  # room for the numbers
+
+
+def _draw_speedups(subfigure: Any, results: Results, panel: _Panel) -> None:
+    """fastrnn with its interval and number, the peers as points, torch.nn at 1."""
+    labels = {side: label for side, label in results.settings.labels.items() if side != "baseline"}
+    axis, timed = subfigure.subplots(), []
+    for side in labels:
+        pairs = [(found, y) for y, row in enumerate(panel.rows) if (found := _ratio(row, panel.metric, side))]
+        timed += [side] if pairs else []
+        x, y = zip(*(pairs or [(math.nan, 0)]), strict=True)
+        size, order = (7, 3) if side == "candidate" else (5, 2)
+        axis.plot(x, y, _MARKERS[side], color=_COLOURS[side], markersize=size, zorder=order)
+    for number, row in enumerate(panel.rows):
+        speedup = row.speedup(panel.metric)
+        if speedup:
+            axis.plot(speedup.interval, (number, number), color=BLUE, linewidth=1.5, alpha=0.6)
+            edge = max(speedup.median, min(speedup.interval[1], panel.limits[1] / 1.5)) * 1.1
+            axis.text(edge, number, format_speedup(speedup), va="center", fontsize=8, bbox=_OVER_LINES)
+        if not row.ok:
+            axis.text(1.03, number, WORDS[row.status], va="center", color=RED, fontweight="bold")
+    _ratio_axis(axis, panel.rows, panel.limits)
+    axis.set_title(f"{panel.cell.upper()}, {METRIC_WORDS[panel.metric]}", **_HEADING)
+    axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, {panel.dtype}")
     handles = [_line(labels[s], _COLOURS[s], marker=_MARKERS[s], linestyle="") for s in timed]
     spread = "95 % interval" if results.settings.rounds >= RANGE_BELOW else "range of rounds"
-    _legend(panel, [*handles, _line(spread, BLUE, linewidth=1.5, alpha=0.6)], **_TIGHT)
+    _legend(subfigure, [*handles, _line(spread, BLUE, linewidth=1.5, alpha=0.6)], **_TIGHT)
 
 
 def _ratio_axis(axis: Any, rows: Sequence[Row], limits: tuple[float, float]) -> None:
@@ -138,13 +176,17 @@ def _ratio_axis(axis: Any, rows: Sequence[Row], limits: tuple[float, float]) -> 
     axis.set_xticks([], minor=True)
     axis.grid(axis="x", color=LIGHT_GREY, linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.set_yticks(range(len(rows)), [multiply_signs(row.case.shape.label) for row in rows])
+    axis.set_yticks(range(len(rows)), [_name(row) for row in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _name(row: Row) -> str:
+    return multiply_signs(row.case.shape.label) + (" ?" if trust.doubts_of_row(row) else "")
 
 
 def _draw_model(panel: Any, model: ModelResult, labels: dict[str, str]) -> None:
     """Characters per second, and both loss curves."""
-    pace, curves = panel.subplots(1, 2, width_ratios=(1, 2))
+    pace, curves = panel.subplots(2, 1, height_ratios=(1, 2))
     values = [value for side in SIDES if (value := model.characters_per_second(side)) is not None]
     if len(values) == len(SIDES):
         pace.barh([0, 1], values, height=0.55, color=(GREY, BLUE))

@@ -20,6 +20,7 @@ from typing import Any
 
 from fastrnn.apps.bench import machine
 from fastrnn.apps.bench.cases import BLOCKS, Case
+from fastrnn.apps.bench.effort import Effort, measured
 from fastrnn.apps.bench.engines import find_engine
 
 _REST_LIMIT_SECONDS = 0.25
@@ -112,11 +113,13 @@ class Commands:
             times.append(self._time(kind, 1)[BLOCKS[kind][-1]])
         return times
 
-    def block(self, kind: str, calls: int) -> Times:
-        """Seconds of a call by metric, mean of ``calls``, after one untimed call that wakes the threads."""
+    def block(self, kind: str, calls: int) -> tuple[Times, Effort]:
+        """Seconds of a call by metric, mean of ``calls``, after one untimed call that wakes the threads; and what the
+        block took.
+        """
         self._time(kind, 1)
-        times = self._time(kind, calls * self.chunks)
-        return {metric: value * self.chunks for metric, value in times.items() if metric in self.metrics}
+        times, effort = measured(lambda: self._time(kind, calls * self.chunks))
+        return {metric: value * self.chunks for metric, value in times.items() if metric in self.metrics}, effort
 
     def samples(self, kind: str, seconds: float) -> list[float]:
         """Seconds of single calls, after an untimed one."""
@@ -143,9 +146,9 @@ class Commands:
         self.training = Training(self.engine, text, settings, seed)
         self.training.warm_up()
 
-    def model_block(self, steps: int) -> tuple[float, list[float]]:
-        """Train for ``steps`` updates: seconds and losses."""
-        return self.training.run(steps)
+    def model_block(self, steps: int) -> tuple[tuple[float, list[float]], Effort]:
+        """Train for ``steps`` updates: seconds and losses; and what it took."""
+        return measured(lambda: self.training.run(steps))
 
 
 def serve(connection: Any, log: str) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
-__all__ = ["Speedup", "calls_per_block", "compare_rounds", "geometric_mean", "median", "median_interval"]
+__all__ = [
+    "Speedup",
+    "calls_per_block",
+    "compare_rounds",
+    "geometric_mean",
+    "median",
+    "median_interval",
+    "with_quotient",
+]
 
 MINIMUM_ROUNDS = 3
 RANGE_BELOW = 9  # with fewer rounds median_interval is the whole range
@@ -55,9 +63,21 @@ def compare_rounds(baseline: Sequence[float], candidate: Sequence[float]) -> Spe
     ratios = [slow / fast for slow, fast in zip(baseline, candidate, strict=True)]
     if len(ratios) < MINIMUM_ROUNDS:
         return None
-    low, high = median_interval(ratios)
-    uncertain = low <= 1.0 + BETWEEN_PROCESSES and high >= 1.0 - BETWEEN_PROCESSES
-    return Speedup(median(ratios), (low, high), (min(ratios), max(ratios)), len(ratios), uncertain)
+    return _speedup(median(ratios), median_interval(ratios), ratios)
+
+
+def with_quotient(speedup: Speedup | None, baseline: float, candidate: float) -> Speedup | None:
+    """The speed-up as the quotient of two times that are shown beside it, inside its interval."""
+    if speedup is None:
+        return None
+    quotient, (low, high) = baseline / candidate, speedup.interval
+    found = _speedup(quotient, (min(low, quotient), max(high, quotient)), speedup.range)
+    return replace(found, rounds=speedup.rounds)
+
+
+def _speedup(middle: float, interval: tuple[float, float], ratios: Sequence[float]) -> Speedup:
+    uncertain = interval[0] <= 1.0 + BETWEEN_PROCESSES and interval[1] >= 1.0 - BETWEEN_PROCESSES
+    return Speedup(middle, interval, (min(ratios), max(ratios)), len(ratios), uncertain)
 
 
 def calls_per_block(seconds_per_call: Sequence[float], block_seconds: float) -> int:

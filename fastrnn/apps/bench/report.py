@@ -9,8 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fastrnn.apps.bench import trust
 from fastrnn.apps.bench.engines import ENGINES
 from fastrnn.apps.bench.environment import describe
+from fastrnn.apps.bench.explanations import (
+    BUSY_EXPLANATION,
+    CUDA_EXPLANATION,
+    EXPLANATION,
+    PEERS_EXPLANATION,
+    STEPS_EXPLANATION,
+)
 from fastrnn.apps.bench.ratios import MINIMUM_ROUNDS, Speedup, geometric_mean
 from fastrnn.apps.bench.results import BEST_PEER, SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
@@ -20,39 +28,8 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 MIB = 2**20
+UNTRUSTED = "Not to be trusted"
 METRIC_WORDS = {"total": "training", "inference": "inference"}
-
-EXPLANATION = (
-    "Each row was first checked against torch.nn in float64; a row that fails shows no speed. Training is forward and "
-    "backward together, with gradients of input, state and all parameters; inference is forward under "
-    "`torch.no_grad()`. Times are medians over the rounds. A speed-up is the median of the rounds' ratios torch.nn / "
-    "{engine}, in brackets the interval in which that median lies with 95 % confidence (the range of all rounds if "
-    "there are fewer than nine); `~` marks those that may be no difference at all. Memory is what a training step adds "
-    "to the peak of a fresh process. In brackets behind `ok`: the largest error of any tensor in units of torch.nn's "
-    "own. Limit: the share of the machine's limit that {engine} reaches, namely a lower bound on the time "
-    "(multiply-adds at the pace of torch's best large product, or the weights read again in each step at the measured "
-    "reading speed, whichever takes longer) divided by the measured time."
-)
-CUDA_EXPLANATION = (
-    "Both engines ran on the GPU: every reading of the clock waits until it has done its work, so that a training step "
-    "is waited for twice and a block of inference once. Memory is the GPU's, there is no limit."
-)
-STEPS_EXPLANATION = (
-    "One step of a stream without a graph, B = 1, input size = hidden size: `module.step` of fastrnn, a call with "
-    "T = 1 of the others; each call gets the state that the last one gave."
-)
-PEERS_EXPLANATION = (
-    "The same weights and data in other libraries, float32, each in a process of its own with as many threads, in "
-    "turns with the others; what they compute was checked against torch.nn in float64 first. onnxruntime and OpenVINO "
-    "(set to float32: its own choice may be bfloat16) run an ONNX model and only infer. JAX runs a jitted `lax.scan`; "
-    "its training step answers outputs and all gradients in one call. In brackets the best peer of the row. `–`: "
-    "cannot run this row."
-)
-BUSY_EXPLANATION = (
-    "Quiet: median time of a call while nothing else runs. Slower: the time beside the busy processes divided by the "
-    "engine's own quiet time, by the medians and in brackets by the means of all calls in {seconds:g} s or more. If "
-    "all who want a core were treated alike, an engine would take (threads + busy processes) / cores times as long."
-)
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -95,6 +72,10 @@ def format_means(means: dict[str, Any] | None) -> str:
 def multiply_signs(text: str) -> str:
     """``16x100x256`` with multiplication signs."""
     return re.sub(r"(?<=\d)x(?=\d)", "×", text)
+
+
+def _parity(row: Row) -> str:
+    return (f"ok ({row.parity.ratio:.1f})" if row.parity else "ok") + (" ?" if trust.doubts_of_row(row) else "")
 
 
 def count_processes(count: int) -> str:
@@ -143,7 +124,14 @@ def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Sect
     def figures(row: Row, metric: str) -> list[str]:
         return [*_times(row, metric, SIDES), *_ratios(row, metric)]
 
-    header = ["B×T×(I×)H", "parity", *heads("training"), "forward\nspeed-up", "backward\nspeed-up"]
+    header = [
+        "B×T×(I×)H",
+        "parity",
+        *heads("training"),
+        "training\nCPU time",
+        "forward\nspeed-up",
+        "backward\nspeed-up",
+    ]
     header += [*heads("inference"), *(f"MiB\n{name}" for name in names)]
     return table(
         title,
@@ -151,8 +139,9 @@ def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Sect
         rows,
         lambda row: [
             multiply_signs(row.case.shape.label),
-            f"ok ({row.parity.ratio:.1f})" if row.parity else "ok",
+            _parity(row),
             *figures(row, "total"),
+            format_speedup(row.cpu_speedup("total")),
             format_speedup(row.speedup("forward")),
             format_speedup(row.speedup("backward")),
             *figures(row, "inference"),
@@ -265,7 +254,7 @@ def _busy_sections(results: Results) -> list[Section]:
 
         title = f"{word} beside {count_processes(results.settings.competitors)}"
         sections.append(table(title, header, results.rows, cells))
-        sections[-1].rows.append(total)
+        sections[-1].rows += [] if results.doubts else [total]
     sections[-1].explanation = BUSY_EXPLANATION.format(seconds=results.settings.sample_seconds)
     return sections
 
@@ -306,11 +295,24 @@ def title(results: Results) -> str:
     }[results.settings.mode]
 
 
+def warning(results: Results) -> str:
+    """Return the warning that the times are not to be trusted, with the reasons; empty if they are."""
+    doubts = results.doubts
+    if not doubts:
+        return ""
+    more = f" (and {len(doubts) - 3} more)" if len(doubts) > 3 else ""
+    return (
+        f"{UNTRUSTED}: {'; '.join(doubts[:3])}{more}. There is no summary. Run the benchmark again without other work "
+        "on the machine."
+    )
+
+
 def notes(results: Results) -> list[str]:
-    """Problems, skipped rows, warnings, slower rows."""
+    """Problems, doubts, skipped rows, warnings, slower rows."""
     settings, labels = results.settings, results.settings.labels
     lines = [] if results.complete else ["The run was interrupted: what follows is a part of it."]
     lines += results.problems
+    lines += [f"In doubt: {why}." for why in results.doubts]
     lines += [f"{row.case.name}: {row.describe()}" for row in results.rows if row.status == "skipped"]
     peers, warned = defaultdict(list), defaultdict(list)  # message → names of rows
     for row in results.rows:
@@ -342,7 +344,8 @@ def header_lines(results: Results) -> list[str]:
 
 
 def to_markdown(results: Results) -> str:
-    parts = [f"# {title(results)}", *header_lines(results), "\n".join(f"- {line}" for line in notes(results))]
+    warned = f"**{warning(results)}**" if results.doubts else ""
+    parts = [f"# {title(results)}", warned, *header_lines(results), "\n".join(f"- {line}" for line in notes(results))]
     for section in sections(results):
         lines = (
             [section.header, ["---", *["---:"] * (len(section.header) - 1)], *section.rows] if section.header else []
@@ -375,5 +378,7 @@ def show(results: Results, console: Console) -> None:
             say(line)
     for line in notes(results):
         say(line, "bold red" if line in results.problems else None)
+    if results.doubts:
+        say(warning(results), "bold red")
     for line in header_lines(results):
         say(line, "dim")

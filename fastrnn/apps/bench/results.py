@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
-from fastrnn.apps.bench import ratios
+from fastrnn.apps.bench import ratios, trust
 from fastrnn.apps.bench.cases import METRICS, Case
 from fastrnn.apps.bench.engines import find_engine
 from fastrnn.apps.bench.language_model import CurveComparison, ModelSettings, final_loss
@@ -93,6 +93,8 @@ class Row(Verdict):
     peers: dict[str, Verdict] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)  # kind of block → calls in one
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # metric → side → per call, one per round
+    cpu_seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # the same of the calling thread
+    lost: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # kind → side → share, see Effort.lost
     memory: dict[str, int | None] = field(default_factory=dict)  # side → bytes
     bounds: dict[str, float] = field(default_factory=dict)  # metric → seconds, see fastrnn.apps.bench.machine
     samples: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # busy mode: kind → side → quiet, busy
@@ -104,6 +106,16 @@ class Row(Verdict):
         """The candidate against that side."""
         times = self.seconds.get(metric, {}) if self.ok else {}
         return ratios.compare_rounds(times[side], times["candidate"]) if side in times else None
+
+    def cpu_speedup(self, metric: str) -> ratios.Speedup | None:
+        """The candidate against the baseline, by the processor time of the calling thread."""
+        times = self.cpu_seconds.get(metric, {}) if self.ok else {}
+        return ratios.compare_rounds(times["baseline"], times["candidate"]) if set(SIDES) <= set(times) else None
+
+    def lost_shares(self) -> list[float]:
+        """Of each round and kind of block the share of the time that one of the two sides lost to other processes."""
+        rounds = [zip(*(sides[side] for side in SIDES), strict=False) for sides in self.lost.values()]
+        return [max(shares) for pairs in rounds for shares in pairs]
 
     def median(self, metric: str, side: str) -> float | None:
         """Median seconds of a call."""
@@ -130,7 +142,7 @@ class Row(Verdict):
         sample = self.samples.get(kind, {}).get(side, {})
         return sample["busy"][figure] / sample["quiet"][figure] if self.ok and len(sample) == 2 else None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, precision: str = "highest") -> dict[str, Any]:
         shares = {metric: self.limit_share(metric) for metric in self.case.metrics}
         speedups = {
             side: {metric: asdict(s) for metric in self.case.metrics if (s := self.speedup(metric, side))}
@@ -143,7 +155,11 @@ class Row(Verdict):
             "warnings": self.warnings,
             "calls_per_block": self.calls,
             "seconds": self.seconds if self.ok else {},
+            "cpu_seconds": self.cpu_seconds if self.ok else {},
+            "lost_share": self.lost if self.ok else {},
+            "doubts": trust.doubts_of_row(self, precision),
             "speedup": speedups["baseline"],
+            "cpu_speedup": {m: asdict(s) for m in self.case.metrics if (s := self.cpu_speedup(m))},
             "peers": {name: {**peer.as_dict(), "speedup": speedups[name]} for name, peer in self.peers.items()},
             "bound_seconds": self.bounds,
             "limit_share": {metric: share for metric, share in shares.items() if share},
@@ -160,11 +176,17 @@ class ModelResult(Verdict):
     text: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
     seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    lost: list[float] = field(default_factory=list)  # share that other processes took, of each block
     block_steps: list[int] = field(default_factory=list)
     comparison: CurveComparison | None = None
 
     def speedup(self) -> ratios.Speedup | None:
-        return ratios.compare_rounds(*(self.seconds[side] for side in SIDES)) if self.ok else None
+        """The quotient of both sides' characters per second, with the interval that the blocks give."""
+        paces = [self.characters_per_second(side) for side in SIDES]
+        if not self.ok or not all(paces):
+            return None
+        blocks = ratios.compare_rounds(*(self.seconds[side] for side in SIDES))
+        return ratios.with_quotient(blocks, *(1 / pace for pace in paces if pace))
 
     def characters_per_second(self, side: str) -> float | None:
         """Median over the blocks."""
@@ -176,6 +198,7 @@ class ModelResult(Verdict):
         speedup = self.speedup()
         return {
             **asdict(self),
+            "doubts": trust.doubts_of_model(self),
             "seconds": self.seconds if self.ok else {},
             "final_loss": {side: final_loss(losses) for side, losses in self.losses.items() if losses},
             "characters_per_second": {side: self.characters_per_second(side) for side in SIDES},
@@ -213,11 +236,19 @@ class Results:
         verdicts += [("language model", self.model)] if self.model else []
         return [f"{name}: {one.describe()}" for name, one in verdicts if one.status in ("failed", "error")]
 
+    @property
+    def doubts(self) -> list[str]:
+        """Reasons not to trust the times, one line each."""
+        return trust.doubts(self)
+
     def summary(self) -> list[dict[str, Any]]:
-        """Geometric mean, lowest and highest speed-up by dtype, cell (or ``all``), metric and engine.
+        """Geometric mean, lowest and highest speed-up by dtype, cell (or ``all``), metric and engine; nothing if there
+        are doubts about any of them.
 
         ``against`` is the baseline, a peer, or the best peer of each row. ``of`` counts rows with and without a speed.
         """
+        if self.doubts:
+            return []
         lines, peers = [], self.settings.peers
         sides = ("baseline", *peers, *([BEST_PEER] if peers else []))
         for dtype, cells in self.groups().items():
@@ -235,26 +266,30 @@ class Results:
         return lines
 
     def slower(self) -> list[str]:
-        """Rows and metrics in which the candidate was certainly slower than torch.nn."""
+        """Rows and metrics in which the candidate was certainly slower than torch.nn; none if there are doubts."""
+        if self.doubts:
+            return []
         timed = [(row.case.name, metric, row.speedup(metric)) for row in self.rows for metric in row.case.metrics]
         return [f"{name}: {m} {s.median:.2f}×" for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
 
     def as_dict(self) -> dict[str, Any]:
         options = {name: value for name, value in vars(self.settings).items() if name not in ("cases", "model")}
         return {
-            "schema": "fastrnn-bench/3",
+            "schema": "fastrnn-bench/4",
             "complete": self.complete,
+            "trusted": not self.doubts,
+            "doubts": self.doubts,
             "environment": self.environment,
             "settings": {"engines": self.settings.engines, **options},
             "problems": self.problems,
             "peaks": asdict(self.peaks) if self.peaks else None,
             "summary": self.summary(),
-            "rows": [row.as_dict() for row in self.rows],
+            "rows": [row.as_dict(self.settings.precision) for row in self.rows],
             "language_model": self.model.as_dict() if self.model else None,
         }
 
     def to_json(self) -> str:
         """The document with one row a line."""
         document = json.dumps(self.as_dict() | {"rows": []}, indent=1, ensure_ascii=False)
-        rows = ",\n  ".join(json.dumps(row.as_dict(), ensure_ascii=False) for row in self.rows)
+        rows = ",\n  ".join(json.dumps(row.as_dict(self.settings.precision), ensure_ascii=False) for row in self.rows)
         return document.replace('"rows": []', f'"rows": [\n  {rows}\n ]') + "\n"

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastrnn.apps.bench import machine, ratios
-from fastrnn.apps.bench.cases import Case, Shape
+from fastrnn.apps.bench import machine, ratios, trust
+from fastrnn.apps.bench.cases import BLOCKS, Case, Shape
 from fastrnn.apps.bench.engines import find_engine
 from fastrnn.apps.bench.language_model import compare_curves, describe_text
 from fastrnn.apps.bench.parity import FACTORS, check_parity, check_peer
@@ -22,6 +22,8 @@ from fastrnn.apps.bench.process import Worker, WorkerDiedError, WorkerError
 from fastrnn.apps.bench.results import SIDES, ModelResult, Results, Row, Settings, Verdict
 
 FAILURES = (WorkerError, WorkerDiedError)
+#: How often the rounds of a row are timed at most, if other work on the machine disturbs them.
+ATTEMPTS, QUICK_ATTEMPTS = 3, 2
 
 
 class Progress:
@@ -165,18 +167,33 @@ class Runner:
             self._ask(row, side, "release")
 
     def _time_rounds(self, row: Row, able: dict[str, dict[str, float]]) -> None:
-        rounds = self.settings.rounds
+        """Time the rounds; again if other work on the machine disturbed them."""
         for kind, estimates in able.items():
             row.calls[kind] = ratios.calls_per_block(list(estimates.values()), self.settings.block_seconds)
-        row.seconds = {metric: {} for metric in row.case.metrics}
-        for number in range(rounds):
-            self.progress.note(f"round {number + 1}/{rounds}")
-            for kind, estimates in able.items():
-                sides, first = list(estimates), number % len(estimates)
-                for side in (*sides[first:], *sides[:first]):
-                    times = self._ask(row, side, "block", kind=kind, calls=row.calls[kind])
-                    for metric, value in (times or {}).items():
-                        row.seconds[metric].setdefault(side, []).append(value)
+        for attempt in range(QUICK_ATTEMPTS if self.settings.quick else ATTEMPTS):
+            if attempt and not trust.doubts_of_row(row):
+                return
+            row.seconds = {metric: {} for metric in row.case.metrics}
+            row.cpu_seconds, row.lost = {}, {}
+            for number in range(self.settings.rounds):
+                again = ", again: disturbed" if attempt else ""
+                self.progress.note(f"round {number + 1}/{self.settings.rounds}{again}")
+                for kind, estimates in able.items():
+                    sides, first = list(estimates), number % len(estimates)
+                    for side in (*sides[first:], *sides[:first]):
+                        self._time_block(row, kind, side)
+
+    def _time_block(self, row: Row, kind: str, side: str) -> None:
+        answer = self._ask(row, side, "block", kind=kind, calls=row.calls[kind])
+        if answer is None:
+            return
+        times, effort = answer
+        for metric, value in times.items():
+            row.seconds[metric].setdefault(side, []).append(value)
+        if row.case.device == "cpu":  # elsewhere the calling thread only waits
+            whole = BLOCKS[kind][-1]
+            row.cpu_seconds.setdefault(whole, {}).setdefault(side, []).append(effort.cpu / row.calls[kind])
+            row.lost.setdefault(kind, {}).setdefault(side, []).append(effort.lost(row.threads or self.threads or 1))
 
     def _sample_busy(self, row: Row, able: dict[str, dict[str, float]]) -> None:
         """Single calls of each engine alone, then beside processes that keep a core busy."""
@@ -197,10 +214,13 @@ class Runner:
                 self.worker(side).call("start_model", text=text, settings=model, seed=self.settings.seed)
             while done < model.steps:
                 steps = min(model.block, model.steps - done)
+                lost = []
                 for side in SIDES if len(result.block_steps) % 2 == 0 else SIDES[::-1]:
-                    seconds, losses = self.worker(side).call("model_block", steps=steps)
+                    (seconds, losses), effort = self.worker(side).call("model_block", steps=steps)
+                    lost.append(effort.lost(self.threads or 1))
                     result.seconds[side].append(seconds)
                     result.losses[side].extend(losses)
+                result.lost.append(max(lost))
                 result.block_steps.append(steps)
                 done += steps
                 self.progress.note(f"step {done}/{model.steps}, loss {result.losses['candidate'][-1]:.3f}")
@@ -272,6 +292,10 @@ def run(results: Results, text: bytes = b"") -> None:
                 row.bounds = machine.bounds(row.case, results.peaks)
             results.rows.append(row)
             runner.progress.end(outcome(row))
+        if results.peaks and any(trust.exceeds_limit(row, settings.precision) for row in results.rows):
+            results.peaks = results.peaks.higher(runner.measure_peaks([row.case for row in rows]))
+            for row in results.rows:
+                row.bounds = machine.bounds(row.case, results.peaks)
         if settings.model is not None:
             results.model = ModelResult(settings=settings.model, text=describe_text(text))
             runner.run_model(text, results.model)
@@ -291,6 +315,7 @@ def outcome(result: Row | ModelResult) -> str:
     parts = [f"{word} {s.median:.2f}×" for metric, word in words.items() if (s := result.speedup(metric))]
     slower = [(side, result.slowdown("inference", side, "mean")) for side in SIDES]
     parts += [f"inference of the {side} {mean:.2f}× slower" for side, mean in slower if mean]
+    parts += [f"in doubt: {why}" for why in trust.doubts_of_row(result)]
     return ", ".join([*parts, *(f"{name} {peer.status}" for name, peer in result.peers.items() if not peer.ok)])
 
 

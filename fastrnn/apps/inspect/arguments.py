@@ -75,4 +75,5 @@ def add_gradflow_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="gradflow", metavar="NAME", help="for NAME.png, NAME.svg, NAME.json (default: gradflow)"
     )
+    parser.add_argument("--dark", action="store_true", help="draw the figure light on dark")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the CPU (default: 1)")

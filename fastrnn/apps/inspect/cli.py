@@ -137,7 +137,7 @@ def _gradflow(args: argparse.Namespace) -> int:
     numbers.write_text(json.dumps([run.as_dict() for run in runs]) + "\n", encoding="utf-8")
     print(f"{numbers}: the numbers")
     paths = [out.with_name(out.name + suffix) for suffix in (".png", ".svg")]
-    save(runs, paths)
+    save(runs, paths, args.dark)
     print(f"{paths[0]}, {paths[1]}: the figure")
     for run in runs:
         for state, norms in run.norms.items():

@@ -15,21 +15,62 @@ from fastrnn.inspect.gradflow import Run
 
 INSTALL = "matplotlib is not installed; get it with: python -m pip install 'fastrnn[plot]'"
 
-#: Okabe and Ito's colours, which people with any kind of colour vision can tell apart; initialisations differ in dash.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _MARKERS = "os^Dvx+*"
-_GRID = {"color": "#DDDDDD", "linewidth": 0.6}
-_STYLE: Any = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+_GRID = {"linewidth": 0.6}
+#: How far below the largest gradient the colours of the heat maps reach, in powers of ten.
+_DECADES = 12
 
 
-def save(runs: Sequence[Run], paths: Sequence[Path]) -> None:
-    """Draws the runs once and writes them to every path, each in the format of its suffix.
+def _style(dark: bool) -> Any:
+    """Settings of matplotlib. Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart;
+    initialisations differ in dash.
+    """
+    from cycler import cycler
+
+    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"]
+    ground, ink, lines = "#FFFFFF", "#000000", "#DDDDDD"
+    if dark:
+        colours = ["#56B4E9", "#E69F00", "#2BC79A", "#E59AC4", "#F0E442", "#F2803A", "#B0B0B0"]
+        ground, ink, lines = "#14181D", "#E8E8E8", "#3A424B"
+    grounds = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), ground)
+    inks = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    return {
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": lines,
+        "axes.prop_cycle": cycler(color=colours),
+        **grounds,
+        **inks,
+    }
+
+
+def _colour(number: int) -> str:
+    import matplotlib
+
+    colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    found: str = colours[number % len(colours)]
+    return found
+
+
+def _ink() -> str:
+    import matplotlib
+
+    found: str = matplotlib.rcParams["text.color"]
+    return found
+
+
+def _whole(axis: Any) -> None:
+    """Set ticks at whole numbers: steps, units and batches have no halves."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def save(runs: Sequence[Run], paths: Sequence[Path], dark: bool = False) -> None:
+    """Draws the runs once and writes them to every path, each in the format of its suffix; light on dark if ``dark``.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -39,15 +80,16 @@ def save(runs: Sequence[Run], paths: Sequence[Path]) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(INSTALL) from error
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_style(dark)):
         height = 4.6 + 3.1 * len(runs)
         figure = Figure(figsize=(14, height), layout="constrained")
         figure.suptitle("Gradient flow", fontsize=14, fontweight="bold")
         panels: Any = figure.subfigures(1 + len(runs), 1, height_ratios=[4.2] + [3.1] * len(runs))
         top, *rows = panels
         _draw_norms(top, runs)
+        scale = _common_scale(runs)
         for panel, run in zip(rows, runs, strict=True):
-            _draw_run(panel, run)
+            _draw_run(panel, run, scale)
         for path in paths:
             figure.savefig(path, dpi=110)
 
@@ -61,7 +103,7 @@ def _draw_norms(panel: Any, runs: Sequence[Run]) -> None:
     handles: dict[str, Any] = {}
     for axis, column in zip(axes, columns, strict=True):
         for run, state in column:
-            colour = _COLOURS[cells.index(run.cell) % len(_COLOURS)]
+            colour = _colour(cells.index(run.cell))
             dash = _DASHES[inits.index(run.init) % len(_DASHES)]
             norms = _positive(run.norms[state])
             (line,) = axis.plot(norms, color=colour, linestyle=dash, linewidth=1.6, label=run.label)
@@ -70,6 +112,7 @@ def _draw_norms(panel: Any, runs: Sequence[Run]) -> None:
         names = ", ".join(f"‖∂L/∂{state}ₜ‖" for state in dict.fromkeys(state for _, state in column))
         axis.set_title(f"{names} against lag", loc="left", fontweight="bold")
         axis.set_xlabel("lag: steps before the last one")
+        _whole(axis.xaxis)
         axis.grid(**_GRID)
     low, high = axes[0].get_ylim()
     axes[0].set_ylim(max(low, high * 1e-24), high)  # what has vanished need not be told apart
@@ -83,39 +126,49 @@ def _positive(values: Sequence[Any]) -> np.ndarray:
     return found
 
 
-def _draw_run(panel: Any, run: Run) -> None:
+def _common_scale(runs: Sequence[Run]) -> tuple[float, float]:
+    """The powers of ten that the colours of all heat maps reach from and to."""
+    known = [np.log10(_positive(run.heat)) for run in runs]
+    known = [values[np.isfinite(values)] for values in known]
+    every = np.concatenate(known) if known else np.zeros(0)
+    if not every.size:
+        return -1.0, 0.0
+    high = float(every.max())
+    return max(float(every.min()), high - _DECADES), max(high, float(every.min()) + 0.1)
+
+
+def _draw_run(panel: Any, run: Run, scale: tuple[float, float]) -> None:
     panel.suptitle(f"{run.label}: L = {run.loss}", x=0.01, ha="left", fontweight="bold", fontsize=10)
     heat, matrix, step, norms = panel.subplots(1, 4, width_ratios=(1.5, 1, 1, 1.2))
-    _draw_heat(panel, heat, run)
+    _draw_heat(panel, heat, run, scale)
     _draw_eigenvalues(matrix, run.recurrent, "eigenvalues of R", "no matrix R")
     middle = (len(run.heat) - 1) // 2 + 1  # steps count from 1: 0 is the initial state
     _draw_eigenvalues(step, {"": run.step}, f"of the Jacobian of step {middle}", "not finite")
     _draw_clipping(norms, run)
 
 
-def _draw_heat(panel: Any, axis: Any, run: Run) -> None:
-    values = np.log10(_positive(run.heat).T)
-    known = values[np.isfinite(values)]
-    high = float(known.max()) if known.size else 0.0
-    low = max(float(known.min()), high - 12) if known.size else -1.0
+def _draw_heat(panel: Any, axis: Any, run: Run, scale: tuple[float, float]) -> None:
+    low, high = scale
     image = axis.imshow(
-        values,
+        np.log10(_positive(run.heat).T),
         aspect="auto",
         cmap="cividis",
         interpolation="nearest",
         origin="lower",
         vmin=low,
-        vmax=max(high, low + 0.1),
+        vmax=high,
     )
     axis.set_title("log₁₀ |∂L/∂h|, mean over rows", loc="left", fontsize=9)
     axis.set_xlabel("time")
     axis.set_ylabel("unit")
+    _whole(axis.xaxis)
+    _whole(axis.yaxis)
     panel.colorbar(image, ax=axis, pad=0.02)
 
 
 def _draw_eigenvalues(axis: Any, values: dict[str, list[list[float]]], title: str, nothing: str) -> None:
     angle = np.linspace(0, 2 * np.pi, 200)
-    axis.plot(np.cos(angle), np.sin(angle), color="black", linewidth=0.8, zorder=3)
+    axis.plot(np.cos(angle), np.sin(angle), color=_ink(), linewidth=0.8, zorder=3)
     reach = 1.0
     for number, (name, points) in enumerate(values.items()):
         if points:
@@ -125,7 +178,7 @@ def _draw_eigenvalues(axis: Any, values: dict[str, list[list[float]]], title: st
                 real,
                 imaginary,
                 _MARKERS[number % len(_MARKERS)],
-                color=_COLOURS[number % len(_COLOURS)],
+                color=_colour(number),
                 markersize=3.2,
                 alpha=0.75,
                 markeredgewidth=0.8,
@@ -135,6 +188,8 @@ def _draw_eigenvalues(axis: Any, values: dict[str, list[list[float]]], title: st
     axis.set_xlim(-1.15 * reach, 1.15 * reach)
     axis.set_ylim(-1.15 * reach, 1.15 * reach)
     axis.set_aspect("equal")
+    axis.set_xlabel("Re λ", labelpad=1)
+    axis.set_ylabel("Im λ", labelpad=1)
     axis.grid(**_GRID)
     axis.set_axisbelow(True)
     sizes = [float(np.hypot(point[0], point[1])) for points in values.values() for point in points]
@@ -147,13 +202,14 @@ def _draw_clipping(axis: Any, run: Run) -> None:
     places = range(1, len(run.before) + 1)
     before = {"color": "#7F7F7F", "fillstyle": "none", "markersize": 6, "label": "before clipping"}
     axis.plot(places, _positive(run.before), "o-", **before)
-    axis.plot(places, _positive(run.after), "s--", color="#0072B2", markersize=3, linewidth=1, label="after")
+    axis.plot(places, _positive(run.after), "s--", color=_colour(0), markersize=3, linewidth=1, label="after")
     axis.set_yscale("log")
     if np.isfinite(run.clip):
-        axis.axhline(run.clip, color="black", linewidth=0.8, linestyle=":")
+        axis.axhline(run.clip, color=_ink(), linewidth=0.8, linestyle=":")
     low, high = axis.get_ylim()
     axis.set_ylim(low / 1.5, high * 3)
     axis.set_title("norm of the weights’ gradient", loc="left", fontsize=9)
     axis.set_xlabel("batch")
+    _whole(axis.xaxis)
     axis.grid(**_GRID)
     axis.legend(fontsize=7, frameon=False, loc="upper right", ncols=2)

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from fastrnn.apps.lm.model import LanguageModel
 from fastrnn.apps.lm.sampling import load
 from fastrnn.inspect.features import FEATURES, features_of
-from fastrnn.inspect.ranking import quantised, scores, strength
+from fastrnn.inspect.ranking import drift, quantised, scores, strength
 from fastrnn.inspect.states import follow
 
 #: Saturation as in Karpathy, Johnson & Fei-Fei 2015: a gate is left-saturated below 0.1, right-saturated above 0.9.
 LEFT, RIGHT = 0.1, 0.9
+#: What a page does not open on: a track with a larger share of its variance between tenths of the text, and one that
+#: follows what holds (or does not) at a smaller share of the places, where a perfect score may be chance.
+DRIFTS, RARE = 0.5, 0.01
 
 
 @dataclass(frozen=True, order=True)
@@ -102,6 +105,20 @@ class Reading:
                     best[layer, unit] = entry
         order = sorted(best.values(), key=lambda entry: (-entry[0], entry[1]))
         return [(track, score) for _, track, score in order[:count]]
+
+    def strongest(self, count: int = 5) -> Track | None:
+        """The track that follows any feature best, of the ``count`` best of each, without those that drift and features
+        that hardly ever change if there are others. None if no feature changes in the text.
+        """
+        found: list[tuple[bool, float, Track]] = []
+        for feature in FEATURES:
+            values = self.features[feature]
+            rare = values.dtype == bool and not RARE <= values.mean() <= 1 - RARE
+            for track, score in self.ranked(feature, count):
+                levels = self.levels[track.layer, track.quantity][track.unit : track.unit + 1]
+                usable = not rare and bool(drift(levels)[0] <= DRIFTS)
+                found.append((usable, float(strength(np.array(score), values)), track))
+        return max(found, key=lambda entry: entry[:2])[2] if found else None
 
     def _scored(self, feature: str, layer: int, quantity: str) -> np.ndarray | None:
         key = (feature, layer, quantity)
@@ -232,10 +249,11 @@ def _add(reading: Reading, layer: int, name: str, values: np.ndarray, is_gate: b
 
 
 def chosen(reading: Reading, wanted: Sequence[Track], count: int, ranks: int) -> list[Track]:
-    """The tracks for a page that has room for ``count``: those wanted; then the best of each feature in turns, the
-    second best, …; then the other quantities of these units.
+    """The tracks for a page that has room for ``count``: those wanted; then the strongest, which the page opens on;
+    then the best of each feature in turns, the second best, …; then the other quantities of these units.
     """
-    found = dict.fromkeys(wanted)
+    strongest = reading.strongest(ranks)
+    found = dict.fromkeys([*wanted, *([strongest] if strongest else [])])
     lists = [[track for track, _ in reading.ranked(name, ranks)] for name in FEATURES]
     for track in _in_turns(lists):
         found.setdefault(track)

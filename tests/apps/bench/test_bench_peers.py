@@ -58,7 +58,8 @@ def test_peers_are_timed_in_what_they_can_do(peer):
     estimates = worker.call("prepare", case=case, seed=0)
     assert set(estimates) == ({"train", "inference"} if name == "jax" else {"inference"})
     for kind in estimates:
-        times = worker.call("block", kind=kind, calls=2)
+        times, effort = worker.call("block", kind=kind, calls=2)
+        assert effort.wall > 0
         assert set(times) == {"total" if kind == "train" else kind}
         assert min(times.values()) > 0
     worker.call("release")
@@ -112,7 +113,7 @@ def test_run_with_peers(tmp_path):
     status, document, text = run(
         tmp_path, "--peers", "--cells", "rnn", "--shapes", "2x3x4,packed", "--repeats", 3, "--no-lm"
     )
-    assert status == 0, document["problems"]
+    assert status == (0 if document["trusted"] else 3), document["problems"]
     assert document["settings"]["peers"] == INSTALLED
     square, packed, *_ = document["rows"]
     assert set(square["peers"]) == set(INSTALLED)
@@ -123,6 +124,7 @@ def test_run_with_peers(tmp_path):
         assert len(square["seconds"]["inference"][name]) == 3
         assert set(peer["speedup"]) == ({"total", "inference"} if name == "jax" else {"inference"})
         assert document["environment"]["engines"][name]["threads"] == 1
-    assert {row["against"] for row in document["summary"]} == {"baseline", *INSTALLED, "best peer"}
+    if document["trusted"]:
+        assert {row["against"] for row in document["summary"]} == {"baseline", *INSTALLED, "best peer"}
     assert "## Other libraries" in text
     assert "against the best peer" in text

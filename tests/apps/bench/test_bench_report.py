@@ -38,9 +38,9 @@ def test_report_shows_the_share_of_the_limit():
     row = next(line for line in text.splitlines() if line.startswith("| 1×1×64"))
     assert "| 1.3 % |" in row
     assert "| 2.6 % |" in row
-    assert "products float32 100 GFLOP/s" in text
+    assert "products float32 10,000 GFLOP/s" in text
     assert found.as_dict()["rows"][0]["limit_share"]["inference"] == lstm.limit_share("inference")
-    assert found.as_dict()["peaks"]["flops"] == {"float32": 1e11}
+    assert found.as_dict()["peaks"]["flops"] == {"float32": 1e13}
 
 
 def test_report_has_a_table_of_single_steps():

@@ -1,0 +1,1 @@
+"""The first minute, ``fastrnn demo``: parity, speed, a custom cell, a picture."""

@@ -1,0 +1,94 @@
+"""``fastrnn demo`` from options to the terminal and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from fastrnn.apps.bench import environment
+from fastrnn.apps.bench.cli import UNTRUSTED_STATUS
+from fastrnn.apps.bench.report import format_seconds, multiply_signs
+from fastrnn.apps.demo import comparisons, picture
+from fastrnn.apps.demo.comparisons import Comparison
+
+BAR = 36  # columns of the longer of two bars
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, show, draw; returns the exit status."""
+    console = Console(highlight=False)
+    threads = threads_of(args.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console.print("[bold]fastrnn[/bold]: training steps, forward and backward, in float32")
+    console.print(escape(environment.describe(environment.collect())), style="dim")
+    if threads != args.threads:
+        console.print("one thread, as other work keeps this machine busy", style="dim")
+    console.print()
+    found = list(_shown(console, comparisons.layers(threads)))
+    console.print("[bold]A custom cell[/bold], a few lines of Python that become fused kernels:")
+    console.print(escape(_source()), style="cyan")
+    found += _shown(console, [comparisons.cell()])
+    return _end(console, found, args)
+
+
+def threads_of(wanted: int | None) -> int | None:
+    """One thread where nothing else is wanted and other work is on the machine: several would wait for each other."""
+    if wanted is not None or not hasattr(os, "getloadavg"):
+        return wanted
+    return 1 if os.getloadavg()[0] > (os.cpu_count() or 1) / 2 else None
+
+
+def _source() -> str:
+    """The cell as it is written, without its docstring and annotations."""
+    text = inspect.getsource(comparisons.one_state.step)
+    lines = text.replace(": Any", "").replace(" -> Any", "").splitlines()
+    quoted = [k for k, line in enumerate(lines) if '"""' in line]
+    return "\n".join(f"    {line}" for line in (*lines[: quoted[0]], *lines[quoted[-1] + 1 :]))
+
+
+def _shown(console: Console, found: Iterable[Comparison]) -> Iterable[Comparison]:
+    for one in found:
+        for line in lines_of(one):
+            console.print(line)
+        console.print()
+        yield one
+
+
+def lines_of(one: Comparison) -> list[str]:
+    """A comparison for the terminal: parity, and two bars."""
+    parity = "" if one.error is None else f"  largest error {one.error:.1f} times {one.other}'s own"
+    head = f"[bold]{escape(multiply_signs(one.name))}[/bold]{parity}"
+    if one.seconds is None:
+        return [head, f"  [red]{escape(one.problem)}[/red]"]
+    slow, fast = one.seconds
+    longest, width = max(one.seconds), max(len(one.other), len("fastrnn"))
+    bars = ["█" * max(1, round(BAR * s / longest)) for s in one.seconds]
+    ratio = f"[bold]{slow / fast:.1f}×[/bold]{' in doubt' if one.doubts else ''}"
+    return [
+        head,
+        f"  {one.other:>{width}} [bright_black]{bars[0]}[/bright_black] {format_seconds(slow)}",
+        f"  {'fastrnn':>{width}} [blue]{bars[1]}[/blue] {format_seconds(fast)}  {ratio}",
+    ]
+
+
+def _end(console: Console, found: Sequence[Comparison], args: argparse.Namespace) -> int:
+    doubts = list(itertools.chain.from_iterable(one.doubts for one in found))
+    if doubts:
+        console.print(f"The times are not to be trusted: {escape('; '.join(dict.fromkeys(doubts)))}.", style="bold red")
+    if picture.available():
+        picture.save(found, args.picture)
+        console.print(f"picture: {escape(str(args.picture))}", soft_wrap=True)
+    else:
+        console.print("no picture: matplotlib is not installed")
+    console.print("more: fastrnn bench, fastrnn --help, docs/write-your-own-cell.md")
+    if any(one.error is not None and one.seconds is None for one in found):
+        return 1
+    return UNTRUSTED_STATUS if doubts else 0
