@@ -47,7 +47,7 @@ def main() -> None:
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed"}):
-        draw(rows_of(PAGE.read_text(encoding="utf-8"))).savefig(TARGET, metadata={"Date": None})
+        draw(rows_of(PAGE.read_text(encoding="utf-8"))).savefig(TARGET, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
 if __name__ == "__main__":
