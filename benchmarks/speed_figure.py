@@ -47,7 +47,8 @@ def main() -> None:
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed"}):
-        draw(rows_of(PAGE.read_text(encoding="utf-8"))).savefig(TARGET, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        draw(rows_of(PAGE.read_text(encoding="utf-8"))).savefig(TARGET, metadata=nothing)
 
 
 if __name__ == "__main__":

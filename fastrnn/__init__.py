@@ -15,6 +15,7 @@ answer()  # `python -m fastrnn`: ends the process here
 try:
     from fastrnn import _flops, cuda, functional, init, training  # noqa: F401 - _flops registers formulas
     from fastrnn._explain import Explanation, explain
+    from fastrnn._invariant import batch_invariant, is_batch_invariant, set_batch_invariant
     from fastrnn.custom import CellError, cell
     from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stream, convert
 except ImportError as _error:
@@ -42,11 +43,14 @@ __all__ = [
     "RNNCell",
     "Stream",
     "__version__",
+    "batch_invariant",
     "cell",
     "convert",
     "cuda",
     "explain",
     "functional",
     "init",
+    "is_batch_invariant",
+    "set_batch_invariant",
     "training",
 ]

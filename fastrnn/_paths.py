@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastrnn import _gpu, _onnx, _ops, _recompute, cells, reference
+from fastrnn import _gpu, _invariant, _onnx, _ops, _recompute, cells, reference
 from fastrnn import _surroundings as here
 from fastrnn._after_import import after_import
 from fastrnn._call import (
@@ -129,6 +129,9 @@ class Options(NamedTuple):
 def run(call: Call, spec: CellSpec, options: Options) -> Found:
     """One layer in one direction, the way that `choose` says."""
     path, reason = choose(call, spec, options)
+    if _invariant.enabled and (path in ("onnx", "reference") or not call.x.is_cpu):
+        got = reason or f"the path {path!r} on {call.x.device.type}"
+        raise RuntimeError(f"batch_invariant: expected kernels on the CPU, got {got}")
     if reason:
         _warn_once(spec, reason)
     if path == "recompute":

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrnn import _C
+from fastrnn import _C, _invariant
 from fastrnn import _surroundings as here
 from fastrnn._call_checks import check_devices
 
@@ -74,8 +74,8 @@ def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bo
     The gradient of a table sums over the occurrences of a token in the table's own format, which 16 bits are not
     enough for. Always False in an export, whose program takes any number of ids.
     """
-    if torch.compiler.is_exporting() or here.is_tracing():
-        return False
+    if torch.compiler.is_exporting() or here.is_tracing() or _invariant.enabled:
+        return False  # the last: they are rounded in another order
     if embedding.shape[0] >= ids.numel():
         return False
     if embedding.dtype in _WIDE:

@@ -93,16 +93,16 @@ struct SmallProduct {
   bool add;                       // to what is there
 };
 
-// A float32 product by parts: out (M, N) = a (M, K) · b (K, N), plus bias (N) unless null, or plus what is there with
-// `add`. Of each operand's two strides, one is 1. See cpu/parts_matmul.h.
+// out (M, N) = a (M, K) · b (K, N), plus bias (N) unless null, or plus what is there with `add`. Of each operand's two
+// strides, one is 1. See cpu/dense_matmul.h and cpu/parts_matmul.h.
 struct LargeProduct {
   int64_t rows, columns, depth;  // M, N, K
-  const float* a;
+  const void* a;
   int64_t a_row, a_depth;
-  const float* b;
+  const void* b;
   int64_t b_depth, b_column;
-  const float* bias;
-  float* out;
+  const void* bias;
+  void* out;
   int64_t out_row;
   bool add;
   int threads;
@@ -113,8 +113,10 @@ struct ProductKernels {
   void (*by_rows[2])(const SmallProduct&);     // out (N, columns) = a (N, depth) · b (columns, depth)ᵀ + bias
   void (*by_columns[2])(const SmallProduct&);  // out (N, columns) = a (N, depth) · b (depth, columns)
   void (*outer[2])(const SmallProduct&);       // out (depth, columns) = a (N, depth)ᵀ · b (N, columns)
-  // By the number of parts, one and two; null where float32 is as fast. They return 0, or -1 out of memory, or -2 a
-  // write past the end of scratch memory (checked in debugging only). The same bits for any number of threads.
+  // Large ones return 0, or -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
+  // The same bits for any number of threads.
+  int (*large[2])(const LargeProduct&);
+  // float32 by the number of parts, one and two; null where float32 itself is as fast.
   int (*in_parts[2])(const LargeProduct&);
 };
 

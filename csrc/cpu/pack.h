@@ -40,9 +40,9 @@ struct Panels {
   int64_t step(int64_t j) const { return smaller(width, groups() - (j - j % width)) * blocks * kLanes; }
 };
 
-// From w [blocks·units, depth], the layout of w_hh in forward: rows become lanes.
+// From w [blocks·units, depth], the layout of w_hh in forward, its rows `stride` apart: they become lanes.
 template <class T, class C>
-void pack_rows_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
+void pack_rows_as_lanes(const T* w, int64_t stride, const Panels<C>& panels, Range groups) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
   const int64_t depth = panels.depth;
@@ -50,13 +50,13 @@ void pack_rows_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
     const int64_t first = j * kLanes, step = panels.step(j);
     const int lanes = static_cast<int>(smaller(kLanes, panels.units - first));
     for (int v = 0; v < panels.blocks; ++v) {
-      const T* rows = w + (v * panels.units + first) * depth;
+      const T* rows = w + (v * panels.units + first) * stride;
       C* out = panels.group(j) + v * kLanes;
       for (int64_t k = 0; k < depth; k += kLanes) {
         const int here = static_cast<int>(smaller(kLanes, depth - k));
         V block[kLanes];
         for (int lane = 0; lane < lanes; ++lane) {
-          const T* from = rows + lane * depth + k;
+          const T* from = rows + lane * stride + k;
           block[lane] = here == kLanes ? load(from) : load_some(from, here);
         }
         for (int lane = lanes; lane < kLanes; ++lane) block[lane] = V::zero();
@@ -67,16 +67,21 @@ void pack_rows_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
   }
 }
 
-// From w [depth, units], the layout of w_hh in backward: columns are lanes already. One block.
 template <class T, class C>
-void pack_columns_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
+void pack_rows_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
+  pack_rows_as_lanes(w, panels.depth, panels, groups);
+}
+
+// From w [depth, units], the layout of w_hh in backward, its rows `stride` apart: columns are lanes already. One block.
+template <class T, class C>
+void pack_columns_as_lanes(const T* w, int64_t stride, const Panels<C>& panels, Range groups) {
   constexpr int kLanes = Vec<C>::kLanes;
   for (int64_t j = groups.begin; j < groups.end;) {
     const int64_t beside = smaller(groups.end, j - j % panels.width + panels.width);  // groups that lie side by side
     const int64_t step = panels.step(j);
     C* out = panels.group(j);
     for (int64_t k = 0; k < panels.depth; ++k, out += step) {
-      const T* row = w + k * panels.units;
+      const T* row = w + k * stride;
       for (int64_t g = j; g < beside; ++g) {
         const int lanes = static_cast<int>(smaller(kLanes, panels.units - g * kLanes));
         const T* from = row + g * kLanes;
@@ -85,6 +90,11 @@ void pack_columns_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
     }
     j = beside;
   }
+}
+
+template <class T, class C>
+void pack_columns_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
+  pack_columns_as_lanes(w, panels.units, panels, groups);
 }
 
 // A bias [blocks·units] in the same groups: packed[j][v][lane]; zeros where there is none.

@@ -19,6 +19,9 @@ class PartsMatmul {
  public:
   explicit PartsMatmul(const LargeProduct& a)
       : args_(a),
+        a_(static_cast<const float*>(a.a)),
+        b_(static_cast<const float*>(a.b)),
+        out_(static_cast<float*>(a.out)),
         row_pairs_(divide_up(a.rows, kPair)),
         blocks_(smaller(row_pairs_, a.threads * divide_up(a.rows, a.threads * kMostRows))),
         column_pairs_(divide_up(a.columns, kPair)) {
@@ -84,7 +87,7 @@ class PartsMatmul {
     for (int64_t c = pair * 2; c < pair * 2 + 2; ++c) {
       const int64_t column = c * kTileLanes, lanes = larger(0, args_.columns - column);
       for (int64_t k = 0; k < chunk.depth; k += kTileDepth, to += kParts * kTileSize) {
-        const float* from = args_.b + (lanes > 0 ? column * args_.b_column : 0) + (chunk.from + k) * args_.b_depth;
+        const float* from = b_ + (lanes > 0 ? column * args_.b_column : 0) + (chunk.from + k) * args_.b_depth;
         if (args_.b_column == 1) {
           tile_of_columns<kParts, true>(from, args_.b_depth, lanes, chunk.depth - k, to);
         } else {
@@ -102,7 +105,7 @@ class PartsMatmul {
       const int64_t row = rows.begin + t * kTileLanes, lanes = larger(0, rows.end - row);
       for (int64_t k = 0; k < chunk.depth; k += kTileDepth) {
         uint16_t* to = at_row(chunk, a, tiles, t, k / kTileDepth);
-        const float* from = args_.a + (lanes > 0 ? row * args_.a_row : 0) + (chunk.from + k) * args_.a_depth;
+        const float* from = a_ + (lanes > 0 ? row * args_.a_row : 0) + (chunk.from + k) * args_.a_depth;
         if (args_.a_row == 1) {
           tile_of_columns<kParts, false>(from, args_.a_depth, lanes, chunk.depth - k, to);
         } else {
@@ -158,7 +161,7 @@ class PartsMatmul {
   void fetch_output(Range rows, int64_t from, int64_t to, int64_t c) const {
     const int64_t end = smaller(rows.begin + to, rows.end);
     for (int64_t i = rows.begin + from; i < end; ++i) {
-      const float* out = args_.out + i * args_.out_row + c * kPair;
+      const float* out = out_ + i * args_.out_row + c * kPair;
       __builtin_prefetch(out, 0, 2);
       __builtin_prefetch(out + kTileLanes, 0, 2);
     }
@@ -170,8 +173,7 @@ class PartsMatmul {
       if (sums[j] == sums[j]) continue;
       float sum = 0;
       for (int64_t k = chunk.from; k < chunk.from + chunk.depth; ++k) {
-        sum +=
-            args_.a[i * args_.a_row + k * args_.a_depth] * args_.b[k * args_.b_depth + (column + j) * args_.b_column];
+        sum += a_[i * args_.a_row + k * args_.a_depth] * b_[k * args_.b_depth + (column + j) * args_.b_column];
       }
       sums[j] = sum;
     }
@@ -186,13 +188,13 @@ class PartsMatmul {
         float* sum = sums + half * kTileLanes;
         const __m512 found = _mm512_loadu_ps(sum);
         if (_mm512_cmp_ps_mask(found, found, _CMP_UNORD_Q) != 0) mend(chunk, i, column, lanes, sum);
-        float* out = args_.out + i * args_.out_row + column;
+        float* out = out_ + i * args_.out_row + column;
         const __mmask16 there = static_cast<__mmask16>((1u << lanes) - 1u);
         __m512 total = _mm512_loadu_ps(sum);
         if (!chunk.first() || args_.add) {
           total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(there, out));
         } else if (args_.bias != nullptr) {
-          total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(there, args_.bias + column));
+          total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(there, static_cast<const float*>(args_.bias) + column));
         }
         _mm512_mask_storeu_ps(out, there, total);
       }
@@ -200,6 +202,8 @@ class PartsMatmul {
   }
 
   const LargeProduct& args_;
+  const float *a_, *b_;
+  float* out_;
   const int64_t row_pairs_, blocks_, column_pairs_;
   int64_t a_size_;
   Workspace workspace_;

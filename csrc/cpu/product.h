@@ -13,21 +13,37 @@
 
 namespace FASTRNN_NAMESPACE {
 
-constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 constexpr int64_t kChain = 128;
 constexpr int kMaxBlocks = 8;  // of rows, for which a chain of weights is read from the first-level cache
 
-// Rows of a tile of NV blocks: as many as the registers hold.
+// Vectors of a tile whose sums are in registers at the same time. With 16 of these pairs, for which six rows leave
+// room; three numbers for two loads are as many as a processor reads while it multiplies.
+constexpr int at_once(int vectors) { return kVectorRegisters == 16 && vectors % 2 == 0 ? 2 : vectors; }
+
+// Whether the sums of `rows` rows × `vectors` vectors stay in registers, beside the weights' vectors and a number of
+// the operand. With 32 registers that number is multiplied from memory; a single row's weights always are.
+constexpr bool fits_registers(int rows, int vectors) {
+  if (kVectorRegisters == 32) return rows * vectors <= 24;
+  return rows == 1 ? vectors <= 8 : (rows + 1) * at_once(vectors) + 1 <= kVectorRegisters;
+}
+
+// Rows of a tile of NV blocks: as many as the registers hold; of a single block beside others (groups_of).
 template <int NV>
-constexpr int kRowsOf =
-    NV == 1 ? kAccumulators / 4 : (kAccumulators / NV > 8 ? 8 : (kAccumulators / NV < 1 ? 1 : kAccumulators / NV));
+constexpr int rows_of() {
+  constexpr int kVectors = NV == 1 ? (kVectorRegisters == 32 ? 4 : 2) : NV;
+  int rows = 1;
+  while (rows < 8 && fits_registers(rows + 1, kVectors)) ++rows;
+  return rows;
+}
+template <int NV>
+constexpr int kRowsOf = rows_of<NV>();
 
 // Groups of units computed together: more for few rows, so that enough independent chains hide the latency of the
 // multiply-add; a power of two.
 template <int NV, int MR>
 constexpr int groups_of() {
   int groups = 1;
-  while (groups * 2 * NV * MR <= kAccumulators && groups * 2 * NV <= 8) groups *= 2;
+  while (MR * groups * 2 * NV <= 24 && fits_registers(MR, groups * 2 * NV) && groups * 2 * NV <= 8) groups *= 2;
   return groups;
 }
 
@@ -56,38 +72,40 @@ template <class C, int NV, int NT, int MR>
 void product_tile(const Chain<C>& chain, C* tile) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
-  V sum[MR][NT * NV];
+  constexpr int kVectors = NT * NV, kAtOnce = MR > 1 ? at_once(kVectors) : kVectors;
   FASTRNN_UNROLL
-  for (int v = 0; v < NT * NV; ++v) {
-    const V start = chain.bias != nullptr ? V::load(chain.bias + v * kLanes) : V::zero();
+  for (int first = 0; first < kVectors; first += kAtOnce) {
+    V sum[MR][kAtOnce];
     FASTRNN_UNROLL
-    for (int r = 0; r < MR; ++r) sum[r][v] = start;
-  }
-  const C* panel = chain.panel;
-  const C* x = chain.x;
-  const int64_t step = chain.step, x_stride = chain.x_stride;
-  const char* ahead = chain.ahead.from;
-  const int lines = chain.ahead.lines;
-  for (int64_t k = 0; k < chain.depth; ++k, panel += step) {
-    for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-    V w[NT * NV];
-    FASTRNN_UNROLL
-    for (int v = 0; v < NT * NV; ++v) w[v] = V::load(panel + v * kLanes);
-    FASTRNN_UNROLL
-    for (int r = 0; r < MR; ++r) {
-      const V a(x[r * x_stride + k]);
+    for (int v = 0; v < kAtOnce; ++v) {
+      const V start = chain.bias != nullptr ? V::load(chain.bias + (first + v) * kLanes) : V::zero();
       FASTRNN_UNROLL
-      for (int v = 0; v < NT * NV; ++v) sum[r][v] = fma(a, w[v], sum[r][v]);
+      for (int r = 0; r < MR; ++r) sum[r][v] = start;
     }
-  }
-  FASTRNN_UNROLL
-  for (int g = 0; g < NT; ++g) {
-    FASTRNN_UNROLL
-    for (int r = 0; r < MR; ++r) {
+    const C* panel = chain.panel + first * kLanes;
+    const C* x = chain.x;
+    const int64_t step = chain.step, x_stride = chain.x_stride;
+    const char* ahead = chain.ahead.from;
+    const int lines = first == 0 ? chain.ahead.lines : 0;
+    for (int64_t k = 0; k < chain.depth; ++k, panel += step) {
+      for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+      V w[kAtOnce];
       FASTRNN_UNROLL
-      for (int v = 0; v < NV; ++v) {
-        C* to = tile + ((g * MR + r) * NV + v) * kLanes;
-        (chain.first ? sum[r][g * NV + v] : V::load(to) + sum[r][g * NV + v]).store(to);
+      for (int v = 0; v < kAtOnce; ++v) w[v] = V::load(panel + v * kLanes);
+      FASTRNN_UNROLL
+      for (int r = 0; r < MR; ++r) {
+        const V a(x[r * x_stride + k]);
+        FASTRNN_UNROLL
+        for (int v = 0; v < kAtOnce; ++v) sum[r][v] = fma(a, w[v], sum[r][v]);
+      }
+    }
+    FASTRNN_UNROLL
+    for (int v = 0; v < kAtOnce; ++v) {
+      const int g = (first + v) / NV, of_group = (first + v) % NV;
+      FASTRNN_UNROLL
+      for (int r = 0; r < MR; ++r) {
+        C* to = tile + ((g * MR + r) * NV + of_group) * kLanes;
+        (chain.first ? sum[r][v] : V::load(to) + sum[r][v]).store(to);
       }
     }
   }
@@ -147,6 +165,8 @@ struct Blocks {
   int rows(int k) const { return size + (k < longer ? 1 : 0); }
 };
 
+constexpr int larger_of(int a, int b) { return a > b ? a : b; }
+
 // For each group of units in `groups` and each row in [rows.begin, rows.end): the product, then
 //   stage(row, group, NV vectors of the sum).
 // Rows from `live` on have no operand (their product is zero). `backwards` goes through the groups from the last to the
@@ -155,7 +175,7 @@ struct Blocks {
 template <int NV, class C>
 struct Sweep {
   static constexpr int kLanes = Vec<C>::kLanes;
-  static constexpr int kTile = (kAccumulators > NV ? kAccumulators : NV) * kLanes;
+  static constexpr int kTile = larger_of(24, kRowsOf<NV>* NV) * kLanes;
 
   const Panels<C>& weights;
   const C* bias;

@@ -250,6 +250,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_capability", &fastrnn::choose_capability, py::arg("name"));
   m.def("set_split", &fastrnn::choose_split, py::arg("name"),
         "How a step's work is shared: auto, none, rows or units.");
+  m.def("set_batch_invariant", &fastrnn::products::set_batch_invariant, py::arg("on"));
   m.def("set_poison", &fastrnn::set_poison, py::arg("on"),
         "Fill scratch and output memory with NaN and check sentinels behind it (tests).");
   m.def(

@@ -193,6 +193,7 @@ Tensor Stream::step_locked(const Tensor& x) {
   const CellKernels* kernels = &kernels_of(cell_, type_);
   const Tensor& like = weights_[0][1];
   const int format = static_cast<int>(format_for(*kernels, type_));
+  const bool ahead = multiplies_ahead(*kernels, 1);
   const bool half = like.element_size() == 2;  // W·x is not to be rounded before its bias is added
   Buffers buffers;
   const Tensor y = buffers.empty({batch_, projected_}, like.options());
@@ -206,7 +207,7 @@ Tensor Stream::step_locked(const Tensor& x) {
     Tensors &before = by_layer_[now_][k], &after = by_layer_[1 - now_][k];
     const Tensor& out = k + 1 < weights_.size() ? between_[k] : y;
     products::forward_into(gates_, in, w[0], half ? optional(w[2]) : OptionalTensor());
-    if (kernels->recurrent > 0) {
+    if (ahead) {
       const Tensor rows = kernels->parameters > 0 ? memory_of(w[1], {product_.size(1), projected_}) : w[1];
       products::forward_into(product_, before[0], rows, optional(w[3]));
     }
@@ -214,7 +215,8 @@ Tensor Stream::step_locked(const Tensor& x) {
     args.parameters = static_cast<const char*>(args.w_hh) + product_.size(1) * projected_ * w[1].element_size();
     args.b_ih = half ? nullptr : data(w[2]);
     args.w_hr = data(w[4]);
-    args.rh = product_.const_data_ptr();
+    args.rh = ahead ? product_.const_data_ptr() : nullptr;
+    args.b_hh = ahead ? nullptr : data(w[3]);
     args.gates = gates_.mutable_data_ptr();
     args.y = out.mutable_data_ptr();
     for (int s = 0; s < kernels->states; ++s) {

@@ -43,8 +43,14 @@ const CellKernels& kernels_of(const std::string& name, at::ScalarType type) {
   return *cell;
 }
 
+bool multiplies_ahead(const CellKernels& cell, int64_t steps) {
+  return steps == 1 && !cell.staged && cell.second == 0 && cell.recurrent > 0 && !products::batch_invariant();
+}
+
 Format format_for(const CellKernels& cell, at::ScalarType type) {
   const Format format = storage_format<Format>(type);
+  TORCH_CHECK(!products::batch_invariant() || format == Format::kFloat32 || format == Format::kFloat64,
+              "batch_invariant: expected float32 or float64, got ", type);
   if (format != Format::kFloat32) return format;
   const int parts = parts_allowed();
   const Format wanted = parts == 2 ? Format::kFloat32TwoParts : Format::kFloat32OnePart;
@@ -62,7 +68,7 @@ bool Cpu::adds_bias(const Checked<Cpu>& c, const LayerCall& call) {
 }
 
 void Cpu::run(const Checked<Cpu>& c, const ForwardPass& pass, Memory& memory) {
-  const bool at_once = c.layout.steps == 1 && !c.cell->staged && c.cell->second == 0 && c.cell->recurrent > 0;
+  const bool at_once = multiplies_ahead(*c.cell, c.layout.steps);
   const Tensor rh = at_once ? only_product(c, pass) : Tensor();
   ForwardArgs args{};
   fill(c, pass, args);
@@ -80,7 +86,7 @@ void Cpu::run(const Checked<Cpu>& c, BackwardPass& pass, Memory& memory) {
   args.seq = c.layout.sequence(c.hidden, c.projected, c.reverse);
   args.w_hr = data_of(pass.w_hr);
   args.hidden_unused = pass.hidden_unused;
-  args.initial_product = c.layout.steps > 1 || c.cell->second > 0 || c.cell->recurrent == 0 || c.cell->staged;
+  args.initial_product = !multiplies_ahead(*c.cell, c.layout.steps);
   for (size_t s = 0; s < pass.grad_restart.size(); ++s) args.grad_restart[s] = pass.grad_restart[s].data_ptr();
   memory.verify(c.cell->backward[static_cast<int>(c.kernels)](args));
   if (pass.grad_states.empty() || args.initial_product) return;

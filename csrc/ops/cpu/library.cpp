@@ -18,8 +18,8 @@ using at::Tensor;
 
 // A product of fewer multiply-adds is over before a second thread has begun.
 constexpr int64_t kLeast = 3'000'000;
-// A share so large takes several time slices of the scheduler.
-constexpr int64_t kLong = 400'000'000;
+// Long products are computed in pieces of so many: by one thread each, a few times as many as there are threads.
+constexpr int64_t kPiece = 10'000'000, kMostPieces = 16;
 // A piece should have so many rows or columns: below, the library packs more than it computes.
 constexpr int64_t kLeastRows = 16;
 // The library adds up a product with a vector, or of few results, one by one: its error grows with the depth.
@@ -100,24 +100,23 @@ void in_chains(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
 
 void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, bool add,
              int64_t links) {
-  const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1), most = Modest::threads();
+  const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1), work = rows * columns * depth;
   const bool few = rows == 1 || columns == 1 || rows * columns <= kFewSums;
   if (few && depth > kChain && !bias && a.element_size() >= 4) {
     return in_chains(out, a, b, add);
   }
-  const bool by_rows = rows >= columns || rows >= kLeastRows * most;
+  const bool by_rows = rows >= columns || rows >= kLeastRows * kMostPieces;
   const int64_t size = by_rows ? rows : columns;
-  const bool small = rows * columns * depth < kLeast;
-  // Long products in more pieces than threads: who lost its core for a while computes fewer.
-  const int64_t wanted = rows * columns * depth > most * kLong ? 2 * most : most;
-  const int64_t pieces = small ? 1 : std::max<int64_t>(1, std::min(wanted, size / kLeastRows));
+  // The same pieces, and so the same bits, for any number of threads.
+  const int64_t wanted = std::min(kMostPieces, std::max<int64_t>(2, work / kPiece));
+  const int64_t pieces = work < kLeast ? 1 : std::max<int64_t>(1, std::min(wanted, size / kLeastRows));
   // In 16 bits each chain would be rounded.
   const int64_t chains = links == 0 || a.element_size() < 4 ? 1 : std::min(kMostChains, (depth + links - 1) / links);
   Job job{out, a, b, bias, add, pieces, by_rows, chains};
   if (pieces == 1 || Modest::alone()) {
     job.work();
   } else {
-    run_team(static_cast<int>(std::min(most, pieces)), &member_works, &job);
+    run_team(static_cast<int>(std::min<int64_t>(Modest::threads(), pieces)), &member_works, &job);
   }
   if (job.failed) std::rethrow_exception(job.error);
 }

@@ -1,8 +1,8 @@
-// Matrix products by the library that torch has for them, on our own terms: cut into as many pieces as torch has
-// threads, each computed by one thread, which takes the next one when it is done.
+// Matrix products by the library that torch has for them, on our own terms: cut into pieces, each computed by one
+// thread, which takes the next one when it is done.
 //
-// So the result depends on the sizes and on the number of threads that was asked for, not on how many there are to be
-// had at the moment; and a thread whose core another program has taken holds up one piece, or none (see Modest).
+// So the result depends on the sizes alone, not on the number of threads; and a thread whose core another program has
+// taken holds up one piece, or none (see Modest).
 #pragma once
 
 #include <ATen/ATen.h>

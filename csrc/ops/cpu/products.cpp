@@ -17,57 +17,72 @@ namespace fastrnn {
 
 namespace {
 
+// Few rows are a matter of what surrounds the product: the library takes some microseconds before it begins. Reading
+// the weights once takes both the same time; the library's arithmetic is the better one, so that each further row gives
+// back some of the gain. (Beyond kMost products have threads.)
+constexpr int64_t kMostRows = 8, kFurther = 200'000, kMost = 3'000'000;
+
+std::atomic<bool> invariant{false};
+
+const void* data_of(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
+
 bool dense_matrix(const Tensor& t) {
-  return t.scalar_type() == at::kFloat && !t.is_neg() && (t.stride(0) == 1 || t.stride(1) == 1) && t.stride(0) > 0 &&
-         t.stride(1) > 0;
+  return !t.is_neg() && (t.stride(0) == 1 || t.stride(1) == 1) && t.stride(0) > 0 && t.stride(1) > 0;
 }
 
-// The kernel for a float32 product by parts, where that is allowed and faster; null: the library's is.
+// The kernel for a float32 product by parts, where that is allowed and faster, or null.
 auto in_parts(int64_t rows, int64_t columns, int64_t depth) -> int (*)(const LargeProduct&) {
   constexpr int64_t kLeast = 32, kLeastProducts = 1 << 20;
   const auto& kernels = product_kernels().in_parts;
-  if (kernels[0] == nullptr || std::min({rows, columns, depth}) < kLeast || rows * columns * depth < kLeastProducts) {
-    return nullptr;
-  }
+  const bool small = std::min({rows, columns, depth}) < kLeast || rows * columns * depth < kLeastProducts;
+  if (kernels[0] == nullptr || (small && !products::batch_invariant())) return nullptr;
   const int parts = parts_allowed();
   return parts > 0 ? kernels[parts - 1] : nullptr;
 }
 
-// out = a·b (+ bias), or with `add` out + a·b: by parts where that is allowed and pays, else by the library.
-void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& bias, bool add, int64_t links = 0) {
+// The kernel for a large product of these matrices, or null: it is the library's.
+auto large_kernel(const Tensor& out, const Tensor& a, const Tensor& b) -> int (*)(const LargeProduct&) {
+  const auto type = a.scalar_type();
+  const bool single = type == at::kFloat, known = single || type == at::kDouble;
+  if (!known || b.scalar_type() != type || !dense_matrix(a) || !dense_matrix(b) || !dense_matrix(out) ||
+      out.stride(1) != 1) {
+    return nullptr;
+  }
   const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1);
-  const auto kernel = dense_matrix(a) && dense_matrix(b) && dense_matrix(out) && out.stride(1) == 1
-                          ? in_parts(rows, columns, depth)
-                          : nullptr;
+  if (rows == 0 || columns == 0 || depth == 0) return nullptr;
+  if (const auto kernel = single ? in_parts(rows, columns, depth) : nullptr) return kernel;
+  // Laying out b takes as long as multiplying some 30 rows, which the library does not need for few.
+  constexpr int64_t kLeastRows = 512, kLeast = 32;
+  const bool pays = rows >= kLeastRows && columns >= kLeast && depth >= kLeast && rows * columns * depth >= kMost;
+  return pays || products::batch_invariant() ? product_kernels().large[single ? 0 : 1] : nullptr;
+}
+
+// out = a·b (+ bias), or with `add` out + a·b.
+void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& bias, bool add, int64_t links = 0) {
+  const auto kernel = large_kernel(out, a, b);
   if (kernel == nullptr) return library::product(out, a, b, bias, add, links);
   const OptionalTensor dense_bias = bias ? OptionalTensor(bias->contiguous()) : bias;
   LargeProduct args{};
-  args.rows = rows, args.columns = columns, args.depth = depth;
-  args.a = a.const_data_ptr<float>(), args.a_row = a.stride(0), args.a_depth = a.stride(1);
-  args.b = b.const_data_ptr<float>(), args.b_depth = b.stride(0), args.b_column = b.stride(1);
-  args.bias = dense_bias ? dense_bias->const_data_ptr<float>() : nullptr;
-  args.out = out.data_ptr<float>(), args.out_row = out.stride(0);
+  args.rows = out.size(0), args.columns = out.size(1), args.depth = a.size(1);
+  args.a = a.const_data_ptr(), args.a_row = a.stride(0), args.a_depth = a.stride(1);
+  args.b = b.const_data_ptr(), args.b_depth = b.stride(0), args.b_column = b.stride(1);
+  args.bias = data_of(dense_bias);
+  args.out = out.mutable_data_ptr(), args.out_row = out.stride(0);
   args.add = add;
   args.threads = Modest::alone() ? 1 : static_cast<int>(Modest::threads());
   Buffers().verify(kernel(args));
 }
 
-// Few rows are a matter of what surrounds the product: the library takes some microseconds before it begins. Reading
-// the weights once takes both the same time; the library's arithmetic is the better one, so that each further row gives
-// back some of the gain. (Beyond kMost the library has threads.)
-constexpr int64_t kMostRows = 8, kFurther = 200'000, kMost = 3'000'000;
-
 // Where in ProductKernels the product of N rows with a matrix of so many elements is, or -1: it is a large one.
 int small(const Tensor& a, const Tensor& b, int64_t rows, int64_t elements) {
-  if (rows == 0 || rows > kMostRows || (rows - 1) * elements > kFurther || rows * elements > kMost || elements == 0) {
+  if (products::batch_invariant() || rows == 0 || rows > kMostRows || (rows - 1) * elements > kFurther ||
+      rows * elements > kMost || elements == 0) {
     return -1;
   }
   const auto type = a.scalar_type();
   if (type != b.scalar_type() || !a.is_contiguous() || !b.is_contiguous() || a.is_neg() || b.is_neg()) return -1;
   return type == at::kFloat ? 0 : (type == at::kDouble ? 1 : -1);
 }
-
-const void* data_of(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 
 // A product of few rows whose matrix is worth the cores' caches, or their reading speed, together: each thread takes
 // pieces of the outputs, and the sum of none depends on it.
@@ -177,6 +192,9 @@ void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
 }
 
 }  // namespace
+
+void products::set_batch_invariant(bool on) { invariant = on; }
+bool products::batch_invariant() { return invariant.load(std::memory_order_relaxed); }
 
 Tensor products::empty(at::IntArrayRef sizes, const Tensor& like) {
   return Tensor(at::detail::empty_cpu(sizes, like.scalar_type()));

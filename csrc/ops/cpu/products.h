@@ -8,6 +8,11 @@ namespace fastrnn {
 
 // A struct, so that it can be a member of a Device.
 struct products {
+  // While set, an element of a float32 or float64 product is a function of its row and column alone, to the bit,
+  // whatever the size of the matrices: no kernel is chosen by it. For all threads, as backward passes run on some.
+  static void set_batch_invariant(bool on);
+  static bool batch_invariant();
+
   // Memory for a result, of the type of `like`.
   static Tensor empty(at::IntArrayRef sizes, const Tensor& like);
 

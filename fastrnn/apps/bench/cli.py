@@ -108,6 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--dtype", type=_names(cases.DTYPES), default=("float32",), metavar="LIST", help=dtypes)
     precision = "torch.set_float32_matmul_precision in fastrnn's process; torch.nn's stays at highest"
     what.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help=precision)
+    isa = "hold all engines to an instruction set, by their own switches; onnxruntime has none and is left out"
+    what.add_argument("--isa", choices=("avx2", "avx512"), help=isa)
     what.add_argument("--quick", action="store_true", help="few shapes, few rounds: done within a minute")
     engine = (
         "what to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable module "
@@ -147,11 +149,12 @@ def make_settings(args: argparse.Namespace) -> Settings:
     if table and not (args.no_lm or cuda):
         steps = args.lm_steps or (QUICK_MODEL_STEPS if args.quick else ModelSettings.steps)
         model = ModelSettings(steps=steps, block=min(ModelSettings.block, max(1, steps // 6)))
-    same_name = ("peers", "threads", "precision", "device", "seed", "quick")
+    same_name = ("threads", "precision", "isa", "device", "seed", "quick")
     return Settings(
         cases=tuple(rows),
         mode=mode,
         candidate=args.engine,
+        peers=tuple(name for name in args.peers if args.isa is None or name != "onnxruntime"),
         rounds=args.repeats or (QUICK_ROUNDS if args.quick else SCALING_ROUNDS if args.scaling else FULL_ROUNDS),
         block_seconds=QUICK_BLOCK if args.quick else FULL_BLOCK,
         memory=table,

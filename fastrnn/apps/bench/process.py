@@ -65,6 +65,20 @@ def time_calls(kind: str, workload: Any, calls: int) -> Times:
     return {kind: (clock() - start) / calls}
 
 
+#: What holds a process to an instruction set: fastrnn, torch's own kernels, oneDNN (also inside OpenVINO), MKL, XLA.
+#: onnxruntime has no such switch.
+INSTRUCTION_SETS = {
+    name: {
+        "FASTRNN_CPU_CAPABILITY": name,
+        "ATEN_CPU_CAPABILITY": name,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "MKL_ENABLE_INSTRUCTIONS": name.upper(),
+        "XLA_FLAGS": f"--xla_cpu_max_isa={name.upper()}",
+    }
+    for name, onednn in (("avx2", "AVX2"), ("avx512", "AVX512_CORE"))
+}
+
+
 class Commands:
     """Runs in the engine's process; each public method is a command, `start` the first."""
 
@@ -72,7 +86,7 @@ class Commands:
     training: Any = None
 
     def start(self, engine: str, threads: int | None, precision: str | None) -> dict[str, Any]:
-        """Load the engine; answers its threads, version and precision."""
+        """Load the engine; answers its threads, version, precision and what torch's kernels use."""
         import torch
 
         self.engine, self.threads = find_engine(engine), threads
@@ -80,7 +94,8 @@ class Commands:
         if precision is not None:
             torch.set_float32_matmul_precision(precision)
         gc.freeze()  # what is loaded by now stays: the collection between two turns need not look through it
-        return {**started, "precision": torch.get_float32_matmul_precision()}
+        capability = torch.backends.cpu.get_cpu_capability()
+        return {**started, "precision": torch.get_float32_matmul_precision(), "torch_capability": capability}
 
     def load_engine(self, case: Case) -> None:
         """Import the engine by building the case very small, and forget it."""
@@ -186,7 +201,14 @@ class WorkerDiedError(Exception):
 class Worker:
     """The parent's end of a process that runs one engine."""
 
-    def __init__(self, engine: str, threads: int | None, timeout: float = 900.0, precision: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: str,
+        threads: int | None,
+        timeout: float = 900.0,
+        precision: str | None = None,
+        isa: str | None = None,
+    ) -> None:
         """Start the process; it loads the engine by itself and is waited for before its first command.
 
         Args:
@@ -194,6 +216,7 @@ class Worker:
             threads: the engine's threads, None for torch's default.
             timeout: most seconds a command may take.
             precision: for ``torch.set_float32_matmul_precision``; None leaves it alone.
+            isa: the instruction set of `INSTRUCTION_SETS` that it is held to; None: none.
         """
         self.engine, self.timeout = engine, timeout
         self._started: dict[str, Any] = {}
@@ -204,6 +227,7 @@ class Worker:
         environment = dict(os.environ)
         if threads is not None:
             os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+        os.environ.update(INSTRUCTION_SETS.get(isa or "", {}))
         try:
             self._process.start()
         finally:

@@ -326,6 +326,8 @@ def notes(results: Results) -> list[str]:
     if settings.precision != "highest":
         precision = f"torch.set_float32_matmul_precision({settings.precision!r})"
         lines.append(f"{labels['candidate']} ran with {precision}, {labels['baseline']} with 'highest'.")
+    if settings.isa is not None:
+        lines.append(f"All engines were held to {settings.isa}; onnxruntime cannot be, and is left out.")
     if settings.rounds < MINIMUM_ROUNDS:
         lines.append(f"Fewer than {MINIMUM_ROUNDS} rounds: too few to speak of a speed-up.")
     slower = results.slower()

@@ -33,6 +33,7 @@ class Settings:
     peers: tuple[str, ...] = ()
     threads: int | None = None  # None: as torch chooses
     precision: str = "highest"  # of the candidate's float32 products, see torch.set_float32_matmul_precision
+    isa: str | None = None  # instruction set that all engines are held to, see process.INSTRUCTION_SETS
     device: str = "cpu"  # of all cases
     rounds: int = 9
     block_seconds: float = 0.03

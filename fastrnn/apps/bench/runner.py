@@ -67,7 +67,8 @@ class Runner:
             self._workers.pop(key).kill()
         if key not in self._workers:
             precision = self.settings.precision if side == "candidate" else None
-            self._workers[key] = Worker(self.settings.engines[side], self.threads, precision=precision)
+            engine, isa = self.settings.engines[side], self.settings.isa
+            self._workers[key] = Worker(engine, self.threads, precision=precision, isa=isa)
         return self._workers[key]
 
     def start(self, environment: dict[str, Any]) -> int:

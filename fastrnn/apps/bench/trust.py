@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 LOST = 0.1
 #: Largest quotient of the ends of a speed-up's interval; on a machine without other work it is below 1.8.
 SPREAD = 3.0
-#: Largest share of the limit; measured have been up to 1.05. With precision "high" products may take a sixth of the
-#: time of those that the limit is measured with.
-SHARE, HIGH_SHARE = 1.25, 6.0
+#: By precision, the largest share of the limit, which is measured with float32 products; at "highest" up to 1.05 has
+#: been measured. Products of bfloat16 on a matrix unit may take a sixteenth of the time.
+SHARES = {"highest": 1.25, "high": 6.0, "medium": 16.0}
 #: Busy mode: largest quotient of mean and median of the calls that ran alone.
 QUIET = 2.0
 
@@ -75,7 +75,7 @@ def exceeds_limit(row: Row, precision: str) -> bool:
 def _limit(row: Row, precision: str) -> list[str]:
     shares = {metric: share for metric in row.case.metrics if (share := row.limit_share(metric))}
     worst = max(shares, key=shares.__getitem__, default="")
-    if worst and shares[worst] > (SHARE if precision == "highest" else HIGH_SHARE):
+    if worst and shares[worst] > SHARES[precision]:
         return [f"{worst} reaches {100 * shares[worst]:.0f} % of the machine's limit, which was measured too low"]
     return []
 

@@ -23,6 +23,7 @@ from fastrnn.apps.bench import cli
         (["--engine", "no_such_module"], "argument --engine: expected one of torch, fastrnn"),
         (["--busy", "0"], "argument --busy: expected a whole number of at least 1"),
         (["--precision", "low"], "argument --precision: invalid choice"),
+        (["--isa", "sse"], "argument --isa: invalid choice"),
         (["--out", __file__], "argument --out: expected a directory"),
         (["--device", "tpu"], "argument --device: invalid choice"),
     ],
@@ -32,6 +33,11 @@ def test_wrong_arguments_are_named(options, said, capsys):
         parse(*options)
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_engine_that_cannot_be_held_is_left_out():
+    assert cli.make_settings(parse("--isa", "avx2", "--peers", "onnxruntime")).peers == ()
+    assert cli.make_settings(parse("--isa", "avx2")).isa == "avx2"
 
 
 def test_short_text_is_refused(tmp_path, capsys):

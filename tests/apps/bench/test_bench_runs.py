@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from bench_cases import run, write_engine
 
+from fastrnn import _C
 from fastrnn.apps.bench import machine
 from fastrnn.apps.bench.cases import METRICS, Case, Shape
 from fastrnn.apps.bench.engines import ENGINES, find_engine
-from fastrnn.apps.bench.process import Worker, WorkerDiedError, WorkerError
+from fastrnn.apps.bench.process import INSTRUCTION_SETS, Worker, WorkerDiedError, WorkerError
 from fastrnn.apps.bench.results import SIDES
 
 OFF = ("--no-lm", "--no-steps")
@@ -184,3 +185,15 @@ def test_worker_sets_the_precision_of_products(precision):
         assert worker.wait_until_started()["precision"] == (precision or "highest")
     finally:
         worker.kill()
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_worker_is_held_to_an_instruction_set(isa):
+    if isa not in _C.capabilities():
+        pytest.skip("this processor lacks it")
+    worker = Worker("torch", threads=1, isa=isa)
+    try:
+        assert worker.wait_until_started()["torch_capability"] == isa.upper()
+    finally:
+        worker.kill()
+    assert "ATEN_CPU_CAPABILITY" not in os.environ

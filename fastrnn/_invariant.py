@@ -1,0 +1,85 @@
+"""The same bits for a sequence, whoever shares its batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from fastrnn import _C
+
+#: What the kernels were told; here for what is decided in Python, which the compiler then guards.
+enabled = False
+
+
+def set_batch_invariant(on: bool) -> None:
+    """Choose whether results of a sequence are the same, to the bit, whatever it is computed together with.
+
+    While on, outputs, states and the gradients of inputs and states of each sequence depend on that sequence and the
+    weights alone: not on the other sequences of the batch or their number, on padding, packing or ``lengths``, on the
+    number of threads, nor on whether the sequence comes whole, in chunks or by ``step`` and `fastrnn.Stream`. So a
+    policy's rollout and its training pass agree, and a served answer does not depend on who else asks.
+
+    Holds for float32 and float64 on the CPU, for every cell of torch.nn and of `fastrnn.cell`, and for all threads of
+    the process. It covers the recurrent layers only: a linear layer around them is torch's. Instruction sets differ,
+    and so do torch's precision settings. Gradients of weights, sums over the batch, depend on its order; they never
+    depend on the number of threads, whether this is on or off.
+
+    The price: no kernel is chosen by the size of a call. Long sequences take the same time; single steps, whose weights
+    are laid out anew each time, several times as long.
+
+    Args:
+        on: True or False; False at the start.
+
+    Raises:
+        TypeError: ``on`` is no bool.
+        RuntimeError: not here, but in calls while on: another dtype or device, or no kernels of the cell.
+
+    Example:
+        >>> import torch, fastrnn
+        >>> lstm, x = fastrnn.LSTM(8, 16), torch.randn(20, 3, 8)
+        >>> with fastrnn.batch_invariant():
+        ...     together, alone = lstm(x)[0], lstm(x[:, 1:2])[0]
+        >>> torch.equal(together[:, 1:2], alone)
+        True
+    """
+    if not isinstance(on, bool):
+        raise TypeError(f"on: expected a bool, got {type(on).__name__}")
+    global enabled
+    enabled = on
+    _C.set_batch_invariant(on)
+
+
+@contextlib.contextmanager
+def batch_invariant(on: bool = True) -> Iterator[None]:
+    """Set `set_batch_invariant` for a block, and afterwards what it was. The backward pass has to be in the block too.
+
+    Args:
+        on: as for `set_batch_invariant`.
+
+    Example:
+        >>> import torch, fastrnn
+        >>> gru, x = fastrnn.GRU(4, 8), torch.randn(10, 2, 4)
+        >>> with fastrnn.batch_invariant():
+        ...     whole, _ = gru(x)
+        ...     first, h = gru(x[:3])
+        ...     rest, _ = gru(x[3:], h)
+        >>> torch.equal(whole, torch.cat([first, rest]))
+        True
+    """
+    before = is_batch_invariant()
+    set_batch_invariant(on)
+    try:
+        yield
+    finally:
+        set_batch_invariant(before)
+
+
+def is_batch_invariant() -> bool:
+    """Return whether `set_batch_invariant` is on.
+
+    Example:
+        >>> import fastrnn
+        >>> fastrnn.is_batch_invariant()
+        False
+    """
+    return enabled
