@@ -5,8 +5,8 @@ There are three. ``"stepwise"``: a product of cuBLAS and an element-wise kernel 
 ``"cluster"`` (from compute capability 9.0): the same within clusters of thread blocks, each with rows of the batch of
 its own. ``"auto"`` takes what a model of their times finds fastest and the GPU can hold. :func:`explain` tells the
 choice; :func:`set_driver`, :func:`driver` and the environment variable ``FASTRNN_CUDA_DRIVER`` overrule it, for
-experiments. From a call's second repetition on, the step-wise driver replays CUDA graphs of its steps;
-``FASTRNN_CUDA_GRAPHS=0`` keeps it to single launches.
+experiments. The step-wise driver launches every step; where the host cannot keep up, capture the whole call with
+``torch.cuda.graph``, which every driver allows.
 
 All drivers give the same numbers up to rounding, and each the same bits in every run.
 """

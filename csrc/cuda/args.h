@@ -76,16 +76,6 @@ struct StepMemory {
   void* states[kMaxStates];  // C [B, P or H]; in backward their gradients
 };
 
-// The step that a kernel of the step-wise driver takes, counted in the order they are computed: `first` plus what a
-// counter in device memory says (or nothing), so that a captured graph of some steps can be launched again for the next
-// ones. Steps past the last do nothing.
-struct Position {
-  int64_t first;
-  const int64_t* counter;
-
-  FASTRNN_FN int64_t get() const { return first + (counter != nullptr ? *counter : 0); }
-};
-
 struct ForwardArgs {
   Rows rows;
   int64_t hidden, projected;        // H, P

@@ -7,17 +7,13 @@
 
 namespace fastrnn::cuda {
 
-// The thread's (row, unit) among B rows of `width` units, or none.
+// The thread's row and its unit among `width`, or none. A block works on one row.
 struct Place {
   int64_t b, u;
   bool none;
 
-  FASTRNN_DEVICE Place(Block& block, int64_t batch, int64_t width) {
-    const int64_t n = block.x() * block.threads() + block.thread();
-    b = n / width;
-    u = n % width;
-    none = b >= batch;
-  }
+  FASTRNN_DEVICE Place(Block& block, int64_t width)
+      : b(block.x()), u(block.y() * block.threads() + block.thread()), none(u >= width) {}
 };
 
 template <class Cell, class T>
@@ -47,9 +43,9 @@ struct Stepwise {
   // The initial states, of the widest width that there is.
   struct Begin {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
       const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
-      const Place at(block, a.rows.batch, widest);
+      const Place at(block, widest);
       if (at.none) return;
       for (int s = 0; s < S; ++s) {
         if (at.u >= U::width(a, s)) continue;
@@ -63,10 +59,9 @@ struct Stepwise {
   // After R·h.
   struct Forward {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, u = at.u;
       const bool projection = a.memory.inner != nullptr, active = a.rows.active(t, b);
       const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
@@ -95,10 +90,9 @@ struct Stepwise {
   // After the projection.
   struct Project {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.projected);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.projected);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, p = at.u;
       C value = state(a, 0, b, p);
       if (a.rows.active(t, b)) {
@@ -114,10 +108,9 @@ struct Stepwise {
   // After the first product of two: what the second one multiplies.
   struct Inner {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, u = at.u;
       const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
       C vector(0);
@@ -137,10 +130,9 @@ struct Stepwise {
   // After the second product.
   struct Second {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, u = at.u;
       V states[S];
       for (int s = 0; s < S; ++s) states[s] = state(a, s, b, u);
@@ -163,8 +155,8 @@ struct Stepwise {
   // All steps of a cell that multiplies nothing.
   struct Whole {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
-      const Place at(block, a.rows.batch, a.hidden);
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
+      const Place at(block, a.hidden);
       if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V states[S];
@@ -187,9 +179,9 @@ struct Stepwise {
 
   struct BeginBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
       const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
-      const Place at(block, a.rows.batch, widest);
+      const Place at(block, widest);
       if (at.none) return;
       for (int s = 0; s < S; ++s) {
         if (at.u < U::width(a, s)) state(a, s, at.b, at.u) = U::final_gradient(a, s, at.b, at.u);
@@ -222,10 +214,10 @@ struct Stepwise {
   // Projection, first half: the gradient after it, for the product with W_hr.
   struct ProjectBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = a.rows.steps - 1 - position.get();
-      const Place at(block, a.rows.batch, a.projected);
-      if (at.none || k < 0) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t undone) {
+      const int64_t k = a.rows.steps - 1 - undone;
+      const Place at(block, a.projected);
+      if (at.none) return;
       const bool active = a.rows.active(a.rows.step(k), at.b);
       const C value = output_too(a, k, at.b, at.u, gathered(a, 0, k, at.b, at.u));
       put<T>(active ? value : C(0), a.memory.inner, at.b * a.projected + at.u);
@@ -237,10 +229,10 @@ struct Stepwise {
   // gradients are then those after the step.
   struct SecondBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = a.rows.steps - 1 - position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k < 0) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t undone) {
+      const int64_t k = a.rows.steps - 1 - undone;
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V grads[S], drm[or_one(R2)];
       for (int g = 0; g < R2; ++g) drm[g] = V::zero();
@@ -254,10 +246,10 @@ struct Stepwise {
 
   struct Backward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = a.rows.steps - 1 - position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k < 0) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t undone) {
+      const int64_t k = a.rows.steps - 1 - undone;
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V grads[S], drh[or_one(R)];
       for (int g = 0; g < R; ++g) drh[g] = V::zero();
@@ -292,8 +284,8 @@ struct Stepwise {
   // All steps of a cell that multiplies nothing.
   struct WholeBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
-      const Place at(block, a.rows.batch, a.hidden);
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
+      const Place at(block, a.hidden);
       if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V grads[S], drh[or_one(R)];
@@ -316,9 +308,9 @@ struct Stepwise {
 
   struct Initial {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
       const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
-      const Place at(block, a.rows.batch, widest);
+      const Place at(block, widest);
       if (at.none) return;
       for (int s = 0; s < S; ++s) {
         if (at.u >= U::width(a, s)) continue;

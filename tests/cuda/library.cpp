@@ -22,7 +22,6 @@ struct Call {
   const char* cell;
   int64_t format, driver;
   int64_t unit_slices, row_slices, warps_deep;  // of a persistent driver; all 0: by csrc/cuda/plan.cpp
-  int64_t chunk;                                // steps of an emulated graph; 0: none
   int64_t T, B, H, P;
   const int64_t *offsets, *lengths;
   const bool* reset;
@@ -166,46 +165,6 @@ Error whole(const FormatKernels& k, const ForwardArgs& a, const Counts& counts, 
 Error whole(const FormatKernels& k, const BackwardArgs& a, const Counts& counts, Library& library) {
   return stepwise_backward(k, a, counts, library, nullptr);
 }
-Error one_step(const FormatKernels& k, const ForwardArgs& a, const ForwardArgs* device, const Position& position,
-               Library& library) {
-  return forward_step(k, a, device, position, a.rows.batch, library, nullptr);
-}
-Error one_step(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device, const Position& position,
-               Library& library) {
-  return backward_step(k, a, device, position, a.rows.batch, library, nullptr);
-}
-Error begin(const FormatKernels& k, const ForwardArgs& a, const ForwardArgs* device) {
-  return k.begin.launch_at(device, a, {}, nullptr);
-}
-Error begin(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device) {
-  return k.begin_backward.launch_at(device, a, {}, nullptr);
-}
-Error end(const FormatKernels&, const ForwardArgs&, const ForwardArgs*) { return 0; }
-Error end(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device) {
-  return k.initial.launch_at(device, a, {}, nullptr);
-}
-
-// A graph of `chunk` steps launched until all are done: the arguments and the count of steps lie in device memory.
-template <class Args>
-Error in_chunks(const FormatKernels& k, const Args& a, int64_t chunk, Library& library) {
-  void* memory = scratch("arguments", sizeof(Args), true);
-  memcpy(memory, &a, sizeof(Args));
-  const Args* device = static_cast<const Args*>(memory);
-  int64_t* counter = static_cast<int64_t*>(scratch("counter", sizeof(int64_t), true));
-  // The shape is all that a launch may take from what the host has.
-  Args shape{};
-  shape.rows.batch = a.rows.batch;
-  shape.hidden = a.hidden;
-  shape.projected = a.projected;
-  shape.memory = a.memory;
-  if constexpr (std::is_same_v<Args, BackwardArgs>) shape.projection = a.projection;
-  Error error = begin(k, shape, device);
-  for (; *counter < a.rows.steps && error == 0; *counter += chunk) {
-    for (int64_t i = 0; i < chunk && error == 0; ++i) error = one_step(k, shape, device, {i, counter}, library);
-  }
-  return error != 0 ? error : end(k, shape, device);
-}
-
 template <class Args>
 Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
   constexpr bool kBackward = std::is_same_v<Args, BackwardArgs>;
@@ -221,7 +180,6 @@ Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
   library.P = c.P;
   library.backward = kBackward;
   library.memory = a.memory = step_memory(c, cell, format, kBackward, library.W);
-  if (c.chunk > 0 && cell.recurrent > 0) return in_chunks(kernels, a, c.chunk, library);
   Counts counts{nullptr, c.B};
   std::vector<int64_t> rows;
   if (c.offsets != nullptr) {

@@ -148,7 +148,7 @@ class Call(ctypes.Structure):
 
     _fields_ = (
         [("cell", ctypes.c_char_p)]
-        + [(n, ctypes.c_int64) for n in ("format", "driver", "unit_slices", "row_slices", "warps_deep", "chunk")]
+        + [(n, ctypes.c_int64) for n in ("format", "driver", "unit_slices", "row_slices", "warps_deep")]
         + [(n, ctypes.c_int64) for n in "TBHP"]
         + [(n, ctypes.c_void_p) for n in _POINTERS]
         + [(n, ctypes.c_int64) for n in ("reverse", "training")]

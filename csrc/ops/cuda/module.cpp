@@ -12,7 +12,6 @@
 #include "cuda/layout.h"
 #include "ops/cuda/choice.h"
 #include "ops/cuda/device.h"
-#include "ops/cuda/graphs.h"
 #include "ops/cuda/machine.h"
 #include "ops/operators.h"
 
@@ -156,8 +155,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("set_refusing", &set_refusing, py::arg("on"), "Launches of persistent drivers are refused (tests).");
   m.def("set_poison", &set_poison, py::arg("on"), "Fill the kernels' memory with NaN first (tests).");
   m.def("runs", &counted_runs, "How many sequences ran by each driver.");
-  m.def("set_graphs", &set_graphs, py::arg("on"), "Whether the step-wise driver captures graphs of steps.");
-  m.def("graph_counts", &graph_counts, "Graphs captured, and sequences run by them.");
-  m.def("forget_graphs", &forget_graphs, "Frees the captured graphs and their memory.");
   m.def("build_info", &build_info);
 }
