@@ -3,13 +3,12 @@
 #
 # Builds the extension in place for the GPU at hand, times barriers, runs the GPU's tests, those of cells written in
 # Python, compute-sanitizer on the hot kernels and the benchmark against torch.nn. A step that fails or runs out of time
-# does not keep the others from running; the exit status says whether all passed. One more step runs only when it is
-# named: `tune` measures every way to cut a call (gpu_tune.py), as far as the time goes; a second run goes on.
+# does not keep the others from running; the exit status says whether all passed.
 #
 #   OUT                 where the log, the JSON and the summary go, default build/gpu-check
 #   PYTHON              default python3: one with torch's CUDA build, setuptools 77, numpy, rich and pytest
 #   GPU_CHECK_SECONDS   for everything, default 520
-#   GPU_CHECK_STEPS     which steps, default all but tune: GPU_CHECK_STEPS='build barriers tune'
+#   GPU_CHECK_STEPS     which steps, default all: GPU_CHECK_STEPS='build barriers'
 set -uo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -140,14 +139,7 @@ table_float16() {
 table_standard() {
   table bench --shapes cuda --dtype bfloat16,float32
 }
-# What is measured is written at once, so that it may be stopped at any time; it stops by itself a little before.
-tune() {
-  local home
-  home=$("$PYTHON" tools/cuda_checks.py) && export CUDA_HOME=$home
-  FASTRNN_CACHE=$PWD/build/gpu-cells exec "$PYTHON" benchmarks/gpu_tune.py --out "$OUT/tune.json" \
-    --seconds "$GPU_TUNE_SECONDS"
-}
-export -f tune build barriers tests cells sanitizer table table_float16 table_standard
+export -f build barriers tests cells sanitizer table table_float16 table_standard
 
 export TORCH_CUDA_ARCH_LIST
 TORCH_CUDA_ARCH_LIST=$(capability)
@@ -165,10 +157,6 @@ step cells 90 TERM cells
 step sanitizer 120 TERM sanitizer
 step bench-float16 60 INT table_float16
 step bench 240 INT table_standard
-left=$((total - SECONDS))
-export GPU_TUNE_SECONDS=$((left > 60 ? left - 40 : 20))
-step tune "$((left > 5 ? left : 5))" TERM tune
-
 {
   printf '# GPU check, compute capability %s\n\n| | | |\n|---|---|---:|\n' "$TORCH_CUDA_ARCH_LIST"
   printf '%s\n' "${rows[@]}"

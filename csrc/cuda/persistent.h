@@ -4,7 +4,6 @@
 
 #include "cuda/exchange.h"
 #include "cuda/product.h"
-#include "cuda/stages.h"
 #include "cuda/unit.h"
 
 namespace fastrnn::cuda {
@@ -77,7 +76,6 @@ struct PersistentForward {
   using U = Unit<Cell, T>;
   using V = typename U::V;
   using Mine = Share<Args, Format>;
-  using Step = Stages<Cell, Through>;
   static constexpr int R = Cell::kRecurrent, S = Cell::kStates;
 
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::template shared_bytes<Through>(t, S); }
@@ -96,30 +94,27 @@ struct PersistentForward {
     mine.each_unit(block, 0, mine.rows, [&](int row, int unit, int) {
       const int64_t b = mine.first_row + row, u = mine.first_unit + unit;
       for (int s = 0; s < S; ++s) mine.state(s, row, unit) = U::initial(a, s, b, u);
-      Step::template publish<Format>(through, block, 0, row * depth + u, mine.state(0, row, unit));
+      through.template publish<Format>(block, 0, row * depth + u, mine.state(0, row, unit));
     });
-    Step::arrive(through, block);
+    through.arrive(block);
     for (int64_t k = 0; k < a.rows.steps; ++k) {
       typename U::Waiting waiting;
       fetch(block, a, mine, k, waiting);
-      Step::wait(through, block);
+      through.wait(block);
       for (int from = 0; from < mine.rows; from += kPassColumns) {
         const int columns = mine.pass_columns(from);
         const int64_t stride = depth * static_cast<int64_t>(sizeof(T));
         if (from > 0) block.sync();  // the partial sums have been read
-        if constexpr (Step::has(kProductStage)) {
-          multiply<Format>(block, a.tiling, mine.matrix, through.buffer(k) + from * stride, stride, columns,
-                           mine.partials, typename Step::Load());
-        }
+        multiply<Format>(block, a.tiling, mine.matrix, through.buffer(k) + from * stride, stride, columns,
+                         mine.partials, typename Through::Load());
         block.sync();
         mine.each_unit(block, from, columns, [&](int row, int unit, int column) {
           const bool waited = row * mine.units + unit == block.thread();
           step(block, a, mine, through, k, row, unit, column, waiting, waited);
         });
       }
-      if (k + 1 < a.rows.steps) Step::arrive(through, block);
+      if (k + 1 < a.rows.steps) through.arrive(block);
     }
-    Step::end(through, block);
   }
 
   // What this thread's first unit needs of memory, asked for while the group's other blocks are waited for: it comes
@@ -138,7 +133,7 @@ struct PersistentForward {
     const int64_t b = mine.first_row + row, u = mine.first_unit + unit, t = a.rows.step(k);
     V states[S];
     for (int s = 0; s < S; ++s) states[s] = mine.state(s, row, unit);
-    if (Step::has(kUnitStage) && a.rows.active(t, b)) {
+    if (a.rows.active(t, b)) {
       const int64_t n = a.rows.row(t, b);
       typename U::Inputs in;
       if (!waited) U::fetch(a, n, u, waiting);
@@ -147,12 +142,12 @@ struct PersistentForward {
       for (int g = 0; g < R; ++g) in.rh[g] = mine.partials.sum(g * a.tiling.units + unit, column);
       U::forward(a, n, u, in, states);
       put<T>(states[0].v, a.y, n * a.hidden + u);
-    } else if (Step::has(kUnitStage) && a.rows.exists(t, b)) {
+    } else if (a.rows.exists(t, b)) {
       put<T>(0.0f, a.y, a.rows.row(t, b) * a.hidden + u);
     }
     for (int s = 0; s < S; ++s) mine.state(s, row, unit) = U::conclude(a, s, k, b, u, states[s].v);
     if (k + 1 < a.rows.steps) {
-      Step::template publish<Format>(through, block, k + 1, row * a.tiling.depth + u, mine.state(0, row, unit));
+      through.template publish<Format>(block, k + 1, row * a.tiling.depth + u, mine.state(0, row, unit));
     }
   }
 };
@@ -164,7 +159,6 @@ struct PersistentBackward {
   using U = Unit<Cell, T>;
   using V = typename U::V;
   using Mine = Share<Args, Format>;
-  using Step = Stages<Cell, Through>;
   static constexpr int R = Cell::kRecurrent, S = Cell::kStates;
 
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::template shared_bytes<Through>(t, S); }
@@ -191,16 +185,14 @@ struct PersistentBackward {
       if (undone == steps && !wants_initial(a)) break;
       typename U::WaitingKnown waiting;
       if (undone < steps) fetch(block, a, mine, steps - 1 - undone, waiting);
-      if (product) Step::wait(through, block);
+      if (product) through.wait(block);
       for (int from = 0; from < mine.rows; from += kPassColumns) {
         const int columns = mine.pass_columns(from);
         const int64_t stride = depth * static_cast<int64_t>(sizeof(T));
         if (product) {
           if (from > 0) block.sync();
-          if constexpr (Step::has(kProductStage)) {
-            multiply<Format>(block, a.tiling, mine.matrix, through.buffer(undone) + from * stride, stride, columns,
-                             mine.partials, typename Step::Load());
-          }
+          multiply<Format>(block, a.tiling, mine.matrix, through.buffer(undone) + from * stride, stride, columns,
+                           mine.partials, typename Through::Load());
           block.sync();
         }
         mine.each_unit(block, from, columns, [&](int row, int unit, int column) {
@@ -208,9 +200,8 @@ struct PersistentBackward {
           step(block, a, mine, through, undone, row, unit, column, waiting, waited);
         });
       }
-      if (undone + 1 < steps || (undone + 1 == steps && wants_initial(a))) Step::arrive(through, block);
+      if (undone + 1 < steps || (undone + 1 == steps && wants_initial(a))) through.arrive(block);
     }
-    Step::end(through, block);
   }
 
   static FASTRNN_DEVICE bool wants_initial(const Args& a) {
@@ -253,7 +244,7 @@ struct PersistentBackward {
     const int64_t t = a.rows.step(k);
     V drh[R];
     for (int g = 0; g < R; ++g) drh[g] = V::zero();
-    const bool active = Step::has(kUnitStage) && a.rows.active(t, b);
+    const bool active = a.rows.active(t, b);
     const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
     typename U::Known known;
     if (active) {
@@ -267,13 +258,13 @@ struct PersistentBackward {
     if (a.dh != nullptr && n >= 0) put<T>(active ? grads[0].v : 0.0f, a.dh, n * a.hidden + u);
     if (active) {
       U::backward(a, n, u, known, 0.0f, grads, drh);
-    } else if (Step::has(kUnitStage)) {
+    } else {
       U::no_step(a, k, b, u);
     }
     for (int s = 0; s < S; ++s) mine.state(s, row, unit) = grads[s].v;
     if (undone + 1 < steps || wants_initial(a)) {
       for (int g = 0; g < R; ++g) {
-        Step::template publish<Format>(through, block, undone + 1, row * a.tiling.depth + g * a.hidden + u, drh[g].v);
+        through.template publish<Format>(block, undone + 1, row * a.tiling.depth + g * a.hidden + u, drh[g].v);
       }
     }
   }

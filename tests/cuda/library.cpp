@@ -35,7 +35,6 @@ struct Call {
 struct Outcome {
   int64_t error, driver, possible;
   int64_t units, unit_slices, rows, row_slices, matrix_rows, depth, warps_across, warps_deep, shared_bytes, cluster;
-  double microseconds;
   char text[1000];
 };
 
@@ -261,7 +260,6 @@ Choice decide(const Call& c, const CellKernels& cell, Outcome* outcome) {
   tell(choice.tiling, outcome);
   outcome->driver = static_cast<int64_t>(choice.driver);
   outcome->possible = choice.possible;
-  outcome->microseconds = choice.microseconds;
   snprintf(outcome->text, sizeof(outcome->text), "%s", choice.reason.c_str());
   return choice;
 }

@@ -88,17 +88,11 @@ SLOW: dict[str, set[str] | None] = {
     "cuda/test_cuda_custom.py": {
         "test_a_shared_object_of_another_version",
         "test_every_access_of_a_persistent_kernel",
-        "test_graph_of_some_steps",
+        "test_every_access_of_the_stepwise_kernels",
         "test_kernels_are_of_one_compute_capability",
     },
     "cuda/test_cuda_emulated.py": {"test_every_access"},
     "cuda/test_cuda_loading.py": {"test_a_wrong_driver_in_the_environment_is_a_warning"},
-    "cuda/test_gpu_tune.py": {
-        "test_a_whole_run",
-        "test_kernels_without_a_stage",
-        "test_measuring_stops_in_time_and_goes_on",
-        "test_without_a_gpu_one_sentence",
-    },
     "docs/test_docs_lm.py": {"test_code_of_the_page_runs"},
     "docs/test_examples.py": None,
     "dropin/test_dropin_identity.py": {"test_a_class_of_a_notebook_travels_by_value"},

@@ -62,7 +62,6 @@ py::dict explain(int device, const std::string& cell_name, int64_t steps, int64_
   out["reason"] = choice.reason;
   out["format"] = format_name(format);
   const bool persistent = choice.possible && choice.driver != Driver::kStepwise;
-  out["microseconds"] = choice.microseconds;
   out["unit_slices"] = persistent ? choice.tiling.unit_slices : 0;
   out["row_slices"] = persistent ? choice.tiling.row_slices : 0;
   out["units"] = persistent ? choice.tiling.units : 0;
@@ -137,7 +136,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "fastrnn's kernels for GPUs. Importing it registers torch.ops.fastrnn for CUDA.";
   m.def("set_driver", &choose_driver, py::arg("name"), "auto, stepwise, grid or cluster, for all threads.");
   m.def("set_slices", &set_slices, py::arg("units"), py::arg("rows"),
-        "Into how many slices persistent drivers cut units and rows, 0 for what the model finds fastest (tuning).");
+        "Into how many slices persistent drivers cut units and rows, 0 for the rule's choice (measurements, tests).");
   m.def("driver", [] { return std::string(driver_name(wanted_driver())); });
   m.def(
       "device_problem", [](int device) { return device_problem(static_cast<c10::DeviceIndex>(device)); },
