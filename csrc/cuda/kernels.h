@@ -24,7 +24,7 @@ struct PersistentKernel {
   Error (*launch)(const Args&, Stream) = nullptr;
   int depth_block = 0;    // Tiling::depth is a multiple of it
   int operand_bytes = 0;  // of a number of the operand
-  bool tensor_cores = false;
+  int widest = 0;         // numbers of a unit of a row in any array of a step
 };
 
 template <class Args>

@@ -1,6 +1,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace fastrnn::cuda {
 
@@ -10,8 +11,6 @@ namespace {
 constexpr int64_t kLeastSteps = 3;     // below, the kernel's start costs more than it spares
 constexpr int64_t kClusterUnits = 16;  // of a block, before a cluster takes one more
 constexpr int64_t kMostRows = 512;     // of a group; beyond, the products of cuBLAS use the machine better
-
-constexpr int64_t kGranule = 8;  // units of a block and rows of a group: half an M tile, an N tile
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -25,7 +24,7 @@ Tiling tiling_of(const PersistentKernel<Args>& kernel, const Problem& p, int64_t
   t.rows = static_cast<int>(rows);
   t.row_slices = static_cast<int>(parts(p.batch, rows));
   t.matrix_rows = static_cast<int>(up(p.backward ? units : p.recurrent * units, 8));
-  t.depth = up(p.backward ? p.recurrent * p.hidden : p.hidden, kernel.depth_block);
+  t.depth = up(p.backward ? p.recurrent * up(p.hidden, kGranule) : p.hidden, kernel.depth_block);
   const int tiles = (t.matrix_rows + kTileRows - 1) / kTileRows;
   t.warps_across = (tiles + kRowTiles - 1) / kRowTiles;
   t.warps_deep = std::max(1, kWarps / t.warps_across);
@@ -44,10 +43,10 @@ Tiling cut(const PersistentKernel<Args>& kernel, const Problem& p, int processor
     return tiling_of(kernel, p, units, parts(p.batch, std::max(p.row_slices, 1)), cluster);
   }
   const int64_t most = std::min<int64_t>(processors, cluster ? largest_cluster : processors);
-  const int64_t slices = std::min(most, parts(p.hidden, cluster ? kClusterUnits : kGranule));
+  const int64_t slices = std::min(most, parts(p.hidden, cluster ? kClusterUnits : int64_t{kGranule}));
   const int64_t units = up(parts(p.hidden, slices), kGranule);
   const int64_t groups = std::max<int64_t>(1, processors / parts(p.hidden, units));
-  const int64_t rows = std::min(p.batch, up(parts(p.batch, groups), kGranule));
+  const int64_t rows = std::min(p.batch, up(parts(p.batch, groups), kTileColumns));
   return tiling_of(kernel, p, units, rows, cluster);
 }
 
@@ -85,6 +84,9 @@ std::string obstacle(const PersistentKernel<Args>& kernel, const Problem& p) {
   if (p.second > 0) return "the cell has a second product in every step";
   if (p.recurrent == 0) return "the cell has no recurrent product";
   if (kernel.launch == nullptr) return "there is no persistent kernel for this dtype";
+  const double numbers = static_cast<double>(p.batch) * static_cast<double>(p.hidden) * kernel.widest;
+  const double most = std::numeric_limits<int32_t>::max();
+  if (numbers > most || static_cast<double>(p.steps) >= most) return "a step has more than 2^31 numbers";
   return "";
 }
 

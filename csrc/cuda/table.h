@@ -19,7 +19,7 @@ PersistentKernel<typename Kernel::Args> persistent_kernel() {
   kernel.launch = [](const Args& a, Stream stream) { return Launcher::template persistent<Kernel>(a, stream); };
   kernel.depth_block = Format::kBlock;
   kernel.operand_bytes = static_cast<int>(sizeof(typename Format::Storage));
-  kernel.tensor_cores = Format::kTensorCores;
+  kernel.widest = Kernel::kWidest;
   return kernel;
 }
 

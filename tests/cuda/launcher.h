@@ -42,6 +42,7 @@ struct Counted {
   int64_t products;         // of a warp
   int64_t fresh_bytes;      // read of what other blocks wrote into global memory
   int64_t pushed_bytes;     // written into blocks' shared memory by their ranks
+  int64_t push_phases;      // of barriers that count pushed bytes
   int64_t exchanged_bytes;  // written into the memory that a grid's blocks exchange through (FASTRNN_MEMORY_CHECK)
 };
 Counted& counted();

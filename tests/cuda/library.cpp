@@ -10,6 +10,7 @@
 #include "launcher.h"
 #include "memory.h"
 #include "simd/compute.h"
+#include "simd/scalar.h"
 #include "tables.h"
 
 using namespace fastrnn;
@@ -194,11 +195,12 @@ Tiling tiling_of(const Call& c, const CellKernels& cell, const PersistentKernel<
   const bool backward = std::is_same_v<Args, BackwardArgs>;
   Tiling t{};
   t.units = static_cast<int>((c.H + c.unit_slices - 1) / c.unit_slices);
+  if (cluster) t.units = static_cast<int>(up(t.units, kGranule));
   t.unit_slices = static_cast<int>((c.H + t.units - 1) / t.units);
   t.rows = static_cast<int>((c.B + c.row_slices - 1) / c.row_slices);
   t.row_slices = static_cast<int>((c.B + t.rows - 1) / t.rows);
   t.matrix_rows = static_cast<int>(up(backward ? t.units : cell.recurrent * t.units, 8));
-  t.depth = up(backward ? cell.recurrent * c.H : c.H, kernel.depth_block);
+  t.depth = up(backward ? cell.recurrent * up(c.H, kGranule) : c.H, kernel.depth_block);
   t.warps_across = static_cast<int>(up(t.matrix_rows, kTileRows * kRowTiles) / (kTileRows * kRowTiles));
   t.warps_deep = kWarps / t.warps_across;
   if (c.warps_deep > 0 && c.warps_deep < t.warps_deep) t.warps_deep = static_cast<int>(c.warps_deep);
@@ -318,6 +320,12 @@ FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   numbers[5] = cell->second;
   numbers[6] = cell->parameters;
   return 1;
+}
+// y = 1 / b of `count` numbers, as the activations have it, or the approximation that it begins with.
+FASTRNN_EXPORT void emulated_reciprocal(const float* b, float* y, int64_t count, int64_t refined) {
+  for (int64_t k = 0; k < count; ++k) {
+    y[k] = refined != 0 ? reciprocal(Vec<float>(b[k])).v : approximate_reciprocal(b[k]);
+  }
 }
 // What was counted since the last call, in the order of emulator::Counted.
 FASTRNN_EXPORT void emulated_counted(int64_t* numbers) {

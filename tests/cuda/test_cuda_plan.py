@@ -107,6 +107,7 @@ def test_thresholds_of_the_rule():
         (Sizes("lstm", 4, 64, P=32), "cluster", H100, "projection"),
         (Sizes("lstm", 4, 64, "float64"), "grid", H100, "for this dtype"),
         (Sizes("lstm", 4, 64), "cluster", MACHINES[1], "no thread-block clusters"),
+        (Sizes("lstm", 1 << 24, 64), "grid", H100, "more than 2^31 numbers"),
         (Sizes("lstm", 4, 4096), "grid", H100, "do not fit into shared memory"),
         (Sizes("lstm", 4, 4096), "cluster", H100, "do not fit into shared memory"),
         (Sizes("lstm", 4, 64), "grid", Machine(8, 227 * KB, 8, busy=8), "cannot hold all blocks"),

@@ -157,7 +157,7 @@ class Call(ctypes.Structure):
 
 
 COUNTED = ("block_barriers", "cluster_barriers", "announcements", "products")
-COUNTED += ("fresh_bytes", "pushed_bytes", "exchanged_bytes")
+COUNTED += ("fresh_bytes", "pushed_bytes", "push_phases", "exchanged_bytes")
 TILING = ("units", "unit_slices", "rows", "row_slices", "matrix_rows", "depth", "warps_across", "warps_deep")
 TILING += ("shared_bytes", "cluster")
 
