@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # check_cuda.sh VENV [PYTHON]: compiles the CUDA kernels for sm_80 and sm_90a against torch's CUDA build, links and loads
-# them, and fails if a hot kernel spills registers; then the same, without the last, for cells written in Python. The
-# host sources are also compiled against the oldest supported torch. Needs nvcc and no GPU; without nvcc it says so and
-# passes.
+# them, and fails if a hot kernel spills registers or its step has grown; then the same, without the last, for cells
+# written in Python. The host sources are also compiled against the oldest supported torch. Needs nvcc and no GPU;
+# without nvcc it says so and passes.
 #
 # VENV is made and filled if need be: torch's CUDA build is several GB. TORCH names another one than the default.
 set -euo pipefail
@@ -39,6 +39,7 @@ if ! "$py" setup.py build --build-lib "$out/lib" >"$log" 2>&1; then
 fi
 grep '^fastrnn: ' "$log"
 "$py" tools/check_spills.py "$log" --architectures sm_80,sm_90a
+find build -path '*/units/cuda_*.o' -print0 | xargs -0 "$py" tools/check_steps.py
 
 # Loading needs no GPU; a symbol that is missing shows here. From the folder, so that it is this build and no other.
 py=$(realpath --no-symlinks "$py")

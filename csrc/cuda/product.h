@@ -203,27 +203,14 @@ struct Partials {
   }
   FASTRNN_DEVICE float* at(int part, int column) const { return memory + (part * columns + column) * stride(); }
 
-  // The products of n rows of the matrix from `row` on with a column. The numbers of parts that plans have are
-  // compiled each, so that all of a part's loads are under way at once.
+  // The products of n rows of the matrix from `row` on with a column. Compiled for each power of two of parts, so that
+  // all loads of them are under way at once.
   template <int n, class V>
   FASTRNN_DEVICE void sums(int row, int column, V (&out)[n]) const {
-    switch (deep) {
-      case 8:
-        return sum_parts<8>(row, column, out);
-      case 4:
-        return sum_parts<4>(row, column, out);
-      case 2:
-        return sum_parts<2>(row, column, out);
-      case 1:
-        return sum_parts<1>(row, column, out);
-      default:
-        load(row, 0, column, out);
-        for (int part = 1; part < deep; ++part) {
-          V more[n];
-          load(row, part, column, more);
-          for (int g = 0; g < n; ++g) out[g] = out[g] + more[g];
-        }
-    }
+    if (deep <= 1) return sum_parts<1>(row, column, out);
+    if (deep <= 2) return sum_parts<2>(row, column, out);
+    if (deep <= 4) return sum_parts<4>(row, column, out);
+    sum_parts<kWarps>(row, column, out);
   }
 
  private:
@@ -231,7 +218,11 @@ struct Partials {
   FASTRNN_DEVICE void sum_parts(int row, int column, V (&out)[n]) const {
     V parts[count][n];
     FASTRNN_UNROLL
-    for (int part = 0; part < count; ++part) load(row, part, column, parts[part]);
+    for (int part = 0; part < count; ++part) {
+      FASTRNN_UNROLL
+      for (int g = 0; g < n; ++g) parts[part][g] = V::zero();
+      if (part < deep) load(row, part, column, parts[part]);
+    }
     FASTRNN_UNROLL
     for (int g = 0; g < n; ++g) {
       out[g] = parts[0][g];
@@ -322,16 +313,10 @@ FASTRNN_DEVICE void multiply(Block& block, const WarpPart& part, const char* a, 
                              const Partials& partials, const Load& load) {
   if (part.idle(partials)) return;
   static_assert(kColumnTiles == 4);
-  switch ((columns + kTileColumns - 1) / kTileColumns) {
-    case 1:
-      return multiply_tiles<Format, 1>(block, part, a, b, stride, partials, load);
-    case 2:
-      return multiply_tiles<Format, 2>(block, part, a, b, stride, partials, load);
-    case 3:
-      return multiply_tiles<Format, 3>(block, part, a, b, stride, partials, load);
-    default:
-      return multiply_tiles<Format, 4>(block, part, a, b, stride, partials, load);
-  }
+  if (columns <= kTileColumns) return multiply_tiles<Format, 1>(block, part, a, b, stride, partials, load);
+  if (columns <= 2 * kTileColumns) return multiply_tiles<Format, 2>(block, part, a, b, stride, partials, load);
+  if (columns <= 3 * kTileColumns) return multiply_tiles<Format, 3>(block, part, a, b, stride, partials, load);
+  multiply_tiles<Format, 4>(block, part, a, b, stride, partials, load);
 }
 
 }  // namespace fastrnn::cuda
