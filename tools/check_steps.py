@@ -106,7 +106,8 @@ def kernel_of(mangled: str) -> Kernel | None:
 
 def disassembled(text: str) -> Iterator[tuple[str, Kernel, list[Instruction]]]:
     """Architecture, kernel and code of what ``cuobjdump -sass`` says."""
-    architecture, kernel, code = "", None, []
+    architecture, kernel = "", None
+    code: list[Instruction] = []
     for line in [*text.splitlines(), "Function : end"]:
         arch = re.match(r"\s*(?:arch =|code for|\.target)\s+(sm_\w+)", line)
         if arch:
@@ -270,8 +271,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{kernel.text} for {architecture}: {step.instructions} instructions, {step.fences} fences a step")
     if not seen:
         problems.append("no persistent kernel was found")
-    for problem in problems:
-        print(f"fastrnn: {problem}", file=sys.stderr)
+    for text in problems:
+        print(f"fastrnn: {text}", file=sys.stderr)
     print(f"{seen} persistent kernels disassembled")
     return 1 if problems else 0
 
