@@ -93,6 +93,13 @@ SLOW: dict[str, set[str] | None] = {
     },
     "cuda/test_cuda_emulated.py": {"test_every_access"},
     "cuda/test_cuda_loading.py": {"test_a_wrong_driver_in_the_environment_is_a_warning"},
+    "cuda/test_gpu_run.py": {
+        "test_a_step_that_fails_or_hangs_loses_nothing_of_the_others",
+        "test_all_steps_together_have_a_limit",
+        "test_built_libraries_are_taken_along",
+        "test_libraries_that_cannot_be_imported_are_built_beside_the_steps",
+        "test_without_kernels_what_needs_none_is_run",
+    },
     "docs/test_docs_lm.py": {"test_code_of_the_page_runs"},
     "docs/test_examples.py": None,
     "dropin/test_dropin_identity.py": {"test_a_class_of_a_notebook_travels_by_value"},
