@@ -3,10 +3,10 @@
 There are three. ``"stepwise"``: a product of cuBLAS and an element-wise kernel in every step, for any size.
 ``"grid"``: one kernel for the whole sequence, its recurrent weights in the shared memory of all multiprocessors.
 ``"cluster"`` (from compute capability 9.0): the same within clusters of thread blocks, each with rows of the batch of
-its own. ``"auto"`` takes what a model of their times finds fastest and the GPU can hold. :func:`explain` tells the
+its own. ``"auto"`` takes a cluster if it holds the weights, else the grid, else step by step. :func:`explain` tells the
 choice; :func:`set_driver`, :func:`driver` and the environment variable ``FASTRNN_CUDA_DRIVER`` overrule it, for
-experiments. From a call's second repetition on, the step-wise driver replays CUDA graphs of its steps;
-``FASTRNN_CUDA_GRAPHS=0`` keeps it to single launches.
+experiments. The step-wise driver launches every step; where the host cannot keep up, capture the whole call with
+``torch.cuda.graph``, which every driver allows.
 
 All drivers give the same numbers up to rounding, and each the same bits in every run.
 """
@@ -41,7 +41,6 @@ class Explanation:
         possible: False where the driver that was asked for cannot be had: such a call raises.
         reason: of the choice, or why the driver cannot be had.
         format: the number format of the recurrent product, ``"tf32"`` where torch allows it for float32.
-        microseconds: a step's time by the model that the choice rests on; an estimate.
         blocks: thread blocks, those that share rows of the batch times those groups; (0, 0) if step-wise.
         units: hidden units of a block.
         rows: rows of the batch of a group.
@@ -52,7 +51,6 @@ class Explanation:
     possible: bool
     reason: str
     format: str
-    microseconds: float
     blocks: tuple[int, int]
     units: int
     rows: int
@@ -65,7 +63,7 @@ class Explanation:
         if self.driver != "stepwise":
             across, groups = self.blocks
             shape = f", {groups} x {across} blocks of {self.units} units and {self.rows} rows"
-        return f"{self.driver} ({self.format}{shape}, about {self.microseconds:.1f} µs a step): {self.reason}"
+        return f"{self.driver} ({self.format}{shape}): {self.reason}"
 
 
 def is_available() -> bool:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # check_cuda.sh VENV [PYTHON]: compiles the CUDA kernels for sm_80 and sm_90a against torch's CUDA build, links and loads
-# them, and fails if a hot kernel spills registers; then the same, without the last, for cells written in Python. Needs
-# nvcc and no GPU; without nvcc it says so and passes.
+# them, and fails if a hot kernel spills registers or its step has grown; then the same, without the last, for cells
+# written in Python. The host sources are also compiled against the oldest supported torch. Needs nvcc and no GPU;
+# without nvcc it says so and passes.
 #
 # VENV is made and filled if need be: torch's CUDA build is several GB. TORCH names another one than the default.
 set -euo pipefail
@@ -25,6 +26,8 @@ if ! "$py" -c 'import ninja, numpy, setuptools, torch; assert torch.version.cuda
   "$py" -m pip install --quiet "$torch" 'setuptools>=77' ninja numpy
 fi
 
+"$py" tools/check_oldest_torch.py "$out"
+
 # ptxas says what a kernel needs only when it compiles it.
 mkdir -p "$out"
 find build -path '*/units/cuda_*.o' -delete
@@ -36,6 +39,7 @@ if ! "$py" setup.py build --build-lib "$out/lib" >"$log" 2>&1; then
 fi
 grep '^fastrnn: ' "$log"
 "$py" tools/check_spills.py "$log" --architectures sm_80,sm_90a
+"$py" tools/check_steps.py "$out"/lib/fastrnn/_cuda*.so
 
 # Loading needs no GPU; a symbol that is missing shows here. From the folder, so that it is this build and no other.
 py=$(realpath --no-symlinks "$py")

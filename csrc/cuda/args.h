@@ -2,7 +2,7 @@
 //
 // T time steps, B rows of the batch, H hidden size, P size of h (H, or that of the projection), G gates, R recurrent
 // products (R1 of h, R2 of a vector that a step computes), Q numbers that each unit has of its own, S states, K saved
-// values, N rows of all steps together. Offsets are 64 bits wide throughout.
+// values, N rows of all steps together. Offsets are 64 bits wide, those within a step of persistent kernels 32.
 #pragma once
 
 #include <stdint.h>
@@ -19,6 +19,7 @@ constexpr int kTileRows = 16;    // of the matrix: M of the tensor cores
 constexpr int kTileColumns = 8;  // rows of the batch: N
 constexpr int kRowTiles = 2;     // of a warp
 constexpr int kColumnTiles = 4;  // of a pass
+constexpr int kGranule = 8;      // units of a block, and those of a gate in an operand, are counted in eights
 
 // How the rows of a call lie: padded (row t·B + b), padded with lengths, or packed.
 struct Rows {
@@ -30,7 +31,8 @@ struct Rows {
 
   // The step that is computed k-th.
   FASTRNN_FN int64_t step(int64_t k) const { return reverse ? steps - 1 - k : k; }
-  FASTRNN_FN int64_t row(int64_t t, int64_t b) const { return (offsets != nullptr ? offsets[t] : t * batch) + b; }
+  FASTRNN_FN int64_t first_row(int64_t t) const { return offsets != nullptr ? offsets[t] : t * batch; }
+  FASTRNN_FN int64_t row(int64_t t, int64_t b) const { return first_row(t) + b; }
   // Whether there is memory for row b at step t, and whether the network takes a step there.
   FASTRNN_FN bool exists(int64_t t, int64_t b) const { return offsets == nullptr || b < offsets[t + 1] - offsets[t]; }
   FASTRNN_FN bool active(int64_t t, int64_t b) const { return lengths != nullptr ? t < lengths[b] : exists(t, b); }
@@ -41,8 +43,36 @@ struct Rows {
     const int64_t flagged = reverse ? step(k) + 1 : step(k);
     return reset[flagged * batch + b] && active(flagged, b);
   }
+  // Steps that row b takes, from the first in time on.
+  FASTRNN_FN int64_t length(int64_t b) const {
+    if (lengths != nullptr) return lengths[b] < steps ? lengths[b] : steps;
+    if (offsets == nullptr) return steps;
+    int64_t from = 0, to = steps;  // of packed input, whose steps have ever fewer rows
+    while (from < to) {
+      const int64_t middle = (from + to) / 2;
+      if (exists(middle, b)) {
+        from = middle + 1;
+      } else {
+        to = middle;
+      }
+    }
+    return from;
+  }
   // Whether the k-th step of row b begins with what its (k-1)-th step computed.
   FASTRNN_FN bool continues(int64_t k, int64_t b) const { return k > 0 && active(step(k - 1), b) && !anew(k, b); }
+};
+
+// The b-th row of a step whose first row is `first`. Index: of offsets within a step.
+template <class Index>
+struct StepRow {
+  int64_t first;
+  Index b;
+
+  // Unit u of block k in an array of `blocks` blocks of `width` numbers a row.
+  template <class T>
+  FASTRNN_FN T* at(T* array, int blocks, int k, Index width, Index u) const {
+    return array + first * blocks * width + ((b * blocks + k) * width + u);
+  }
 };
 
 // How the persistent drivers cut a call: blocks (unit slice, row slice); the unit slices of one row slice form a group
@@ -74,16 +104,6 @@ struct StepMemory {
   void* inner;               // T [B, H], what W2 multiplies; in backward T [B, W], its product's gradient; null: no W2
   void* outer;               // C [B, W], the product with W2; in backward C [B, H]
   void* states[kMaxStates];  // C [B, P or H]; in backward their gradients
-};
-
-// The step that a kernel of the step-wise driver takes, counted in the order they are computed: `first` plus what a
-// counter in device memory says (or nothing), so that a captured graph of some steps can be launched again for the next
-// ones. Steps past the last do nothing.
-struct Position {
-  int64_t first;
-  const int64_t* counter;
-
-  FASTRNN_FN int64_t get() const { return first + (counter != nullptr ? *counter : 0); }
 };
 
 struct ForwardArgs {

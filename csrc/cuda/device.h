@@ -12,6 +12,14 @@ namespace fastrnn::cuda {
 struct alignas(16) Bits128 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) Bits64 {
+  uint32_t x, y;
+};
+
+// A barrier in a block's shared memory whose phases end when as many bytes as expected were pushed into that memory.
+struct alignas(8) PushBarrier {
+  uint64_t state;
+};
 
 // The number formats of the tensor cores.
 struct MmaBFloat16 {};
@@ -70,6 +78,52 @@ struct Block {
 #endif
 };
 
+// Pushing 16 bytes into the shared memory of another block of the cluster. In PTX's memory model the store and its
+// count release what the thread has seen to whoever awaits the barrier.
+#if __CUDA_ARCH__ >= 900
+FASTRNN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+FASTRNN_DEVICE uint32_t address_of_rank(const void* mine, int rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(mine)), "r"(rank));
+  return address;
+}
+// One thread, before the cluster's first barrier.
+FASTRNN_DEVICE void start(PushBarrier* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// One thread, once a phase: without it the phase does not end.
+FASTRNN_DEVICE void expect(PushBarrier* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// Returns when the phase of that parity is over; phases are counted from 0.
+FASTRNN_DEVICE void await(Block&, const PushBarrier* barrier, uint32_t parity) {
+  uint32_t over;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(over)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (over == 0);
+}
+// `mine`, `barrier`: as they lie in this block.
+FASTRNN_DEVICE void push(Block&, Bits128* mine, const Bits128& bits, PushBarrier* barrier, int rank) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   address_of_rank(mine, rank)),
+               "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(address_of_rank(barrier, rank))
+               : "memory");
+}
+#else
+FASTRNN_DEVICE void start(PushBarrier*) {}
+FASTRNN_DEVICE void expect(PushBarrier*, uint32_t) {}
+FASTRNN_DEVICE void await(Block&, const PushBarrier*, uint32_t) {}
+FASTRNN_DEVICE void push(Block&, Bits128*, const Bits128&, PushBarrier*, int) {}
+#endif
+
 // Reads 16 bytes that another block has written during this kernel: not from the first-level cache.
 FASTRNN_DEVICE Bits128 load_fresh(const void* p) {
   const uint4 v = __ldcg(static_cast<const uint4*>(p));
@@ -91,20 +145,23 @@ FASTRNN_DEVICE void await_count(const uint32_t* counter, uint32_t target) {
   } while (static_cast<int32_t>(value - target) < 0);
 }
 
+// Volatile: all lanes of a warp take part, so the compiler may not move it into a branch or merge two of them.
 // sum (16×8) += a (16×16, of tf32 16×8) · b (16×8, of tf32 8×8), by the 32 threads of a warp together. With
 // g = lane / 4, q = lane % 4: sum holds (g, 2q), (g, 2q+1), (g+8, 2q), (g+8, 2q+1); a and b as in the PTX manual.
 FASTRNN_DEVICE void multiply_add(Block&, MmaBFloat16, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 FASTRNN_DEVICE void multiply_add(Block&, MmaFloat16, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 FASTRNN_DEVICE void multiply_add(Block&, MmaTf32, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }

@@ -20,14 +20,6 @@ struct Counts {
   int64_t at(int64_t step) const { return counts != nullptr ? counts[step] : batch; }
 };
 
-bool wants_initial(const BackwardArgs& args);
-
-// One step, the `first`-th or, of a captured graph, that many after the counter's.
-Error forward_step(const FormatKernels& kernels, const ForwardArgs& args, const ForwardArgs* device,
-                   const Position& position, int64_t rows, Library& library, Stream stream);
-Error backward_step(const FormatKernels& kernels, const BackwardArgs& args, const BackwardArgs* device,
-                    const Position& position, int64_t rows, Library& library, Stream stream);
-
 // The whole sequence, launch by launch.
 Error stepwise_forward(const FormatKernels& kernels, const ForwardArgs& args, const Counts& counts, Library& library,
                        Stream stream);

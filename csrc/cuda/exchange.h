@@ -1,5 +1,7 @@
 // How the blocks of a group tell each other their part of the next operand, once a step. Two buffers take turns: who
 // writes the next operand has seen that everybody has read the one before it, by the barrier in between.
+//
+// Operands are numbered from 0. A block publishes its numbers of one, sends them, and waits for those of the others.
 #pragma once
 
 #include "cuda/args.h"
@@ -9,11 +11,25 @@ namespace fastrnn::cuda {
 
 FASTRNN_FN int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// An operand and a block's part of it. A row holds a number of every unit, of each of `gates` gates; gates begin at
+// multiples of 16 bytes.
+struct OperandPart {
+  int gates, gate_numbers;  // h: one gate; ∂L/∂rh: all
+  int rows, units, first_unit;
+  int stride;            // bytes between rows
+  int64_t buffer_bytes;  // of all rows
+
+  FASTRNN_FN static int64_t numbers_of_gate(int64_t hidden) { return round_up(hidden, kGranule); }
+  // The place of a number among those of its row.
+  FASTRNN_FN int place(int gate, int unit) const { return gate * gate_numbers + first_unit + unit; }
+};
+
 // Through global memory, with a counter for a barrier; every block of the grid must be on the machine at once.
+template <class Format>
 struct ThroughGrid {
-  static constexpr bool kCluster = false;
+  using Storage = typename Format::Storage;
+  const OperandPart& part;
   char* memory;
-  int64_t buffer_bytes;
   uint32_t* counter;
   uint32_t members, target;
 
@@ -22,68 +38,105 @@ struct ThroughGrid {
     FASTRNN_DEVICE Bits128 operator()(const char* p) const { return load_fresh(p); }
   };
 
-  FASTRNN_FN static int64_t shared_bytes(const Tiling&, int64_t) { return 0; }
+  FASTRNN_FN static int64_t stride(const Tiling& t) { return t.depth * static_cast<int64_t>(sizeof(Storage)); }
+  FASTRNN_FN static int64_t shared_bytes(int64_t) { return 0; }
 
   template <class Args>
-  FASTRNN_DEVICE ThroughGrid(Block& block, const Args& a, char*, int64_t bytes)
-      : memory(static_cast<char*>(a.exchange.buffers) + block.y() * 2 * bytes),
-        buffer_bytes(bytes),
+  FASTRNN_DEVICE ThroughGrid(Block& block, const Args& a, const OperandPart& part, char*)
+      : part(part),
+        memory(static_cast<char*>(a.exchange.buffers) + block.y() * 2 * part.buffer_bytes),
         counter(a.exchange.counters + block.y()),
         members(static_cast<uint32_t>(a.tiling.unit_slices)),
         target(0) {}
 
-  FASTRNN_DEVICE const char* buffer(int64_t k) const { return memory + k % 2 * buffer_bytes; }
-  template <class Format>
-  FASTRNN_DEVICE void publish(Block&, int64_t k, int64_t at, float value) {
-    Format::operand(value, reinterpret_cast<typename Format::Storage*>(memory + k % 2 * buffer_bytes) + at);
+  FASTRNN_DEVICE char* buffer(int n) const { return memory + (n & 1) * part.buffer_bytes; }
+  FASTRNN_DEVICE void publish(int n, int row, int gate, int unit, float value) const {
+    Format::operand(value, reinterpret_cast<Storage*>(buffer(n) + row * part.stride) + part.place(gate, unit));
   }
-  FASTRNN_DEVICE void arrive(Block& block) {
+  FASTRNN_DEVICE void send(Block& block, int) {
     block.sync();
     if (block.thread() == 0) announce(counter);
   }
-  FASTRNN_DEVICE void wait(Block& block) {
+  FASTRNN_DEVICE void wait(Block& block, int) {
     target += members;
     if (block.thread() == 0) await_count(counter, target);
     block.sync();
   }
 };
 
-// Through the shared memory of a cluster: every block has a copy of the operand, and writes its part into all.
+// Through the shared memory of a cluster: every block has a copy of the operand and pushes its part into those of the
+// others, 16 bytes at a time, which a barrier of the receiver counts. No block waits for a fence.
+template <class Format>
 struct ThroughCluster {
-  static constexpr bool kCluster = true;
+  using Storage = typename Format::Storage;
+  static constexpr int kMost = 16;  // blocks of a cluster
+  const OperandPart& part;
+  PushBarrier* arrived;  // of each buffer
   char* memory;
-  int64_t buffer_bytes;
   int members;
+  uint32_t awaited;  // bytes of an operand from other blocks
 
   struct Load {
     static constexpr int kInFlight = 4;  // shared memory is near
     FASTRNN_DEVICE Bits128 operator()(const char* p) const { return *reinterpret_cast<const Bits128*>(p); }
   };
 
-  FASTRNN_FN static int64_t shared_bytes(const Tiling&, int64_t bytes) { return 2 * bytes; }
+  // Rows a multiple of 128 bytes apart would lie on the same banks.
+  FASTRNN_FN static int64_t stride(const Tiling& t) {
+    const int64_t bytes = t.depth * static_cast<int64_t>(sizeof(Storage));
+    return round_up(bytes - Format::kRowOffset, 128) + Format::kRowOffset;
+  }
+  FASTRNN_FN static int64_t shared_bytes(int64_t buffer_bytes) { return 16 + 2 * buffer_bytes; }
+  // Of the units of one gate and row.
+  FASTRNN_FN static int chunks(int units) { return (units * static_cast<int>(sizeof(Storage)) + 15) / 16; }
 
   template <class Args>
-  FASTRNN_DEVICE ThroughCluster(Block& block, const Args& a, char* shared, int64_t bytes)
-      : memory(shared), buffer_bytes(bytes), members(a.tiling.unit_slices) {
+  FASTRNN_DEVICE ThroughCluster(Block& block, const Args& a, const OperandPart& part, char* shared)
+      : part(part),
+        arrived(reinterpret_cast<PushBarrier*>(shared)),
+        memory(shared + 16),
+        members(a.tiling.unit_slices) {
+    const int last = static_cast<int>(a.hidden) - (members - 1) * a.tiling.units;
+    const int others = chunks(a.tiling.units) * (members - 1) + chunks(last) - chunks(part.units);
+    awaited = static_cast<uint32_t>(16 * part.gates * part.rows * others);
     // The padding of the depth and of the rows counts as zero.
-    for (int64_t n = block.thread(); n < 2 * bytes / 16; n += block.threads()) {
+    for (int n = block.thread(); n < static_cast<int>(2 * part.buffer_bytes / 16); n += block.threads()) {
       reinterpret_cast<Bits128*>(memory)[n] = {0, 0, 0, 0};
     }
-    arrive(block);
-    wait(block);
+    if (block.thread() == 0) {
+      for (int n = 0; n < 2; ++n) start(arrived + n);
+      for (int n = 0; n < 2; ++n) expect(arrived + n, awaited);
+    }
+    block.cluster_arrive();
+    block.cluster_wait();
   }
 
-  FASTRNN_DEVICE const char* buffer(int64_t k) const { return memory + k % 2 * buffer_bytes; }
-  template <class Format>
-  FASTRNN_DEVICE void publish(Block& block, int64_t k, int64_t at, float value) {
-    using Storage = typename Format::Storage;
-    Storage* mine = reinterpret_cast<Storage*>(memory + k % 2 * buffer_bytes) + at;
-    Storage number;
-    Format::operand(value, &number);
-    for (int r = 0; r < members; ++r) *block.of_rank(mine, r) = number;
+  FASTRNN_DEVICE char* buffer(int n) const { return memory + (n & 1) * part.buffer_bytes; }
+  FASTRNN_DEVICE void publish(int n, int row, int gate, int unit, float value) const {
+    Format::operand(value, reinterpret_cast<Storage*>(buffer(n) + row * part.stride) + part.place(gate, unit));
   }
-  FASTRNN_DEVICE void arrive(Block& block) { block.cluster_arrive(); }
-  FASTRNN_DEVICE void wait(Block& block) { block.cluster_wait(); }
+  // A warp takes a row, its lanes the others' ranks and the pieces of 16 bytes.
+  FASTRNN_DEVICE void send(Block& block, int n) {
+    block.sync();
+    const int rank = block.thread() % kMost, pieces = chunks(part.units);
+    if (rank >= members || rank == block.rank()) return;
+    for (int row = block.thread() / 32; row < part.rows; row += block.threads() / 32) {
+      for (int gate = 0; gate < part.gates; ++gate) {
+        char* from = buffer(n) + row * part.stride + part.place(gate, 0) * static_cast<int>(sizeof(Storage));
+        for (int piece = block.thread() % 32 / kMost; piece < pieces; piece += 32 / kMost) {
+          Bits128* mine = reinterpret_cast<Bits128*>(from) + piece;
+          push(block, mine, *mine, arrived + (n & 1), rank);
+        }
+      }
+    }
+  }
+  // The barrier's n/2-th phase is over when all of operand n is there; the next one counts operand n + 2, of which
+  // nobody sends anything before this block has sent its part of n + 1.
+  FASTRNN_DEVICE void wait(Block& block, int n) {
+    if (members == 1) return;  // phases without pushes would be over before all threads have seen it
+    await(block, arrived + (n & 1), static_cast<uint32_t>(n >> 1 & 1));
+    if (block.thread() == 0) expect(arrived + (n & 1), awaited);
+  }
 };
 
 }  // namespace fastrnn::cuda

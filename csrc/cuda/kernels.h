@@ -24,15 +24,13 @@ struct PersistentKernel {
   Error (*launch)(const Args&, Stream) = nullptr;
   int depth_block = 0;    // Tiling::depth is a multiple of it
   int operand_bytes = 0;  // of a number of the operand
-  bool tensor_cores = false;
+  int widest = 0;         // numbers of a unit of a row in any array of a step
 };
 
 template <class Args>
 struct StepKernel {
-  Error (*launch)(const Args&, const Position&, Stream) = nullptr;
-  // For a captured graph: the arguments lie in device memory and may change before the next launch; `shape` says B, H
-  // and P, which may not.
-  Error (*launch_at)(const Args* device, const Args& shape, const Position&, Stream) = nullptr;
+  // `k`: the time step, counted in the order that the pass computes them.
+  Error (*launch)(const Args&, int64_t k, Stream) = nullptr;
 };
 
 struct FormatKernels {
@@ -50,7 +48,7 @@ struct CellKernels : CellTraits {
 };
 
 // Changes with everything that kernels in another shared object (cuda/custom_unit.h) have in common with this one.
-constexpr int kInterfaceVersion = 2;
+constexpr int kInterfaceVersion = 3;
 constexpr int64_t kCellInterface =
     kInterfaceVersion + 16 * static_cast<int64_t>(sizeof(ForwardArgs) +
                                                   4096 * (sizeof(BackwardArgs) +

@@ -19,14 +19,9 @@ constexpr int kStepThreads = 128;
 
 template <class Kernel>
 __global__ void __launch_bounds__(kStepThreads)
-    step_entry(const __grid_constant__ typename Kernel::Args a, const Position position) {
+    step_entry(const __grid_constant__ typename Kernel::Args a, const int64_t k) {
   Block block;
-  Kernel::run(block, a, position);
-}
-template <class Kernel>
-__global__ void __launch_bounds__(kStepThreads) step_entry_at(const typename Kernel::Args* a, const Position position) {
-  Block block;
-  Kernel::run(block, *a, position);
+  Kernel::run(block, a, k);
 }
 
 struct GpuLauncher {
@@ -102,16 +97,12 @@ struct GpuLauncher {
     return cudaLaunchKernelEx(&launch.config, &persistent_entry<Kernel>, a);
   }
 
-  static unsigned blocks(int64_t threads) { return static_cast<unsigned>((threads + kStepThreads - 1) / kStepThreads); }
-
+  // A block is of one row of the batch, so that no thread has to divide; x is the grid's widest dimension.
   template <class Kernel>
-  static Error step(const typename Kernel::Args& a, const Position& position, int64_t threads, Stream stream) {
-    step_entry<Kernel><<<blocks(threads), kStepThreads, 0, static_cast<cudaStream_t>(stream)>>>(a, position);
-    return cudaGetLastError();
-  }
-  template <class Kernel>
-  static Error step_at(const typename Kernel::Args* device, const Position& position, int64_t threads, Stream stream) {
-    step_entry_at<Kernel><<<blocks(threads), kStepThreads, 0, static_cast<cudaStream_t>(stream)>>>(device, position);
+  static Error step(const typename Kernel::Args& a, int64_t k, int64_t width, Stream stream) {
+    const dim3 grid(static_cast<unsigned>(a.rows.batch),
+                    static_cast<unsigned>((width + kStepThreads - 1) / kStepThreads));
+    step_entry<Kernel><<<grid, kStepThreads, 0, static_cast<cudaStream_t>(stream)>>>(a, k);
     return cudaGetLastError();
   }
 };

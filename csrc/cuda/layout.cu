@@ -1,5 +1,4 @@
 #include <cuda_runtime.h>
-#include <string.h>
 
 #include <algorithm>
 #include <string>
@@ -20,8 +19,6 @@ struct Chunk {
 __global__ void store_chunk(const __grid_constant__ Chunk chunk, int count, int64_t* to) {
   for (int k = static_cast<int>(threadIdx.x); k < count; k += static_cast<int>(blockDim.x)) to[k] = chunk.values[k];
 }
-
-__global__ void add_to(int64_t* counter, int64_t by) { *counter += by; }
 
 template <class Word>
 __global__ void copy_all_before(const Rows rows, const Word* y, const Word* initial, const Word* restart, Word* out,
@@ -55,26 +52,6 @@ Error write_offsets(const int64_t* counts, int64_t steps, int64_t* offsets, Stre
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
-}
-
-Error write_words(const void* from, int64_t bytes, void* to, Stream stream) {
-  const char* words = static_cast<const char*>(from);
-  for (int64_t done = 0; done < bytes; done += kChunk * static_cast<int64_t>(sizeof(int64_t))) {
-    Chunk chunk;
-    const int64_t size = std::min<int64_t>(bytes - done, static_cast<int64_t>(sizeof(chunk.values)));
-    memcpy(chunk.values, words + done, static_cast<size_t>(size));
-    store_chunk<<<1, kBlock, 0, static_cast<cudaStream_t>(stream)>>>(
-        chunk, static_cast<int>(size / static_cast<int64_t>(sizeof(int64_t))),
-        reinterpret_cast<int64_t*>(static_cast<char*>(to) + done));
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
-}
-
-Error advance(int64_t* counter, int64_t by, Stream stream) {
-  add_to<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(counter, by);
-  return cudaGetLastError();
 }
 
 Error hidden_before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width,

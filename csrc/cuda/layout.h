@@ -10,11 +10,6 @@ namespace fastrnn::cuda {
 // captured graph holds them.
 Error write_offsets(const int64_t* counts, int64_t steps, int64_t* offsets, Stream stream);
 
-// Writes `bytes` of the host, a multiple of 8, to device memory in the same way.
-Error write_words(const void* from, int64_t bytes, void* to, Stream stream);
-// Adds to a counter in device memory.
-Error advance(int64_t* counter, int64_t by, Stream stream);
-
 // h before each step of each row, [N, width] in the order of y: what R was multiplied with. Zeros where no step is
 // taken. `initial`, `restart`: h at the first step and at rows.reset, [B, width] or null for zeros; `bytes`: of an
 // element, 2, 4 or 8.

@@ -1,93 +1,53 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <vector>
+#include <limits>
 
 namespace fastrnn::cuda {
 
 namespace {
 
-// The model: microseconds of one step. What is not a product, by driver (a barrier and the way of the operand through
-// it, or two launches), and the rates of a block's product and of its reading the operand. Estimates from published
-// figures for an H100, to be replaced by measured ones (benchmarks/gpu_tune.py fits them and prints these lines); only
-// the order of the drivers depends on them. benchmarks/gpu_model.py reads them here.
-constexpr double kGridBarrier = 1.3, kClusterBarrier = 0.5, kLaunches = 5.0;
-constexpr double kAlone = 0.15;        // a cluster of one block has nobody to wait for
-constexpr double kTensorRate = 1.0e6;  // multiply-adds a microsecond, of a block
-constexpr double kPlainRate = 1.5e5;
-constexpr double kSharedRate = 2.0e5;   // bytes a microsecond that a block reads of its matrix, once for each pass
-constexpr double kOperandRate = 4.0e4;  // bytes a microsecond that a block reads of the operand, through L2
-constexpr double kUnitRate = 2.0e3;     // units a microsecond, element-wise
+// The rule's thresholds. No GPU has set them yet: benchmarks/gpu_run.sh measures the drivers beside each other.
+constexpr int64_t kLeastSteps = 3;     // below, the kernel's start costs more than it spares
+constexpr int64_t kClusterUnits = 16;  // of a block, before a cluster takes one more
+constexpr int64_t kMostRows = 512;     // of a group; beyond, the products of cuBLAS use the machine better
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // A block's part of the matrix, and how its warps share it.
-Tiling cut(const Problem& p, int units, int unit_slices, int row_slices, int depth_block) {
+template <class Args>
+Tiling tiling_of(const PersistentKernel<Args>& kernel, const Problem& p, int64_t units, int64_t rows, bool cluster) {
   Tiling t{};
-  t.units = units;
-  t.unit_slices = unit_slices;
-  t.rows = static_cast<int>((p.batch + row_slices - 1) / row_slices);
-  t.row_slices = static_cast<int>((p.batch + t.rows - 1) / t.rows);
-  t.matrix_rows = static_cast<int>(up(p.backward ? units : static_cast<int64_t>(p.recurrent) * units, 8));
-  t.depth = up(p.backward ? p.recurrent * p.hidden : p.hidden, depth_block);
+  t.units = static_cast<int>(units);
+  t.unit_slices = static_cast<int>(parts(p.hidden, units));
+  t.rows = static_cast<int>(rows);
+  t.row_slices = static_cast<int>(parts(p.batch, rows));
+  t.matrix_rows = static_cast<int>(up(p.backward ? units : p.recurrent * units, 8));
+  t.depth = up(p.backward ? p.recurrent * up(p.hidden, kGranule) : p.hidden, kernel.depth_block);
   const int tiles = (t.matrix_rows + kTileRows - 1) / kTileRows;
   t.warps_across = (tiles + kRowTiles - 1) / kRowTiles;
   t.warps_deep = std::max(1, kWarps / t.warps_across);
+  t.cluster = cluster;
+  t.shared_bytes = kernel.shared_bytes(t);
   return t;
 }
 
-double step_time(const Tiling& t, int operand_bytes, bool plain) {
-  const double columns = static_cast<double>(up(t.rows, kTileColumns));
-  const double depth = static_cast<double>(t.depth);
-  const double product = static_cast<double>(up(t.matrix_rows, kTileRows)) * depth * columns;
-  const double passes = static_cast<double>(up(t.rows, kTileColumns * kColumnTiles) / (kTileColumns * kColumnTiles));
-  const double matrix = static_cast<double>(t.matrix_rows) * depth * operand_bytes * passes;
-  // Warps side by side along the matrix's rows need the same numbers, and each reads them for itself.
-  const double operand = depth * columns * operand_bytes * t.warps_across;
-  const double exchange = !t.cluster ? kGridBarrier : t.unit_slices > 1 ? kClusterBarrier : kAlone;
-  const double multiplied = std::max(product / (plain ? kPlainRate : kTensorRate), matrix / kSharedRate);
-  return exchange + multiplied + (t.cluster ? 0.0 : operand / kOperandRate) +
-         static_cast<double>(t.units) * t.rows / kUnitRate;
-}
-
-double stepwise_time(const Problem& p) {
-  const double product = static_cast<double>(p.batch) * static_cast<double>(p.hidden * p.hidden) * p.recurrent;
-  return kLaunches + product / (100 * kPlainRate);
-}
-
-struct Cut {
-  Tiling tiling;
-  double time;
-};
-
-// All ways to cut the problem that a block's warps and shared memory allow.
+// Groups of as many blocks as the units make, and as many groups as there is room for. Rows and units are rounded to
+// whole tiles, so of two cuts with equal tiles the one on fewer multiprocessors is taken.
 template <class Args>
-std::vector<Cut> cuts(const PersistentKernel<Args>& kernel, const Problem& p, const Machine& m, bool cluster) {
-  std::vector<Cut> found;
-  const auto consider = [&](int unit_slices, int row_slices) {
-    const int units = static_cast<int>(up((p.hidden + unit_slices - 1) / unit_slices, 8));
-    const int slices = static_cast<int>((p.hidden + units - 1) / units);
-    Tiling t = cut(p, units, slices, row_slices, kernel.depth_block);
-    t.cluster = cluster;
-    if (t.warps_across > kWarps) return;
-    t.shared_bytes = kernel.shared_bytes(t);
-    if (t.shared_bytes > m.shared_bytes) return;
-    found.push_back({t, step_time(t, kernel.operand_bytes, !kernel.tensor_cores)});
-  };
+Tiling cut(const PersistentKernel<Args>& kernel, const Problem& p, int processors, int largest_cluster) {
+  const bool cluster = largest_cluster > 0;
   if (p.unit_slices > 0) {
-    consider(p.unit_slices, std::max(p.row_slices, 1));
-  } else if (cluster) {
-    for (int size = 1; size <= m.largest_cluster; size *= 2) {
-      for (int rows = 1; rows * size <= m.processors; rows *= 2) consider(size, rows);
-    }
-  } else {
-    const int64_t most = std::min<int64_t>(m.processors, (p.hidden + 7) / 8);
-    for (int64_t slices = most; slices >= 1; slices = slices / 2) {
-      for (int rows = 1; rows * slices <= m.processors; rows *= 2) consider(static_cast<int>(slices), rows);
-    }
+    const int64_t units = up(parts(p.hidden, p.unit_slices), kGranule);
+    return tiling_of(kernel, p, units, parts(p.batch, std::max(p.row_slices, 1)), cluster);
   }
-  std::stable_sort(found.begin(), found.end(), [](const Cut& a, const Cut& b) { return a.time < b.time; });
-  return found;
+  const int64_t most = std::min<int64_t>(processors, cluster ? largest_cluster : processors);
+  const int64_t slices = std::min(most, parts(p.hidden, cluster ? kClusterUnits : int64_t{kGranule}));
+  const int64_t units = up(parts(p.hidden, slices), kGranule);
+  const int64_t groups = std::max<int64_t>(1, processors / parts(p.hidden, units));
+  const int64_t rows = std::min(p.batch, up(parts(p.batch, groups), kTileColumns));
+  return tiling_of(kernel, p, units, rows, cluster);
 }
 
 }  // namespace
@@ -117,69 +77,88 @@ bool driver_named(const std::string& name, Driver* driver) {
 
 namespace {
 
-// The fastest cut that the machine says it can hold, or why there is none.
+// Why no persistent kernel can run the call, whatever the machine; empty if one may.
+template <class Args>
+std::string obstacle(const PersistentKernel<Args>& kernel, const Problem& p) {
+  if (p.projection) return "a projection needs a second product in every step";
+  if (p.second > 0) return "the cell has a second product in every step";
+  if (p.recurrent == 0) return "the cell has no recurrent product";
+  if (kernel.launch == nullptr) return "there is no persistent kernel for this dtype";
+  const double numbers = static_cast<double>(p.batch) * static_cast<double>(p.hidden) * kernel.widest;
+  const double most = std::numeric_limits<int32_t>::max();
+  if (numbers > most || static_cast<double>(p.steps) >= most) return "a step has more than 2^31 numbers";
+  return "";
+}
+
+// The cut of a persistent driver that the machine can hold, or why there is none. Where less than the whole machine is
+// to be had, the call is cut for what there is, and clusters become smaller.
 template <class Args>
 Choice persistent(const PersistentKernel<Args>& kernel, const Problem& p, const Machine& m, Driver driver) {
+  const bool cluster = driver == Driver::kCluster;
   Choice choice;
   choice.driver = driver;
   choice.possible = false;
-  const bool cluster = driver == Driver::kCluster;
-  if (p.projection) {
-    choice.reason = "a projection needs a second product in every step";
-  } else if (p.second > 0) {
-    choice.reason = "the cell has a second product in every step";
-  } else if (p.recurrent == 0) {
-    choice.reason = "the cell has no recurrent product";
-  } else if (kernel.launch == nullptr) {
-    choice.reason = "there is no persistent kernel for this number format";
-  } else if (cluster && m.largest_cluster == 0) {
+  choice.reason = obstacle(kernel, p);
+  if (choice.reason.empty() && cluster && m.largest_cluster == 0) {
     choice.reason = "this GPU has no thread-block clusters (compute capability 9.0 and newer)";
-  } else {
-    choice.reason = "the recurrent weights do not fit into shared memory";
-    for (const Cut& cut : cuts(kernel, p, m, cluster)) {
-      if (choice.possible && cut.time >= choice.microseconds) break;  // nor can any that follows be faster
-      int capacity = 0;
-      const int needed = cluster ? 1 : cut.tiling.unit_slices * cut.tiling.row_slices;
-      if (kernel.capacity(cut.tiling, &capacity) != 0 || capacity < needed) {
-        if (!choice.possible) choice.reason = "the GPU cannot hold all blocks at once";
-        continue;
-      }
-      // Clusters that do not fit at once run one after the other.
-      const double time = cut.time * (cluster ? (cut.tiling.row_slices + capacity - 1) / capacity : 1);
-      if (choice.possible && time >= choice.microseconds) continue;
-      choice.tiling = cut.tiling;
-      choice.microseconds = time;
+  }
+  if (!choice.reason.empty()) return choice;
+  int processors = m.processors, largest = cluster ? m.largest_cluster : 0;
+  while (processors > 0) {
+    const Tiling t = cut(kernel, p, processors, largest);
+    if (t.shared_bytes > m.shared_bytes || t.warps_across > kWarps) {
+      if (choice.reason.empty()) choice.reason = "the recurrent weights do not fit into shared memory";
+      return choice;
+    }
+    int capacity = 0;
+    if (kernel.capacity(t, &capacity) != 0) capacity = 0;
+    if (capacity >= (cluster ? t.row_slices : t.unit_slices * t.row_slices)) {
+      choice.tiling = t;
       choice.possible = true;
       choice.reason = "the recurrent weights stay in shared memory";
+      return choice;
+    }
+    choice.reason = "the GPU cannot hold all blocks at once";
+    if (p.unit_slices > 0) return choice;
+    const int left = capacity * (cluster ? t.unit_slices : 1);
+    if (left > 0 && left < processors) {
+      processors = left;
+    } else if (cluster && t.unit_slices > 1) {
+      largest = t.unit_slices / 2;
+    } else {
+      return choice;
     }
   }
   return choice;
+}
+
+// Why a persistent driver that could run the call is left alone; empty if it is not.
+std::string better_stepwise(const Problem& p, const Tiling& t) {
+  if (p.steps < kLeastSteps) return "the sequence is short";
+  if (t.rows > kMostRows) return "there are many rows";
+  return "";
 }
 
 }  // namespace
 
 template <class Args>
 Choice choose(const PersistentKernel<Args> (&kernels)[2], const Problem& p, const Machine& m, Driver wanted) {
-  Choice best;
-  best.microseconds = stepwise_time(p);
-  best.reason = "a product of the library and an element-wise kernel in every step";
+  Choice stepwise;
+  stepwise.reason = "a product of cuBLAS and an element-wise kernel in every step";
   if (p.recurrent == 0) {
-    best.microseconds = kLaunches / static_cast<double>(p.steps);
-    best.reason = "the cell has no recurrent product: one kernel for all steps, a thread for each unit";
-    if (wanted == Driver::kAuto) return best;
+    stepwise.reason = "the cell has no recurrent product: one kernel for all steps, a thread for each unit";
+    if (wanted == Driver::kAuto) return stepwise;
   }
-  if (wanted == Driver::kStepwise) return best;
-  for (Driver driver : {Driver::kGrid, Driver::kCluster}) {
+  if (wanted == Driver::kStepwise) return stepwise;
+  for (Driver driver : {Driver::kCluster, Driver::kGrid}) {
     if (wanted != Driver::kAuto && wanted != driver) continue;
-    Choice found = persistent(kernels[driver == Driver::kCluster], p, m, driver);
-    if (wanted == driver) return found;
-    if (found.possible && found.microseconds < best.microseconds) {
-      best = std::move(found);
-    } else if (!found.possible && best.driver == Driver::kStepwise) {
-      best.reason += std::string("; no ") + driver_name(driver) + ": " + found.reason;
-    }
+    Choice choice = persistent(kernels[driver == Driver::kCluster], p, m, driver);
+    if (wanted == driver) return choice;
+    const std::string against = choice.possible ? better_stepwise(p, choice.tiling) : choice.reason;
+    if (against.empty()) return choice;
+    stepwise.reason += std::string("; no ") + driver_name(driver) + ": " + against;
   }
-  return best;
+  return stepwise;
 }
 
 template Choice choose(const PersistentKernel<ForwardArgs> (&)[2], const Problem&, const Machine&, Driver);

@@ -1,4 +1,5 @@
-// Which driver runs a call, and how a persistent one is cut into blocks. The only place where that is decided.
+// Which driver runs a call, and how a persistent one is cut into blocks: clusters if they hold the weights, else the
+// grid, else step by step. The only place where that is decided.
 #pragma once
 
 #include <string>
@@ -28,15 +29,14 @@ struct Problem {
   int64_t steps, batch, hidden;
   int recurrent, second, states;  // of the cell: R, R2, S
   bool projection, backward;
-  int unit_slices = 0, row_slices = 0;  // of a persistent driver, asked for (cut() rounds them); 0: what is fastest
+  int unit_slices = 0, row_slices = 0;  // of a persistent driver, asked for (units are rounded); 0: by the rule
 };
 
 struct Choice {
   Driver driver = Driver::kStepwise;
   Tiling tiling{};
-  double microseconds = 0;  // of a step, by the model of plan.cpp
-  std::string reason;       // in words: of this choice, or why the driver that was asked for cannot be had
-  bool possible = true;     // false: `wanted` cannot be had
+  std::string reason;    // in words: of this choice, or why the driver that was asked for cannot be had
+  bool possible = true;  // false: `wanted` cannot be had
 };
 
 // `kernels`: of the format, nulls where it has no persistent ones. `capacity` of a kernel asks the machine itself,

@@ -22,8 +22,9 @@ using Sums = float[kRowTiles][n][4];
 template <class T, class Kind>
 struct TensorCores {
   using Storage = T;
-  static constexpr bool kTensorCores = true;
   static constexpr int kBlock = 64 / static_cast<int>(sizeof(T));  // of the depth
+  // Rows of the operand in shared memory begin this many bytes after a multiple of 128: a quarter of a warp reads two.
+  static constexpr int kRowOffset = 64;
 
   static FASTRNN_DEVICE void operand(float x, T* p) {
     if constexpr (sizeof(T) == 4) {
@@ -33,24 +34,36 @@ struct TensorCores {
     }
   }
 
-  // Packs `matrix` (rows, depth), given by a function of (row, column): [block][half block][tile][lane][16 bytes], the
-  // last tile's lanes 8 bytes if it has but 8 rows.
+  // Packs a matrix of `rows` rows: [block][half block][tile][lane][16 bytes], the last tile's lanes 8 bytes if it has
+  // but 8 rows. `matrix(row, column)`: 16 bytes of a row from that column on.
   template <class Matrix>
   static FASTRNN_DEVICE void pack(Block& block, char* to, int rows, int blocks, const Matrix& matrix) {
-    constexpr int kEach = kBlock / 16;  // numbers in a register
-    const int64_t row_bytes = kBlock / 2 * static_cast<int64_t>(sizeof(T));
-    const int64_t numbers = static_cast<int64_t>(rows) * blocks * kBlock;
-    for (int64_t n = block.thread(); n < numbers; n += block.threads()) {
-      const int row = static_cast<int>(n % rows);
-      const int64_t column = n / rows;
-      const int in = static_cast<int>(column % kBlock), q = in / (kBlock / 4), rest = in % (kBlock / 4);
-      const int half = rest / (kBlock / 8), pair = rest % (kBlock / 8) / kEach, low = rest % kEach;
-      const int tile = row / kTileRows, lane = row % 8 * 4 + q;
-      const bool partial = tile * kTileRows + 8 >= rows;
-      const int reg = pair * (partial ? 1 : 2) + (row % kTileRows) / 8;
-      char* at = to + (column / kBlock * 2 + half) * rows * row_bytes + tile * kTileRows * row_bytes +
-                 lane * (partial ? 8 : 16) + reg * 4;
-      operand(matrix(row, column), reinterpret_cast<T*>(at) + low);
+    const int lane = block.thread() % 32, warps = block.threads() / 32;
+    const int row_bytes = kBlock / 2 * static_cast<int>(sizeof(T)), half_bytes = rows * row_bytes;
+    for (int k = block.thread() / 32; k < blocks; k += warps) {
+      const int column = k * kBlock + lane % 4 * (kBlock / 4);
+      for (int first = 0; first < rows; first += kTileRows) {
+        char* at = to + 2 * k * half_bytes + first * row_bytes;
+        const Bits128 upper = rounded(matrix(first + lane / 4, column));
+        if (first + 8 < rows) {
+          const Bits128 lower = rounded(matrix(first + 8 + lane / 4, column));
+          Bits128* lanes = reinterpret_cast<Bits128*>(at) + lane;
+          *lanes = {upper.x, lower.x, upper.y, lower.y};
+          lanes[half_bytes / 16] = {upper.z, lower.z, upper.w, lower.w};
+        } else {
+          Bits64* lanes = reinterpret_cast<Bits64*>(at) + lane;
+          *lanes = {upper.x, upper.y};
+          lanes[half_bytes / 8] = {upper.z, upper.w};
+        }
+      }
+    }
+  }
+  static FASTRNN_DEVICE Bits128 rounded(const Bits128& bits) {
+    if constexpr (sizeof(T) != 4) {
+      return bits;
+    } else {
+      const auto one = [](uint32_t x) { return bit_cast<uint32_t>(round_tf32(bit_cast<float>(x))); };
+      return {one(bits.x), one(bits.y), one(bits.z), one(bits.w)};
     }
   }
 
@@ -61,7 +74,7 @@ struct TensorCores {
 
   // `b`: the operand, rows `stride` bytes apart, read by `load`.
   template <int tiles, class Load>
-  static FASTRNN_DEVICE void fetch(Block& block, Operand<tiles>& right, const char* b, int64_t stride, int64_t k,
+  static FASTRNN_DEVICE void fetch(Block& block, Operand<tiles>& right, const char* b, int stride, int k,
                                    const Load& load) {
     const int lane = block.thread() % 32;
     FASTRNN_UNROLL
@@ -72,23 +85,23 @@ struct TensorCores {
 
   // One block of the depth. `a`: as packed.
   template <int tiles>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile,
-                                        int64_t k, const Operand<tiles>& right) {
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile, int k,
+                                        const Operand<tiles>& right) {
     const int lane = block.thread() % 32;
-    const int64_t row_bytes = kBlock / 2 * static_cast<int64_t>(sizeof(T));
+    constexpr int row_bytes = kBlock / 2 * static_cast<int>(sizeof(T));
     FASTRNN_UNROLL
     for (int half = 0; half < 2; ++half) {
       FASTRNN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         const int row = (first_tile + m) * kTileRows;
         if (row >= rows) continue;
-        const char* tile = a + (k * 2 + half) * rows * row_bytes + row * row_bytes;
+        const char* tile = a + ((k * 2 + half) * rows + row) * row_bytes;
         Bits128 left;
         if (row + 8 < rows) {
           left = *reinterpret_cast<const Bits128*>(tile + lane * 16);
         } else {
-          const uint32_t* two = reinterpret_cast<const uint32_t*>(tile + lane * 8);
-          left = {two[0], 0, two[1], 0};
+          const Bits64 two = *reinterpret_cast<const Bits64*>(tile + lane * 8);
+          left = {two.x, 0, two.y, 0};
         }
         FASTRNN_UNROLL
         for (int n = 0; n < tiles; ++n) {
@@ -103,19 +116,19 @@ struct TensorCores {
 // float32, exact: no tensor core takes it. The sums lie over the threads as theirs do.
 struct PlainFloat {
   using Storage = float;
-  static constexpr bool kTensorCores = false;
   static constexpr int kBlock = 4;
+  static constexpr int kRowOffset = 16;  // a quarter of a warp reads four rows, every other one, 16 bytes of each
 
   static FASTRNN_DEVICE void operand(float x, float* p) { *p = x; }
 
   // [block][row][4]
   template <class Matrix>
   static FASTRNN_DEVICE void pack(Block& block, char* to, int rows, int blocks, const Matrix& matrix) {
-    const int64_t numbers = static_cast<int64_t>(rows) * blocks * kBlock;
-    for (int64_t n = block.thread(); n < numbers; n += block.threads()) {
-      const int row = static_cast<int>(n % rows);
-      const int64_t column = n / rows;
-      reinterpret_cast<float*>(to)[(column / kBlock * rows + row) * kBlock + column % kBlock] = matrix(row, column);
+    const int warps = block.threads() / 32;
+    for (int k = block.thread() / 32; k < blocks; k += warps) {
+      for (int row = block.thread() % 32; row < rows; row += 32) {
+        reinterpret_cast<Bits128*>(to)[k * rows + row] = matrix(row, k * kBlock);
+      }
     }
   }
 
@@ -131,7 +144,7 @@ struct PlainFloat {
   using Operand = Bits128[n][2];
 
   template <int tiles, class Load>
-  static FASTRNN_DEVICE void fetch(Block& block, Operand<tiles>& right, const char* b, int64_t stride, int64_t k,
+  static FASTRNN_DEVICE void fetch(Block& block, Operand<tiles>& right, const char* b, int stride, int k,
                                    const Load& load) {
     FASTRNN_UNROLL
     for (int n = 0; n < tiles; ++n) {
@@ -142,8 +155,8 @@ struct PlainFloat {
   }
 
   template <int tiles>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile,
-                                        int64_t k, const Operand<tiles>& operand) {
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile, int k,
+                                        const Operand<tiles>& operand) {
     const int lane = block.thread() % 32;
     const Bits128* packed = reinterpret_cast<const Bits128*>(a) + k * rows;
     float left[kRowTiles][2][4];
@@ -179,7 +192,7 @@ struct Partials {
   float* memory;
   int rows, deep, columns;
 
-  FASTRNN_FN int64_t stride() const { return rows + 4; }
+  FASTRNN_FN int stride() const { return rows + 4; }
   FASTRNN_FN static int columns_of(int group_rows) {
     const int rounded = (group_rows + kTileColumns - 1) / kTileColumns * kTileColumns;
     return rounded < kPassColumns ? rounded : kPassColumns;
@@ -189,34 +202,91 @@ struct Partials {
            static_cast<int64_t>(sizeof(float));
   }
   FASTRNN_DEVICE float* at(int part, int column) const { return memory + (part * columns + column) * stride(); }
-  FASTRNN_DEVICE float sum(int row, int column) const {
-    float total = at(0, column)[row];
-    for (int part = 1; part < deep; ++part) total += at(part, column)[row];
-    return total;
+
+  // The products of n rows of the matrix from `row` on with a column. Compiled for each power of two of parts, so that
+  // all loads of them are under way at once.
+  template <int n, class V>
+  FASTRNN_DEVICE void sums(int row, int column, V (&out)[n]) const {
+    if (deep <= 1) return sum_parts<1>(row, column, out);
+    if (deep <= 2) return sum_parts<2>(row, column, out);
+    if (deep <= 4) return sum_parts<4>(row, column, out);
+    sum_parts<kWarps>(row, column, out);
   }
+
+ private:
+  template <int count, int n, class V>
+  FASTRNN_DEVICE void sum_parts(int row, int column, V (&out)[n]) const {
+    V parts[count][n];
+    FASTRNN_UNROLL
+    for (int part = 0; part < count; ++part) {
+      FASTRNN_UNROLL
+      for (int g = 0; g < n; ++g) parts[part][g] = V::zero();
+      if (part < deep) load(row, part, column, parts[part]);
+    }
+    FASTRNN_UNROLL
+    for (int g = 0; g < n; ++g) {
+      out[g] = parts[0][g];
+      FASTRNN_UNROLL
+      for (int part = 1; part < count; ++part) out[g] = out[g] + parts[part][g];
+    }
+  }
+  template <int n, class V>
+  FASTRNN_DEVICE void load(int row, int part, int column, V (&out)[n]) const {
+    const float* from = at(part, column) + row;
+    if constexpr (n == 4) {  // the four gates of a unit; row is a multiple of four
+      const Bits128 bits = *reinterpret_cast<const Bits128*>(from);
+      out[0] = bit_cast<float>(bits.x);
+      out[1] = bit_cast<float>(bits.y);
+      out[2] = bit_cast<float>(bits.z);
+      out[3] = bit_cast<float>(bits.w);
+    } else {
+      FASTRNN_UNROLL
+      for (int g = 0; g < n; ++g) out[g] = from[g];
+    }
+  }
+};
+
+// A warp's part of every product of a kernel: two row tiles, and some blocks of the depth. Worked out once, as it takes
+// divisions.
+struct WarpPart {
+  int rows;  // of the matrix
+  int first_tile;
+  int deep;  // its place among the warps that share the depth
+  int begin, end;
+
+  FASTRNN_DEVICE WarpPart(Block& block, const Tiling& tiling, int depth_block)
+      : rows(tiling.matrix_rows),
+        first_tile(block.thread() / 32 % tiling.warps_across * kRowTiles),
+        deep(block.thread() / 32 / tiling.warps_across) {
+    const int blocks = static_cast<int>(tiling.depth) / depth_block;
+    begin = blocks * deep / tiling.warps_deep;
+    end = deep < tiling.warps_deep ? blocks * (deep + 1) / tiling.warps_deep : begin;
+  }
+  // Warps that are too many have no place in the partial sums.
+  FASTRNN_DEVICE bool idle(const Partials& partials) const { return deep >= partials.deep; }
 };
 
 // Of a pass that is `tiles` column tiles wide: a warp asks for several blocks' operand before it uses the first, or
 // it would wait for memory once for each.
 template <class Format, int tiles, class Load>
-FASTRNN_DEVICE void multiply_tiles(Block& block, const Tiling& tiling, int across, int deep, const char* a,
-                                   const char* b, int64_t stride, const Partials& partials, const Load& load) {
+FASTRNN_DEVICE void multiply_tiles(Block& block, const WarpPart& part, const char* a, const char* b, int stride,
+                                   const Partials& partials, const Load& load) {
   constexpr int kAhead = Load::kInFlight > tiles * Format::kLoads ? Load::kInFlight / (tiles * Format::kLoads) : 1;
-  const int rows = tiling.matrix_rows, first_tile = across * kRowTiles;
-  const int64_t blocks = tiling.depth / Format::kBlock, end = blocks * (deep + 1) / tiling.warps_deep;
   Sums<tiles> sums = {};
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
-  for (int64_t k = blocks * deep / tiling.warps_deep; k < end; k += kAhead) {
+  for (int k = part.begin; k < part.end; k += kAhead) {
     typename Format::template Operand<tiles> right[kAhead];
     FASTRNN_UNROLL
     for (int j = 0; j < kAhead; ++j) {
-      if (k + j < end) Format::template fetch<tiles>(block, right[j], b, stride, k + j, load);
+      if (k + j < part.end) Format::template fetch<tiles>(block, right[j], b, stride, k + j, load);
     }
     FASTRNN_UNROLL
     for (int j = 0; j < kAhead; ++j) {
-      if (k + j < end) Format::template accumulate<tiles>(block, sums, a, rows, first_tile, k + j, right[j]);
+      if (k + j < part.end) {
+        Format::template accumulate<tiles>(block, sums, a, part.rows, part.first_tile, k + j, right[j]);
+      }
     }
   }
   const int lane = block.thread() % 32, g = lane / 4, q = lane % 4;
@@ -224,14 +294,14 @@ FASTRNN_DEVICE void multiply_tiles(Block& block, const Tiling& tiling, int acros
   for (int m = 0; m < kRowTiles; ++m) {
     FASTRNN_UNROLL
     for (int n = 0; n < tiles; ++n) {
-      const int row = (first_tile + m) * kTileRows + g, column = n * kTileColumns + q * 2;
-      if (row < rows) {
-        partials.at(deep, column)[row] = sums[m][n][0];
-        partials.at(deep, column + 1)[row] = sums[m][n][1];
+      const int row = (part.first_tile + m) * kTileRows + g, column = n * kTileColumns + q * 2;
+      if (row < part.rows) {
+        partials.at(part.deep, column)[row] = sums[m][n][0];
+        partials.at(part.deep, column + 1)[row] = sums[m][n][1];
       }
-      if (row + 8 < rows) {
-        partials.at(deep, column)[row + 8] = sums[m][n][2];
-        partials.at(deep, column + 1)[row + 8] = sums[m][n][3];
+      if (row + 8 < part.rows) {
+        partials.at(part.deep, column)[row + 8] = sums[m][n][2];
+        partials.at(part.deep, column + 1)[row + 8] = sums[m][n][3];
       }
     }
   }
@@ -239,21 +309,14 @@ FASTRNN_DEVICE void multiply_tiles(Block& block, const Tiling& tiling, int acros
 
 // The product of one pass of columns into `partials`; to be followed by a sync.
 template <class Format, class Load>
-FASTRNN_DEVICE void multiply(Block& block, const Tiling& tiling, const char* a, const char* b, int64_t stride,
-                             int columns, const Partials& partials, const Load& load) {
-  const int warp = block.thread() / 32, across = warp % tiling.warps_across, deep = warp / tiling.warps_across;
-  if (deep >= tiling.warps_deep) return;
+FASTRNN_DEVICE void multiply(Block& block, const WarpPart& part, const char* a, const char* b, int stride, int columns,
+                             const Partials& partials, const Load& load) {
+  if (part.idle(partials)) return;
   static_assert(kColumnTiles == 4);
-  switch ((columns + kTileColumns - 1) / kTileColumns) {
-    case 1:
-      return multiply_tiles<Format, 1>(block, tiling, across, deep, a, b, stride, partials, load);
-    case 2:
-      return multiply_tiles<Format, 2>(block, tiling, across, deep, a, b, stride, partials, load);
-    case 3:
-      return multiply_tiles<Format, 3>(block, tiling, across, deep, a, b, stride, partials, load);
-    default:
-      return multiply_tiles<Format, 4>(block, tiling, across, deep, a, b, stride, partials, load);
-  }
+  if (columns <= kTileColumns) return multiply_tiles<Format, 1>(block, part, a, b, stride, partials, load);
+  if (columns <= 2 * kTileColumns) return multiply_tiles<Format, 2>(block, part, a, b, stride, partials, load);
+  if (columns <= 3 * kTileColumns) return multiply_tiles<Format, 3>(block, part, a, b, stride, partials, load);
+  multiply_tiles<Format, 4>(block, part, a, b, stride, partials, load);
 }
 
 }  // namespace fastrnn::cuda

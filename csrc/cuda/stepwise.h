@@ -7,22 +7,19 @@
 
 namespace fastrnn::cuda {
 
-// The thread's (row, unit) among B rows of `width` units, or none.
+// The thread's row and its unit among `width`, or none. A block works on one row.
 struct Place {
   int64_t b, u;
   bool none;
 
-  FASTRNN_DEVICE Place(Block& block, int64_t batch, int64_t width) {
-    const int64_t n = block.x() * block.threads() + block.thread();
-    b = n / width;
-    u = n % width;
-    none = b >= batch;
-  }
+  FASTRNN_DEVICE Place(Block& block, int64_t width)
+      : b(block.x()), u(block.y() * block.threads() + block.thread()), none(u >= width) {}
 };
 
 template <class Cell, class T>
 struct Stepwise {
-  using U = Unit<Cell, T>;
+  using U = Unit<Cell, T, int64_t>;
+  using Row = typename U::Row;
   using C = typename U::C;
   using V = typename U::V;
   static constexpr int S = U::S, R = U::R, R2 = U::R2, R1 = U::R1, kSecond = R2;
@@ -32,9 +29,28 @@ struct Stepwise {
     return static_cast<C*>(a.memory.states[s])[b * U::width(a, s) + u];
   }
 
+  template <class Args>
+  static FASTRNN_FN Row row_of(const Args& a, int64_t t, int64_t b) {
+    return {a.rows.first_row(t), b};
+  }
+  static FASTRNN_FN C conclude(const ForwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
+    const bool last = k + 1 == a.rows.steps;
+    return U::conclude(a, s, last, !last && a.rows.anew(k + 1, b), b, u, value);
+  }
+
+  // `states` become those after the step.
+  static FASTRNN_FN void step_forward(const ForwardArgs& a, const Row& row, int64_t u, const typename U::Inputs& in,
+                                      V (&states)[S]) {
+    typename U::Outcome out;
+    U::forward(in, states, out);
+    U::save(a, row, u, out);
+    FASTRNN_UNROLL
+    for (int s = 0; s < S; ++s) states[s] = out.next[s];
+  }
+
   // What state s of row b is for the next step, and h as the next product reads it.
   static FASTRNN_FN void settle(const ForwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
-    const C next = U::conclude(a, s, k, b, u, value);
+    const C next = conclude(a, s, k, b, u, value);
     state(a, s, b, u) = next;
     if (s == 0) put<T>(next, a.memory.operand, b * a.projected + u);
   }
@@ -42,14 +58,15 @@ struct Stepwise {
   static FASTRNN_FN void load_product(const ForwardArgs& a, int64_t b, int64_t u, typename U::Inputs& in) {
     const C* product = static_cast<const C*>(a.memory.product);
     for (int g = 0; g < R1; ++g) in.rh[g] = product[(b * R1 + g) * a.hidden + u];
+    U::add_bias(a, u, 0, R1, in.rh);
   }
 
   // The initial states, of the widest width that there is.
   struct Begin {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
       const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
-      const Place at(block, a.rows.batch, widest);
+      const Place at(block, widest);
       if (at.none) return;
       for (int s = 0; s < S; ++s) {
         if (at.u >= U::width(a, s)) continue;
@@ -63,26 +80,25 @@ struct Stepwise {
   // After R·h.
   struct Forward {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, u = at.u;
-      const bool projection = a.memory.inner != nullptr, active = a.rows.active(t, b);
-      const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
+      const bool projection = a.memory.inner != nullptr;
+      const Row row = row_of(a, t, b);
       V states[S];
       for (int s = 0; s < S; ++s) states[s] = s == 0 && projection ? C(0) : state(a, s, b, u);
-      if (active) {
+      if (a.rows.active(t, b)) {
         typename U::Inputs in;
-        U::load_input(a, n, u, in);
+        U::load_input(a, row, u, in);
         load_product(a, b, u, in);
-        U::forward(a, n, u, in, states);
+        step_forward(a, row, u, in, states);
         if (projection) put<T>(states[0].v, a.memory.inner, b * a.hidden + u);
-        if (a.unprojected != nullptr) put<T>(states[0].v, a.unprojected, n * a.hidden + u);
-        if (!projection) put<T>(states[0].v, a.y, n * a.hidden + u);
-      } else if (n >= 0) {
-        if (!projection) put<T>(C(0), a.y, n * a.hidden + u);
-        if (a.unprojected != nullptr) put<T>(C(0), a.unprojected, n * a.hidden + u);
+        U::put_unprojected(a, row, u, states[0].v);
+        if (!projection) U::put_output(a, row, u, states[0].v);
+      } else if (a.rows.exists(t, b)) {
+        if (!projection) U::put_output(a, row, u, C(0));
+        U::put_unprojected(a, row, u, C(0));
       }
       // From 0: an index that is not a constant would put the states into local memory.
       FASTRNN_UNROLL
@@ -95,17 +111,16 @@ struct Stepwise {
   // After the projection.
   struct Project {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.projected);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.projected);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, p = at.u;
       C value = state(a, 0, b, p);
       if (a.rows.active(t, b)) {
         value = static_cast<const C*>(a.memory.outer)[b * a.projected + p];
-        put<T>(value, a.y, a.rows.row(t, b) * a.projected + p);
+        U::put_output(a, row_of(a, t, b), p, value);
       } else if (a.rows.exists(t, b)) {
-        put<T>(C(0), a.y, a.rows.row(t, b) * a.projected + p);
+        U::put_output(a, row_of(a, t, b), p, C(0));
       }
       settle(a, 0, k, b, p, value);
     }
@@ -114,47 +129,46 @@ struct Stepwise {
   // After the first product of two: what the second one multiplies.
   struct Inner {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, u = at.u;
-      const int64_t n = a.rows.exists(t, b) ? a.rows.row(t, b) : -1;
+      const Row row = row_of(a, t, b);
       C vector(0);
       if (a.rows.active(t, b)) {
         V states[S];
         for (int s = 0; s < S; ++s) states[s] = state(a, s, b, u);
         typename U::Inputs in;
-        U::load_input(a, n, u, in);
+        U::load_input(a, row, u, in);
         load_product(a, b, u, in);
-        vector = U::inner(a, u, in, states).v;
+        vector = U::inner(in, states).v;
       }
       put<T>(vector, a.memory.inner, b * a.hidden + u);
-      if (a.unprojected != nullptr && n >= 0) put<T>(vector, a.unprojected, n * a.hidden + u);
+      if (a.rows.exists(t, b)) U::put_unprojected(a, row, u, vector);
     }
   };
 
   // After the second product.
   struct Second {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k >= a.rows.steps) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t t = a.rows.step(k), b = at.b, u = at.u;
       V states[S];
       for (int s = 0; s < S; ++s) states[s] = state(a, s, b, u);
       if (a.rows.active(t, b)) {
-        const int64_t n = a.rows.row(t, b);
+        const Row row = row_of(a, t, b);
         typename U::Inputs in;
-        U::load_input(a, n, u, in);
+        U::load_input(a, row, u, in);
         load_product(a, b, u, in);
         const C* second = static_cast<const C*>(a.memory.outer);
         for (int g = 0; g < R2; ++g) in.rm[g] = second[(b * R2 + g) * a.hidden + u];
-        U::forward(a, n, u, in, states);
-        put<T>(states[0].v, a.y, n * a.hidden + u);
+        U::add_bias(a, u, R1, R2, in.rm);
+        step_forward(a, row, u, in, states);
+        U::put_output(a, row, u, states[0].v);
       } else if (a.rows.exists(t, b)) {
-        put<T>(C(0), a.y, a.rows.row(t, b) * a.hidden + u);
+        U::put_output(a, row_of(a, t, b), u, C(0));
       }
       for (int s = 0; s < S; ++s) settle(a, s, k, b, u, states[s].v);
     }
@@ -163,8 +177,8 @@ struct Stepwise {
   // All steps of a cell that multiplies nothing.
   struct Whole {
     using Args = ForwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
-      const Place at(block, a.rows.batch, a.hidden);
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
+      const Place at(block, a.hidden);
       if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V states[S];
@@ -172,24 +186,24 @@ struct Stepwise {
       for (int64_t k = 0; k < a.rows.steps; ++k) {
         const int64_t t = a.rows.step(k);
         if (a.rows.active(t, b)) {
-          const int64_t n = a.rows.row(t, b);
+          const Row row = row_of(a, t, b);
           typename U::Inputs in;
-          U::load_input(a, n, u, in);
-          U::forward(a, n, u, in, states);
-          put<T>(states[0].v, a.y, n * a.hidden + u);
+          U::load_input(a, row, u, in);
+          step_forward(a, row, u, in, states);
+          U::put_output(a, row, u, states[0].v);
         } else if (a.rows.exists(t, b)) {
-          put<T>(C(0), a.y, a.rows.row(t, b) * a.hidden + u);
+          U::put_output(a, row_of(a, t, b), u, C(0));
         }
-        for (int s = 0; s < S; ++s) states[s] = U::conclude(a, s, k, b, u, states[s].v);
+        for (int s = 0; s < S; ++s) states[s] = conclude(a, s, k, b, u, states[s].v);
       }
     }
   };
 
   struct BeginBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
       const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
-      const Place at(block, a.rows.batch, widest);
+      const Place at(block, widest);
       if (at.none) return;
       for (int s = 0; s < S; ++s) {
         if (at.u < U::width(a, s)) state(a, s, at.b, at.u) = U::final_gradient(a, s, at.b, at.u);
@@ -202,10 +216,14 @@ struct Stepwise {
     C value = state(a, s, b, u);
     if (k + 1 < a.rows.steps) {
       if (R1 > 0 && s == 0) value += static_cast<const C*>(a.memory.product)[b * a.projected + u];
-      value = U::divert(a, s, k + 1, b, u, value);
+      value = U::divert(a, s, a.rows.anew(k + 1, b), b, u, value);
     }
-    U::store_later(a, s, k, b, u, value);
+    store_later(a, s, k, b, u, value);
     return value;
+  }
+  static FASTRNN_FN void store_later(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
+    const int64_t t = a.rows.step(k);
+    if (a.rows.exists(t, b)) U::store_later(a, s, row_of(a, t, b), a.rows.active(t, b), u, value);
   }
 
   // ∂L/∂h of the k-th step, with its output's.
@@ -213,19 +231,36 @@ struct Stepwise {
     const int64_t t = a.rows.step(k);
     if (!a.rows.exists(t, b)) return value;
     const bool active = a.rows.active(t, b);
-    const int64_t n = a.rows.row(t, b);
-    if (active) value = U::with_output(a, n, u, value);
-    if (a.dh != nullptr) put<T>(active ? value : C(0), a.dh, n * a.projected + u);
+    const Row row = row_of(a, t, b);
+    if (active) value = U::with_output(a, row, u, value);
+    U::put_hidden_gradient(a, row, u, active ? value : C(0));
     return value;
+  }
+  // One step of a row: its gradients, or zeros where it takes none.
+  static FASTRNN_FN void step_backward(const BackwardArgs& a, int64_t k, int64_t b, int64_t u, C dm, V (&grads)[S],
+                                       V (&drh)[or_one(R)]) {
+    const int64_t t = a.rows.step(k);
+    const Row row = row_of(a, t, b);
+    if (a.rows.active(t, b)) {
+      typename U::Known known;
+      U::load_known(a, k, row, u, known);
+      typename U::Gradients out;
+      U::backward(known, dm, grads, out);
+      U::put_gradients(a, row, u, out);
+      FASTRNN_UNROLL
+      for (int g = 0; g < R; ++g) drh[g] = out.drh[g];
+    } else if (a.rows.exists(t, b)) {
+      U::no_step(a, row, u);
+    }
   }
 
   // Projection, first half: the gradient after it, for the product with W_hr.
   struct ProjectBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = a.rows.steps - 1 - position.get();
-      const Place at(block, a.rows.batch, a.projected);
-      if (at.none || k < 0) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t undone) {
+      const int64_t k = a.rows.steps - 1 - undone;
+      const Place at(block, a.projected);
+      if (at.none) return;
       const bool active = a.rows.active(a.rows.step(k), at.b);
       const C value = output_too(a, k, at.b, at.u, gathered(a, 0, k, at.b, at.u));
       put<T>(active ? value : C(0), a.memory.inner, at.b * a.projected + at.u);
@@ -237,16 +272,17 @@ struct Stepwise {
   // gradients are then those after the step.
   struct SecondBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = a.rows.steps - 1 - position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k < 0) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t undone) {
+      const int64_t k = a.rows.steps - 1 - undone;
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V grads[S], drm[or_one(R2)];
       for (int g = 0; g < R2; ++g) drm[g] = V::zero();
       for (int s = 0; s < S; ++s) grads[s] = gathered(a, s, k, b, u);
       grads[0] = output_too(a, k, b, u, grads[0].v);
-      if (a.rows.active(a.rows.step(k), b)) U::inner_gradient(a, k, b, u, grads, drm);
+      const int64_t t = a.rows.step(k);
+      if (a.rows.active(t, b)) U::inner_gradient(a, k, row_of(a, t, b), u, grads, drm);
       for (int s = 0; s < S; ++s) state(a, s, b, u) = grads[s].v;
       for (int g = 0; g < R2; ++g) put<T>(drm[g].v, a.memory.inner, (b * R2 + g) * a.hidden + u);
     }
@@ -254,10 +290,10 @@ struct Stepwise {
 
   struct Backward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position& position) {
-      const int64_t k = a.rows.steps - 1 - position.get();
-      const Place at(block, a.rows.batch, a.hidden);
-      if (at.none || k < 0) return;
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t undone) {
+      const int64_t k = a.rows.steps - 1 - undone;
+      const Place at(block, a.hidden);
+      if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V grads[S], drh[or_one(R)];
       for (int g = 0; g < R; ++g) drh[g] = V::zero();
@@ -276,11 +312,7 @@ struct Stepwise {
           grads[0] = output_too(a, k, b, u, grads[0].v);
         }
       }
-      if (a.rows.active(a.rows.step(k), b)) {
-        U::backward(a, k, b, u, dm, grads, drh);
-      } else {
-        U::no_step(a, k, b, u);
-      }
+      step_backward(a, k, b, u, dm, grads, drh);
       FASTRNN_UNROLL
       for (int s = 0; s < S; ++s) {
         if (s > 0 || !a.projection) state(a, s, b, u) = grads[s].v;
@@ -292,23 +324,19 @@ struct Stepwise {
   // All steps of a cell that multiplies nothing.
   struct WholeBackward {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
-      const Place at(block, a.rows.batch, a.hidden);
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
+      const Place at(block, a.hidden);
       if (at.none) return;
       const int64_t b = at.b, u = at.u;
       V grads[S], drh[or_one(R)];
       for (int s = 0; s < S; ++s) grads[s] = U::final_gradient(a, s, b, u);
       for (int64_t k = a.rows.steps - 1; k >= 0; --k) {
         if (k + 1 < a.rows.steps) {
-          for (int s = 0; s < S; ++s) grads[s] = U::divert(a, s, k + 1, b, u, grads[s].v);
+          for (int s = 0; s < S; ++s) grads[s] = U::divert(a, s, a.rows.anew(k + 1, b), b, u, grads[s].v);
         }
-        for (int s = 0; s < S; ++s) U::store_later(a, s, k, b, u, grads[s].v);
+        for (int s = 0; s < S; ++s) store_later(a, s, k, b, u, grads[s].v);
         grads[0] = output_too(a, k, b, u, grads[0].v);
-        if (a.rows.active(a.rows.step(k), b)) {
-          U::backward(a, k, b, u, C(0), grads, drh);
-        } else {
-          U::no_step(a, k, b, u);
-        }
+        step_backward(a, k, b, u, C(0), grads, drh);
       }
       for (int s = 0; s < S; ++s) U::put_initial(a, s, b, u, grads[s].v);
     }
@@ -316,9 +344,9 @@ struct Stepwise {
 
   struct Initial {
     using Args = BackwardArgs;
-    static FASTRNN_DEVICE void run(Block& block, const Args& a, const Position&) {
+    static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
       const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
-      const Place at(block, a.rows.batch, widest);
+      const Place at(block, widest);
       if (at.none) return;
       for (int s = 0; s < S; ++s) {
         if (at.u >= U::width(a, s)) continue;

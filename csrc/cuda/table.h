@@ -1,8 +1,7 @@
 // Fills in a cell's table of kernels for one format. `Launcher` says how a kernel is launched:
 //   template <class Kernel> static Error persistent(const Args&, Stream)
 //   template <class Kernel> static Error capacity(const Tiling&, int* count)
-//   template <class Kernel> static Error step(const Args&, const Position&, int64_t threads, Stream)
-//   template <class Kernel> static Error step_at(const Args* device, const Position&, int64_t threads, Stream)
+//   template <class Kernel> static Error step(const Args&, int64_t k, int64_t width, Stream): `width` threads a row
 #pragma once
 
 #include "cuda/kernels.h"
@@ -20,27 +19,24 @@ PersistentKernel<typename Kernel::Args> persistent_kernel() {
   kernel.launch = [](const Args& a, Stream stream) { return Launcher::template persistent<Kernel>(a, stream); };
   kernel.depth_block = Format::kBlock;
   kernel.operand_bytes = static_cast<int>(sizeof(typename Format::Storage));
-  kernel.tensor_cores = Format::kTensorCores;
+  kernel.widest = Kernel::kWidest;
   return kernel;
 }
 
 enum class Width { kHidden, kProjected, kWidest };
 
 template <Width width, class Args>
-int64_t threads_of(const Args& a) {
+int64_t width_of(const Args& a) {
   const int64_t widest = a.projected > a.hidden ? a.projected : a.hidden;
-  return a.rows.batch * (width == Width::kHidden ? a.hidden : width == Width::kProjected ? a.projected : widest);
+  return width == Width::kHidden ? a.hidden : width == Width::kProjected ? a.projected : widest;
 }
 
 template <class Launcher, class Kernel, Width width>
 StepKernel<typename Kernel::Args> step_kernel() {
   using Args = typename Kernel::Args;
   StepKernel<Args> kernel;
-  kernel.launch = [](const Args& a, const Position& position, Stream stream) {
-    return Launcher::template step<Kernel>(a, position, threads_of<width>(a), stream);
-  };
-  kernel.launch_at = [](const Args* device, const Args& shape, const Position& position, Stream stream) {
-    return Launcher::template step_at<Kernel>(device, position, threads_of<width>(shape), stream);
+  kernel.launch = [](const Args& a, int64_t k, Stream stream) {
+    return Launcher::template step<Kernel>(a, k, width_of<width>(a), stream);
   };
   return kernel;
 }

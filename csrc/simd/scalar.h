@@ -50,10 +50,25 @@ template <class C>
 FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
   return a.v < b.v ? a.v : b.v;
 }
-template <class C>
-FASTRNN_FN Vec<C> reciprocal(Vec<C> b) {
-  return C(1) / b.v;
+// 1 / b within 1 ULP of it, and on a GPU without the zeros that follow subnormal numbers: the instruction takes no
+// branch for the numbers that it cannot take, as a division does. Off a GPU the worst answer that it may give.
+FASTRNN_FN float approximate_reciprocal(float b) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b));
+  return y;
+#else
+  const float y = 1.0f / b;
+  return bit_cast<float>(bit_cast<int32_t>(y) + ((bit_cast<int32_t>(b) & 1) != 0 ? 1 : -1));
+#endif
 }
+// Of b from 1 to 8e37, which is what activations divide by, and of NaN. A Newton step squares the relative error of
+// 2^-23 of the approximation: what is left is that of one rounding, 2^-24, and 2^-46.
+FASTRNN_FN Vec<float> reciprocal(Vec<float> b) {
+  const float y = approximate_reciprocal(b.v);
+  return ::fmaf(::fmaf(-b.v, y, 1.0f), y, y);
+}
+FASTRNN_FN Vec<double> reciprocal(Vec<double> b) { return 1.0 / b.v; }
 // x ≤ 0 ? a : b; NaN is not ≤ 0.
 template <class C>
 FASTRNN_FN Vec<C> where_not_positive(Vec<C> x, Vec<C> a, Vec<C> b) {

@@ -1,4 +1,6 @@
 // The primitives that emulator.h declares.
+#include <string.h>
+
 #include <algorithm>
 
 #include "simd/compute.h"
@@ -142,12 +144,12 @@ void cluster_wait(Place at) {
   note_wait(thread);
 }
 
-void* peer(void* mine, int64_t bytes, int rank, Place at) {
+namespace {
+
+// `mine`, in the shared memory of the running thread's block, as it lies in the block of that rank.
+char* of_rank(void* mine, int rank) {
   Launch& launch = *current();
-  counted().pushed_bytes += bytes;
-  pause();
-  Thread& thread = launch.running();
-  thread.at = at;
+  const Thread& thread = launch.running();
   const Buffer& own = *thread.block->shared;
   const auto& blocks = thread.block->cluster->blocks;
   if (rank < 0 || rank >= static_cast<int>(blocks.size())) {
@@ -160,6 +162,72 @@ void* peer(void* mine, int64_t bytes, int rank, Place at) {
     launch.fail("asks for the shared memory of rank " + std::to_string(rank) + ", whose block has left");
   }
   return other.shared->begin + (static_cast<char*>(mine) - own.begin);
+}
+
+PushState& pushes_of(const void* barrier) {
+  const auto found = current()->pushes.find(barrier);
+  if (found == current()->pushes.end()) current()->fail("uses a barrier of pushes that nobody has started");
+  return found->second;
+}
+
+void end_phase(PushState& state) {
+  if (!state.arrived || state.bytes != 0) return;
+  state.arrived = false;
+  ++state.phase;
+  ++counted().push_phases;
+  for (Thread* thread : state.waiting) current()->wake(*thread);
+  state.waiting.clear();
+}
+
+}  // namespace
+
+void* peer(void* mine, int64_t bytes, int rank, Place at) {
+  counted().pushed_bytes += bytes;
+  pause();
+  current()->running().at = at;
+  return of_rank(mine, rank);
+}
+
+void start(void* barrier, Place at) {
+  current()->running().at = at;
+  current()->pushes[barrier] = PushState();
+}
+
+void expect(void* barrier, uint32_t bytes, Place at) {
+  Launch& launch = *current();
+  launch.running().at = at;
+  PushState& state = pushes_of(barrier);
+  if (state.arrived) launch.fail("expects pushes twice in one phase");
+  state.arrived = true;
+  state.bytes += bytes;
+  end_phase(state);
+}
+
+void await(const void* barrier, uint32_t parity, Place at) {
+  Launch& launch = *current();
+  Thread& thread = launch.running();
+  thread.at = at;
+  PushState& state = pushes_of(barrier);
+  if ((state.phase & 1) == parity) {
+    state.waiting.push_back(&thread);
+    launch.wait(State::kPushes, at);
+  }
+  note_pushes(state, thread);
+  pause();
+}
+
+void push(void* mine, const void* bits, void* barrier, int rank, Place at) {
+  Launch& launch = *current();
+  counted().pushed_bytes += 16;
+  pause();
+  launch.running().at = at;
+  char* target = of_rank(mine, rank);
+  if (reinterpret_cast<uintptr_t>(target) % 16 != 0) launch.fail("pushes 16 bytes to no multiple of 16");
+  PushState& state = pushes_of(of_rank(barrier, rank));
+  note_push(state, launch.running(), target);
+  memcpy(target, bits, 16);
+  state.bytes -= 16;
+  end_phase(state);
 }
 
 void announce(uint32_t* counter) {

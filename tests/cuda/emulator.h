@@ -34,6 +34,11 @@ void cluster_wait(Place at);
 void* peer(void* mine, int64_t bytes, int rank, Place at);
 void announce(uint32_t* counter);
 void await_count(const uint32_t* counter, uint32_t target, Place at);
+// A barrier that counts bytes pushed into a block's shared memory.
+void start(void* barrier, Place at);
+void expect(void* barrier, uint32_t bytes, Place at);
+void await(const void* barrier, uint32_t parity, Place at);
+void push(void* mine, const void* bits, void* barrier, int rank, Place at);
 // sum (4) of this lane += its part of the warp's product; a: 4 registers, b: 2.
 void multiply(Kind kind, float* sum, const uint32_t* a, const uint32_t* b, Place at);
 // Before 16 bytes are read at once. Lets others run, sometimes.
@@ -75,6 +80,22 @@ FASTRNN_DEVICE void announce(uint32_t* counter) { emulator::announce(counter); }
 FASTRNN_DEVICE void await_count(const uint32_t* counter, uint32_t target, const char* file = __builtin_FILE(),
                                 int line = __builtin_LINE()) {
   emulator::await_count(counter, target, {file, line});
+}
+
+FASTRNN_DEVICE void start(PushBarrier* barrier, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::start(barrier, {file, line});
+}
+FASTRNN_DEVICE void expect(PushBarrier* barrier, uint32_t bytes, const char* file = __builtin_FILE(),
+                           int line = __builtin_LINE()) {
+  emulator::expect(barrier, bytes, {file, line});
+}
+FASTRNN_DEVICE void await(Block&, const PushBarrier* barrier, uint32_t parity, const char* file = __builtin_FILE(),
+                          int line = __builtin_LINE()) {
+  emulator::await(barrier, parity, {file, line});
+}
+FASTRNN_DEVICE void push(Block&, Bits128* mine, const Bits128& bits, PushBarrier* barrier, int rank,
+                         const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::push(mine, &bits, barrier, rank, {file, line});
 }
 
 FASTRNN_DEVICE void multiply_add_of(emulator::Kind kind, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1,

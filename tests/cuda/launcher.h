@@ -42,6 +42,7 @@ struct Counted {
   int64_t products;         // of a warp
   int64_t fresh_bytes;      // read of what other blocks wrote into global memory
   int64_t pushed_bytes;     // written into blocks' shared memory by their ranks
+  int64_t push_phases;      // of barriers that count pushed bytes
   int64_t exchanged_bytes;  // written into the memory that a grid's blocks exchange through (FASTRNN_MEMORY_CHECK)
 };
 Counted& counted();
@@ -70,25 +71,19 @@ struct Launcher {
 
   static constexpr int kStepThreads = 128;
   template <class Kernel>
-  static int step_at(const typename Kernel::Args* device, const cuda::Position& position, int64_t threads,
-                     cuda::Stream) {
+  static int step(const typename Kernel::Args& a, int64_t k, int64_t width, cuda::Stream) {
     struct Both {
-      const typename Kernel::Args* args;
-      cuda::Position position;
-    } both{device, position};
-    const Grid grid{(threads + kStepThreads - 1) / kStepThreads, 1, kStepThreads, 0, 0, false};
+      const typename Kernel::Args& args;
+      int64_t k;
+    } both{a, k};
+    const Grid grid{a.rows.batch, (width + kStepThreads - 1) / kStepThreads, kStepThreads, 0, 0, false};
     return launch(
         grid,
         [](cuda::Block& block, const void* p) {
           const Both& both = *static_cast<const Both*>(p);
-          Kernel::run(block, *both.args, both.position);
+          Kernel::run(block, both.args, both.k);
         },
         &both);
-  }
-  template <class Kernel>
-  static int step(const typename Kernel::Args& a, const cuda::Position& position, int64_t threads,
-                  cuda::Stream stream) {
-    return step_at<Kernel>(&a, position, threads, stream);
   }
 };
 

@@ -10,6 +10,7 @@
 #include "launcher.h"
 #include "memory.h"
 #include "simd/compute.h"
+#include "simd/scalar.h"
 #include "tables.h"
 
 using namespace fastrnn;
@@ -22,7 +23,6 @@ struct Call {
   const char* cell;
   int64_t format, driver;
   int64_t unit_slices, row_slices, warps_deep;  // of a persistent driver; all 0: by csrc/cuda/plan.cpp
-  int64_t chunk;                                // steps of an emulated graph; 0: none
   int64_t T, B, H, P;
   const int64_t *offsets, *lengths;
   const bool* reset;
@@ -36,7 +36,6 @@ struct Call {
 struct Outcome {
   int64_t error, driver, possible;
   int64_t units, unit_slices, rows, row_slices, matrix_rows, depth, warps_across, warps_deep, shared_bytes, cluster;
-  double microseconds;
   char text[1000];
 };
 
@@ -166,46 +165,6 @@ Error whole(const FormatKernels& k, const ForwardArgs& a, const Counts& counts, 
 Error whole(const FormatKernels& k, const BackwardArgs& a, const Counts& counts, Library& library) {
   return stepwise_backward(k, a, counts, library, nullptr);
 }
-Error one_step(const FormatKernels& k, const ForwardArgs& a, const ForwardArgs* device, const Position& position,
-               Library& library) {
-  return forward_step(k, a, device, position, a.rows.batch, library, nullptr);
-}
-Error one_step(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device, const Position& position,
-               Library& library) {
-  return backward_step(k, a, device, position, a.rows.batch, library, nullptr);
-}
-Error begin(const FormatKernels& k, const ForwardArgs& a, const ForwardArgs* device) {
-  return k.begin.launch_at(device, a, {}, nullptr);
-}
-Error begin(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device) {
-  return k.begin_backward.launch_at(device, a, {}, nullptr);
-}
-Error end(const FormatKernels&, const ForwardArgs&, const ForwardArgs*) { return 0; }
-Error end(const FormatKernels& k, const BackwardArgs& a, const BackwardArgs* device) {
-  return k.initial.launch_at(device, a, {}, nullptr);
-}
-
-// A graph of `chunk` steps launched until all are done: the arguments and the count of steps lie in device memory.
-template <class Args>
-Error in_chunks(const FormatKernels& k, const Args& a, int64_t chunk, Library& library) {
-  void* memory = scratch("arguments", sizeof(Args), true);
-  memcpy(memory, &a, sizeof(Args));
-  const Args* device = static_cast<const Args*>(memory);
-  int64_t* counter = static_cast<int64_t*>(scratch("counter", sizeof(int64_t), true));
-  // The shape is all that a launch may take from what the host has.
-  Args shape{};
-  shape.rows.batch = a.rows.batch;
-  shape.hidden = a.hidden;
-  shape.projected = a.projected;
-  shape.memory = a.memory;
-  if constexpr (std::is_same_v<Args, BackwardArgs>) shape.projection = a.projection;
-  Error error = begin(k, shape, device);
-  for (; *counter < a.rows.steps && error == 0; *counter += chunk) {
-    for (int64_t i = 0; i < chunk && error == 0; ++i) error = one_step(k, shape, device, {i, counter}, library);
-  }
-  return error != 0 ? error : end(k, shape, device);
-}
-
 template <class Args>
 Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
   constexpr bool kBackward = std::is_same_v<Args, BackwardArgs>;
@@ -221,7 +180,6 @@ Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
   library.P = c.P;
   library.backward = kBackward;
   library.memory = a.memory = step_memory(c, cell, format, kBackward, library.W);
-  if (c.chunk > 0 && cell.recurrent > 0) return in_chunks(kernels, a, c.chunk, library);
   Counts counts{nullptr, c.B};
   std::vector<int64_t> rows;
   if (c.offsets != nullptr) {
@@ -237,11 +195,12 @@ Tiling tiling_of(const Call& c, const CellKernels& cell, const PersistentKernel<
   const bool backward = std::is_same_v<Args, BackwardArgs>;
   Tiling t{};
   t.units = static_cast<int>((c.H + c.unit_slices - 1) / c.unit_slices);
+  if (cluster) t.units = static_cast<int>(up(t.units, kGranule));
   t.unit_slices = static_cast<int>((c.H + t.units - 1) / t.units);
   t.rows = static_cast<int>((c.B + c.row_slices - 1) / c.row_slices);
   t.row_slices = static_cast<int>((c.B + t.rows - 1) / t.rows);
   t.matrix_rows = static_cast<int>(up(backward ? t.units : cell.recurrent * t.units, 8));
-  t.depth = up(backward ? cell.recurrent * c.H : c.H, kernel.depth_block);
+  t.depth = up(backward ? cell.recurrent * up(c.H, kGranule) : c.H, kernel.depth_block);
   t.warps_across = static_cast<int>(up(t.matrix_rows, kTileRows * kRowTiles) / (kTileRows * kRowTiles));
   t.warps_deep = kWarps / t.warps_across;
   if (c.warps_deep > 0 && c.warps_deep < t.warps_deep) t.warps_deep = static_cast<int>(c.warps_deep);
@@ -303,7 +262,6 @@ Choice decide(const Call& c, const CellKernels& cell, Outcome* outcome) {
   tell(choice.tiling, outcome);
   outcome->driver = static_cast<int64_t>(choice.driver);
   outcome->possible = choice.possible;
-  outcome->microseconds = choice.microseconds;
   snprintf(outcome->text, sizeof(outcome->text), "%s", choice.reason.c_str());
   return choice;
 }
@@ -362,6 +320,12 @@ FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   numbers[5] = cell->second;
   numbers[6] = cell->parameters;
   return 1;
+}
+// y = 1 / b of `count` numbers, as the activations have it, or the approximation that it begins with.
+FASTRNN_EXPORT void emulated_reciprocal(const float* b, float* y, int64_t count, int64_t refined) {
+  for (int64_t k = 0; k < count; ++k) {
+    y[k] = refined != 0 ? reciprocal(Vec<float>(b[k])).v : approximate_reciprocal(b[k]);
+  }
 }
 // What was counted since the last call, in the order of emulator::Counted.
 FASTRNN_EXPORT void emulated_counted(int64_t* numbers) {

@@ -4,8 +4,10 @@
 // orders, whatever the order in which the threads happened to run this time.
 //
 // Order is kept by intervals. A thread's interval ends where it releases what it did: at a barrier of the block, and
-// when it arrives at one of the cluster. known[b] = n: all threads of block b have done what they do before their
-// interval n. All threads of a block pass the same barriers, so that one number for each block is enough.
+// when it arrives at one of the cluster. Pushes are writes of a further actor for each block, whose interval ends with
+// every one of them: only who awaits their barrier knows of them. known[b] = n: all threads of block b have done what
+// they do before their interval n. All threads of a block pass the same barriers, so that one number for each block is
+// enough.
 #include "threads.h"
 
 #if FASTRNN_MEMORY_CHECK
@@ -39,6 +41,7 @@ constexpr int64_t kCellBytes = 2;
 uint32_t launches = 0;
 // What a counter's n-th announcement released, all before it included.
 std::map<const uint32_t*, std::vector<std::vector<uint32_t>>> announcements;
+std::map<int64_t, uint32_t> pushed;  // by the actor of a block
 
 void join(std::vector<uint32_t>& a, const std::vector<uint32_t>& b) {
   if (a.size() < b.size()) a.resize(b.size());
@@ -89,6 +92,12 @@ class Look {
   Look(Launch& launch, Buffer& buffer, const char* at, bool write)
       : launch_(launch), thread_(launch.running()), buffer_(buffer), at_(at), write_(write) {}
 
+  // Of a write that its thread does not wait for.
+  Look& as(const Access& access) {
+    access_ = access;
+    return *this;
+  }
+
   void at_cell(Cell& cell) {
     if (cell.launch != launches) {  // all of an earlier launch is over
       const bool written = cell.written;
@@ -106,7 +115,7 @@ class Look {
       if (!before(read, thread_)) fail("what " + name_of(read) + " read, with no barrier in between");
       read = Access();
     }
-    cell.write = access_of(thread_);
+    cell.write = access_.block == kNobody ? access_of(thread_) : access_;
     cell.written = true;
   }
   [[noreturn]] void fail(const std::string& what) {
@@ -120,9 +129,10 @@ class Look {
   Buffer& buffer_;
   const char* at_;
   bool write_;
+  Access access_;
 };
 
-void look(const void* p, int64_t bytes, bool write, int64_t alignment = 1) {
+void look(const void* p, int64_t bytes, bool write, int64_t alignment = 1, const Access& as = Access()) {
   Launch* launch = current();
   if (launch == nullptr || !memory().contains(p)) return;
   const auto at = static_cast<const char*>(p);
@@ -133,6 +143,7 @@ void look(const void* p, int64_t bytes, bool write, int64_t alignment = 1) {
   }
   if (write && buffer->name == "exchange") counted().exchanged_bytes += bytes;
   Look here(*launch, *buffer, at, write);
+  here.as(as);
   if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(alignment) != 0) {
     here.fail(std::to_string(alignment) + " bytes at once, at an address that is not a multiple of that");
   }
@@ -154,6 +165,7 @@ void look(const void* p, int64_t bytes, bool write, int64_t alignment = 1) {
 void note_launch() {
   ++launches;
   announcements.clear();
+  pushed.clear();
 }
 
 void note_sync(BlockState& block) {
@@ -186,6 +198,15 @@ void note_count(Thread& thread, const uint32_t* counter) {
   const auto& all = announcements[counter];
   if (thread.target > 0 && thread.target <= all.size()) join(thread.known, all[thread.target - 1]);
 }
+
+void note_push(PushState& state, Thread& thread, const void* target) {
+  const int64_t actor = current()->blocks() + thread.block->number;
+  const uint32_t interval = pushed[actor]++;
+  look(target, 16, true, 16, {static_cast<int16_t>(actor), static_cast<int16_t>(thread.thread), interval});
+  join(state.released, thread.known);
+  know(state.released, actor, interval + 1);
+}
+void note_pushes(const PushState& state, Thread& thread) { join(thread.known, state.released); }
 
 // Whoever used the block's shared memory must have done so before the block left, and not just this time.
 std::string note_exit(BlockState& block) {
@@ -245,6 +266,8 @@ void note_cluster_barrier(Cluster&) {}
 void note_wait(Thread&) {}
 void note_announcement(Thread&, const uint32_t*) {}
 void note_count(Thread&, const uint32_t*) {}
+void note_push(PushState&, Thread&, const void*) {}
+void note_pushes(const PushState&, Thread&) {}
 std::string note_exit(BlockState&) { return {}; }
 
 }  // namespace fastrnn::emulator

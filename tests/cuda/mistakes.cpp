@@ -76,6 +76,39 @@ void wait_alone(Block& block, const Args&) { block.cluster_wait(); }
 void no_wait(Block& block, const Args&) { block.cluster_arrive(); }
 void no_such_rank(Block& block, const Args&) { *block.of_rank(numbers(block), kBlocks) = 1; }
 
+// The last block of the cluster pushes into the first one's memory, twice: the second time as soon as it has been told
+// that the first time has been read.
+void pushes(Block& block, const Args& a, uint32_t expected, bool awaited, bool told) {
+  auto* barriers = reinterpret_cast<PushBarrier*>(block.shared());
+  auto* to = reinterpret_cast<Bits128*>(block.shared() + 64);
+  if (block.thread() == 0) {
+    to[0] = {0, 0, 0, 0};
+    to[1] = {0, 0, 0, 0};
+    for (int n = 0; n < 2; ++n) start(barriers + n);
+    for (int n = 0; n < 2; ++n) expect(barriers + n, block.rank() == 0 && n == 0 ? expected : 16);
+  }
+  block.cluster_arrive();
+  block.cluster_wait();
+  if (block.rank() == kBlocks - 1 && block.thread() == 0) {
+    push(block, to, {7, 0, 0, 0}, barriers, 0);
+    if (told) await(block, barriers + 1, 0);
+    push(block, to, {8, 0, 0, 0}, barriers, 0);
+  }
+  if (block.rank() == 0) {
+    if (awaited) await(block, barriers, 0);
+    if (block.thread() < 32) a.out[block.thread()] = static_cast<float>(to[0].x);
+    block.sync();
+    if (block.thread() == 0) {
+      expect(barriers, 16);
+      push(block, to + 1, {1, 0, 0, 0}, barriers + 1, kBlocks - 1);
+      await(block, barriers, 1);
+      a.out[100] = static_cast<float>(to[0].x);
+    }
+  }
+  block.cluster_arrive();
+  block.cluster_wait();
+}
+
 void beside_shared(Block& block, const Args&) {
   if (block.thread() == 0) numbers(block)[kNumbers] = 1;
 }
@@ -177,6 +210,10 @@ const Kernel kKernels[] = {
     {"reads beside a buffer", read_beside_out},
     {"reads what nothing wrote", unwritten},
     {"reads 16 bytes askew", misaligned},
+    {"right: pushes", [](Block& b, const Args& a) { pushes(b, a, 16, true, true); }, kBlocks},
+    {"does not await pushes", [](Block& b, const Args& a) { pushes(b, a, 16, false, true); }, kBlocks},
+    {"pushes before the reading", [](Block& b, const Args& a) { pushes(b, a, 16, true, false); }, kBlocks},
+    {"expects too many pushes", [](Block& b, const Args& a) { pushes(b, a, 48, true, true); }, kBlocks},
     {"right: counter", [](Block& b, const Args& a) { through_counter(b, a, true, true, kBlocks); }, 0, true},
     {"announces too early", [](Block& b, const Args& a) { through_counter(b, a, false, true, kBlocks); }, 0, true},
     {"does not wait for the counter", [](Block& b, const Args& a) { through_counter(b, a, true, false, 0); }, 0, true},

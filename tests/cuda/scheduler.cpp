@@ -38,6 +38,8 @@ const char* waits_for(State state) {
       return "wait for their warp's product";
     case State::kCounter:
       return "wait for a counter";
+    case State::kPushes:
+      return "wait for what others push";
     default:
       return "can run";
   }

@@ -69,22 +69,11 @@ def test_what_may_be_left_out(kernels, cell, fmt, driver):
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("chunk", [0, 2])
-def test_projection(kernels, fmt, chunk):
+def test_projection(kernels, fmt):
     for seed, (layout, reverse) in enumerate(itertools.product(LAYOUTS, [False, True])):
         for T, B, H, P in ((5, 9, 13, 4), (2, 3, 5, 1), (1, 17, 8, 7), (3, 2, 5, 11)):
             p = Problem("lstm", T, B, H, fmt, P, layout=layout, reverse=reverse, seed=seed)
-            check(kernels, p, Way("stepwise", chunk=chunk, seed=seed))
-
-
-@pytest.mark.parametrize("fmt", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7])
-@pytest.mark.parametrize("cell", SMOOTH)
-def test_graph_of_some_steps(kernels, cell, chunk, fmt):
-    """The arguments and the count of steps in device memory; the last launch may have steps to spare."""
-    for seed, (layout, reverse) in enumerate(itertools.product(LAYOUTS, [False, True])):
-        p = Problem(cell, 5, 9, 13, fmt, layout=layout, reverse=reverse, seed=seed)
-        check(kernels, p, Way("stepwise", chunk=chunk, seed=seed))
+            check(kernels, p, Way("stepwise", seed=seed))
 
 
 @pytest.mark.parametrize("fmt", PERSISTENT)
@@ -154,4 +143,4 @@ def test_every_access(cell, driver):
         ):
             slices = None if driver == "stepwise" else ((3, 1), (1, 2), (2, 2), None, (8, 1))[seed]
             p = Problem(cell, T, B, H, fmt, layout=layout, reverse=seed % 2 == 1, seed=seed)
-            check(kernels, p, Way(driver, slices, chunk=2 * (seed % 2), seed=seed))
+            check(kernels, p, Way(driver, slices, seed=seed))

@@ -22,10 +22,13 @@ ALWAYS = {  # found for every seed: what is said
     "reads 16 bytes askew": "16 bytes at once",
     "waits for too many": r"^deadlock: .* 63 threads wait at the block's barrier .* 1 threads wait for a counter",
     "product of half a warp": "product",
+    "expects too many pushes": "^deadlock: .* wait for what others push",
 }
 CHECKED = {  # found for every seed where every access is looked at
     "no barrier before reading": "with no barrier in between|nothing has written",
     "no barrier before writing": "with no barrier in between",
+    "does not await pushes": "with no barrier in between",
+    "pushes before the reading": "with no barrier in between",
     "peer has left": "leaves before thread 0 of block 3 has written|whose block has left",
     "reads beside a buffer": "outside of every buffer",
     "reads what nothing wrote": "what nothing has written",
@@ -50,12 +53,15 @@ def test_every_small_kernel_is_tested(checked):
     assert set(names) - right == {*ALWAYS, *CHECKED, *SOME, "registers exchanged"}
 
 
-@pytest.mark.parametrize("name", ["barrier", "two barriers", "peer", "counter"])
+@pytest.mark.parametrize("name", ["barrier", "two barriers", "peer", "counter", "pushes"])
 def test_right_kernels(name, checked):
     for error, text, out in outcomes(f"right: {name}", checked):
         assert (error, text) == (0, "")
         if "barrier" in name:
             assert torch.equal(out[:64], torch.arange(64.0).roll(-1))
+        elif name == "pushes":
+            assert out[:32].eq(7).all()
+            assert out[100] == 8
         else:
             assert out[100 if name == "counter" else 0] == (3 if name == "counter" else 7)
 

@@ -48,24 +48,56 @@ def test_every_choice_fits(machine):
         if not found.possible:
             continue
         assert driver in ("auto", DRIVERS[found.driver])
-        assert found.microseconds > 0
         if DRIVERS[found.driver] != "stepwise":
             check_tiling(sizes, machine, found)
 
 
-def test_auto_takes_the_fastest_of_the_model():
-    for sizes in random_sizes(200):
-        each = {driver: choose(sizes, driver) for driver in DRIVERS[1:]}
-        possible = {driver: found for driver, found in each.items() if found.possible}
-        best = choose(sizes)
-        assert best.microseconds == min(found.microseconds for found in possible.values())
+def choose_steps(steps: int, sizes: Sizes) -> Outcome:
+    return library().choose(sizes, "auto", H100, steps)
 
 
-def test_what_the_drivers_are_for():
-    assert DRIVERS[choose(Sizes("lstm", 16, 128, "bfloat16")).driver] == "cluster"
-    assert DRIVERS[choose(Sizes("lstm", 16, 1024, "bfloat16")).driver] == "grid"
-    assert DRIVERS[choose(Sizes("lstm", 16, 4096, "bfloat16")).driver] == "stepwise"
-    assert DRIVERS[choose(Sizes("lstm", 16, 128, "bfloat16"), machine=MACHINES[1]).driver] == "grid"
+def test_auto_is_a_cluster_if_it_fits_then_the_grid_then_stepwise():
+    for sizes in [s for s in random_sizes(200) if s.B <= 512]:
+        possible = {driver for driver in DRIVERS[1:] if choose(sizes, driver).possible}
+        first = next(driver for driver in ("cluster", "grid", "stepwise") if driver in possible)
+        found = choose(sizes)
+        assert DRIVERS[found.driver] == first
+        assert found.tiling() == choose(sizes, first).tiling()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "driver", "cut"),
+    [  # units, unit slices, rows, row slices
+        (Sizes("lstm", 16, 512, "bfloat16"), "cluster", (32, 16, 8, 2)),
+        (Sizes("lstm", 64, 512, "bfloat16"), "cluster", (32, 16, 8, 8)),
+        (Sizes("lstm", 1, 128, "bfloat16"), "cluster", (16, 8, 1, 1)),
+        (Sizes("lstm", 16, 512, "bfloat16", backward=True), "cluster", (32, 16, 8, 2)),
+        (Sizes("lstm", 16, 1024, "bfloat16"), "grid", (8, 128, 16, 1)),
+        (Sizes("gru", 16, 768, "bfloat16"), "grid", (8, 96, 16, 1)),
+        (Sizes("lstm", 16, 1536, "bfloat16"), "grid", (16, 96, 16, 1)),
+        (Sizes("lstm", 16, 4096, "bfloat16"), "stepwise", (0, 0, 0, 0)),
+    ],
+)
+def test_the_rule_on_an_h100(sizes, driver, cut):
+    found = choose(sizes)
+    assert DRIVERS[found.driver] == driver
+    assert (found.units, found.unit_slices, found.rows, found.row_slices) == cut
+
+
+def test_of_two_cuts_with_equal_tiles_the_one_on_fewer_multiprocessors():
+    """Three groups have room, but 16 rows are two tiles of eight."""
+    found = choose(Sizes("lstm", 16, 256, "bfloat16"), "grid", Machine(108, 163 * KB, 0))
+    assert (found.unit_slices, found.rows, found.row_slices) == (32, 8, 2)
+
+
+def test_thresholds_of_the_rule():
+    small, large = Sizes("lstm", 16, 128, "bfloat16"), Sizes("lstm", 600, 1024, "bfloat16")
+    assert DRIVERS[choose_steps(3, small).driver] == "cluster"
+    assert DRIVERS[choose_steps(2, small).driver] == "stepwise"
+    assert "the sequence is short" in choose_steps(2, small).message()
+    assert DRIVERS[choose(large).driver] == "stepwise"
+    assert "there are many rows" in choose(large).message()
+    assert choose(large, "grid").possible
 
 
 @pytest.mark.parametrize(
@@ -73,8 +105,9 @@ def test_what_the_drivers_are_for():
     [
         (Sizes("lstm", 4, 64, P=32), "grid", H100, "projection"),
         (Sizes("lstm", 4, 64, P=32), "cluster", H100, "projection"),
-        (Sizes("lstm", 4, 64, "float64"), "grid", H100, "number format"),
+        (Sizes("lstm", 4, 64, "float64"), "grid", H100, "for this dtype"),
         (Sizes("lstm", 4, 64), "cluster", MACHINES[1], "no thread-block clusters"),
+        (Sizes("lstm", 1 << 24, 64), "grid", H100, "more than 2^31 numbers"),
         (Sizes("lstm", 4, 4096), "grid", H100, "do not fit into shared memory"),
         (Sizes("lstm", 4, 4096), "cluster", H100, "do not fit into shared memory"),
         (Sizes("lstm", 4, 64), "grid", Machine(8, 227 * KB, 8, busy=8), "cannot hold all blocks"),

@@ -2,6 +2,7 @@
 // them.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -14,7 +15,7 @@
 
 namespace fastrnn::emulator {
 
-enum class State { kReady, kSync, kClusterWait, kProduct, kCounter, kGone };
+enum class State { kReady, kSync, kClusterWait, kProduct, kCounter, kPushes, kGone };
 
 struct BlockState;
 
@@ -32,6 +33,15 @@ struct Thread : ThreadView {
   // memory_check.cpp: how often it has released what it wrote, and how far it knows each block to have come.
   uint32_t interval = 0;
   std::vector<uint32_t> known;
+};
+
+// A barrier of pushes. A phase ends when the one arrival has come and as many bytes as were expected.
+struct PushState {
+  bool arrived = false;
+  int64_t bytes = 0;  // expected and not yet pushed; below zero where pushes came first
+  uint32_t phase = 0;
+  std::vector<Thread*> waiting;
+  std::vector<uint32_t> released;  // memory_check.cpp
 };
 
 // One warp's product in the making.
@@ -72,6 +82,7 @@ class Launch {
   int64_t blocks() const { return grid_.x * grid_.y; }
 
   std::vector<Thread*> counting;  // wait for a counter
+  std::map<const void*, PushState> pushes;
 
  private:
   static void main_of_thread(void* thread);
@@ -105,6 +116,9 @@ void note_cluster_barrier(Cluster& cluster);
 void note_wait(Thread& thread);
 void note_announcement(Thread& thread, const uint32_t* counter);
 void note_count(Thread& thread, const uint32_t* counter);
+// The running thread has pushed 16 bytes to `target`; a thread has awaited a barrier.
+void note_push(PushState& state, Thread& thread, const void* target);
+void note_pushes(const PushState& state, Thread& thread);
 std::string note_exit(BlockState& block);  // what is wrong, or nothing
 void note_launch();
 

@@ -6,7 +6,6 @@
 
 #include "cuda/layout.h"
 #include "launcher.h"
-#include "ops/cuda/graphs.h"
 #include "ops/cuda/machine.h"
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -59,8 +58,5 @@ std::string device_problem(c10::DeviceIndex) { return {}; }
 void limit_machine(int processors, int64_t shared_bytes, int largest_cluster) {
   limits.processors = processors, limits.shared_bytes = shared_bytes, limits.largest_cluster = largest_cluster;
 }
-
-bool run_graphs(const Call&, ForwardArgs, const Tensor&, const OptionalTensor&) { return false; }
-bool run_graphs(const Call&, BackwardArgs, const Tensor&, const OptionalTensor&) { return false; }
 
 }  // namespace fastrnn::cuda

@@ -340,7 +340,7 @@ def test_the_operators_get_it(gpu):
 def test_an_explanation(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu.driver = lambda: "auto"
-    told = {"driver": "stepwise", "possible": True, "reason": "because", "format": "float32", "microseconds": 1.0}
+    told = {"driver": "stepwise", "possible": True, "reason": "because", "format": "float32"}
     told |= dict.fromkeys(("unit_slices", "row_slices", "units", "rows", "shared_bytes"), 0)
     gpu.explain = lambda *_: dict(told)
     assert cuda.explain(small.kernels, 4, 8).driver == "stepwise"

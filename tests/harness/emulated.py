@@ -148,7 +148,7 @@ class Call(ctypes.Structure):
 
     _fields_ = (
         [("cell", ctypes.c_char_p)]
-        + [(n, ctypes.c_int64) for n in ("format", "driver", "unit_slices", "row_slices", "warps_deep", "chunk")]
+        + [(n, ctypes.c_int64) for n in ("format", "driver", "unit_slices", "row_slices", "warps_deep")]
         + [(n, ctypes.c_int64) for n in "TBHP"]
         + [(n, ctypes.c_void_p) for n in _POINTERS]
         + [(n, ctypes.c_int64) for n in ("reverse", "training")]
@@ -157,14 +157,13 @@ class Call(ctypes.Structure):
 
 
 COUNTED = ("block_barriers", "cluster_barriers", "announcements", "products")
-COUNTED += ("fresh_bytes", "pushed_bytes", "exchanged_bytes")
+COUNTED += ("fresh_bytes", "pushed_bytes", "push_phases", "exchanged_bytes")
 TILING = ("units", "unit_slices", "rows", "row_slices", "matrix_rows", "depth", "warps_across", "warps_deep")
 TILING += ("shared_bytes", "cluster")
 
 
 class Outcome(ctypes.Structure):
     _fields_ = [(n, ctypes.c_int64) for n in ("error", "driver", "possible", *TILING)] + [
-        ("microseconds", ctypes.c_double),
         ("text", ctypes.c_char * 1000),
     ]
 
@@ -226,11 +225,11 @@ class Library:
         error = self.lib.emulated_run_kernel(self.small_kernels().index(name), out.data_ptr(), text, 1000)
         return error, text.value.decode(), out
 
-    def choose(self, p: Sizes, driver: str, machine: Machine) -> Outcome:
+    def choose(self, p: Sizes, driver: str, machine: Machine, steps: int = 10) -> Outcome:
         """What csrc/cuda/plan.cpp makes of it."""
         self.set_machine(machine, 0)
         call, outcome = Call(cell=p.cell.encode(), format=FORMATS.index(p.fmt), driver=DRIVERS.index(driver)), Outcome()
-        call.T, call.B, call.H, call.P = 10, p.B, p.H, p.P or p.H
+        call.T, call.B, call.H, call.P = steps, p.B, p.H, p.P or p.H
         call.w_hr = 1 if p.P else None
         self.lib.emulated_choose(ctypes.byref(call), p.backward, ctypes.byref(outcome))
         return outcome

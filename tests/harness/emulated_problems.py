@@ -23,14 +23,12 @@ BIG = Machine()
 class Way:
     """How a problem is run. slices: (units, rows) of a persistent driver; None leaves it to csrc/cuda/plan.cpp.
 
-    warps_deep: warps that share the depth of the product, 0 for all that there are. chunk: steps of a graph that is
-    launched again and again (step-wise driver), 0 for single launches.
+    warps_deep: warps that share the depth of the product, 0 for all that there are.
     """
 
     driver: str = "auto"
     slices: tuple[int, int] | None = None
     warps_deep: int = 0
-    chunk: int = 0
     machine: Machine = BIG
     seed: int = 0
 
@@ -250,7 +248,7 @@ def run(library: Library, p: Problem, way: Way, training: bool = True) -> tuple[
 def make_call(p: Problem, way: Way, training: bool, buffers: dict[str, Tensor]) -> Call:
     call = Call(cell=p.cell.encode(), format=FORMATS.index(p.fmt), driver=DRIVERS.index(way.driver))
     call.unit_slices, call.row_slices = way.slices or (0, 0)
-    call.warps_deep, call.chunk = way.warps_deep, way.chunk
+    call.warps_deep = way.warps_deep
     call.T, call.B, call.H, call.P = p.T, p.B, p.H, p.P or p.H
     call.reverse, call.training = p.reverse, training
     for name, tensor in buffers.items():

@@ -88,16 +88,17 @@ SLOW: dict[str, set[str] | None] = {
     "cuda/test_cuda_custom.py": {
         "test_a_shared_object_of_another_version",
         "test_every_access_of_a_persistent_kernel",
-        "test_graph_of_some_steps",
+        "test_every_access_of_the_stepwise_kernels",
         "test_kernels_are_of_one_compute_capability",
     },
     "cuda/test_cuda_emulated.py": {"test_every_access"},
     "cuda/test_cuda_loading.py": {"test_a_wrong_driver_in_the_environment_is_a_warning"},
-    "cuda/test_gpu_tune.py": {
-        "test_a_whole_run",
-        "test_kernels_without_a_stage",
-        "test_measuring_stops_in_time_and_goes_on",
-        "test_without_a_gpu_one_sentence",
+    "cuda/test_gpu_run.py": {
+        "test_a_step_that_fails_or_hangs_loses_nothing_of_the_others",
+        "test_all_steps_together_have_a_limit",
+        "test_built_libraries_are_taken_along",
+        "test_libraries_that_cannot_be_imported_are_built_beside_the_steps",
+        "test_without_kernels_what_needs_none_is_run",
     },
     "docs/test_docs_lm.py": {"test_code_of_the_page_runs"},
     "docs/test_examples.py": None,

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,12 @@ def checks(monkeypatch):
 def spills(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     return importlib.import_module("check_spills")
+
+
+@pytest.fixture
+def oldest(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("check_oldest_torch")
 
 
 def write_program(file, body):
@@ -139,7 +146,7 @@ ptxas info    : Used 98 registers, used 1 barriers, {more}680 bytes cmem[0]
 ptxas info    : Compile time = 107.075 ms
 """
 PERSISTENT = "_ZN7fastrnn4cuda16persistent_entryINS0_18PersistentBackwardINS0_{cell}EEEEvNT_4ArgsE"
-STEP = "_ZN7fastrnn4cuda10step_entryINS0_8StepwiseINS0_{cell}EfE7ForwardEEEvNT_4ArgsENS0_8PositionE"
+STEP = "_ZN7fastrnn4cuda10step_entryINS0_8StepwiseINS0_{cell}EfE7ForwardEEEvNT_4ArgsEl"
 
 
 def said(name, architecture, stack=0, stores=0, loads=0, more=""):
@@ -200,3 +207,50 @@ def test_every_cell_must_be_there_for_every_architecture(spills, tmp_path, capsy
     gru = said(PERSISTENT.format(cell="3gru"), "sm_80")
     assert spills.main(log_of(tmp_path, *GOOD, gru, cells=("lstm", "gru"))) == 1
     assert capsys.readouterr().err == "fastrnn: no hot kernel of gru for sm_90a in the log\n"
+
+
+def torch_wheel(path, cuda=True):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("torch/include/ATen/old.h", "struct Old {};\n")
+        archive.writestr("torch/lib/libtorch.so", "")
+        if cuda:
+            archive.writestr("torch/include/c10/cuda/impl/cuda_cmake_macros.h", "")
+    return path
+
+
+def test_only_the_headers_of_the_oldest_torch_are_kept(oldest, tmp_path):
+    oldest.extract_headers(torch_wheel(tmp_path / "torch-2.11.0.whl"), tmp_path / "headers")
+    assert (tmp_path / "headers" / "ATen" / "old.h").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["headers", "torch-2.11.0.whl"]
+    wheel = torch_wheel(tmp_path / "torch-cpu.whl", cuda=False)
+    with pytest.raises(oldest.CheckError, match="expected a torch built for CUDA"):
+        oldest.extract_headers(wheel, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_the_oldest_torch_has_not_is_an_error(oldest, tmp_path):
+    oldest.extract_headers(torch_wheel(tmp_path / "torch-2.11.0.whl"), tmp_path / "headers")
+    good, bad, missing = (tmp_path / name for name in ("good.cpp", "bad.cpp", "missing.cpp"))
+    good.write_text("#include <ATen/old.h>\nOld old;\n")
+    bad.write_text("#include <ATen/old.h>\nNew it;\n")
+    missing.write_text("#include <ATen/new.h>\n")
+    errors = oldest.compile_errors(["g++"], [tmp_path / "headers"], [good, bad, missing], 2)
+    assert len(errors) == 2
+    assert "New" in errors[0]
+    assert "ATen/new.h" in errors[1]
+
+
+def test_every_source_of_the_binding_is_compiled_against_the_oldest_torch(oldest):
+    names = {path.relative_to(ROOT).as_posix() for path in oldest.sources()}
+    binding = [
+        path for path in (ROOT / "csrc").rglob("*.cpp") if path.parent.name == "cuda" or path.parent.name == "ops"
+    ]
+    assert {path.relative_to(ROOT).as_posix() for path in binding} == names
+
+
+def test_without_the_oldest_python_it_is_said(oldest, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    write_program(tmp_path / "python3.12", "exit 127")  # pyenv's stand-in for a version that is not chosen
+    assert oldest.main([str(tmp_path)]) == 0
+    assert "was NOT checked: Python 3.12" in capsys.readouterr().out

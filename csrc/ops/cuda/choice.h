@@ -12,8 +12,8 @@ namespace fastrnn::cuda {
 // Overrules the choice for all threads: auto, stepwise, grid or cluster. Raises ValueError for another name.
 void set_driver(const std::string& name);
 Driver wanted_driver();
-// Into how many slices persistent drivers cut the units and the rows of the batch, for all threads; 0: what the model
-// finds fastest (benchmarks/gpu_tune.py).
+// Into how many slices persistent drivers cut the units and the rows of the batch, for all threads; 0: by the rule of
+// cuda/plan.cpp. For measurements and tests.
 void set_slices(int units, int rows);
 
 template <class Args>

@@ -12,7 +12,6 @@
 #include "cuda/layout.h"
 #include "ops/cuda/choice.h"
 #include "ops/cuda/device.h"
-#include "ops/cuda/graphs.h"
 #include "ops/cuda/machine.h"
 #include "ops/operators.h"
 
@@ -63,7 +62,6 @@ py::dict explain(int device, const std::string& cell_name, int64_t steps, int64_
   out["reason"] = choice.reason;
   out["format"] = format_name(format);
   const bool persistent = choice.possible && choice.driver != Driver::kStepwise;
-  out["microseconds"] = choice.microseconds;
   out["unit_slices"] = persistent ? choice.tiling.unit_slices : 0;
   out["row_slices"] = persistent ? choice.tiling.row_slices : 0;
   out["units"] = persistent ? choice.tiling.units : 0;
@@ -138,7 +136,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "fastrnn's kernels for GPUs. Importing it registers torch.ops.fastrnn for CUDA.";
   m.def("set_driver", &choose_driver, py::arg("name"), "auto, stepwise, grid or cluster, for all threads.");
   m.def("set_slices", &set_slices, py::arg("units"), py::arg("rows"),
-        "Into how many slices persistent drivers cut units and rows, 0 for what the model finds fastest (tuning).");
+        "Into how many slices persistent drivers cut units and rows, 0 for the rule's choice (measurements, tests).");
   m.def("driver", [] { return std::string(driver_name(wanted_driver())); });
   m.def(
       "device_problem", [](int device) { return device_problem(static_cast<c10::DeviceIndex>(device)); },
@@ -156,8 +154,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("set_refusing", &set_refusing, py::arg("on"), "Launches of persistent drivers are refused (tests).");
   m.def("set_poison", &set_poison, py::arg("on"), "Fill the kernels' memory with NaN first (tests).");
   m.def("runs", &counted_runs, "How many sequences ran by each driver.");
-  m.def("set_graphs", &set_graphs, py::arg("on"), "Whether the step-wise driver captures graphs of steps.");
-  m.def("graph_counts", &graph_counts, "Graphs captured, and sequences run by them.");
-  m.def("forget_graphs", &forget_graphs, "Frees the captured graphs and their memory.");
   m.def("build_info", &build_info);
 }

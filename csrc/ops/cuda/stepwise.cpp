@@ -6,7 +6,6 @@
 
 #include "ops/cuda/choice.h"
 #include "ops/cuda/errors.h"
-#include "ops/cuda/graphs.h"
 #include "ops/cuda/workspace.h"
 
 namespace fastrnn::cuda {
@@ -33,11 +32,9 @@ Error launch(const Call& call, const BackwardArgs& args, Library& library) {
 
 template <class Args>
 void run(const Call& call, Args& args, const Tensor& first, const OptionalTensor& second) {
-  if (!run_graphs(call, args, first, second)) {
-    Workspace workspace(call, std::is_same_v<Args, BackwardArgs>, first, second);
-    args.memory = workspace.pointers();
-    check(launch(call, args, workspace.library), driver_name(Driver::kStepwise));
-  }
+  Workspace workspace(call, std::is_same_v<Args, BackwardArgs>, first, second);
+  args.memory = workspace.pointers();
+  check(launch(call, args, workspace.library), driver_name(Driver::kStepwise));
   count_run(Driver::kStepwise);
 }
 

@@ -1,0 +1,281 @@
+"""Look at the step of the persistent CUDA kernels in the disassembly of built objects, and fail if it has grown.
+
+    python tools/check_steps.py OBJECT...
+
+Of every persistent kernel the loop over time is found, and in it the shortest way through a step: from a wait through
+the product, a unit's cell and the sending of the operand to the next wait. Checked are its instructions, the block's
+barriers and fences in the loop, subroutines (of divisions) and local memory. cuobjdump and nvdisasm
+of the CUDA toolkit, or of triton's package, take the objects apart; without them it says so and passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+#: Instructions on the way through a step of an LSTM in bfloat16, by driver and direction: what was reached, and 3 %.
+LIMITS = {
+    ("cluster", "forward"): 450,
+    ("cluster", "backward"): 430,
+    ("grid", "forward"): 500,
+    ("grid", "backward"): 475,
+}
+#: In the loop over time, by driver: barriers of the block (one of them between passes of 32 rows), fences of the GPU.
+BARRIERS = {"cluster": 3, "grid": 4}
+FENCES = {"cluster": 0, "grid": 1}
+
+WAIT = r"SYNCS\.PHASECHK|(LDG?|LD)\.E\.STRONG\.GPU$"
+PRODUCT = r"HMMA|FFMA"
+SEND = r"STAS|REDG?\.E\.ADD"
+
+_KERNEL = re.compile(r"Persistent(Forward|Backward)INS0_\d+([a-z_]+?)ENS0_\d+(TensorCores|PlainFloat)")
+_FORMATS = {"MmaBFloat16": "bfloat16", "MmaFloat16": "float16", "MmaTf32": "tf32", "PlainFloat": "float32"}
+_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
+
+
+class Instruction(NamedTuple):
+    address: int
+    name: str
+    operands: str
+    conditional: bool
+
+    @property
+    def target(self) -> int | None:
+        """Of a branch; ptxas also writes CALL.REL.NOINC for one."""
+        branches = self.name.startswith(("BRA", "CALL.REL.NOINC"))
+        found = re.search(r"0x([0-9a-f]+)", self.operands) if branches else None
+        return int(found.group(1), 16) if found else None
+
+    @property
+    def falls_through(self) -> bool:
+        if self.name.split(".")[0] in ("EXIT", "RET", "JMP", "BRX"):
+            return self.conditional
+        return not self.name.startswith("BRA") or self.conditional or "P" in self.operands.split("0x")[0]
+
+
+class Kernel(NamedTuple):
+    cell: str
+    dtype: str
+    driver: str
+    direction: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.cell} {self.dtype} {self.driver} {self.direction}"
+
+
+@dataclass
+class Block:
+    """Instructions that are executed one after the other, and the blocks that may follow."""
+
+    code: list[Instruction]
+    next: list[int]
+
+    def has(self, pattern: str) -> bool:
+        return any(re.match(pattern, line.name) for line in self.code)
+
+
+def program(name: str) -> Path | None:
+    """A program of the toolkit: of CUDA_HOME, on PATH, or in triton's package."""
+    home = os.environ.get("CUDA_HOME")
+    on_path = shutil.which(name)
+    places = [Path(home) / "bin" / name] if home else []
+    places += [Path(on_path)] if on_path else []
+    places.append(Path(sysconfig.get_paths()["purelib"]) / "triton" / "backends" / "nvidia" / "bin" / name)
+    return next((place for place in places if place.is_file()), None)
+
+
+def kernel_of(mangled: str) -> Kernel | None:
+    found = _KERNEL.search(mangled)
+    if found is None or "persistent_entry" not in mangled:
+        return None
+    dtype = next(name for key, name in _FORMATS.items() if key in mangled)
+    driver = "cluster" if "ThroughCluster" in mangled else "grid"
+    return Kernel(found.group(2), dtype, driver, found.group(1).lower())
+
+
+def disassembled(text: str) -> Iterator[tuple[str, Kernel, list[Instruction]]]:
+    """Architecture, kernel and code of what ``cuobjdump -sass`` says."""
+    architecture, kernel = "", None
+    code: list[Instruction] = []
+    for line in [*text.splitlines(), "Function : end"]:
+        arch = re.match(r"\s*(?:arch =|code for|\.target)\s+(sm_\w+)", line)
+        if arch:
+            architecture = arch.group(1)
+        if "Function :" in line:
+            if kernel is not None:
+                yield architecture, kernel, code
+            kernel, code = kernel_of(line), []
+        parsed = _LINE.match(line)
+        if parsed and kernel is not None:
+            address, predicate, name, operands = parsed.groups()
+            code.append(Instruction(int(address, 16), name, operands, predicate is not None))
+
+
+def blocks_of(code: list[Instruction]) -> list[Block]:
+    place = {line.address: k for k, line in enumerate(code)}
+    ends = [k for k, line in enumerate(code) if line.target is not None or not line.falls_through]
+    targets = {place[line.target] for line in code if line.target in place}
+    starts = sorted({0, *targets, *(k + 1 for k in ends if k + 1 < len(code))})
+    number = {start: n for n, start in enumerate(starts)}
+    blocks = []
+    for start, end in zip(starts, [*starts[1:], len(code)], strict=True):
+        last = code[end - 1]
+        following = [number[place[last.target]]] if last.target in place else []
+        if last.falls_through and end < len(code):
+            following.append(number[end])
+        blocks.append(Block(code[start:end], following))
+    return blocks
+
+
+def way_through(blocks: list[Block], stops: Iterable[str]) -> list[int] | None:
+    """The shortest way, in instructions, from a block with the first of these back to it, by all others in turn."""
+    first, *others = stops
+    best: tuple[int, list[int]] | None = None
+    for start in (n for n, block in enumerate(blocks) if block.has(first)):
+        found = _shortest(blocks, start, others)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    return best[1] if best else None
+
+
+def _shortest(blocks: list[Block], start: int, others: list[str]) -> tuple[int, list[int]] | None:
+    """By Dijkstra's algorithm; a state is a block and how many stops have been passed."""
+    queue: list[tuple[int, int, int, list[int]]] = [(len(blocks[start].code), start, 0, [start])]
+    seen = set()
+    while queue:
+        length, at, passed, way = heapq.heappop(queue)
+        if (at, passed) in seen:
+            continue
+        seen.add((at, passed))
+        while passed < len(others) and blocks[at].has(others[passed]):
+            passed += 1
+        for follower in blocks[at].next:
+            if follower == start and passed == len(others):
+                return length, way
+            if follower != start:
+                longer = length + len(blocks[follower].code)
+                heapq.heappush(queue, (longer, follower, passed, [*way, follower]))
+    return None
+
+
+def loop_of(blocks: list[Block], way: list[int]) -> list[Instruction]:
+    """The instructions that are both reached from a step and lead to it: the loop over time."""
+
+    def reached(start: int, following: list[list[int]]) -> set[int]:
+        found, left = {start}, [start]
+        while left:
+            for n in following[left.pop()]:
+                if n not in found:
+                    found.add(n)
+                    left.append(n)
+        return found
+
+    before: list[list[int]] = [[] for _ in blocks]
+    for n, block in enumerate(blocks):
+        for follower in block.next:
+            before[follower].append(n)
+    inside = reached(way[0], [block.next for block in blocks]) & reached(way[0], before)
+    return [line for n in sorted(inside) for line in blocks[n].code]
+
+
+class Step(NamedTuple):
+    instructions: int
+    barriers: int
+    fences: int
+    subroutines: int
+    local: int
+
+
+def step_of(kernel: Kernel, code: list[Instruction]) -> Step | None:
+    """None where no step is found: a kernel without a product of tensor cores may keep it elsewhere."""
+    blocks = blocks_of(code)
+    product = "HMMA" if kernel.dtype != "float32" else "FFMA"
+    cell = "MUFU" if kernel.cell == "lstm" else "FADD|FFMA|FMUL"
+    way = way_through(blocks, [WAIT, product, cell, SEND])
+    if way is None:
+        return None
+    loop = loop_of(blocks, way)
+
+    def count(pattern: str, lines: list[Instruction]) -> int:
+        return sum(re.match(pattern, line.name) is not None for line in lines)
+
+    return Step(
+        sum(len(blocks[n].code) for n in way),
+        count(r"BAR\.SYNC", loop),
+        count(r"MEMBAR\.(SC|ALL)\.(GPU|SYS)", loop),
+        count(r"RET", code),
+        count(r"LDL|STL", code),
+    )
+
+
+def problems_of(kernel: Kernel, architecture: str, step: Step | None) -> list[str]:
+    where = f"{kernel.text} for {architecture}"
+    if step is None:
+        return [f"{where}: no step was found in its code"]
+    limits = [
+        ("barriers of the block in the step loop", step.barriers, BARRIERS[kernel.driver]),
+        ("fences for the whole GPU in the step loop", step.fences, FENCES[kernel.driver]),
+        ("subroutines, such as that of a division", step.subroutines, 0),
+        ("accesses to local memory", step.local, 0),
+    ]
+    if (kernel.cell, kernel.dtype) == ("lstm", "bfloat16"):
+        limit = LIMITS[kernel.driver, kernel.direction]
+        limits.append(("instructions on the shortest way through a step", step.instructions, limit))
+    return [f"{where}: expected at most {limit} {what}, got {got}" for what, got, limit in limits if got > limit]
+
+
+def disassemble(objects: Iterable[Path]) -> str:
+    cuobjdump, nvdisasm = program("cuobjdump"), program("nvdisasm")
+    if cuobjdump is None or nvdisasm is None:
+        raise FileNotFoundError("cuobjdump and nvdisasm were not found: set CUDA_HOME to a CUDA toolkit that has them")
+    environment = {**os.environ, "PATH": f"{nvdisasm.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    texts = []
+    for path in objects:
+        done = subprocess.run([cuobjdump, "-sass", path], capture_output=True, text=True, env=environment)
+        if done.returncode != 0:
+            raise RuntimeError(f"{path}: {done.stderr.strip() or 'cuobjdump failed'}")
+        texts.append(done.stdout)
+    return "\n".join(texts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Fail if the step of a persistent kernel has grown.")
+    parser.add_argument("objects", type=Path, nargs="+", help="objects or libraries with CUDA code")
+    try:
+        text = disassemble(parser.parse_args(argv).objects)
+    except FileNotFoundError as problem:
+        print(f"The kernels' steps were NOT checked: {problem}")
+        return 0
+    except RuntimeError as problem:
+        print(f"fastrnn: {problem}", file=sys.stderr)
+        return 1
+    problems, seen = [], 0
+    for architecture, kernel, code in disassembled(text):
+        if kernel.driver == "cluster" and architecture == "sm_80":
+            continue  # never launched
+        step = step_of(kernel, code)
+        problems += problems_of(kernel, architecture, step)
+        seen += 1
+        if step is not None and (kernel.cell, kernel.dtype) == ("lstm", "bfloat16"):
+            print(f"{kernel.text} for {architecture}: {step.instructions} instructions, {step.fences} fences a step")
+    if not seen:
+        problems.append("no persistent kernel was found")
+    for text in problems:
+        print(f"fastrnn: {text}", file=sys.stderr)
+    print(f"{seen} persistent kernels disassembled")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
