@@ -91,6 +91,10 @@ struct SmallProduct {
   void* out;
   int64_t a_row, b_row, out_row;  // from one row to the next
   bool add;                       // to what is there
+  // by_rows: the last rows of b first. A caller that comes back to b every time, alternating, finds what it read last
+  // still in a cache that does not hold all of b.
+  bool backwards = false;
+  const float* scales = nullptr;  // of narrow kernels with int8: what a row of b is multiplied with
 };
 
 // out (M, N) = a (M, K) · b (K, N), plus bias (N) unless null, or plus what is there with `add`. Of each operand's two
@@ -113,6 +117,8 @@ struct ProductKernels {
   void (*by_rows[2])(const SmallProduct&);     // out (N, columns) = a (N, depth) · b (columns, depth)ᵀ + bias
   void (*by_columns[2])(const SmallProduct&);  // out (N, columns) = a (N, depth) · b (depth, columns)
   void (*outer[2])(const SmallProduct&);       // out (depth, columns) = a (N, depth)ᵀ · b (N, columns)
+  // by_rows of float32 with b in bfloat16, or in int8.
+  void (*narrow[2])(const SmallProduct&);
   // Large ones return 0, or -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
   // The same bits for any number of threads.
   int (*large[2])(const LargeProduct&);

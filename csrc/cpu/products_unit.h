@@ -34,7 +34,8 @@ namespace FASTRNN_NAMESPACE {
 const ProductKernels* product_kernels() {
   static const ProductKernels kernels = {
       {&small_by_rows<float>, &small_by_rows<double>}, {&small_by_columns<float>, &small_by_columns<double>},
-      {&small_outer<float>, &small_outer<double>},     {&dense_product<float>, &dense_product<double>},
+      {&small_outer<float>, &small_outer<double>},     {&narrow_by_rows<BFloat16>, &narrow_by_rows<int8_t>},
+      {&dense_product<float>, &dense_product<double>},
 #if defined(FASTRNN_HAS_TILES) && defined(FASTRNN_ISA_AMX)
       {&product_in_parts<1>, &product_in_parts<2>},
 #elif defined(FASTRNN_HAS_TILES)

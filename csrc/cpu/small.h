@@ -22,8 +22,8 @@ FASTRNN_FN void fold_lanes(Vec<C>* sum) {
 }
 
 // One row of `a` times `kLanes` rows of `b`, `stride` apart. Each lane adds up its products in one chain.
-template <class C>
-FASTRNN_FN Vec<C> dots(const C* a, const C* b, int64_t stride, int64_t depth) {
+template <class C, class W>
+FASTRNN_FN Vec<C> dots(const C* a, const W* b, int64_t stride, int64_t depth) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
   V sum[kLanes];
@@ -48,30 +48,39 @@ FASTRNN_FN Vec<C> dots(const C* a, const C* b, int64_t stride, int64_t depth) {
 // The same in chains of at most kDotLinks products: the error grows with their length, and two lanes (float64 without
 // AVX) have long ones.
 constexpr int64_t kDotLinks = 128;
-template <class C>
-FASTRNN_FN Vec<C> deep_dots(const C* a, const C* b, int64_t stride, int64_t depth) {
+template <class C, class W>
+FASTRNN_FN Vec<C> deep_dots(const C* a, const W* b, int64_t stride, int64_t depth) {
   constexpr int64_t kBlock = kDotLinks * Vec<C>::kLanes;
   Vec<C> total = Vec<C>::zero();
   for (int64_t k = 0; k < depth; k += kBlock) total = total + dots(a + k, b + k, stride, smaller(kBlock, depth - k));
   return total;
 }
 
-template <class C, bool Deep>
+template <class C, bool Deep, class W = C>
 void by_rows(const SmallProduct& p) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
-  const C *a = static_cast<const C*>(p.a), *b = static_cast<const C*>(p.b), *bias = static_cast<const C*>(p.bias);
+  constexpr bool kScaled = sizeof(W) == 1;
+  const C *a = static_cast<const C*>(p.a), *bias = static_cast<const C*>(p.bias);
+  const W* b = static_cast<const W*>(p.b);
   C* out = static_cast<C*>(p.out);
   const int64_t M = p.columns, K = p.depth;
   const auto sums = [&](int64_t n, int64_t row, int64_t stride) __attribute__((always_inline)) {
-    const C *x = a + n * p.a_row, *w = b + row * p.b_row;
+    const C* x = a + n * p.a_row;
+    const W* w = b + row * p.b_row;
     return Deep ? deep_dots(x, w, stride, K) : dots(x, w, stride, K);
   };
-  int64_t m = 0;
-  for (; m + kLanes <= M; m += kLanes) {
+  const int64_t whole = M / kLanes;
+  for (int64_t j = 0; j < whole; ++j) {
+    const int64_t m = (p.backwards ? whole - 1 - j : j) * kLanes;
     const V start = bias != nullptr ? load(bias + m) : V::zero();
-    for (int64_t n = 0; n < p.rows; ++n) (start + sums(n, m, p.b_row)).store(out + n * p.out_row + m);
+    for (int64_t n = 0; n < p.rows; ++n) {
+      V sum = sums(n, m, p.b_row);
+      if constexpr (kScaled) sum = sum * V::load(p.scales + m);
+      (start + sum).store(out + n * p.out_row + m);
+    }
   }
+  const int64_t m = whole * kLanes;
   if (m == M) return;
   // The last few: once more those before them if there are enough, else one after the other (a row `0` apart).
   const int rest = static_cast<int>(M - m);
@@ -79,7 +88,8 @@ void by_rows(const SmallProduct& p) {
     alignas(64) C lanes[kLanes];
     for (int i = 0; i < rest; ++i) {
       if (M < kLanes || i == 0) sums(n, M < kLanes ? m + i : M - kLanes, M < kLanes ? 0 : p.b_row).store(lanes);
-      const C sum = M < kLanes ? lanes[0] : lanes[kLanes - rest + i];
+      C sum = M < kLanes ? lanes[0] : lanes[kLanes - rest + i];
+      if constexpr (kScaled) sum = sum * p.scales[m + i];
       out[n * p.out_row + m + i] = (bias != nullptr ? bias[m + i] : C(0)) + sum;
     }
   }
@@ -90,6 +100,13 @@ template <class C>
 void small_by_rows(const SmallProduct& p) {
   constexpr int64_t kShallow = kDotLinks * Vec<C>::kLanes;
   p.depth > kShallow ? by_rows<C, true>(p) : by_rows<C, false>(p);
+}
+
+// The same with b in fewer bits, int8 times a scale for each of its rows.
+template <class W>
+void narrow_by_rows(const SmallProduct& p) {
+  constexpr int64_t kShallow = kDotLinks * Vec<float>::kLanes;
+  p.depth > kShallow ? by_rows<float, true, W>(p) : by_rows<float, false, W>(p);
 }
 
 // NV vectors of out (N, K) = a (N, M) · b (M, K), or (add) added to out; one after the other over M in chains of 64.

@@ -64,10 +64,10 @@ Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t ba
   TORCH_CHECK_VALUE(batch > 0, "batch: expected a positive number of rows, got ", batch);
   set_weights(std::move(weights));
   const Tensor &w_ih = weights_[0][0], &w_hh = weights_[0][1];
+  const Tensor like = narrow_ ? own({0}, at::empty({0}, at::kFloat)) : w_hh;
   inputs_ = w_ih.size(1);
   hidden_ = w_ih.size(0) / kernels->gates;
   projected_ = w_hh.size(1);
-  type_ = w_hh.scalar_type();
   int64_t elements = 0;
   for (const Tensors& layer : weights_) elements += layer[0].numel() + layer[1].numel();
   brief_ = batch * elements < kBrief;
@@ -76,7 +76,7 @@ Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t ba
     by_layer_[turn].resize(layers);
     for (int s = 0; s < kernels->states; ++s) {
       const int64_t width = s == 0 ? projected_ : hidden_;
-      Tensor& state = states_[turn].emplace_back(own({layers, batch, width}, w_hh));
+      Tensor& state = states_[turn].emplace_back(own({layers, batch, width}, like));
       memset(state.mutable_data_ptr(), 0, state.nbytes());
       for (int64_t k = 0; k < layers; ++k) {
         Tensor& part = by_layer_[turn][k].emplace_back(memory_of(state, {batch, width}));
@@ -84,34 +84,44 @@ Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t ba
       }
     }
   }
-  gates_ = own({batch, w_ih.size(0)}, w_hh);
-  product_ = own({batch, kernels->recurrent * hidden_}, w_hh);
-  for (int64_t k = 1; k < layers; ++k) between_.push_back(own({batch, projected_}, w_hh));
+  gates_ = own({batch, w_ih.size(0)}, like);
+  product_ = own({batch, kernels->recurrent * hidden_}, like);
+  for (int64_t k = 1; k < layers; ++k) between_.push_back(own({batch, projected_}, like));
 }
 
 void Stream::check_weights(const CellKernels& cell, const std::vector<Tensors>& weights) const {
   TORCH_CHECK_VALUE(!weights.empty() && (weights_.empty() || weights.size() == weights_.size()),
                     "weights: expected those of every layer, got ", weights.size(), " layers");
-  TORCH_CHECK_VALUE(weights[0].size() == 5 && weights[0][0].defined() && weights[0][0].dim() == 2 &&
+  const size_t count = weights[0].size();
+  TORCH_CHECK_VALUE((count == 5 || count == 7) && weights[0][0].defined() && weights[0][0].dim() == 2 &&
                         weights[0][1].defined() && weights[0][1].dim() == 2,
                     "weights: expected w_ih, w_hh, b_ih, b_hh, w_hr of each layer");
-  const Tensor& w_hh = weights[0][1];
-  const int64_t G = cell.gates, R = cell.recurrent, H = weights[0][0].size(0) / G, P = w_hh.size(1);
+  const at::ScalarType matrices = weights[0][1].scalar_type();
+  const at::ScalarType wanted = weights_.empty() ? matrices : weights_[0][1].scalar_type();
+  const bool narrow = count == 7;
+  TORCH_CHECK_VALUE(!narrow || ((matrices == at::kBFloat16 || matrices == at::kChar) && cell.parameters == 0),
+                    "weights: expected narrow ones in bfloat16 or int8, and no parameters of a cell, got ", matrices);
+  TORCH_CHECK_VALUE(weights_.empty() || narrow == narrow_, "weights: expected ", wanted, " as before, got ", matrices);
+  const int64_t G = cell.gates, R = cell.recurrent, H = weights[0][0].size(0) / G, P = weights[0][1].size(1);
   for (size_t k = 0; k < weights.size(); ++k) {
-    const std::array<std::vector<int64_t>, 5> sizes{std::vector<int64_t>{G * H, k == 0 ? weights[0][0].size(1) : P},
+    const std::array<std::vector<int64_t>, 7> sizes{std::vector<int64_t>{G * H, k == 0 ? weights[0][0].size(1) : P},
                                                     {R * H + cell.parameters, P},
                                                     {G * H},
                                                     {R * H},
-                                                    {P, H}};
-    TORCH_CHECK_VALUE(weights[k].size() == 5, "weights: expected 5 tensors of layer ", k, ", got ", weights[k].size());
-    for (size_t i = 0; i < 5; ++i) {
+                                                    {P, H},
+                                                    {G * H},
+                                                    {R * H}};
+    TORCH_CHECK_VALUE(weights[k].size() == count, "weights: expected ", count, " tensors of layer ", k, ", got ",
+                      weights[k].size());
+    for (size_t i = 0; i < count; ++i) {
       const Tensor& w = weights[k][i];
-      if (!w.defined() && (i == 2 || i == 3 || (i == 4 && P == H))) continue;
+      if (!w.defined() && (i == 2 || i == 3 || (i == 4 && P == H) || (i > 4 && wanted != at::kChar))) continue;
       TORCH_CHECK_VALUE(i != 4 || projectable(cell), "weights: expected no projection of the cell ", cell_);
-      TORCH_CHECK_VALUE(w.defined() && w.sizes() == sizes[i] && w.device().is_cpu() && w.is_contiguous() &&
-                            w.scalar_type() == w_hh.scalar_type() && (weights_.empty() || w.scalar_type() == type_),
-                        "weights: expected a dense tensor of shape ", c10::IntArrayRef(sizes[i]), " and ",
-                        weights_.empty() ? w_hh.scalar_type() : type_, " on the CPU at position ", i, " of layer ", k);
+      const at::ScalarType type = narrow && i > 1 ? at::kFloat : wanted;
+      TORCH_CHECK_VALUE(
+          w.defined() && w.sizes() == sizes[i] && w.device().is_cpu() && w.is_contiguous() && w.scalar_type() == type,
+          "weights: expected a dense tensor of shape ", c10::IntArrayRef(sizes[i]), " and ", type,
+          " on the CPU at position ", i, " of layer ", k);
     }
   }
   TORCH_CHECK_VALUE(weights_.empty() || (weights[0][0].size(1) == inputs_ && H == hidden_ && P == projected_),
@@ -122,6 +132,8 @@ void Stream::set_weights(std::vector<Tensors> weights) {
   const std::lock_guard lock(mutex_);
   check_weights(*find_cell(cell_.c_str()), weights);
   weights_.swap(weights);
+  narrow_ = weights_[0].size() == 7;
+  type_ = narrow_ ? at::kFloat : weights_[0][1].scalar_type();
 }
 
 Tensors Stream::states() const {
@@ -187,30 +199,37 @@ Tensor Stream::step_without_waiting(const Tensor& x) {
   return lock ? step_locked(x) : Tensor();
 }
 
+void Stream::multiply(Tensor& out, const Tensors& layer, size_t which, const Tensor& x, const Tensor& bias) const {
+  const Tensor& w = layer[which];
+  if (narrow_) return products::forward_narrow_into(out, x, w, optional(layer[5 + which]), optional(bias), now_ != 0);
+  // Behind R's rows there may be a cell's parameters.
+  const Tensor rows = w.size(0) == out.size(1) ? w : memory_of(w, {out.size(1), w.size(1)});
+  products::forward_into(out, x, rows, optional(bias), now_ != 0);
+}
+
 Tensor Stream::step_locked(const Tensor& x) {
   const Range range(cell_, "_step", [&] { return Tensors{x}; });
   const Apart apart;
   const CellKernels* kernels = &kernels_of(cell_, type_);
-  const Tensor& like = weights_[0][1];
   const int format = static_cast<int>(format_for(*kernels, type_));
   const bool ahead = multiplies_ahead(*kernels, 1);
-  const bool half = like.element_size() == 2;  // W·x is not to be rounded before its bias is added
+  TORCH_CHECK(!narrow_ || ahead || kernels->recurrent == 0,
+              "batch_invariant: expected a stream whose weights are those of its module");
+  const bool half = gates_.element_size() == 2;  // W·x is not to be rounded before its bias is added
   Buffers buffers;
-  const Tensor y = buffers.empty({batch_, projected_}, like.options());
+  const Tensor y = buffers.empty({batch_, projected_}, gates_.options());
   Tensor in = x.dim() == 2 ? x : memory_of(x, {1, x.size(0)});
   ForwardArgs args{};
   args.seq = {1, batch_, hidden_, projected_, counts_.data(), offsets_.data(), nullptr, false, threads(), Split::kAuto};
   for (size_t k = 0; k < weights_.size(); ++k) {
     const Tensors& w = weights_[k];
-    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); };
     const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
     Tensors &before = by_layer_[now_][k], &after = by_layer_[1 - now_][k];
     const Tensor& out = k + 1 < weights_.size() ? between_[k] : y;
-    products::forward_into(gates_, in, w[0], half ? optional(w[2]) : OptionalTensor());
-    if (ahead) {
-      const Tensor rows = kernels->parameters > 0 ? memory_of(w[1], {product_.size(1), projected_}) : w[1];
-      products::forward_into(product_, before[0], rows, optional(w[3]));
-    }
+    // Forth and back in turns: what a step read last is what the next one reads first.
+    if (ahead && now_ != 0) multiply(product_, w, 1, before[0], w[3]);
+    multiply(gates_, w, 0, in, half ? w[2] : Tensor());
+    if (ahead && now_ == 0) multiply(product_, w, 1, before[0], w[3]);
     args.w_hh = w[1].const_data_ptr();
     args.parameters = static_cast<const char*>(args.w_hh) + product_.size(1) * projected_ * w[1].element_size();
     args.b_ih = half ? nullptr : data(w[2]);

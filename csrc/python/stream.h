@@ -15,7 +15,9 @@ namespace fastrnn {
 // Threads take turns: every call locks. None of them takes Python's lock meanwhile; who has it must not wait here.
 class Stream {
  public:
-  // weights: of each layer w_ih, w_hh, b_ih, b_hh, w_hr, undefined where there is none; dense, and nobody else's.
+  // weights: of each layer w_ih, w_hh, b_ih, b_hh, w_hr, undefined where there is none; dense, and nobody else's. w_ih
+  // and w_hh may be narrow, in bfloat16 or int8, where the others are float32; then the scales of their rows follow
+  // (undefined for bfloat16).
   Stream(const std::string& cell, std::vector<Tensors> weights, int64_t batch);
 
   void set_weights(std::vector<Tensors> weights);
@@ -34,6 +36,8 @@ class Stream {
 
  private:
   Tensor step_locked(const Tensor& x);
+  // W·x or R·h (which: 0 or 1) of a layer, plus a bias.
+  void multiply(Tensor& out, const Tensors& layer, size_t which, const Tensor& x, const Tensor& bias) const;
   // Raises unless these are the weights of every layer, in the sizes and dtype of those of before.
   void check_weights(const CellKernels& cell, const std::vector<Tensors>& weights) const;
 
@@ -41,7 +45,7 @@ class Stream {
   std::string cell_;
   int64_t batch_, inputs_ = 0, hidden_ = 0, projected_ = 0;
   at::ScalarType type_{};
-  bool brief_ = false;
+  bool brief_ = false, narrow_ = false;
   std::vector<Tensors> weights_;
   Tensors states_[2];                 // in turns: before and after a step
   std::vector<Tensors> by_layer_[2];  // the same memory, [layer][state] (B, P or H)

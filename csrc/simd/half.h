@@ -27,6 +27,7 @@ FASTRNN_FN To bit_cast(const From& from) {
   return to;
 }
 
+FASTRNN_FN float widen(int8_t x) { return static_cast<float>(x); }
 FASTRNN_FN float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
 // Round to nearest, ties to even; NaN stays a (quiet) NaN.

@@ -1,5 +1,5 @@
-// Loads and stores between a storage format (float, double, BFloat16, Float16) and the vector it is computed in.
-// `n` is the number of valid lanes: nothing past it is read or written, and lanes past it load as zero.
+// Loads and stores between a storage format (float, double, BFloat16, Float16; int8_t to load) and the vector it is
+// computed in. `n` is the number of valid lanes: nothing past it is read or written, and lanes past it load as zero.
 #pragma once
 
 #include "simd/compute.h"
@@ -13,6 +13,10 @@ FASTRNN_FN void store(Vec<float> x, float* p) { x.store(p); }
 FASTRNN_FN void store(Vec<double> x, double* p) { x.store(p); }
 
 #if defined(FASTRNN_ISA_AVX512)
+FASTRNN_FN Vec<float> load(const int8_t* p) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return Vec<float>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(raw)));
+}
 FASTRNN_FN Vec<float> load(const BFloat16* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return Vec<float>(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16)));
@@ -32,6 +36,10 @@ FASTRNN_FN void store(Vec<float> x, Float16* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(FASTRNN_ISA_AVX2)
+FASTRNN_FN Vec<float> load(const int8_t* p) {
+  const __m128i raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return Vec<float>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw)));
+}
 FASTRNN_FN Vec<float> load(const BFloat16* p) {
   const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return Vec<float>(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16)));

@@ -91,8 +91,8 @@ struct Shared {
   void (*const kernel)(const SmallProduct&);
   const SmallProduct product;
   const Along along;
-  const bool rows_of_b;  // of the columns: rows of b (else columns of b)
-  const int64_t bytes;   // of an element
+  const bool rows_of_b;             // of the columns: rows of b (else columns of b)
+  const int64_t bytes, bytes_of_b;  // of an element
   const int64_t pieces;
   std::atomic<int64_t> next{0};
 
@@ -102,13 +102,15 @@ struct Shared {
     const int64_t from = grains * piece / pieces * kGrain;
     const int64_t count = std::min(size, grains * (piece + 1) / pieces * kGrain) - from;
     if (count <= 0) return;
-    const auto moved = [&](const void* p, int64_t elements) {
-      return p == nullptr ? nullptr : static_cast<const char*>(p) + elements * bytes;
+    const auto moved_by = [](const void* p, int64_t distance) {
+      return p == nullptr ? nullptr : static_cast<const char*>(p) + distance;
     };
+    const auto moved = [&](const void* p, int64_t elements) { return moved_by(p, elements * bytes); };
     SmallProduct part = product;
     if (along == kColumns) {
       part.columns = count;
-      part.b = moved(part.b, rows_of_b ? from * part.b_row : from);
+      part.b = moved_by(part.b, (rows_of_b ? from * part.b_row : from) * bytes_of_b);
+      if (part.scales != nullptr) part.scales += from;
       part.bias = moved(part.bias, from);
       part.out = static_cast<char*>(part.out) + from * bytes;
     } else {
@@ -127,25 +129,26 @@ struct Shared {
 
 // `elements`: of the matrix that is read or written once.
 void run_small(void (*kernel)(const SmallProduct&), const SmallProduct& product, Shared::Along along, bool rows_of_b,
-               int64_t elements, int64_t bytes) {
+               int64_t elements, int64_t bytes, int64_t bytes_of_b = 0) {
+  if (bytes_of_b == 0) bytes_of_b = bytes;
   constexpr int64_t kWorthSharing = 600'000;  // bytes: some 10 µs for one thread, a parallel region takes 3
-  const int threads = Modest::alone() || elements * bytes < kWorthSharing ? 1 : Modest::threads();
+  const int threads = Modest::alone() || elements * bytes_of_b < kWorthSharing ? 1 : Modest::threads();
   if (threads == 1) {
     const FloatMode flush(FloatMode::flushing());
     return kernel(product);
   }
-  Shared shared{kernel, product, along, rows_of_b, bytes, threads};
+  Shared shared{kernel, product, along, rows_of_b, bytes, bytes_of_b, threads};
   run_team(threads, &Shared::work, &shared);
 }
 
 // x·wᵀ (+ bias)
-void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool backwards = false) {
   const int64_t depth = w.size(1), rows = x.size(0), columns = w.size(0);
   const int kind = out.is_contiguous() && (!bias || bias->is_contiguous()) ? small(x, w, rows, w.numel()) : -1;
   if (kind < 0) return large(out, x, w.t(), bias, false);
   const SmallProduct product{
       rows,  columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
-      depth, columns, false};
+      depth, columns, false, backwards};
   run_small(product_kernels().by_rows[kind], product, Shared::kColumns, true, w.numel(), w.element_size());
 }
 
@@ -206,8 +209,19 @@ Tensor products::forward(const Tensor& x, const Tensor& w, const OptionalTensor&
   return out;
 }
 
-void products::forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  by_rows(out, x, w, bias);
+void products::forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool backwards) {
+  by_rows(out, x, w, bias, backwards);
+}
+
+void products::forward_narrow_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& scales,
+                                   const OptionalTensor& bias, bool backwards) {
+  const int64_t depth = w.size(1), columns = w.size(0);
+  SmallProduct product{
+      x.size(0), columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
+      depth,     columns, false, backwards};
+  const bool eight = w.scalar_type() == at::kChar;
+  if (eight) product.scales = scales->const_data_ptr<float>();
+  run_small(product_kernels().narrow[eight ? 1 : 0], product, Shared::kColumns, true, w.numel(), 4, w.element_size());
 }
 
 Tensor products::of_input(const Tensor& g, const Tensor& w) {
