@@ -46,8 +46,9 @@ def draw(rows: list[tuple[str, list[float]]]) -> Any:
 def main() -> None:
     import matplotlib
 
+    figure = draw(rows_of(PAGE.read_text(encoding="utf-8")))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed"}):
-        draw(rows_of(PAGE.read_text(encoding="utf-8"))).savefig(TARGET, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(TARGET, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
 if __name__ == "__main__":
