@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,11 @@ def render() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     measured = "There are no measured figures yet: `python benchmarks/cells.py`."
     if result:
-        measured = (
+        measured = textwrap.fill(
             "The last columns say how many times as long a training step (B×T×H, float32) takes as a loop in PyTorch / "
             "as that loop under torch.compile, as a whole or its step alone, whichever is faster; with a * the step "
-            f"alone was measured, as torch.compile takes minutes for a whole loop.\n{describe(result['environment'])}."
+            f"alone was measured, as torch.compile takes minutes for a whole loop. {describe(result['environment'])}.",
+            120,
         )
     return TEXT.format(table="\n".join(lines), measured=measured)
 

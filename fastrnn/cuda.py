@@ -1,6 +1,6 @@
-"""How sequences run on a GPU: which driver, and why.
+"""Choice of the driver that runs a sequence on a GPU.
 
-There are three. ``"stepwise"``: a product of cuBLAS and an element-wise kernel in every step, for any size.
+There are three drivers. ``"stepwise"``: a product of cuBLAS and an element-wise kernel in every step, for any size.
 ``"grid"``: one kernel for the whole sequence, its recurrent weights in the shared memory of all multiprocessors.
 ``"cluster"`` (from compute capability 9.0): the same within clusters of thread blocks, each with rows of the batch of
 its own. ``"auto"`` takes what a model of their times finds fastest and the GPU can hold. :func:`explain` tells the
@@ -34,13 +34,13 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which driver runs a layer, and why.
+    """Driver that runs a layer, with the reason.
 
     Attributes:
         driver: ``"stepwise"``, ``"grid"`` or ``"cluster"``.
         possible: False where the driver that was asked for cannot be had: such a call raises.
         reason: of the choice, or why the driver cannot be had.
-        format: the number format of the recurrent product, ``"tf32"`` where torch allows it for float32.
+        format: the dtype of the recurrent product, ``"tf32"`` where torch allows it for float32.
         microseconds: a step's time by the model that the choice rests on; an estimate.
         blocks: thread blocks, those that share rows of the batch times those groups; (0, 0) if step-wise.
         units: hidden units of a block.
@@ -69,12 +69,17 @@ class Explanation:
 
 
 def is_available() -> bool:
-    """Whether fastrnn's CUDA kernels are built and loaded, and torch sees a GPU."""
+    """Return True if fastrnn's CUDA kernels are built and loaded, and torch sees a GPU.
+
+    Example:
+        >>> fastrnn.cuda.is_available() in (True, False)
+        True
+    """
     return _gpu.module is not None and torch.cuda.is_available()
 
 
 def get_driver() -> str:
-    """The driver that is asked for: ``"auto"`` unless `set_driver` or FASTRNN_CUDA_DRIVER named one.
+    """Return the chosen driver: ``"auto"`` unless `set_driver` or FASTRNN_CUDA_DRIVER named one.
 
     Raises:
         RuntimeError: there are no CUDA kernels.
@@ -83,8 +88,9 @@ def get_driver() -> str:
 
 
 def set_driver(name: str) -> None:
-    """Asks for a driver, in all threads and on all GPUs. A call that it cannot run raises a RuntimeError with the
-    reason, except of ``"auto"``, which always finds one.
+    """Choose a driver, in all threads and on all GPUs.
+
+    A call that it cannot run raises a RuntimeError with the reason; ``"auto"`` always finds a driver.
 
     A layer's backward pass runs by the driver that is asked for then.
 
@@ -102,7 +108,7 @@ def set_driver(name: str) -> None:
 
 @contextmanager
 def driver(name: str) -> Iterator[None]:
-    """`set_driver` for the time of a ``with`` statement; afterwards it is what it was before."""
+    """Context manager that calls `set_driver` and restores the driver afterwards."""
     before = get_driver() if name in _gpu.DRIVERS else ""
     set_driver(name)
     try:
@@ -123,7 +129,7 @@ def explain(
     driver: str | None = None,
     device: torch.device | str | int | None = None,
 ) -> Explanation:
-    """Which driver runs one layer in one direction, and why.
+    """Report which driver runs one layer in one direction, and why.
 
     Args:
         cell: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``; or of a cell made by :func:`fastrnn.cell`, its

@@ -13,12 +13,12 @@ from fastrnn.inspect.layers import Layer, States, layers_of
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Of one recurrent matrix.
+    """Eigenvalues and singular values of one recurrent matrix.
 
     Attributes:
         layer: ``"layer 1"``, ``"layer 1, reverse"``, …
-        gate: the block's name: i, f, g, o of an LSTM; r, z, n of a GRU; h of an Elman network; those of a cell of
-            one's own.
+        gate: the block's name: i, f, g, o of an LSTM; r, z, n of a GRU; h of an Elman network; those of a
+            custom cell.
         eigenvalues: (H) complex, the largest modulus first. With a projection those of R_k·P, (H, H).
         singular_values: (H), the largest first.
     """
@@ -43,6 +43,10 @@ def spectrum(module: nn.Module) -> list[Spectrum]:
     Raises:
         TypeError: ``module`` is of another kind.
         ValueError: it has more than one head.
+
+    Example:
+        >>> [matrix.gate for matrix in fastrnn.inspect.spectrum(fastrnn.GRU(3, 4))]
+        ['r', 'z', 'n']
     """
     found = []
     for layer in layers_of(module):
@@ -73,7 +77,7 @@ def eigenvalues(matrix: Tensor) -> Tensor:
 
 
 def jacobian(module: nn.Module, x: Tensor, h: Any = None, *, layer: int = 0) -> Tensor:
-    """∂(new states)/∂(old states) of one step of one layer.
+    """Compute ∂(new states)/∂(old states) of one step of one layer.
 
     The states stand one behind the other, h first: of an LSTM rows and columns are those of h, then those of c.
 
@@ -90,6 +94,10 @@ def jacobian(module: nn.Module, x: Tensor, h: Any = None, *, layer: int = 0) -> 
     Raises:
         TypeError: ``module`` is of another kind.
         ValueError: x or h is of another shape, or there is no such layer.
+
+    Example:
+        >>> fastrnn.inspect.jacobian(fastrnn.GRU(3, 4), torch.randn(2, 3), torch.zeros(2, 4)).shape
+        torch.Size([2, 4, 4])
     """
     layers = layers_of(module)
     if not 0 <= layer < len(layers):

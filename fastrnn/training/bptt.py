@@ -15,7 +15,7 @@ from fastrnn.training.states import detach, join_rows, leaves, take_rows, transf
 
 
 class Chunk(NamedTuple):
-    """Some steps of a sequence, run and ready for the loss. K steps, B rows.
+    """Chunk of K time steps and B rows of a sequence, run and ready for the loss.
 
     Attributes:
         output: what the model returned for these steps, (K, B, …), or (B, K, …) if ``batch_first``. Its graph reaches
@@ -35,7 +35,13 @@ class Chunk(NamedTuple):
     state: Any
 
     def mean(self, losses: Tensor) -> Tensor:
-        """The mean over the steps that count. ``losses``: one for each step, of the mask's shape; zero if none counts.
+        """Return the mean over the steps that count.
+
+        Args:
+            losses: one for each step, of the mask's shape.
+
+        Returns:
+            the mean; zero if no step counts.
 
         Raises:
             ValueError: they have another shape.
@@ -60,7 +66,7 @@ def truncated_bptt(
     batch_first: bool | None = None,
     state_dim: int = 1,
 ) -> TruncatedBPTT:
-    """Iterates over a long sequence in chunks, carries the state from each to the next, and keeps graphs short.
+    """Iterate over a long sequence in chunks, carrying the state from each to the next.
 
     .. code-block:: python
 
@@ -115,6 +121,11 @@ def truncated_bptt(
             returns is not a pair.
         ValueError: a number is out of range, lengths and shapes do not fit together, or ``batch_first`` is None for a
             model around a module that has it.
+
+    Example:
+        >>> gru = fastrnn.GRU(3, 4)
+        >>> [chunk.output.shape[0] for chunk in fastrnn.training.truncated_bptt(gru, torch.randn(50, 2, 3), steps=20)]
+        [20, 20, 10]
     """
     if batch_first is None:
         batch_first = _batch_first(model)
@@ -124,7 +135,7 @@ def truncated_bptt(
 
 
 class TruncatedBPTT:
-    """What `truncated_bptt` returns.
+    """Iterator over the chunks of a sequence, returned by `truncated_bptt`.
 
     Attributes:
         state: after the last chunk that was handed out, detached; to go on from in another run.
