@@ -24,6 +24,7 @@ napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
+maximum_signature_line_length = 100  # longer ones have a line for each argument
 
 html_theme = "furo"
 html_title = f"fastrnn {version}"
@@ -39,7 +40,7 @@ def literal_equations(app: Any, what: str, name: str, obj: Any, options: Any, li
         return
     indented = [number for number, line in enumerate(lines) if line.startswith("    ")]
     if indented:
-        lines[indented[0] : indented[0]] = ["::", ""]
+        lines[indented[0] : indented[0]] = [".. code-block:: text", ""]
 
 
 def offer_files(app: Any, name: str, text: list[str]) -> None:

@@ -13,7 +13,16 @@ from pages import ROOT, run_code
 from fastrnn.apps import cli
 
 DOCS = ROOT / "docs"
-PAGES = ["getting-started", "migrating", "sequences", "streaming", "precision", "performance", "troubleshooting"]
+PAGES = [
+    "getting-started",
+    "migrating",
+    "sequences",
+    "streaming",
+    "precision",
+    "performance",
+    "troubleshooting",
+    "deployment",
+]
 PUBLIC = ["", ".functional", ".init", ".training", ".custom", ".gallery", ".inspect", ".cuda"]
 COMMANDS = {"info", "bench", "train", "sample", "inspect", "gradflow", "demo"}
 
@@ -22,7 +31,8 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="not in a checkout")
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 @pytest.mark.parametrize("page", PAGES)
-def test_code_of_the_page_runs(page):
+def test_code_of_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     assert run_code(DOCS / f"{page}.md") > 0
 
 

@@ -99,6 +99,7 @@ SLOW: dict[str, set[str] | None] = {
         "test_measuring_stops_in_time_and_goes_on",
         "test_without_a_gpu_one_sentence",
     },
+    "docs/test_docs_guide.py": {"test_code_of_the_page_runs"},
     "docs/test_docs_lm.py": {"test_code_of_the_page_runs"},
     "docs/test_examples.py": None,
     "dropin/test_dropin_identity.py": {"test_a_class_of_a_notebook_travels_by_value"},
