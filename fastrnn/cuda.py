@@ -6,7 +6,7 @@ There are three drivers. ``"stepwise"``: a product of cuBLAS and an element-wise
 its own. ``"auto"`` takes what a model of their times finds fastest and the GPU can hold. :func:`explain` tells the
 choice; :func:`set_driver`, :func:`driver` and the environment variable ``FASTRNN_CUDA_DRIVER`` overrule it, for
 experiments. From a call's second repetition on, the step-wise driver replays CUDA graphs of its steps;
-``FASTRNN_CUDA_GRAPHS=0`` keeps it to single launches.
+``FASTRNN_CUDA_GRAPHS=0`` makes it launch single kernels.
 
 All drivers give the same numbers up to rounding, and each the same bits in every run.
 """
@@ -38,8 +38,8 @@ class Explanation:
 
     Attributes:
         driver: ``"stepwise"``, ``"grid"`` or ``"cluster"``.
-        possible: False where the driver that was asked for cannot be had: such a call raises.
-        reason: of the choice, or why the driver cannot be had.
+        possible: False if the chosen driver cannot run this layer; such a call raises.
+        reason: of the choice, or why the driver cannot run the layer.
         format: the dtype of the recurrent product, ``"tf32"`` where torch allows it for float32.
         microseconds: a step's time by the model that the choice rests on; an estimate.
         blocks: thread blocks, those that share rows of the batch times those groups; (0, 0) if step-wise.
@@ -92,7 +92,7 @@ def set_driver(name: str) -> None:
 
     A call that it cannot run raises a RuntimeError with the reason; ``"auto"`` always finds a driver.
 
-    A layer's backward pass runs by the driver that is asked for then.
+    A layer's backward pass uses the driver that is chosen when it runs.
 
     Args:
         name: ``"auto"``, ``"stepwise"``, ``"grid"`` or ``"cluster"``.
@@ -139,7 +139,7 @@ def explain(
         dtype: float32, float64, bfloat16 or float16.
         projection: whether h is projected (``proj_size``).
         backward: of the backward pass.
-        driver: as for `set_driver`; None: what is asked for now.
+        driver: as for `set_driver`; None: the current choice.
         device: a GPU; None: the current one.
 
     Raises:

@@ -33,7 +33,7 @@ class Cell:
     Attributes:
         name: of the function that it was made from.
         gates, states, parameters, inputs, matrices: their names, in the order in which they lie in the weights.
-        kernels: under which name `fastrnn.functional.sequence` knows it.
+        kernels: the name of its kernels, as the ``cell`` of `fastrnn.functional.sequence`.
     """
 
     def __init__(
@@ -210,11 +210,11 @@ class Cell:
             raise RuntimeError(f"{self.name}: {problem}")
 
     def explain(self) -> str:
-        """The equations of the step and of its gradient, what is kept in between, and what it costs."""
+        """Return the equations of the step and of its gradient, the saved values, and the cost."""
         return f"{self.name}: gates {', '.join(self.gates)}\n{equations(self._compiled)}"
 
     def source(self) -> str:
-        """The C++ header that is compiled."""
+        """Return the C++ header that is compiled."""
         return self._header
 
     def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> nn.Module:

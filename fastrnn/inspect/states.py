@@ -42,12 +42,13 @@ def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
     called by the gate of W·x that is nearest to them. An Elman network has none. No dropout is applied.
 
     Args:
-        module: as of `layers_of`.
+        module: an LSTM, GRU or RNN, or one of their cells, of torch.nn or of fastrnn; or a network made by
+            `fastrnn.cell`.
         x: (T, B, I), (B, T, I) if the module is ``batch_first``, or (T, I).
         hx: initial states as the module takes them; None for its learned ones, or zeros.
 
     Raises:
-        TypeError, ValueError: an argument is not what it must be.
+        TypeError, ValueError: an argument has the wrong type, shape or value.
 
     Example:
         >>> layer = fastrnn.inspect.follow(fastrnn.GRU(3, 4), torch.randn(5, 2, 3))[0]

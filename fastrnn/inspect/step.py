@@ -38,7 +38,7 @@ def spectrum(module: nn.Module) -> list[Spectrum]:
     """Eigenvalues and singular values of the recurrent matrix of each layer, direction and gate, (H, H) each.
 
     Args:
-        module: as of `gradient_flow`.
+        module: as for `gradient_flow`.
 
     Raises:
         TypeError: ``module`` is of another kind.
@@ -82,7 +82,7 @@ def jacobian(module: nn.Module, x: Tensor, h: Any = None, *, layer: int = 0) -> 
     The states stand one behind the other, h first: of an LSTM rows and columns are those of h, then those of c.
 
     Args:
-        module: as of `gradient_flow`.
+        module: as for `gradient_flow`.
         x: (B, I) or (I), the layer's input at this step.
         h: the layer's old states, (B, ·) or without B each: a tensor, or a tuple if the cell has several; None for
             zeros.

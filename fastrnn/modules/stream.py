@@ -145,7 +145,7 @@ class Stream:
                 None for all.
 
         Raises:
-            IndexError: as of torch's indexing, if they are not rows of the batch.
+            IndexError: a row is not in the batch.
         """
         if self._kernel is None:
             return
