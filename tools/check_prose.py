@@ -17,7 +17,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLIC = tuple(f"fastrnn{name}" for name in ("", ".functional", ".init", ".training", ".custom", ".inspect", ".cuda"))
+PUBLIC = (
+    *(f"fastrnn{name}" for name in ("", ".functional", ".init", ".training", ".custom", ".inspect", ".cuda")),
+    "fastrnn.apps.lm",
+    "fastrnn.apps.inspect",
+)
 LIMIT = 120  # characters in a line, as for code
 
 #: Terms that have a better one, and the better one.
