@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = (
-    *(f"fastrnn{name}" for name in ("", ".functional", ".init", ".training", ".custom", ".inspect", ".cuda")),
+    *(f"fastrnn{n}" for n in ("", ".functional", ".init", ".training", ".custom", ".gallery", ".inspect", ".cuda")),
     "fastrnn.apps.lm",
     "fastrnn.apps.inspect",
 )
@@ -179,7 +179,7 @@ def docstrings() -> Iterator[Docstring]:
 
 def public(module: ModuleType) -> dict[str, Any]:
     """The public names of a module; without a list, what it defines and the names of its calls' arguments."""
-    names = getattr(module, "__all__", None)
+    names = dir(module) if "__dir__" in vars(module) else getattr(module, "__all__", None)  # a gallery finds its cells
     if names is None:
         names = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         names = [key for key in (*names, "LayerWeights") if not key.startswith("_")]
