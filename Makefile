@@ -21,7 +21,7 @@ PY := $(VENV)/bin/python
 CPP_FILES = find csrc tests/native tests/cuda tests/cuda_ops benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
-.PHONY: help bench bench-peers test test-quick fuzz lint cuda-check style format build deps venv clean
+.PHONY: help bench bench-peers docs test test-quick fuzz lint cuda-check style format build deps venv clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ bench-peers: venv  ## beside onnxruntime, OpenVINO and JAX, which it installs
 	@$(PY) tools/dev_env.py bench --torch "$(TORCH)"
 	@$(PY) -m pip install --quiet onnxruntime onnx openvino jax
 	@$(PY) -m fastrnn bench --peers $(ARGS)
+
+# Warnings are errors. Nothing is downloaded but the tools, once.
+docs: venv  ## the guide and the reference, into build/docs
+	@$(PY) tools/dev_env.py docs --torch "$(TORCH)"
+	@$(PY) -m sphinx -W --keep-going --quiet --fresh-env --write-all -b html -d build/docs-trees docs build/docs
+	@echo build/docs/index.html
 
 test: deps build  ## all tests
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)

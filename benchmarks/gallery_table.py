@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ NOTHING = "–"
 TEXT = """\
 # The gallery
 
-Cells of the literature, each a few lines in [fastrnn/gallery/](../fastrnn/gallery/) whose docstring names the paper,
-the shapes and the initialisation. `from fastrnn import gallery`, then `gallery.nas(input_size, hidden_size)` is a
-network, and `gallery.CELLS` has them all by name. [write-your-own-cell.md](write-your-own-cell.md) says how they are
-made.
+Cells of the literature, each a few lines in [fastrnn/gallery/](../fastrnn/gallery/__init__.py). The docstring of each
+names the paper, the shapes and the initialisation: [all of them](reference/gallery.md). `from fastrnn import gallery`,
+then `gallery.nas(input_size, hidden_size)` is a network; `gallery.CELLS` has all cells by name.
+[Write your own cell](write-your-own-cell.md) explains how they are made.
 
 `*` is element-wise; k~ is W_k·x + b_k + R_k·h + b_rk, and in `nas` ak is W_k·x + b_k, mk is R_k·h + b_rk. Operations
 are element-wise ones for each unit and step in multiply-adds, forward + backward, as the generated kernels have them;
@@ -79,10 +80,11 @@ def render() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     measured = "There are no measured figures yet: `python benchmarks/cells.py`."
     if result:
-        measured = (
+        measured = textwrap.fill(
             "The last columns say how many times as long a training step (B×T×H, float32) takes as a loop in PyTorch / "
             "as that loop under torch.compile, as a whole or its step alone, whichever is faster; with a * the step "
-            f"alone was measured, as torch.compile takes minutes for a whole loop.\n{describe(result['environment'])}."
+            f"alone was measured, as torch.compile takes minutes for a whole loop. {describe(result['environment'])}.",
+            120,
         )
     return TEXT.format(table="\n".join(lines), measured=measured)
 

@@ -1,8 +1,8 @@
 """fastrnn: recurrent networks for PyTorch on hand-written fused kernels, in place of torch.nn's.
 
 ``fastrnn.LSTM``, ``GRU``, ``RNN`` and their ``…Cell`` forms take the place of ``torch.nn``'s; :func:`convert` swaps
-those of a whole model. :mod:`fastrnn.functional` is the functional form. :func:`cell` makes kernels of a cell of one's
-own. :mod:`fastrnn.init` and :mod:`fastrnn.training` are what training through time needs.
+those of a whole model. :mod:`fastrnn.functional` is the functional form. :func:`cell` makes kernels of a custom
+cell. :mod:`fastrnn.init` and :mod:`fastrnn.training` are what training through time needs.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ class Explanation(NamedTuple):
     """Result of `explain`. As a string, a line for each decision.
 
     Attributes:
-        decisions: of each layer and direction that made one of its own, or of the module as a whole: the cell, the path
-            (a key of the table in ``fastrnn/_paths.py``, ``"fast path"`` or ``"torch"``) and why it is no faster one.
+        decisions: for each layer and direction, or for the module as a whole: the cell, the path
+            (a key of the table in ``fastrnn/_paths.py``, ``"fast path"`` or ``"torch"``) and why it is no faster
+            path.
         instruction_set: that of the CPU kernels.
     """
 
@@ -28,16 +29,10 @@ class Explanation(NamedTuple):
 
 
 def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
-    """Say which way a call of a module takes through the library, and why.
+    """Report which path a call of a module takes through the library, and why.
 
     The call is made once, as ``module(*args, **kwargs)``, its results dropped; random numbers that it drew are drawn
     again later. Of a model with several recurrent modules all are reported, except inside compiled functions.
-
-    .. code-block:: python
-
-        print(fastrnn.explain(fastrnn.LSTM(8, 16), torch.randn(5, 2, 8)))
-        # lstm: fast path (checks and call in C++, for ordinary tensors on the CPU)
-        # CPU kernels: avx512
 
     Args:
         module: a layer, a cell, a network of `fastrnn.cell`, or a model with such modules.
@@ -45,6 +40,11 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
 
     Raises:
         TypeError: ``module`` is no module. Otherwise what the call raises.
+
+    Example:
+        >>> print(fastrnn.explain(fastrnn.LSTM(8, 16), torch.randn(5, 2, 8)))
+        lstm: fast path (checks and call in C++, for ordinary tensors on the CPU)
+        CPU kernels: ...
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")

@@ -1,6 +1,6 @@
-"""How sequences run on a GPU: which driver, and why.
+"""Choice of the driver that runs a sequence on a GPU.
 
-There are three. ``"stepwise"``: a product of cuBLAS and an element-wise kernel in every step, for any size.
+There are three drivers. ``"stepwise"``: a product of cuBLAS and an element-wise kernel in every step, for any size.
 ``"grid"``: one kernel for the whole sequence, its recurrent weights in the shared memory of all multiprocessors.
 ``"cluster"`` (from compute capability 9.0): the same within clusters of thread blocks, each with rows of the batch of
 its own. ``"auto"`` takes a cluster if it holds the weights, else the grid, else step by step. :func:`explain` tells the
@@ -34,7 +34,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which driver runs a layer, and why.
+    """Driver that runs a layer, with the reason.
 
     Attributes:
         driver: ``"stepwise"``, ``"grid"`` or ``"cluster"``.
@@ -67,12 +67,17 @@ class Explanation:
 
 
 def is_available() -> bool:
-    """Whether fastrnn's CUDA kernels are built and loaded, and torch sees a GPU."""
+    """Return True if fastrnn's CUDA kernels are built and loaded, and torch sees a GPU.
+
+    Example:
+        >>> fastrnn.cuda.is_available() in (True, False)
+        True
+    """
     return _gpu.module is not None and torch.cuda.is_available()
 
 
 def get_driver() -> str:
-    """The driver that is asked for: ``"auto"`` unless `set_driver` or FASTRNN_CUDA_DRIVER named one.
+    """Return the chosen driver: ``"auto"`` unless `set_driver` or FASTRNN_CUDA_DRIVER named one.
 
     Raises:
         RuntimeError: there are no CUDA kernels.
@@ -81,10 +86,11 @@ def get_driver() -> str:
 
 
 def set_driver(name: str) -> None:
-    """Asks for a driver, in all threads and on all GPUs. A call that it cannot run raises a RuntimeError with the
-    reason, except of ``"auto"``, which always finds one.
+    """Choose a driver, in all threads and on all GPUs.
 
-    A layer's backward pass runs by the driver that is asked for then.
+    A call that it cannot run raises a RuntimeError with the reason; ``"auto"`` always finds a driver.
+
+    A layer's backward pass uses the driver that is chosen when it runs.
 
     Args:
         name: ``"auto"``, ``"stepwise"``, ``"grid"`` or ``"cluster"``.
@@ -100,7 +106,7 @@ def set_driver(name: str) -> None:
 
 @contextmanager
 def driver(name: str) -> Iterator[None]:
-    """`set_driver` for the time of a ``with`` statement; afterwards it is what it was before."""
+    """Context manager that calls `set_driver` and restores the driver afterwards."""
     before = get_driver() if name in _gpu.DRIVERS else ""
     set_driver(name)
     try:
@@ -121,7 +127,7 @@ def explain(
     driver: str | None = None,
     device: torch.device | str | int | None = None,
 ) -> Explanation:
-    """Which driver runs one layer in one direction, and why.
+    """Report which driver runs one layer in one direction, and why.
 
     Args:
         cell: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``; or of a cell made by :func:`fastrnn.cell`, its
@@ -131,7 +137,7 @@ def explain(
         dtype: float32, float64, bfloat16 or float16.
         projection: whether h is projected (``proj_size``).
         backward: of the backward pass.
-        driver: as for `set_driver`; None: what is asked for now.
+        driver: as for `set_driver`; None: the current choice.
         device: a GPU; None: the current one.
 
     Raises:

@@ -37,7 +37,7 @@ def sequence(
     clip_state_gradient: float | None = None,
     penalty: GradientNormPenalty | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction over a whole sequence.
+    """Run one layer in one direction over a whole sequence.
 
     Differentiable in ``x``, every weight and every state, to any order, in reverse and forward mode, under
     ``torch.func`` transforms and ``torch.compile``. Under autocast it computes in the dtype it is given.
@@ -61,28 +61,35 @@ def sequence(
             kernels, else the reference with one warning that says why.
         embedding: (V, I). ``x`` is then token ids, int64 or int32, (T, B), or (N) with ``batch_sizes``; beyond
             ``lengths`` they may be anything. The result is that of embedded ids. If V is less than the number of ids,
-            the products of all V embeddings are made and looked up (in 16-bit formats only where nothing asks for a
+            the products of all V embeddings are made and looked up (in 16-bit dtypes only where nothing asks for a
             gradient: there the sums over a token's occurrences would lose digits).
         recompute: for long sequences in training. True: inputs, outputs and the states at the borders of √T segments
-            are kept for the backward pass, which computes all else again, segment by segment; an integer: the steps of
-            a segment, at least 2. Results are the same, but in 16-bit formats the states are rounded at the borders.
-            Without effect where the kernels keep nothing or do not run: no gradient, the reference, compiled
-            functions, ``torch.func``. Higher derivatives keep everything.
+            are saved for the backward pass, which computes all else again, segment by segment; an integer: the steps of
+            a segment, at least 2. Results are the same, but in 16-bit dtypes the states are rounded at the borders.
+            Without effect where the kernels save nothing or do not run: no gradient, the reference, compiled
+            functions, ``torch.func``. Higher derivatives save everything.
         initial: what new segments start from where ``states`` are those that an earlier call returned: states in their
             form. A true ``reset`` at the very first step then counts too. None: ``states``.
-        clip_state_gradient: a bound c. In the backward pass every element of ∂L/∂h_t, all paths together, is cut to ±c
-            before it goes through step t. States other than h are not cut. (Not where derivatives are taken in forward
-            mode.)
+        clip_state_gradient: the limit c. In the backward pass every element of ∂L/∂h_t, all paths together, is clipped
+            to ±c before it goes through step t. States other than h are not clipped. (Not where
+            derivatives are taken in forward mode.)
         penalty: what adds the gradient of its Ω to that of ``w_hh``: `fastrnn.training.GradientNormPenalty`.
 
     Returns:
         outputs (T, B, P) or (N, P), and the tuple of final states, each (B, P or H).
 
     Raises:
-        ValueError: ``cell``, ``backend``, ``batch_sizes``, ``lengths``, ``reset`` or ``recompute`` is not what it must
-            be.
+        ValueError: ``cell``, ``backend``, ``batch_sizes``, ``lengths``, ``reset`` or ``recompute`` is not as
+            described above.
         RuntimeError: sizes or dtypes do not fit together, or ``backend="fused"`` where there are no kernels.
         IndexError: an id is not in 0…V-1.
+
+    Example:
+        >>> gru = fastrnn.GRU(3, 4)
+        >>> weights = fastrnn.functional.LayerWeights(*gru.parameters())
+        >>> y, (h,) = fastrnn.functional.sequence("gru", torch.randn(5, 2, 3), weights)
+        >>> y.shape, h.shape
+        (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
     spec = cells.find(cell) if isinstance(cell, str) else None
     if spec is None:
@@ -129,11 +136,19 @@ def lstm(
     recompute: bool | int = False,
     **more: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``. Arguments as in :func:`sequence`,
-    ``more`` of them too.
+    """Run one LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``.
+
+    Arguments, ``more`` of them too, are as in :func:`sequence`.
 
     Gates in torch's order (i, f, g, o). Source: Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; with
     ``weights.w_hr`` the projection of Sak 2014.
+
+    Example:
+        >>> lstm = fastrnn.LSTM(3, 4)
+        >>> weights = fastrnn.functional.LayerWeights(*lstm.parameters())
+        >>> y, (h, c) = fastrnn.functional.lstm(torch.randn(5, 2, 3), weights)
+        >>> torch.equal(y[-1], h)
+        True
     """
     return sequence(
         "lstm",
@@ -165,10 +180,18 @@ def gru(
     recompute: bool | int = False,
     **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One GRU layer in one direction: ``y, h = gru(x, weights, h0)``. Arguments as in :func:`sequence`, ``more`` of
-    them too.
+    """Run one GRU layer in one direction: ``y, h = gru(x, weights, h0)``.
+
+    Arguments, ``more`` of them too, are as in :func:`sequence`.
 
     Gates in torch's order (r, z, n), reset after the product. Source: Cho 2014, v1.
+
+    Example:
+        >>> gru = fastrnn.GRU(3, 4)
+        >>> weights = fastrnn.functional.LayerWeights(*gru.parameters())
+        >>> y, h = fastrnn.functional.gru(torch.randn(5, 2, 3), weights)
+        >>> torch.equal(y[-1], h)
+        True
     """
     layout = {"batch_sizes": batch_sizes, "lengths": lengths, "reset": reset, "reverse": reverse}
     options = {"backend": backend, "embedding": embedding, "recompute": recompute, **more}
@@ -190,10 +213,18 @@ def rnn(
     recompute: bool | int = False,
     **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One Elman layer in one direction: ``y, h = rnn(x, weights, h0)``. Arguments as in :func:`sequence`, ``more`` of
-    them too.
+    """Run one Elman layer in one direction: ``y, h = rnn(x, weights, h0)``.
+
+    Arguments, ``more`` of them too, are as in :func:`sequence`.
 
     ``nonlinearity`` is ``"tanh"`` or ``"relu"``. Source: Elman 1990.
+
+    Example:
+        >>> rnn = fastrnn.RNN(3, 4)
+        >>> weights = fastrnn.functional.LayerWeights(*rnn.parameters())
+        >>> y, h = fastrnn.functional.rnn(torch.randn(5, 2, 3), weights)
+        >>> torch.equal(y[-1], h)
+        True
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity: expected tanh or relu, got {nonlinearity!r}")
@@ -222,7 +253,7 @@ def hidden_gradients(
     reset: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
-    """∂L/∂h_t at every step, all paths together: through the step's own output and through every later step.
+    """Compute ∂L/∂h_t at every step, all paths together: through the step's own output and through every later step.
 
     For the analysis of gradient flow and for regularisers of it. Arguments as in :func:`sequence`, and:
 
@@ -232,6 +263,13 @@ def hidden_gradients(
 
     Returns:
         a tensor of y's shape, (T, B, P) or (N, P). Not differentiable.
+
+    Example:
+        >>> gru = fastrnn.GRU(3, 4)
+        >>> weights = fastrnn.functional.LayerWeights(*gru.parameters())
+        >>> x, ones = torch.randn(5, 2, 3), torch.ones(5, 2, 4)
+        >>> fastrnn.functional.hidden_gradients("gru", x, weights, None, grad_y=ones).shape
+        torch.Size([5, 2, 4])
     """
     states = () if states is None else tuple(states)
     call = Call(cell, x, weights, states, (), batch_sizes, lengths, reset, reverse)

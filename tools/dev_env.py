@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_TORCH = "torch==2.13.0"
 EXTENSION = ROOT / "fastrnn" / ("_C" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 # The extras of pyproject.toml that each goal needs; deps: all of them.
-EXTRAS = {"build": (), "bench": ("plot",)}
+EXTRAS = {"build": (), "bench": ("plot",), "docs": ("docs",)}
 FLAG_VARIABLES = ("CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
 CUDA_VARIABLES = ("FASTRNN_BUILD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH")
 

@@ -1,4 +1,4 @@
-"""Cells of one's own: a few lines of Python, fused kernels over whole sequences. See :func:`fastrnn.cell`."""
+"""Custom cells: a few lines of Python, fused kernels over whole sequences. See :func:`fastrnn.cell`."""
 
 from fastrnn.custom.definition import Cell, cell
 from fastrnn.custom.functions import detach, layer_norm, normalize, surrogate

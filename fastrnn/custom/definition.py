@@ -28,12 +28,12 @@ Source = Callable[[Tensor, bool], Tensor]
 
 
 class Cell:
-    """A recurrent cell made by :func:`fastrnn.cell`. Called, it makes a network; see :class:`fastrnn.custom.Network`.
+    """Recurrent cell made by :func:`fastrnn.cell`. Called, it makes a network; see :class:`fastrnn.custom.Network`.
 
     Attributes:
         name: of the function that it was made from.
         gates, states, parameters, inputs, matrices: their names, in the order in which they lie in the weights.
-        kernels: under which name `fastrnn.functional.sequence` knows it.
+        kernels: the name of its kernels, as the ``cell`` of `fastrnn.functional.sequence`.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Cell:
 
     @property
     def products(self) -> tuple[tuple[str, ...], ...]:
-        """What `blocks` has, by the vector that is multiplied: h's (there may be none), then those of others."""
+        """The `blocks` by the vector that is multiplied: those of h (there may be none), then those of others."""
         names = self._compiled.matrices
         return tuple(tuple(names[k] for k in group) for group in self._products)
 
@@ -195,7 +195,7 @@ class Cell:
         return ""
 
     def build(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
-        """Compiles the kernels now, instead of at the first call: for the CPU, or with ``device="cuda"`` for a GPU.
+        """Compile the kernels now, instead of at the first call: for the CPU, or with ``device="cuda"`` for a GPU.
 
         Raises:
             RuntimeError: they cannot be compiled; where a call would warn and take plain torch.
@@ -210,11 +210,11 @@ class Cell:
             raise RuntimeError(f"{self.name}: {problem}")
 
     def explain(self) -> str:
-        """The equations of the step and of its gradient, what is kept in between, and what it costs."""
+        """Return the equations of the step and of its gradient, the saved values, and the cost."""
         return f"{self.name}: gates {', '.join(self.gates)}\n{equations(self._compiled)}"
 
     def source(self) -> str:
-        """The C++ header that is compiled."""
+        """Return the C++ header that is compiled."""
         return self._header
 
     def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> nn.Module:
@@ -271,7 +271,7 @@ def cell(
     inputs: Mapping[str, Source] | None = None,
     matrices: str | Sequence[str] = (),
 ) -> Callable[[Callable], Cell]:
-    """Makes a recurrent cell of a function, with fused kernels for whole sequences, forward and backward.
+    """Make a recurrent cell of a function, with fused kernels for whole sequences, forward and backward.
 
     .. code-block:: python
 
@@ -304,9 +304,8 @@ def cell(
     Args:
         gates: G names; the weights have a block of H rows for each, in this order.
         states: names of the states, at most 8; the first one is the output and what R is multiplied with.
-        parameters: names of numbers for each hidden unit, with their initial value (a number, or a function that fills
+        parameters: names of per-unit parameters (H), with their initial value (a number, or a function that fills
             a tensor in place; 0 if only names are given).
-
         inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise, time
             steps. By name, a function ``(like, training) -> Tensor`` that is called once a call, layer and direction.
             ``like`` has the outputs' dtype, device and shape: (T, B, H); of packed input (N, H), N its rows, for T = 1
@@ -318,6 +317,13 @@ def cell(
     Raises:
         fastrnn.CellError: the function does something that kernels cannot, or is not the same when it is run twice;
             with the line. It is a TypeError.
+
+    Example:
+        >>> @fastrnn.cell(gates="u")
+        ... def leaky(x, r, s):
+        ...     return 0.9 * s.h + 0.1 * torch.tanh(x.u + r.u)
+        >>> leaky.gates, leaky.states
+        (('u',), ('h',))
     """
     if parameters is None:
         parameters = {}

@@ -11,8 +11,9 @@ from fastrnn.custom.symbols import Symbol
 
 
 def normalize(*vectors: Any, eps: float = 1e-5) -> Any:
-    """Vectors (B, H) shifted and scaled to mean 0 and variance 1 over the units, and over all of them together if there
-    are several.
+    """Vectors (B, H) shifted and scaled to mean 0 and variance 1 over the units.
+
+    Mean and variance of several vectors are taken over all of them together.
 
     Source: layer normalisation, Ba, Kiros and Hinton 2016, without gain and bias.
 
@@ -37,10 +38,15 @@ def layer_norm(vector: Any, weight: Any, bias: Any = 0.0, eps: float = 1e-5) -> 
 
 
 def detach(value: Any) -> Any:
-    """The value without a gradient: as `torch.Tensor.detach`, in a cell's step and on tensors.
+    """Return the value without a gradient: as `torch.Tensor.detach`, in a cell's step and on tensors.
 
     Args:
         value: a value of a step, a tensor (B, H), or a number.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> fastrnn.custom.detach(x).requires_grad
+        False
     """
     return value.detach() if isinstance(value, (Symbol, Tensor)) else value
 
@@ -56,6 +62,12 @@ def surrogate(value: Any, smooth: Any) -> Any:
 
     Returns:
         ``value``; ∂L/∂(returned) goes to ``smooth`` as it is, and nothing to ``value``.
+
+    Example:
+        >>> v = torch.tensor([0.5, 2.0], requires_grad=True)
+        >>> spike = fastrnn.custom.surrogate(torch.where(v > 1, 1.0, 0.0), torch.sigmoid(v - 1))
+        >>> spike.tolist()
+        [0.0, 1.0]
     """
     for given in (value, smooth):
         if isinstance(given, Symbol):

@@ -96,7 +96,7 @@ class Network(Recurrent, nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights as torch.nn's recurrent networks begin, the cell's parameters as it says."""
+        """Initialise the weights as torch.nn's networks do, and the parameters as the cell says."""
         bound = 1 / math.sqrt(self.hidden_size // self.heads)
         with torch.no_grad():
             for suffix in _initial.suffixes(self):

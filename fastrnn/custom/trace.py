@@ -22,7 +22,7 @@ from fastrnn.custom.symbols import BY_FUNCTION, Condition, Recurrent, Symbol
 
 
 class CellError(TypeError):
-    """A cell's step that cannot be made into kernels; says where in its source and why."""
+    """Error of a step that cannot be made into kernels, with the line and the reason."""
 
 
 _COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}

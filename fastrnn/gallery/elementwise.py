@@ -16,7 +16,7 @@ def indrnn(x: Any, r: Any, s: Any, p: Any) -> Any:
         h' = relu(W·x + b + u*h)
 
     Li et al., Independently recurrent neural network (IndRNN), 2018 (arXiv:1803.04831). Shapes: W (H, I), u (H).
-    Initialisation: W within ±1/√H, u within 0 and 1; for T steps the paper keeps |u| below the T-th root of 2.
+    Initialisation: W within ±1/√H, u within 0 and 1; for T steps the paper keeps abs(u) below the T-th root of 2.
     """
     return torch.relu(x.h + p.u * s.h)
 

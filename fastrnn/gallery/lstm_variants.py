@@ -158,8 +158,9 @@ _BETWEEN = tuple(f"{source}_{gate}" for gate in "ifo" for source in "ifo")
 
 @fastrnn.cell(gates="z i f o", states="h c i f o", parameters=_peepholes("ifo"), matrices=_BETWEEN)
 def lstm_full_gate_recurrence(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """Gates that see the gates of the step before (FGR), through nine more matrices R_kl from gate k to gate l;
-    k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+    """LSTM whose gates see the gates of the step before (FGR), through nine more matrices.
+
+    Matrix R_kl leads from gate k to gate l; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
 
         i' = σ(i~ + p_i*c + R_ii·i + R_fi·f + R_oi·o)
         f' = σ(f~ + p_f*c + R_if·i + R_ff·f + R_of·o)

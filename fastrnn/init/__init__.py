@@ -1,5 +1,6 @@
-"""Initialisation of recurrent networks, as `torch.nn.init` does it: in place, outside of autograd, and what was given
-is returned.
+"""Initialisation of recurrent networks, in the manner of `torch.nn.init`.
+
+Functions work in place and outside of autograd, and return what was given.
 
 .. code-block:: python
 

@@ -11,7 +11,7 @@ from fastrnn.init._blocks import Target, set_bias
 
 
 def forget_bias_(target: Target, value: float = 1.0, *, gate: str | None = None) -> Target:
-    """The bias of the forget gate, the sum of torch's two, so that a network begins by remembering.
+    """Set the bias of the forget gate, the sum of torch's two, so that a network begins by remembering.
 
     Sources: Gers, Schmidhuber and Cummins, Learning to forget, 2000; Jozefowicz, Zaremba and Sutskever, An empirical
     exploration of recurrent network architectures, 2015, who recommend 1.
@@ -19,7 +19,7 @@ def forget_bias_(target: Target, value: float = 1.0, *, gate: str | None = None)
     Args:
         target: one bias of an LSTM (4·H), in torch's order i, f, g, o; or a module (or model): there the forget gates
             of all layers and directions. The gate is f of an LSTM; of a GRU z, which in torch's equations
-            ``h' = (1 - z)·n + z·h`` is the share of the old state; of a cell of one's own the one named f.
+            ``h' = (1 - z)·n + z·h`` is the share of the old state; of a custom cell the one named f.
         value: the bias.
         gate: another gate's name, for a module.
 
@@ -27,6 +27,11 @@ def forget_bias_(target: Target, value: float = 1.0, *, gate: str | None = None)
         TypeError: ``target`` is neither tensor nor module.
         ValueError: the tensor is not (4·H), a module has no biases, or no such gate, or nothing in the model is
             recurrent.
+
+    Example:
+        >>> lstm = fastrnn.init.forget_bias_(fastrnn.LSTM(3, 4), 1.0)
+        >>> (lstm.bias_ih_l0 + lstm.bias_hh_l0)[4:8].tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     value = finite(value, "value")
     with torch.no_grad():
@@ -46,7 +51,7 @@ def chrono_(
     input: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Target:
-    """Biases from which every unit has a memory of its own length, between 1 and ``t_max`` steps.
+    """Set gate biases so that memory lengths of the units spread between 1 and ``t_max`` steps.
 
     ``b_f = log u`` with u uniform in (1, T_max - 1), one u for each unit, and ``b_i = -b_f``.
 
@@ -55,7 +60,7 @@ def chrono_(
 
     Args:
         target: one bias of an LSTM (4·H), in torch's order i, f, g, o; or a module (or model): all layers and
-            directions. The gates are f and i of an LSTM; z of a GRU; of a cell of one's own those named f and, if there
+            directions. The gates are f and i of an LSTM; z of a GRU; of a custom cell those named f and, if there
             is one, i.
         t_max: the longest dependency expected, in steps; more than 2.
         forget: for a module, the name of the gate that is the share of the old state; it gets ``log u``.
@@ -66,6 +71,11 @@ def chrono_(
     Raises:
         TypeError: ``target`` is neither tensor nor module.
         ValueError: ``t_max`` is not more than 2; otherwise as `forget_bias_`.
+
+    Example:
+        >>> lstm = fastrnn.init.chrono_(fastrnn.LSTM(3, 4), t_max=100)
+        >>> bool((lstm.bias_ih_l0[4:8] >= 0).all())  # the forget gate
+        True
     """
     t_max = finite(t_max, "t_max", "more than 2 steps")
     if t_max <= 2:

@@ -10,7 +10,7 @@ from fastrnn.init._blocks import Gates, Target, fill_recurrent
 
 
 def identity_(target: Target, scale: float = 1.0, *, gates: Gates = None) -> Target:
-    """R = scale·I and no bias: what a rectified network begins with as a network that copies its state.
+    """Set R = scale·I and no bias, so that a rectified network begins by copying its state.
 
     Source: Le, Jaitly and Hinton, A simple way to initialize recurrent networks of rectified linear units, 2015
     (arXiv:1504.00941), "IRNN"; with scale 0.01, say, for tasks that need no long memory.
@@ -24,6 +24,11 @@ def identity_(target: Target, scale: float = 1.0, *, gates: Gates = None) -> Tar
     Raises:
         TypeError: ``gates`` is a name for a tensor, or a number for a module; ``target`` is neither.
         ValueError: R is not square (as with a projection), there is no such gate, or nothing recurrent in the model.
+
+    Example:
+        >>> rnn = fastrnn.init.identity_(fastrnn.RNN(3, 2, nonlinearity="relu"))
+        >>> rnn.weight_hh_l0.tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
 
     scale = finite(scale, "scale")
@@ -36,7 +41,7 @@ def identity_(target: Target, scale: float = 1.0, *, gates: Gates = None) -> Tar
 
 
 def np_rnn_(target: Target, *, gates: Gates = None, generator: torch.Generator | None = None) -> Target:
-    """R positive definite, all eigenvalues but the largest, which is one, below it; no bias.
+    """Set R to a positive definite matrix whose largest eigenvalue is 1, and no bias.
 
     ``A = QᵀQ / H`` of a matrix Q of standard normal numbers (H, H), and ``R = (A + I) / λ_max(A + I)``.
 
@@ -49,6 +54,11 @@ def np_rnn_(target: Target, *, gates: Gates = None, generator: torch.Generator |
 
     Raises:
         TypeError, ValueError: as `identity_`.
+
+    Example:
+        >>> rnn = fastrnn.init.np_rnn_(fastrnn.RNN(3, 4, nonlinearity="relu"))
+        >>> round(torch.linalg.eigvalsh(rnn.weight_hh_l0).max().item(), 4)
+        1.0
     """
 
     def fill(block: Tensor) -> None:
@@ -64,8 +74,9 @@ def np_rnn_(target: Target, *, gates: Gates = None, generator: torch.Generator |
 def orthogonal_(
     target: Target, gain: float = 1.0, *, gates: Gates = None, generator: torch.Generator | None = None
 ) -> Target:
-    """R of every gate, and of every head, orthogonal by itself (with a projection, rows or columns are), times
-    ``gain``.
+    """Set R of every gate, and of every head, to an orthogonal matrix times ``gain``.
+
+    With a projection, R is not square: its rows or columns are orthogonal.
 
     `torch.nn.init.orthogonal_` of the whole ``weight_hh`` would make the gates' matrices together orthogonal: those of
     an LSTM then shrink h to half its norm.
@@ -81,6 +92,12 @@ def orthogonal_(
 
     Raises:
         TypeError, ValueError: as `identity_`, but R need not be square.
+
+    Example:
+        >>> lstm = fastrnn.init.orthogonal_(fastrnn.LSTM(3, 4))
+        >>> forget = lstm.weight_hh_l0[4:8]
+        >>> torch.allclose(forget @ forget.T, torch.eye(4), atol=1e-5)
+        True
     """
 
     gain = finite(gain, "gain")

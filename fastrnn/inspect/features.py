@@ -48,7 +48,7 @@ _COMMENTS = {"python": {"#": "\n"}, "c": {"//": "\n", "/*": "*/"}, "text": {}}
 
 
 def features_of(text: str, syntax: str = "auto") -> dict[str, np.ndarray]:
-    """The features of each character: N numbers by name, bool for yes or no, else float32.
+    """Return the features of each character: N numbers by name, bool for yes or no, else float32.
 
     Args:
         text: N characters.
@@ -56,6 +56,10 @@ def features_of(text: str, syntax: str = "auto") -> dict[str, np.ndarray]:
 
     Raises:
         ValueError: ``syntax`` is none of them.
+
+    Example:
+        >>> int(fastrnn.inspect.features_of("x = 1  # one", "python")["in a comment"].sum())
+        5
     """
     if syntax not in SYNTAXES:
         raise ValueError(f"syntax: expected one of {', '.join(SYNTAXES)}, got {syntax!r}")

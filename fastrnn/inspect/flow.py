@@ -48,7 +48,7 @@ class LayerFlow:
 
 @dataclass(frozen=True, eq=False)
 class GradientFlow:
-    """What `gradient_flow` found: the loss and, for each layer and direction, the gradients."""
+    """Result of `gradient_flow`: the loss and, for each layer and direction, the gradients."""
 
     loss: float
     layers: tuple[LayerFlow, ...]
@@ -66,7 +66,7 @@ class _Passed:
 
 
 def gradient_flow(module: nn.Module, x: Tensor, hx: Any = None, *, loss: Loss | None = None) -> GradientFlow:
-    """∂L/∂h_t for every step, layer and direction of a recurrent module, and the same of its other states.
+    """Compute ∂L/∂h_t for every step, layer and direction of a recurrent module, and the same of its other states.
 
     Dropout between layers is left out. The parameters' ``grad`` stays as it is.
 
@@ -80,6 +80,11 @@ def gradient_flow(module: nn.Module, x: Tensor, hx: Any = None, *, loss: Loss | 
     Raises:
         TypeError: ``module`` is none of these, or x no tensor.
         ValueError: x or hx is of another shape, or ``loss`` gives no single number that depends on the outputs.
+
+    Example:
+        >>> flow = fastrnn.inspect.gradient_flow(fastrnn.GRU(3, 4), torch.randn(5, 2, 3))
+        >>> flow.layers[0].norms("h").shape  # by lag, the initial state last
+        torch.Size([6])
     """
     layers = layers_of(module)
     x = as_input(module, x).detach()

@@ -79,9 +79,9 @@ def compare(
     clip: float = 1.0,
     seed: int = 0,
 ) -> list[Run]:
-    """Gradient flow of fresh networks of one layer, every cell with every initialisation, in float64 on normal input.
+    """Compute the gradient flow of fresh networks of one layer, every cell with every initialisation.
 
-    The loss is the sum of the last h over its units, mean over the rows.
+    It is computed in float64 on normal input. The loss is the sum of the last h over its units, mean over the rows.
 
     Args:
         cells: lstm, gru, rnn_tanh, rnn_relu, or names of `fastrnn.gallery`.

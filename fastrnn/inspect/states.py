@@ -22,7 +22,7 @@ from fastrnn.inspect.layers import Layer, States, as_input, as_states, layers_of
 
 @dataclass(frozen=True, eq=False)
 class LayerStates:
-    """What one layer in one direction did.
+    """States and gates of one layer in one direction.
 
     Attributes:
         name: ``"layer 1"``, ``"layer 1, reverse"``, …
@@ -36,18 +36,24 @@ class LayerStates:
 
 
 def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
-    """Runs a module over a sequence and returns all states and gates, layer by layer. Not differentiable.
+    """Run a module over a sequence and return all states and gates, layer by layer. Not differentiable.
 
     Gates of an LSTM are i, f, o; of a GRU r, z; of a cell made by `fastrnn.cell` all values of a logistic function,
     called by the gate of W·x that is nearest to them. An Elman network has none. No dropout is applied.
 
     Args:
-        module: as of `layers_of`.
+        module: an LSTM, GRU or RNN, or one of their cells, of torch.nn or of fastrnn; or a network made by
+            `fastrnn.cell`.
         x: (T, B, I), (B, T, I) if the module is ``batch_first``, or (T, I).
         hx: initial states as the module takes them; None for its learned ones, or zeros.
 
     Raises:
-        TypeError, ValueError: an argument is not what it must be.
+        TypeError, ValueError: an argument has the wrong type, shape or value.
+
+    Example:
+        >>> layer = fastrnn.inspect.follow(fastrnn.GRU(3, 4), torch.randn(5, 2, 3))[0]
+        >>> sorted(layer.gates), layer.states["h"].shape
+        (['r', 'z'], torch.Size([5, 2, 4]))
     """
     layers = layers_of(module)
     x = as_input(module, x)

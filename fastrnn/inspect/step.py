@@ -13,12 +13,12 @@ from fastrnn.inspect.layers import Layer, States, layers_of
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Of one recurrent matrix.
+    """Eigenvalues and singular values of one recurrent matrix.
 
     Attributes:
         layer: ``"layer 1"``, ``"layer 1, reverse"``, …
-        gate: the block's name: i, f, g, o of an LSTM; r, z, n of a GRU; h of an Elman network; those of a cell of
-            one's own.
+        gate: the block's name: i, f, g, o of an LSTM; r, z, n of a GRU; h of an Elman network; those of a
+            custom cell.
         eigenvalues: (H) complex, the largest modulus first. With a projection those of R_k·P, (H, H).
         singular_values: (H), the largest first.
     """
@@ -38,11 +38,15 @@ def spectrum(module: nn.Module) -> list[Spectrum]:
     """Eigenvalues and singular values of the recurrent matrix of each layer, direction and gate, (H, H) each.
 
     Args:
-        module: as of `gradient_flow`.
+        module: as for `gradient_flow`.
 
     Raises:
         TypeError: ``module`` is of another kind.
         ValueError: it has more than one head.
+
+    Example:
+        >>> [matrix.gate for matrix in fastrnn.inspect.spectrum(fastrnn.GRU(3, 4))]
+        ['r', 'z', 'n']
     """
     found = []
     for layer in layers_of(module):
@@ -73,12 +77,12 @@ def eigenvalues(matrix: Tensor) -> Tensor:
 
 
 def jacobian(module: nn.Module, x: Tensor, h: Any = None, *, layer: int = 0) -> Tensor:
-    """∂(new states)/∂(old states) of one step of one layer.
+    """Compute ∂(new states)/∂(old states) of one step of one layer.
 
     The states stand one behind the other, h first: of an LSTM rows and columns are those of h, then those of c.
 
     Args:
-        module: as of `gradient_flow`.
+        module: as for `gradient_flow`.
         x: (B, I) or (I), the layer's input at this step.
         h: the layer's old states, (B, ·) or without B each: a tensor, or a tuple if the cell has several; None for
             zeros.
@@ -90,6 +94,10 @@ def jacobian(module: nn.Module, x: Tensor, h: Any = None, *, layer: int = 0) -> 
     Raises:
         TypeError: ``module`` is of another kind.
         ValueError: x or h is of another shape, or there is no such layer.
+
+    Example:
+        >>> fastrnn.inspect.jacobian(fastrnn.GRU(3, 4), torch.randn(2, 3), torch.zeros(2, 4)).shape
+        torch.Size([2, 4, 4])
     """
     layers = layers_of(module)
     if not 0 <= layer < len(layers):

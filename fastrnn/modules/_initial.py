@@ -130,7 +130,7 @@ class LearnedStates:
             add(self, widths, suffixes(self), self.weight_hh_l0)
 
     def reset_parameters(self: Any) -> None:
-        """Weights as torch.nn's begin; learned initial states with zeros."""
+        """Initialise the weights as torch.nn does, and learned initial states with zeros."""
         reset_parameters(self)
 
     def extra_repr(self) -> str:

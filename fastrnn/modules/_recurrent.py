@@ -90,7 +90,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         clip_state_gradient: float | None = None,
         penalty: GradientNormPenalty | None = None,
     ) -> tuple[Any, Any]:
-        """torch's forward, and keywords of our own.
+        """Run the network over a batch of sequences.
 
         Shapes: T time steps, B batch rows, I input size, H hidden size, P projection size (H without projection),
         L layers, D directions.
@@ -113,16 +113,16 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
                 that for ``embedding(input)``, with its gradients; where V is less than the number of ids, the products
                 of the first layer are made for the vocabulary and looked up.
             recompute: for training on long sequences. True: of each layer only inputs, outputs and the states at the
-                borders of √T segments are kept for the backward pass, which computes the rest again; an integer: the
+                borders of √T segments are saved for the backward pass, which computes the rest again; an integer: the
                 steps of a segment, at least 2. None: the attribute ``recompute``. Results are the same, but in 16-bit
-                formats the states are rounded at the borders. Without effect where the kernels do not run, in compiled
+                dtypes the states are rounded at the borders. Without effect where the kernels do not run, in compiled
                 functions, and under `torch.func`; no table of ``embedding`` is made.
 
             initial: states in the form of ``hx`` that a new segment starts from, where ``hx`` is what an earlier call
                 returned. None: the learned ones, or, if there are none, ``hx`` itself.
-            clip_state_gradient: a bound c: in the backward pass every element of ∂L/∂h_t is cut to ±c at every step of
-                every layer, before it goes through the step to h_{t-1}, c_{t-1}, x_t and the weights. What goes from
-                step to step in the cell state, or in other states than the first, is not cut. None: the attribute
+            clip_state_gradient: the limit c: in the backward pass every element of ∂L/∂h_t is clipped to ±c at every
+                step of every layer, before it goes through the step to h_{t-1}, c_{t-1}, x_t and the weights.
+                The gradient of the cell state, or of other states than the first, is not clipped. None: the attribute
                 ``clip_state_gradient``.
             penalty: a `fastrnn.training.GradientNormPenalty`.
 
@@ -130,10 +130,10 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
 
         Raises:
-            ValueError, RuntimeError: as torch.nn does; LSTM, GRU and RNN in its words.
-            TypeError, ValueError: for ``lengths``, ``reset``, ``backend`` and the other keywords, saying what was
-                expected and what came.
-            TypeError, ValueError, RuntimeError, IndexError: for ``embedding`` and ids, likewise.
+            ValueError, RuntimeError: an argument is invalid; for LSTM, GRU and RNN with torch.nn's message.
+            TypeError, ValueError: ``lengths``, ``reset``, ``backend`` or another keyword is invalid; the message
+                has the expected and the given value.
+            TypeError, ValueError, RuntimeError, IndexError: ``embedding`` or ids are invalid, likewise.
         """
         backend = backend or self.backend
         recompute = self.recompute if recompute is None else recompute
@@ -174,7 +174,9 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         backend: str | None = None,
         embedding: nn.Module | Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """One time step of a stream: the same numbers as `forward` with T = 1, with less around them. Runs no hooks.
+        """Run one time step of a stream.
+
+        The result is that of `forward` with T = 1, with less overhead. Hooks do not run.
 
         Args:
             x: (B, I), or (I) unbatched, whatever ``batch_first`` says.

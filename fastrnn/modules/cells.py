@@ -39,7 +39,7 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
             _initial.add(self, dict.fromkeys(self._state_names, self.hidden_size), [""], self.weight_hh)
 
     def reset_parameters(self) -> None:
-        """Weights as torch.nn's begin; learned initial states with zeros."""
+        """Initialise the weights as torch.nn does, and learned initial states with zeros."""
         _initial.reset_parameters(self)
 
     def extra_repr(self) -> str:
@@ -115,14 +115,19 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
 
 
 class LSTMCell(RecurrentCell, _torch.LSTMCell):
-    """`torch.nn.LSTMCell`, argument for argument: ``LSTMCell(input_size, hidden_size, bias=True, device=None,
-    dtype=None)``.
+    """One time step of an LSTM layer, with the arguments of `torch.nn.LSTMCell`.
 
     ``h', c' = cell(x, (h, c))``: x (B, I) or (I), states (B, H) or (H), zeros if left out; equations as for
     `fastrnn.LSTM`. Parameters ``weight_ih`` (4·H, I), ``weight_hh`` (4·H, H), ``bias_ih`` and ``bias_hh`` (4·H).
 
     Raises:
-        ValueError, RuntimeError: as torch.nn.LSTMCell does, in its words.
+        ValueError, RuntimeError: an argument is invalid; with the message of torch.nn.LSTMCell.
+
+    Example:
+        >>> cell = fastrnn.LSTMCell(3, 4)
+        >>> h, c = cell(torch.randn(2, 3))
+        >>> h.shape
+        torch.Size([2, 4])
     """
 
     _torch_class = _torch.LSTMCell
@@ -156,14 +161,19 @@ class LSTMCell(RecurrentCell, _torch.LSTMCell):
 
 
 class GRUCell(RecurrentCell, _torch.GRUCell):
-    """`torch.nn.GRUCell`, argument for argument: ``GRUCell(input_size, hidden_size, bias=True, device=None,
-    dtype=None)``.
+    """One time step of a GRU layer, with the arguments of `torch.nn.GRUCell`.
 
     ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.GRU`. Parameters
     ``weight_ih`` (3·H, I), ``weight_hh`` (3·H, H), ``bias_ih`` and ``bias_hh`` (3·H).
 
     Raises:
-        ValueError, RuntimeError: as torch.nn.GRUCell does, in its words.
+        ValueError, RuntimeError: an argument is invalid; with the message of torch.nn.GRUCell.
+
+    Example:
+        >>> cell = fastrnn.GRUCell(3, 4)
+        >>> h = cell(torch.randn(2, 3))
+        >>> h.shape
+        torch.Size([2, 4])
     """
 
     _torch_class = _torch.GRUCell
@@ -195,14 +205,19 @@ class GRUCell(RecurrentCell, _torch.GRUCell):
 
 
 class RNNCell(RecurrentCell, _torch.RNNCell):
-    """`torch.nn.RNNCell`, argument for argument: ``RNNCell(input_size, hidden_size, bias=True, nonlinearity="tanh",
-    device=None, dtype=None)``.
+    """One time step of an Elman layer, with the arguments of `torch.nn.RNNCell`.
 
     ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.RNN`. Parameters
     ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H).
 
     Raises:
-        ValueError, RuntimeError: as torch.nn.RNNCell does, in its words.
+        ValueError, RuntimeError: an argument is invalid; with the message of torch.nn.RNNCell.
+
+    Example:
+        >>> cell = fastrnn.RNNCell(3, 4)
+        >>> h = cell(torch.randn(2, 3))
+        >>> h.shape
+        torch.Size([2, 4])
     """
 
     _torch_class = _torch.RNNCell

@@ -121,8 +121,7 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
 
 
 class LSTM(RecurrentLayers, _torch.LSTM):
-    """`torch.nn.LSTM`, argument for argument: ``LSTM(input_size, hidden_size, num_layers=1, bias=True,
-    batch_first=False, dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None)``.
+    """Long short-term memory network, with the arguments of `torch.nn.LSTM`.
 
     ``i, f, o = σ(W x + b + R h + b')``, ``g = tanh(W x + b + R h + b')``, ``c' = f·c + i·g``, ``h' = o·tanh(c')``, and
     with ``proj_size`` ``h' = W_hr (o·tanh(c'))``. Rows of the weights in the order i, f, g, o.
@@ -132,12 +131,18 @@ class LSTM(RecurrentLayers, _torch.LSTM):
     ``weight_hr_l{k}`` (P, H) with projection. Their names, their order and, from the same seed, their values are
     torch's; a ``state_dict`` goes either way.
 
-    Of our own: ``learn_initial_state=True`` makes the states that a sequence starts from parameters: see `_initial`.
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``, ``embedding=``,
-    ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
+    With ``learn_initial_state=True`` the states that a sequence starts from are parameters: ``initial_h_l{k}`` and so
+    on, zeros at first. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
+    ``embedding=``, ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
-        TypeError, ValueError: for arguments that torch.nn.LSTM refuses, in its words.
+        TypeError, ValueError: an argument is invalid; with the message of torch.nn.LSTM.
+
+    Example:
+        >>> network = fastrnn.LSTM(3, 4)
+        >>> y, state = network(torch.randn(5, 2, 3))
+        >>> y.shape
+        torch.Size([5, 2, 4])
 
     Sources: Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; with forget gate: Gers, Schmidhuber and Cummins,
     Learning to Forget, 2000; with projection: Sak, Senior and Beaufays, 2014 (arXiv:1402.1128).
@@ -154,19 +159,24 @@ class LSTM(RecurrentLayers, _torch.LSTM):
 
 
 class GRU(RecurrentLayers, _torch.GRU):
-    """`torch.nn.GRU`, argument for argument: ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-    dropout=0.0, bidirectional=False, device=None, dtype=None)``.
+    """Gated recurrent unit network, with the arguments of `torch.nn.GRU`.
 
     ``r, z = σ(W x + b + R h + b')``, ``n = tanh(W x + b + r·(R h + b'))``, ``h' = (1 - z)·n + z·h``. Rows of the
     weights in the order r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}``
     (3·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
 
-    Of our own: ``learn_initial_state=True`` makes the states that a sequence starts from parameters: see `_initial`.
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``, ``embedding=``,
-    ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
+    With ``learn_initial_state=True`` the states that a sequence starts from are parameters: ``initial_h_l{k}`` and so
+    on, zeros at first. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
+    ``embedding=``, ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
-        TypeError, ValueError: for arguments that torch.nn.GRU refuses, in its words.
+        TypeError, ValueError: an argument is invalid; with the message of torch.nn.GRU.
+
+    Example:
+        >>> network = fastrnn.GRU(3, 4)
+        >>> y, state = network(torch.randn(5, 2, 3))
+        >>> y.shape
+        torch.Size([5, 2, 4])
 
     Source: Cho et al., 2014 (arXiv:1406.1078v1), in the variant that applies the reset gate after the product.
     """
@@ -175,19 +185,24 @@ class GRU(RecurrentLayers, _torch.GRU):
 
 
 class RNN(RecurrentLayers, _torch.RNN):
-    """`torch.nn.RNN`, argument for argument: ``RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh",
-    bias=True, batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None)``.
+    """Elman network with tanh or relu, with the arguments of `torch.nn.RNN`.
 
     ``h' = φ(W x + b + R h + b')`` with φ tanh, or relu if ``nonlinearity="relu"``. ``weight_ih_l{k}`` (H, I; D·H from
     the second layer on), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix
     ``_reverse`` for the second direction.
 
-    Of our own: ``learn_initial_state=True`` makes the states that a sequence starts from parameters: see `_initial`.
-    Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``, ``embedding=``,
-    ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
+    With ``learn_initial_state=True`` the states that a sequence starts from are parameters: ``initial_h_l{k}`` and so
+    on, zeros at first. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
+    ``embedding=``, ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
-        TypeError, ValueError: for arguments that torch.nn.RNN refuses, in its words.
+        TypeError, ValueError: an argument is invalid; with the message of torch.nn.RNN.
+
+    Example:
+        >>> network = fastrnn.RNN(3, 4)
+        >>> y, state = network(torch.randn(5, 2, 3))
+        >>> y.shape
+        torch.Size([5, 2, 4])
 
     Source: Elman, Finding Structure in Time, 1990.
     """

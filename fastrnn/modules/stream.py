@@ -20,8 +20,9 @@ from ._recurrent import Recurrent
 
 
 class Stream:
-    """A network that is fed one time step after the other and remembers its own state. For inference: nothing of it is
-    differentiable.
+    """Network that runs one time step after the other and holds its own state, for inference.
+
+    Nothing of it is differentiable.
 
     It computes with a copy of the weights, taken when it is made: changes to the module show after `refresh`. ``y`` and
     the states are bit for bit those of ``module.step``, in evaluation mode (without dropout), but for narrow
@@ -88,7 +89,7 @@ class Stream:
             self._begin_learned()
 
     def step(self, x: Tensor) -> Tensor:
-        """The next time step.
+        """Run the next time step.
 
         Args:
             x: (B, I), or (I) if B is 1; of the dtype of the weights.
@@ -108,8 +109,10 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """The state now, shaped like ``hx`` of the module: ``h`` (L, B, P), for LSTM ``(h, c)`` with ``c`` (L, B, H). A
-        copy; None before the first step of a stream that does not know its batch size. What is assigned is copied, None
+        """The current state, as a copy.
+
+        It is shaped like ``hx`` of the module: ``h`` (L, B, P), for LSTM ``(h, c)`` with ``c`` (L, B, H);
+        None before the first step of a stream that does not know its batch size. What is assigned is copied; None
         means the initial state.
 
         Raises:
@@ -142,14 +145,14 @@ class Stream:
         self._kernel.set_states(given)
 
     def reset(self, rows: Any = None) -> None:
-        """Back to the initial state: that given to the constructor, or zeros.
+        """Go back to the initial state: that given to the constructor, or zeros.
 
         Args:
             rows: which of the B rows: a bool mask (B), or indices (a tensor, a sequence of integers or one integer);
                 None for all.
 
         Raises:
-            IndexError: as of torch's indexing, if they are not rows of the batch.
+            IndexError: a row is not in the batch.
         """
         if self._kernel is None:
             return
@@ -161,7 +164,7 @@ class Stream:
         self._kernel.reset(chosen, self._initial)
 
     def refresh(self) -> None:
-        """Takes the module's weights again; the state stays.
+        """Take the module's weights again; the state stays.
 
         Raises:
             TypeError: they are not dense CPU tensors of the dtype of before.

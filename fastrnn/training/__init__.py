@@ -1,7 +1,7 @@
 """Training through time: truncated BPTT, a regulariser of the gradient's norm, DropConnect on recurrent weights.
 
 For any recurrent module (fastrnn's, torch.nn's, networks of `fastrnn.cell`, models around them) `truncated_bptt`,
-`detach` and `weight_drop`; for the kernels' calls `GradientNormPenalty`. The bound for ∂L/∂h_t at every step is a
+`detach` and `weight_drop`; for the kernels' calls `GradientNormPenalty`. The limit for ∂L/∂h_t at every step is a
 keyword of the modules, ``clip_state_gradient``; learned initial states are one of their constructors.
 """
 

@@ -15,7 +15,7 @@ from fastrnn.training.states import detach, join_rows, leaves, take_rows, transf
 
 
 class Chunk(NamedTuple):
-    """Some steps of a sequence, run and ready for the loss. K steps, B rows.
+    """Chunk of K time steps and B rows of a sequence, run and ready for the loss.
 
     Attributes:
         output: what the model returned for these steps, (K, B, …), or (B, K, …) if ``batch_first``. Its graph reaches
@@ -35,7 +35,13 @@ class Chunk(NamedTuple):
     state: Any
 
     def mean(self, losses: Tensor) -> Tensor:
-        """The mean over the steps that count. ``losses``: one for each step, of the mask's shape; zero if none counts.
+        """Return the mean over the steps that count.
+
+        Args:
+            losses: one for each step, of the mask's shape.
+
+        Returns:
+            the mean; zero if no step counts.
 
         Raises:
             ValueError: they have another shape.
@@ -60,7 +66,7 @@ def truncated_bptt(
     batch_first: bool | None = None,
     state_dim: int = 1,
 ) -> TruncatedBPTT:
-    """Iterates over a long sequence in chunks, carries the state from each to the next, and keeps graphs short.
+    """Iterate over a long sequence in chunks, carrying the state from each to the next.
 
     .. code-block:: python
 
@@ -73,12 +79,12 @@ def truncated_bptt(
                 optimizer.step()
             state = run.state
 
-    The model is run when a chunk is asked for, so after the step of the optimizer that the chunk before led to. States
-    are detached for you; a chunk's loss cannot reach weights through more than ``window`` steps.
+    The model runs a chunk when the loop requests it, so after the optimizer's step for the chunk before. States are
+    detached; a chunk's loss cannot reach weights through more than ``window`` steps.
 
     With ``window`` > ``steps`` every loss reaches back over more steps than come between two losses (Williams and
     Peng's BPTT(h; h'), k1 = ``steps`` and k2 = ``window``): the model is run again over the steps before the chunk,
-    with the weights as they are by then, from the state kept there. This costs ``window / steps`` times the time.
+    with the current weights, from the state saved there. This costs ``window / steps`` times the time.
 
     Sources: Williams and Peng, An efficient gradient-based algorithm for on-line training of recurrent network
     trajectories, 1990; burn-in: Kapturowski et al., Recurrent experience replay in distributed reinforcement learning,
@@ -88,7 +94,7 @@ def truncated_bptt(
         model: called as ``model(inputs, state)`` and returning ``(output, state)``; ``state`` is None at the beginning.
             A recurrent module of fastrnn, torch.nn or `fastrnn.cell`, a model around one, or any function.
         inputs: a tensor (T, B, …), or (B, T, …) if ``batch_first``; or tuples, lists, dicts of such.
-        targets: likewise, cut as the inputs are; or None.
+        targets: likewise, split as the inputs are; or None.
         steps: k1, the steps of a chunk. The last chunk may have fewer.
         window: k2, over how many steps gradients go back, a multiple of ``steps``; None: ``steps``.
         burn_in: so many steps at the beginning are run without gradients, only for the state, and are in no chunk;
@@ -105,7 +111,7 @@ def truncated_bptt(
             resets, and for rows that restart apart from those that go on. A model with these keywords that makes a
             beginning of its own, out of other parameters, say, needs ``initial``.
         batch_first: None: as the attribute of that name of the model says, False without one.
-        state_dim: which dimension of the states is the batch; it is asked for only where rows are called apart.
+        state_dim: which dimension of the states is the batch; only used where rows that restart are called separately.
 
     Returns:
         an iterator over `Chunk`, once; ``len`` of it is their number, ``state`` the state by now.
@@ -115,6 +121,11 @@ def truncated_bptt(
             returns is not a pair.
         ValueError: a number is out of range, lengths and shapes do not fit together, or ``batch_first`` is None for a
             model around a module that has it.
+
+    Example:
+        >>> gru = fastrnn.GRU(3, 4)
+        >>> [chunk.output.shape[0] for chunk in fastrnn.training.truncated_bptt(gru, torch.randn(50, 2, 3), steps=20)]
+        [20, 20, 10]
     """
     if batch_first is None:
         batch_first = _batch_first(model)
@@ -124,7 +135,7 @@ def truncated_bptt(
 
 
 class TruncatedBPTT:
-    """What `truncated_bptt` returns.
+    """Iterator over the chunks of a sequence, returned by `truncated_bptt`.
 
     Attributes:
         state: after the last chunk that was handed out, detached; to go on from in another run.

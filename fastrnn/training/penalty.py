@@ -33,7 +33,9 @@ Pairs = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class GradientNormPenalty:
-    """Adds ``weight``·∂Ω/∂R to the gradients of the recurrent weights, in the backward pass of what it was given to.
+    """Regulariser Ω of the gradient norm through time (Pascanu 2013), as a keyword of a call.
+
+    It adds ``weight``·∂Ω/∂R to the gradients of the recurrent weights, in the backward pass of the call.
 
     .. code-block:: python
 
@@ -47,7 +49,7 @@ class GradientNormPenalty:
     λ is zero (no loss behind that step) and pairs of steps in different segments count nothing.
 
     For LSTM, GRU, RNN and networks of `fastrnn.cell` with one product of R and h in a step, one head and no sums over
-    the units. Products R·v with another vector, numbers for each unit and projections have no part in ∂Ω.
+    the units. Products R·v with another vector, per-unit parameters and projections have no part in ∂Ω.
     ``recompute`` is without effect.
 
     Attributes:
@@ -57,6 +59,13 @@ class GradientNormPenalty:
     Raises:
         TypeError: ``weight`` is no number.
         ValueError: it is negative.
+
+    Example:
+        >>> penalty = fastrnn.training.GradientNormPenalty(weight=0.5)
+        >>> y, h = fastrnn.RNN(3, 4)(torch.randn(5, 2, 3), penalty=penalty)
+        >>> y.sum().backward()
+        >>> bool(penalty.value >= 0)
+        True
     """
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -10,10 +10,15 @@ from torch import Tensor
 
 
 def detach(state: Any) -> Any:
-    """The same numbers in the same form, cut from the graph that they came from.
+    """Return states with the same values and structure, detached from the graph.
 
     Args:
         state: a tensor; or tuples (also named ones), lists and dicts of states, at any depth; None and numbers stay.
+
+    Example:
+        >>> y, state = fastrnn.LSTM(3, 4)(torch.randn(5, 2, 3))
+        >>> [part.requires_grad for part in fastrnn.training.detach(state)]
+        [False, False]
     """
     return transform(Tensor.detach, state)
 

@@ -46,7 +46,7 @@ class WeightDrop:
 
 
 def weight_drop(model: Model, p: float = 0.5) -> Model:
-    """In training, drops each element of the recurrent weights with probability ``p`` and scales the others by 1/(1-p).
+    """Drop elements of the recurrent weights in training, with probability ``p``; scale the others by 1/(1-p).
 
     A mask is drawn once for each call and used at all its steps, so that the kernels see an ordinary weight. Each
     layer, direction and gate has its own. In evaluation mode nothing is dropped. ``step`` runs no hooks and drops
@@ -67,6 +67,10 @@ def weight_drop(model: Model, p: float = 0.5) -> Model:
         TypeError: ``model`` is no module.
         ValueError: ``p`` is no probability, there is no such network in the model (cells, whose calls are single steps,
             are none), or a recurrent weight is parametrized, which would hide the mask.
+
+    Example:
+        >>> fastrnn.training.weight_drop(fastrnn.LSTM(3, 4), 0.5)
+        LSTM(3, 4)
     """
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
         raise ValueError(f"p: expected a probability from 0 to 1, got {p!r}")
@@ -87,10 +91,15 @@ def weight_drop(model: Model, p: float = 0.5) -> Model:
 
 
 def remove_weight_drop(model: Model) -> Model:
-    """Takes back `weight_drop`; without effect where there is none.
+    """Undo `weight_drop`; without effect where there is none.
 
     Returns:
         ``model``.
+
+    Example:
+        >>> lstm = fastrnn.training.weight_drop(fastrnn.LSTM(3, 4), 0.5)
+        >>> fastrnn.training.remove_weight_drop(lstm)
+        LSTM(3, 4)
     """
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):

@@ -1,17 +1,13 @@
-"""The README: each piece of its code runs, its commands are understood, its links lead somewhere."""
+"""The README: its code runs as it stands, its figure is that of its table, it is short."""
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 from pages import ROOT, blocks, load_script
-
-from fastrnn.apps import cli
 
 PAGE = ROOT / "README.md"
 
@@ -25,7 +21,7 @@ def test_code_runs_as_it_stands():
     text = "\n".join(block.lstrip("\n") for block in code)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert len(code) >= 9
+    assert len(code) >= 5
 
 
 def test_the_speed_figure_is_that_of_the_table():
@@ -42,28 +38,5 @@ def test_the_speed_figure_is_that_of_the_table():
             assert f">{ratio:.3g}×<" in drawn, "docs/speed.svg is old: python benchmarks/speed_figure.py"
 
 
-def test_commands_are_understood():
-    """Every command line of fastrnn: its options are those that there are."""
-    text = PAGE.read_text(encoding="utf-8")
-    commands = re.findall(r"^(?:\$ |python -m )?fastrnn (\w+.*)$", text, re.MULTILINE)
-    for command in commands:
-        argv = shlex.split(command, comments=True)
-        cli._parser(argv[0]).parse_args(argv)  # ends the process where it does not understand
-    assert {command.split()[0] for command in commands} == {
-        "info",
-        "bench",
-        "train",
-        "sample",
-        "inspect",
-        "gradflow",
-        "demo",
-    }
-
-
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text(encoding="utf-8"))
-    assert [link for link in links if not link.startswith("https:") and not (ROOT / link).exists()] == []
-    folders = re.findall(r"`((?:csrc|fastrnn|docs|benchmarks)/[\w/.]*)`", PAGE.read_text(encoding="utf-8"))
-    assert [name for name in folders if not (ROOT / name).exists()] == []
-    assert len(links) > 8
-    assert len(folders) > 12
+def test_it_is_short():
+    assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 150

@@ -100,6 +100,7 @@ SLOW: dict[str, set[str] | None] = {
         "test_libraries_that_cannot_be_imported_are_built_beside_the_steps",
         "test_without_kernels_what_needs_none_is_run",
     },
+    "docs/test_docs_guide.py": {"test_code_of_the_page_runs"},
     "docs/test_docs_lm.py": {"test_code_of_the_page_runs"},
     "docs/test_examples.py": None,
     "dropin/test_dropin_identity.py": {"test_a_class_of_a_notebook_travels_by_value"},

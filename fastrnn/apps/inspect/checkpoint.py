@@ -24,13 +24,13 @@ def of_checkpoint(
     clip: float | None = None,
     name: str = "",
 ) -> Run:
-    """Gradient flow in a language model of ``fastrnn train``, of its last layer.
+    """Compute the gradient flow in the last layer of a language model of ``fastrnn train``.
 
     L is the cross entropy of what comes after the last of T units, mean over B places of the text, for the flow; for
     the norms of the parameters' gradient it is that of all T units, as in training.
 
     Args:
-        path: as of `fastrnn.apps.lm.load`.
+        path: as for `fastrnn.apps.lm.load`.
         text: at least T + 1 units.
         steps, batch: T and B.
         batches: how many norms to take.

@@ -70,7 +70,7 @@ def _whole(axis: Any) -> None:
 
 
 def save(runs: Sequence[Run], paths: Sequence[Path], dark: bool = False) -> None:
-    """Draws the runs once and writes them to every path, each in the format of its suffix; light on dark if ``dark``.
+    """Draw the runs once and write the figure to every path, in the format of its suffix; light on dark if ``dark``.
 
     Raises:
         ImportError: matplotlib is missing.

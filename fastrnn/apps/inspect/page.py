@@ -35,7 +35,7 @@ def as_html(
     ranks: int = 5,
     max_bytes: int = MAX_BYTES,
 ) -> str:
-    """A reading as one self-contained HTML page.
+    """Return a reading as one self-contained HTML page.
 
     Args:
         reading: of `fastrnn.apps.inspect.read`.

@@ -25,7 +25,10 @@ DRIFTS, RARE = 0.5, 0.01
 
 @dataclass(frozen=True, order=True)
 class Track:
-    """What a curve over the text is of: a unit's state or gate. Layer and unit count from 1 for people, here from 0."""
+    """State or gate of one unit, as a curve over the text.
+
+    Layer and unit count from 0 here, and from 1 in what is shown.
+    """
 
     layer: int
     quantity: str
@@ -50,7 +53,7 @@ class Scale:
 
 @dataclass(eq=False)
 class Reading:
-    """All that a model did on a text of T units (bytes or characters).
+    """States, gates and predictions of a model on a text of T units (bytes or characters).
 
     Attributes:
         text: as people see it; what is no text (UTF-8) is U+FFFD.
@@ -86,12 +89,13 @@ class Reading:
         return len(self.bits)
 
     def tracks(self) -> int:
-        """How many there are to choose from."""
+        """Return the number of tracks of the model."""
         return sum(len(names) for names in self.quantities) * self.hidden
 
     def ranked(self, feature: str, count: int) -> list[tuple[Track, float]]:
-        """The tracks that follow a feature best, with their AUC or correlation; one of each unit. Empty if the feature
-        is the same everywhere.
+        """Return the tracks that follow a feature best, with their AUC or correlation; one of each unit.
+
+        The list is empty if the feature is the same everywhere.
         """
         best: dict[tuple[int, int], tuple[float, Track, float]] = {}
         for layer, quantity in self.levels:
@@ -107,8 +111,10 @@ class Reading:
         return [(track, score) for _, track, score in order[:count]]
 
     def strongest(self, count: int = 5) -> Track | None:
-        """The track that follows any feature best, of the ``count`` best of each, without those that drift and features
-        that hardly ever change if there are others. None if no feature changes in the text.
+        """Return the track that follows any feature best, of the ``count`` best of each, or None.
+
+        Tracks that drift and features that hardly ever change count only if there are no others. None: no feature
+        changes in the text.
         """
         found: list[tuple[bool, float, Track]] = []
         for feature in FEATURES:
@@ -134,13 +140,13 @@ def read(
     top: int = 3,
     syntax: str = "auto",
 ) -> Reading:
-    """Runs a language model over a text once, from states of zeros.
+    """Run a language model over a text once, from states of zeros.
 
     Args:
         model: of `fastrnn.apps.lm.load`, or a checkpoint for it.
         text: one unit at least; bytes are decoded as UTF-8 where the model's units are characters.
         top: how many of the likeliest next units to keep.
-        syntax: of `features_of`.
+        syntax: as for `fastrnn.inspect.features_of`.
 
     Raises:
         ValueError: the text is empty or has characters that the vocabulary has not; ``top`` or ``syntax``.

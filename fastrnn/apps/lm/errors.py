@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not finite, or the log cannot be written. A model that has diverged."""
+    """Error that ends training: the loss is not finite, or the log cannot be written."""
 
 
 class TextError(TrainingError):
@@ -12,4 +12,4 @@ class TextError(TrainingError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or a file is none: foreign, cut short or damaged."""
+    """Error of a checkpoint that cannot be written, or of a file that is foreign, truncated or damaged."""

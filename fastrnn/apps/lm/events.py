@@ -11,7 +11,7 @@ from fastrnn.apps.lm.options import Options
 
 @dataclass(frozen=True)
 class Started:
-    """Before the first step. ``total``: steps at the end, None if only the time ends the run."""
+    """Event before the first step; ``total`` is the last step, None if only the time ends the run."""
 
     options: Options
     text: Path
@@ -26,7 +26,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Logged:
-    """A row of the log, by column (`fastrnn.apps.lm.logs.COLUMNS`)."""
+    """Row of the log, by column (`fastrnn.apps.lm.logs.COLUMNS`)."""
 
     row: dict[str, Any]
     total: int | None
@@ -35,7 +35,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the model writes after that many steps."""
+    """Text written by the model after that many steps."""
 
     step: int
     text: str
@@ -43,7 +43,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint is on the disk."""
+    """Event: a checkpoint has been written."""
 
     step: int
     path: Path
@@ -54,7 +54,7 @@ Event = Started | Logged | Sampled | Saved
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         step: updates made, those before a resume included.

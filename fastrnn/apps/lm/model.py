@@ -20,7 +20,9 @@ _FORMATS = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torc
 
 
 class LanguageModel(nn.Module):
-    """Predicts the next unit of a text. From one seed both engines begin with the same weights, under the same names.
+    """Model that predicts the next unit of a text.
+
+    From one seed both engines begin with the same weights, under the same names.
 
     Letters: T steps, B rows, V vocabulary, E embedding, H hidden width, L layers.
 
@@ -71,11 +73,11 @@ class LanguageModel(nn.Module):
         return getattr(namespace, _CLASSES[options.cell])(width, options.hidden, **sizes)
 
     def rows(self) -> Tensor:
-        """What stands for each id: the embedding (V, E), or one-hot rows (V, V)."""
+        """Return the input row of each id: the embedding (V, E), or one-hot rows (V, V)."""
         return self.identity if self.embedding is None else self.embedding.weight  # type: ignore[return-value]
 
     def forward(self, ids: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Logits (T, B, V) for what follows each of ids (T, B), and the states, (L, B, H) each, after the last.
+        """Return logits (T, B, V) for the unit after each of ids (T, B), and the final states, (L, B, H) each.
 
         Args:
             states: of the chunk before, None for zeros.
@@ -92,11 +94,11 @@ class LanguageModel(nn.Module):
         return self.logits(hidden), last if isinstance(last, tuple) else (last,)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, H) to (…, V)."""
+        """Map outputs (…, H) of the last layer to logits (…, V)."""
         return self.head(hidden if self.projection is None else self.projection(hidden))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy in nats per unit; in float32 at least."""
+        """Return the mean cross entropy in nats per unit, computed in float32 or float64."""
         logits = logits.flatten(0, 1)
         return F.cross_entropy(logits if logits.dtype is torch.float64 else logits.float(), targets.flatten())
 

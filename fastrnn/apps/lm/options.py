@@ -32,7 +32,7 @@ _FORMATS = ("float32", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that a run depends on. ``None`` means: no such limit, or the library's own choice.
+    """Options of a run; None means no limit, or the default of torch.
 
     Raises:
         TypeError: a value is of the wrong type.
@@ -100,7 +100,7 @@ class Options:
         _check_together(self)
 
     def total_steps(self, steps_per_epoch: int) -> int | None:
-        """Steps at which the run ends, None if only the time ends it."""
+        """Return the step at which the run ends, or None if only the time ends it."""
         ends = [self.steps] if self.steps is not None else []
         ends += [self.epochs * steps_per_epoch] if self.epochs is not None else []
         if not ends and self.minutes is None:
@@ -108,11 +108,13 @@ class Options:
         return min(ends, default=None)
 
     def as_dict(self) -> dict[str, Any]:
-        """All options by name: numbers, strings, bools and None."""
+        """Return all options by name: numbers, strings, bools and None."""
         return dataclasses.asdict(self)
 
     def changed(self, changes: dict[str, Any]) -> Options:
-        """These options for a resumed run. Steps or epochs take the place of every end that is not named.
+        """Return these options for a resumed run, with changes.
+
+        Given steps or epochs replace every end that is not given.
 
         Raises:
             ValueError: a change would make another run of it.

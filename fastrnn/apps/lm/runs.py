@@ -16,21 +16,23 @@ from fastrnn.apps.lm.trainer import Report, Stop, Trainer
 
 
 def train(options: Options, report: Report | None = None, stop: Stop | None = None) -> events.Result:
-    """Trains a language model from its first step. Seeds torch's global random numbers, as dropout draws from them.
+    """Train a language model from its first step.
+
+    torch's global random numbers are seeded, as dropout draws from them.
 
     Under torch.distributed's process group, if there is one, every process calls this with the same options; they share
     the rows, and the first one writes.
 
     Args:
         options: of the run.
-        report: is told what happens, in the first process.
-        stop: is asked before every step; once it says True, the run writes a checkpoint and ends.
+        report: called with each event, in the first process.
+        stop: called before every step; when it returns True, the run writes a checkpoint and ends.
 
     Returns:
-        how it ended.
+        the result of the run.
 
     Raises:
-        ValueError: text, device or batch are not what they must be, or the folder ``out`` has checkpoints already.
+        ValueError: text, device or batch is invalid, or the folder ``out`` has checkpoints already.
         TrainingError: the loss is not finite, the log cannot be written, or the text cannot be read any more, as where
             its file has become shorter. A checkpoint is written in the last case, to go on once the text is back.
         CheckpointError: a checkpoint cannot be written. Those before are still there.
@@ -46,22 +48,21 @@ def train(options: Options, report: Report | None = None, stop: Stop | None = No
 def resume(
     path: str | os.PathLike[str], report: Report | None = None, stop: Stop | None = None, **changes: Any
 ) -> events.Result:
-    """Goes on with a run, bit for bit as if it had not been interrupted.
+    """Resume a run; the result is bitwise identical to that of an uninterrupted run.
 
-    That holds for the same build, processor, threads, device and number of processes.
+    This holds for the same build, processor, threads, device and number of processes.
 
     Args:
         path: a checkpoint, or a folder, for the newest in it.
-        report, stop: as of `train`.
-        changes: options that are to be others from now on: the end of the run (``steps`` or ``epochs`` take the place
+        report, stop: as for `train`.
+        changes: options with a new value: the end of the run (``steps`` or ``epochs`` take the place
             of every end that is not named; ``minutes`` alone leave those two), intervals, ``keep``, ``out``,
             ``threads``, ``device``, ``compile``, ``tensorboard``, ``file`` (if it was moved). ``out`` is otherwise the
             checkpoint's folder.
 
     Raises:
         CheckpointError: the file is no checkpoint, or cannot be read.
-        TypeError, ValueError: a change is not possible, or the text is another one.
-        as `train`.
+        TypeError, ValueError: a change is not possible, or the text is another one; otherwise as `train`.
     """
     file = checkpoint.newest(path)
     content = checkpoint.read(file)

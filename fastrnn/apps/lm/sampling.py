@@ -18,14 +18,14 @@ from fastrnn.apps.lm.model import LanguageModel
 
 
 def load(path: str | os.PathLike[str], engine: str = "fastrnn") -> LanguageModel:
-    """The model of a checkpoint, on the CPU and in evaluation mode.
+    """Load the model of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
         path: a checkpoint of ``fastrnn train``, or a folder, for the newest in it.
         engine: ``"fastrnn"`` or ``"torch"``, whichever trained it.
 
     Raises:
-        CheckpointError: the file is none: not there, foreign, cut short or damaged.
+        CheckpointError: the file is missing, foreign, truncated or damaged.
         ValueError: ``engine`` is neither.
     """
     if engine not in ("fastrnn", "torch"):
@@ -51,7 +51,7 @@ def sample(
     seed: int | None = 0,
     top_k: int | None = None,
 ) -> Iterator[str]:
-    """Text that goes on from ``prime``, piece by piece as it is made; ``"".join(sample(…))`` is all of it.
+    """Yield text that continues ``prime``, piece by piece; ``"".join(sample(…))`` is all of it.
 
     Bytes are joined to characters before they are given out. What is not UTF-8 comes as U+FFFD; bytes of a character
     that is not finished at the end are left out.
