@@ -46,7 +46,6 @@ def draw(rows: list[tuple[str, list[float]]]) -> Any:
 def main() -> None:
     import matplotlib
 
-    figure = draw(rows_of(PAGE.read_text(encoding="utf-8")))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         draw(rows_of(PAGE.read_text(encoding="utf-8"))).savefig(TARGET, metadata=nothing)

@@ -1,28 +1,29 @@
-"""The same bits for a sequence, whoever shares its batch."""
+"""Batch-invariant results: the bits of a sequence do not depend on the other sequences of its batch."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import NoReturn
 
 from fastrnn import _C
 
-#: What the kernels were told; here for what is decided in Python, which the compiler then guards.
+#: A copy of the kernels' setting, for choices made in Python: torch.compile guards it.
 enabled = False
 
 
 def set_batch_invariant(on: bool) -> None:
-    """Choose whether results of a sequence are the same, to the bit, whatever it is computed together with.
+    """Choose whether a sequence has the same bits whatever it is computed together with.
 
     While on, outputs, states and the gradients of inputs and states of each sequence depend on that sequence and the
     weights alone: not on the other sequences of the batch or their number, on padding, packing or ``lengths``, on the
     number of threads, nor on whether the sequence comes whole, in chunks or by ``step`` and `fastrnn.Stream`. So a
-    policy's rollout and its training pass agree, and a served answer does not depend on who else asks.
+    policy's rollout and its training pass agree, and a served answer does not depend on the other requests.
 
-    Holds for float32 and float64 on the CPU, for every cell of torch.nn and of `fastrnn.cell`, and for all threads of
-    the process. It covers the recurrent layers only: a linear layer around them is torch's. Instruction sets differ,
-    and so do torch's precision settings. Gradients of weights, sums over the batch, depend on its order; they never
-    depend on the number of threads, whether this is on or off.
+    It holds for outputs and first derivatives in float32 and float64 on the CPU, for every cell of torch.nn and of
+    `fastrnn.cell`, and for all threads of the process. It covers the recurrent layers only: a linear layer around
+    them is torch's. Instruction sets differ, and so do torch's precision settings. Gradients of weights, sums over
+    the batch, depend on its order; they never depend on the number of threads, whether this is on or off.
 
     The price: no kernel is chosen by the size of a call. Long sequences take the same time; single steps, whose weights
     are laid out anew each time, several times as long.
@@ -32,7 +33,8 @@ def set_batch_invariant(on: bool) -> None:
 
     Raises:
         TypeError: ``on`` is no bool.
-        RuntimeError: not here, but in calls while on: another dtype or device, or no kernels of the cell.
+        RuntimeError: not here, but in calls while on: another dtype or device, no kernels of the cell, or a
+            second derivative.
 
     Example:
         >>> import torch, fastrnn
@@ -47,6 +49,11 @@ def set_batch_invariant(on: bool) -> None:
     global enabled
     enabled = on
     _C.set_batch_invariant(on)
+
+
+def refuse(got: str) -> NoReturn:
+    """Raise RuntimeError for what is not batch invariant."""
+    raise RuntimeError(f"batch_invariant: expected kernels on the CPU, got {got}")
 
 
 @contextlib.contextmanager

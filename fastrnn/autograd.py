@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _C, _ops, cells, reference
+from fastrnn import _C, _invariant, _ops, cells, reference
 from fastrnn import _surroundings as here
 from fastrnn._call import N_FIXED, N_SAVED, Call, Wanted, as_returned, needs_of, save, saved, wanted_of
 from fastrnn._vmap import Rows, can_expand, each, needs_each, step_dim
 
 
 def _run_reference(call: Call) -> tuple[Tensor, ...]:
+    if _invariant.enabled:
+        _invariant.refuse("a second derivative or batched gradients, which are computed step by step in torch")
     spec = cells.find(call.cell)
     assert spec is not None
     return _flatten(reference.run(spec, call))

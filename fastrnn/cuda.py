@@ -40,7 +40,7 @@ class Explanation:
         driver: ``"stepwise"``, ``"grid"`` or ``"cluster"``.
         possible: False where the driver that was asked for cannot be had: such a call raises.
         reason: of the choice, or why the driver cannot be had.
-        format: the number format of the recurrent product, ``"tf32"`` where torch allows it for float32.
+        format: the dtype of the recurrent product, ``"tf32"`` where torch allows it for float32.
         blocks: thread blocks, those that share rows of the batch times those groups; (0, 0) if step-wise.
         units: hidden units of a block.
         rows: rows of the batch of a group.

@@ -3,7 +3,7 @@
 // The depth goes in chunks, whose sums are added up one after the other; within a chunk, in chains (product.h). So the
 // sum of an output depends on its row of a, its column of b and the depth alone: not on the size of the matrices, nor
 // on the number of threads. Of a chunk all of b is laid out in panels first; then every thread takes pieces of the
-// output: blocks of rows, for which a panel is read from the second-level cache, of all columns or a share of them.
+// output: blocks of rows, for which a panel is read from the L2 cache, of all columns or a share of them.
 #pragma once
 
 #include "cpu/product.h"
@@ -38,7 +38,7 @@ class DenseMatmul {
   using V = Vec<C>;
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kPart = kMaxBlocks * kRowsOf<1>;  // rows for which a chain of a panel is read once
-  static constexpr int64_t kRows = 2 * kPart;                // of a block: with a panel they fit the second-level cache
+  static constexpr int64_t kRows = 2 * kPart;                // of a block: with a panel they fit the L2 cache
   static constexpr int64_t kChunk = 8 * kChain;
   static constexpr int64_t kStride = kChunk + 64 / static_cast<int64_t>(sizeof(C));
 

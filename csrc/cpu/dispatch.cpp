@@ -42,8 +42,8 @@ bool multiplies_bfloat16() {
 #endif
 }
 
-// Whether its product instruction does more arithmetic than that of float32. AMD's does twice as much; Intel's, of
-// processors whose matrix unit is meant for it, half as much.
+// Return true if its product instruction does more arithmetic than that of float32. AMD's does twice as much; Intel's,
+// of processors whose matrix unit is meant for it, half as much.
 bool bfloat16_pays() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("amd") != 0;
@@ -52,7 +52,7 @@ bool bfloat16_pays() {
 #endif
 }
 
-// Whether the processor has the matrix unit, and the system lets this process use it: its registers are 8 KiB a
+// Return true if the processor has the matrix unit, and the system lets this process use it: its registers are 8 KiB a
 // thread, which Linux sets aside only for those who ask (once, for all threads).
 bool ask_for_matrix_unit() {
 #if defined(FASTRNN_EMULATE_MATRIX_UNIT)

@@ -1,9 +1,8 @@
 // Numbers as sums of bfloat16 parts, and tiles made of them.
 //
-// x = x₀ + x₁ + …, each part what the ones before it leave, rounded to nearest (ties to even): one part holds 8 bits of
-// a float32, two 16, three all 24. A product of two numbers of n parts is the sum of the parts' products with i + j <
-// n: three products for two parts, six for three, exact each, added in float32. What is left out is below 2^-16 (two
-// parts) or 2^-24 (three) of the product. Two parts hold a float16 exactly.
+// x = x₀ + x₁, the second part what the first leaves, each rounded to nearest (ties to even): one part holds 8 bits of
+// a float32, two hold 16, and a float16 exactly. A product of two numbers of two parts is the sum of three products of
+// parts, exact each, added in float32; x₁·w₁, which is left out, is at most 2^-16 of it.
 //
 // An infinite or NaN number is its first part alone, and so is one beyond the largest bfloat16 (3.39e38), which counts
 // as infinite. Parts below 2^-126 are zero.

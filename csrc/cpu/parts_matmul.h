@@ -1,7 +1,7 @@
 // Large products of float32 matrices by parts in bfloat16.
 //
 // Blocks: the depth in chunks of 512, each a chain of its own, added up in float32. Of a chunk all of b is laid out in
-// tiles first; then every thread takes blocks of a's rows, lays them out where its second-level cache keeps them, and
+// tiles first; then every thread takes blocks of a's rows, lays them out where its L2 cache keeps them, and
 // reads b's tiles past them.
 #pragma once
 
@@ -11,7 +11,7 @@ namespace FASTRNN_NAMESPACE {
 
 constexpr int64_t kChunk = 512;
 constexpr int64_t kMostRows = 256;  // of a block of a: 256 KiB a part in tiles
-constexpr int64_t kGroup = 128;     // of them at a time: their sums are kept by the first-level cache
+constexpr int64_t kGroup = 128;     // of them at a time: their sums are kept by the L1 cache
 constexpr int64_t kPair = 32;       // rows and columns of two tiles
 
 template <int kParts>

@@ -5,7 +5,7 @@
 // chains halve the rounding error of long sums), whatever the shape of the tile it is computed in: hence the same bits
 // for any batch, any number of threads and any way of sharing the work.
 //
-// A chain's weights for one tile (4 gates of 16 units: 32 KiB) fit the first-level cache. So several blocks of rows go
+// A chain's weights for one tile (4 gates of 16 units: 32 KiB) fit the L1 cache. So several blocks of rows go
 // through one chain before the next one is read.
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace FASTRNN_NAMESPACE {
 
 constexpr int64_t kChain = 128;
-constexpr int kMaxBlocks = 8;  // of rows, for which a chain of weights is read from the first-level cache
+constexpr int kMaxBlocks = 8;  // of rows, for which a chain of weights is read from the L1 cache
 
 // Vectors of a tile whose sums are in registers at the same time. With 16 of these pairs, for which six rows leave
 // room; three numbers for two loads are as many as a processor reads while it multiplies.
@@ -47,7 +47,7 @@ constexpr int groups_of() {
   return groups;
 }
 
-// What is fetched into the second-level cache meanwhile: so many lines at each depth. Weights that do not fit there
+// What is fetched into the L2 cache meanwhile: so many lines at each depth. Weights that do not fit there
 // would otherwise come at the speed of what lies behind it, once a step, with the arithmetic waiting.
 struct Ahead {
   const char* from = nullptr;

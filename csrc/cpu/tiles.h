@@ -80,7 +80,7 @@ __attribute__((noinline)) Vec<float> plain_product(const TileRows& x, const Tile
   return sum;
 }
 
-// Whether any of n vectors of sums holds a NaN.
+// Return true if any of n vectors of sums holds a NaN.
 template <int N>
 FASTRNN_FN bool any_nan(const float* sums) {
   unsigned nan = 0;

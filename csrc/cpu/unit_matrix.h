@@ -35,6 +35,7 @@ class TileUnit {
   template <int Parts>
   void pair(const TileRows& x0, const TileRows& x1, const TileColumns<Parts>& w, int64_t column, Range depth,
             const TileSums& sums, Fetch ahead) const {
+    static_assert(Parts <= 2);
     const uint16_t *a0 = x0.data, *a1 = x1.data;
     const uint16_t *b0 = w.tile(column, depth.begin), *b1 = w.tile(column + 1, depth.begin);
     const int64_t row = x0.row * 2, part = x0.part, stride = sums.stride * 4;

@@ -15,6 +15,7 @@ class TileUnit {
   template <int Parts>
   void pair(const TileRows& x0, const TileRows& x1, const TileColumns<Parts>& w, int64_t column, Range depth,
             const TileSums& sums, Fetch ahead) const {
+    static_assert(Parts <= 2);
     const uint16_t* b = w.tile(column, depth.begin);
     const int64_t next = w.blocks * Parts * kTileSize, tiles = depth.end - depth.begin;
     const Piece piece{b, next, tiles, sums.stride, sums.bias, depth.begin == 0};

@@ -63,6 +63,8 @@ Stream::Stream(const std::string& cell, std::vector<Tensors> weights, int64_t ba
                     "cell: expected one that multiplies nothing but h, got ", cell);
   TORCH_CHECK_VALUE(batch > 0, "batch: expected a positive number of rows, got ", batch);
   set_weights(std::move(weights));
+  narrow_ = weights_[0].size() == 7;
+  type_ = narrow_ ? at::kFloat : weights_[0][1].scalar_type();
   const Tensor &w_ih = weights_[0][0], &w_hh = weights_[0][1];
   const Tensor like = narrow_ ? own({0}, at::empty({0}, at::kFloat)) : w_hh;
   inputs_ = w_ih.size(1);
@@ -132,8 +134,6 @@ void Stream::set_weights(std::vector<Tensors> weights) {
   const std::lock_guard lock(mutex_);
   check_weights(*find_cell(cell_.c_str()), weights);
   weights_.swap(weights);
-  narrow_ = weights_[0].size() == 7;
-  type_ = narrow_ ? at::kFloat : weights_[0][1].scalar_type();
 }
 
 Tensors Stream::states() const {

@@ -20,12 +20,12 @@ from ._recurrent import Recurrent
 
 
 class Stream:
-    """Network that runs one time step after the other and holds its own state, for inference.
+    r"""Network that runs one time step after the other and holds its own state, for inference.
 
     Nothing of it is differentiable.
 
     It computes with a copy of the weights, taken when it is made: changes to the module show after `refresh`. ``y`` and
-    the states are bit for bit those of ``module.step``, in evaluation mode (without dropout), but for narrow
+    the states have the same bits as those of ``module.step``, in evaluation mode (without dropout), but for narrow
     ``weights``. Steps of several threads take turns; while one takes longer than some microseconds, other threads of
     Python run.
 
@@ -42,8 +42,9 @@ class Stream:
         weights: ``"bfloat16"`` or ``"int8"`` hold the matrices W and R of a float32 module in so many bits; None in
             those they have. A step of few rows takes the time that reading them takes: half or a quarter. int8 has a
             scale for each row of a matrix, its largest absolute value over 127. Inputs, states, biases and sums stay
-            float32. A product is off by at most 2⁻⁹ (bfloat16) of the sum of its terms' absolute values, or (int8)
-            1/254 of the largest weight of its row times the sum of |x|.
+            float32. A product is off by at most 2⁻⁸ (bfloat16) of the sum of its terms' absolute values, or (int8)
+            1/254 of the largest weight of its row times the sum of the absolute values of x, which may overflow with
+            int8 where that sum exceeds 10³⁶. A step raises RuntimeError while `fastrnn.set_batch_invariant` is on.
 
     A cell that multiplies anything but h, has further inputs or heads, or no kernels takes its steps in Python, at the
     price of ``module.step``.
@@ -51,7 +52,8 @@ class Stream:
     Raises:
         TypeError: ``module`` is none of these classes, or its weights are not dense CPU tensors of one format.
         ValueError: the network is bidirectional, or ``batch`` is not positive, or as for `state`; ``weights`` is
-            none of these, or the module is not float32, takes its steps in Python or has parameters of its own.
+            none of these, or the module is not float32, takes its steps in Python, has per-unit parameters, or matrices
+            that are not finite.
     """
 
     _learned = False
@@ -92,7 +94,7 @@ class Stream:
         """Run the next time step.
 
         Args:
-            x: (B, I), or (I) if B is 1; of the dtype of the weights.
+            x: (B, I), or (I) if B is 1; of the module's dtype.
 
         Returns:
             ``y`` (B, P), or (P).
@@ -170,6 +172,9 @@ class Stream:
             TypeError: they are not dense CPU tensors of the dtype of before.
             ValueError: they have other shapes than before.
         """
+        dtype = self._module._weights()[0].dtype
+        if self._narrow is not None and dtype is not torch.float32:
+            raise TypeError(f"module: expected weights of torch.float32 as before, got {dtype}")
         weights = self._take_weights()
         for old, new in zip(self._weights, weights, strict=True):
             for a, b in zip(old, new, strict=True):
@@ -228,8 +233,11 @@ class Stream:
         name = module._cell_name
         plain = module._takes_ids and _runs_alone(name, list(layers[0])) and not traits_of(name).parameters
         if found[0].dtype is not torch.float32 or not plain:
-            got = found[0].dtype if plain else f"{type(module).__name__}, whose steps need them as they are"
+            reason = "whose cell multiplies more than h, has per-unit parameters or no kernels"
+            got = found[0].dtype if plain else f"{type(module).__name__}, {reason}"
             raise ValueError(f"weights: expected a network of float32 matrices, got {got}")
+        if not all(_C.is_finite(m) for layer in layers for m in (layer.w_ih, layer.w_hh) if m is not None):
+            raise ValueError("weights: expected finite matrices, got infinity or NaN")
         return [_narrowed(layer, self._narrow) for layer in layers]
 
     def _step_with_care(self, x: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The same bits for a sequence, whoever shares its batch. Gradients of weights: the same for any number of threads."""
+"""Batch-invariant results, and gradients of weights that have the same bits for any number of threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
+from fastrnn import _C
 
 LAYERS = {"LSTM": fastrnn.LSTM, "GRU": fastrnn.GRU, "RNN": fastrnn.RNN}
 # T, B, I, H: from what small kernels take to what is cut into pieces.
@@ -117,6 +118,37 @@ def test_gradients_of_weights_do_not_depend_on_threads_at_any_time(kind):
             assert all(map(torch.equal, found[0], other))
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("capability", _C.capabilities())
+def test_every_instruction_set(capability, precision):
+    _C.set_capability(capability)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for kind, options in (("LSTM", {"proj_size": 20}), ("GRU", {}), ("RNN", {})):
+            net, x = network(kind, 40, 60, torch.float32, **options), torch.randn(6, 34, 40)
+            keywords = {"clip_state_gradient": 0.5} if kind == "GRU" else {}
+            y, dx, _ = run(net, x, **keywords)
+            for split in ("rows", "units"):
+                _C.set_split(split)
+                alone, dx_alone, _ = run(net, x[:, 7:9], **keywords)
+                assert torch.equal(alone, y[:, 7:9])
+                assert torch.equal(dx_alone, dx[:, 7:9])
+            assert torch.equal(net.step(x[0])[0], y[0])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_restarts_and_single_cells():
+    net, x = network("GRU", 12, 20, torch.float32), torch.randn(9, 6, 12)
+    reset = torch.rand(9, 6) < 0.3
+    y, dx, _ = run(net, x, reset=reset)
+    alone, dx_alone, _ = run(net, x[:, 2:4], reset=reset[:, 2:4])
+    assert torch.equal(alone, y[:, 2:4])
+    assert torch.equal(dx_alone, dx[:, 2:4])
+    cell, rows = fastrnn.LSTMCell(12, 20), torch.randn(30, 12)
+    assert all(map(torch.equal, cell(rows[4:5]), (s[4:5] for s in cell(rows))))
+
+
 def test_ids_and_a_cell_in_python():
     torch.manual_seed(0)
     embedding = torch.nn.Embedding(9, 20)
@@ -137,10 +169,14 @@ def test_compiled():
     assert torch.equal(compiled(x[:, :1]), net(x)[0][:, :1])
 
 
-def test_what_it_cannot_promise_is_refused():
+def test_calls_that_are_not_batch_invariant_raise():
     with pytest.raises(RuntimeError, match="batch_invariant: expected float32 or float64, got BFloat16"):
         fastrnn.GRU(3, 4, dtype=torch.bfloat16)(torch.randn(2, 1, 3, dtype=torch.bfloat16))
     with pytest.raises(RuntimeError, match="batch_invariant: expected kernels on the CPU, got the path 'reference'"):
         fastrnn.GRU(3, 4)(torch.randn(2, 1, 3), backend="reference")
+    net, x = fastrnn.GRU(3, 4), torch.randn(2, 2, 3, requires_grad=True)
+    (first,) = torch.autograd.grad(net(x)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"batch_invariant: .*second derivative"):
+        first.sum().backward()
     with pytest.raises(TypeError, match="on: expected a bool, got int"):
         fastrnn.set_batch_invariant(1)

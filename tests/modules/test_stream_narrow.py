@@ -94,13 +94,38 @@ def test_state_refresh_copies_and_threads():
     assert not torch.equal(stream.step(x[1]), first[1])
 
 
-def test_what_is_refused():
+@pytest.mark.parametrize(("weights", "bound"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
+def test_largest_error_of_a_product(weights, bound):
+    """A weight half-way between two that can be held, and one that sets the scale."""
+    net = fastrnn.RNN(2, 1, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        net.weight_ih_l0.copy_(torch.tensor([[1 + 2**-8 - 2**-20, 1.99]]))
+    for x in (torch.tensor([[1.0, 0.0]]), torch.rand(1, 2)):
+        found = fastrnn.Stream(net, weights=weights).step(x).double()
+        terms = net.weight_ih_l0.detach().double() * x.double()
+        allowed = bound * (terms.sum() if weights == "bfloat16" else 1.99 * x.double().sum())
+        assert (found - terms.sum()).abs() <= allowed + 1e-6
+
+
+def test_bad_arguments():
     with pytest.raises(ValueError, match="weights: expected None, 'bfloat16' or 'int8', got 'int4'"):
         fastrnn.Stream(network("GRU", "tiny"), weights="int4")
     with pytest.raises(ValueError, match=r"weights: expected a network of float32 matrices, got torch.float64"):
         fastrnn.Stream(network("GRU", "tiny").double(), weights="int8")
-    with pytest.raises(ValueError, match=r"weights: expected a network of float32 matrices, got .*steps"):
+    with pytest.raises(
+        ValueError, match=r"weights: expected a network of float32 matrices, got .*multiplies more than h"
+    ):
         fastrnn.Stream(custom_cells.mixed(3, 4), weights="int8")
+    broken = network("GRU", "tiny")
+    with torch.no_grad():
+        broken.weight_hh_l0[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="weights: expected finite matrices, got infinity or NaN"):
+        fastrnn.Stream(broken, weights="int8")
+    net = network("GRU", "tiny")
+    stream = fastrnn.Stream(net, batch=1, weights="int8")
+    net.double()
+    with pytest.raises(TypeError, match=r"module: expected weights of torch.float32 as before, got torch.float64"):
+        stream.refresh()
     stream = fastrnn.Stream(network("GRU", "tiny"), batch=1, weights="bfloat16")
     with pytest.raises(TypeError, match=r"x: expected a dense CPU tensor of torch.float32, got torch.bfloat16"):
         stream.step(torch.randn(1, 5).bfloat16())

@@ -16,11 +16,11 @@ namespace fastrnn {
 const CellKernels& kernels_of(const std::string& name, at::ScalarType type);
 void set_preparation(Preparation function);
 
-// Whether R·h of a sequence's only step is the caller's part rather than the driver's, which packs R first.
+// Return true if the caller computes R·h of a sequence's only step: the driver would pack R first.
 bool multiplies_ahead(const CellKernels& cell, int64_t steps);
 
-// The kernel format for tensors of a dtype: float32 by parts where the cell has that and torch
-// allows it.
+// The kernel format for tensors of a dtype: float32 by parts where the cell has that and
+// torch allows it.
 Format format_for(const CellKernels& cell, at::ScalarType type);
 
 struct Cpu {

@@ -8,8 +8,8 @@ namespace fastrnn {
 
 // A struct, so that it can be a member of a Device.
 struct products {
-  // While set, an element of a float32 or float64 product is a function of its row and column alone, to the bit,
-  // whatever the size of the matrices: no kernel is chosen by it. For all threads, as backward passes run on some.
+  // While set, the bits of an element of a float32 or float64 product depend on its row and column alone: no kernel is
+  // chosen by the size of the matrices. For all threads, as backward passes run on threads of their own.
   static void set_batch_invariant(bool on);
   static bool batch_invariant();
 
