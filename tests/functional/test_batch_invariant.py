@@ -5,6 +5,7 @@ from __future__ import annotations
 import custom_cells
 import pytest
 import torch
+from problems import Problem, error
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
@@ -136,6 +137,24 @@ def test_every_instruction_set(capability, precision):
             assert torch.equal(net.step(x[0])[0], y[0])
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("capability", _C.capabilities())
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 3, 5), (9, 5, 37, 21), (3, 19, 1030, 33), (70, 17, 20, 40), (2, 130, 64, 260)]
+)
+def test_products_of_every_size_are_as_exact_as_others(shape, capability, dtype):
+    """Odd sizes, depths around a chunk of 1024, rows in several blocks: outputs and all gradients."""
+    _C.set_capability(capability)
+    with fastrnn.batch_invariant(False):
+        exact = Problem("lstm", *shape).run()
+        others = Problem("lstm", *shape, dtype=dtype).run()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for name, found in Problem("lstm", *shape, dtype=dtype).run().items():
+            rounding = 1e-6 if dtype is torch.float32 else 1e-14
+            assert error(found, exact[name]) <= 2 * error(others[name], exact[name]) + rounding, name
 
 
 def test_restarts_and_single_cells():
