@@ -104,7 +104,8 @@ def measure(module: torch.nn.Module, row: Row, device: str) -> dict[str, float]:
 
 
 def run_rows(device: str, out: TextIO) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     for row in rows(device):
         for engine, make in engines(row, device):
             if device == "cuda":
