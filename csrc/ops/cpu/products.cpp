@@ -76,7 +76,7 @@ void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& 
 // Where in ProductKernels the product of N rows with a matrix of so many elements is, or -1: it is a large one.
 int small(const Tensor& a, const Tensor& b, int64_t rows, int64_t elements) {
   if (products::batch_invariant() || rows == 0 || rows > kMostRows || (rows - 1) * elements > kFurther ||
-      rows * elements > kMost || elements == 0) {
+      elements == 0) {
     return -1;
   }
   const auto type = a.scalar_type();
