@@ -91,9 +91,6 @@ struct SmallProduct {
   void* out;
   int64_t a_row, b_row, out_row;  // from one row to the next
   bool add;                       // to what is there
-  // by_rows: the last rows of b first. A caller that comes back to b every time, alternating, finds what it read last
-  // still in a cache that does not hold all of b.
-  bool backwards = false;
   const float* scales = nullptr;  // of narrow kernels with int8: what a row of b is multiplied with
 };
 
@@ -112,7 +109,7 @@ struct LargeProduct {
   int threads;
 };
 
-// Products of an instruction set. The small ones by number format: float32, float64.
+// Products of an instruction set. Arrays of small and large ones are by dtype: float32, float64.
 struct ProductKernels {
   void (*by_rows[2])(const SmallProduct&);     // out (N, columns) = a (N, depth) · b (columns, depth)ᵀ + bias
   void (*by_columns[2])(const SmallProduct&);  // out (N, columns) = a (N, depth) · b (depth, columns)

@@ -6,6 +6,7 @@
 // output: blocks of rows, for which a panel is read from the L2 cache, of all columns or a share of them.
 #pragma once
 
+#include "cpu/chunks.h"
 #include "cpu/product.h"
 #include "cpu/workspace.h"
 
@@ -49,27 +50,16 @@ class DenseMatmul {
 
   static void body(void* self, Member& member) { static_cast<DenseMatmul*>(self)->work(member); }
 
-  // The barrier between two stages. False: nothing is left to do for this member.
-  static bool meet(Member& member, bool& alone) {
-    if (alone) return true;
-    const Next next = member.wait();
-    alone = next == Next::kAlone;
-    return next != Next::kLeave;
-  }
-
   void work(Member& member) {
     bool alone = member.size == 1;
     for (int64_t k = 0; k < args_.depth; k += kChunk) {
       const Chunk chunk{k, smaller(kChunk, args_.depth - k)};
       Panels<C> b = b_;
       b.depth = chunk.depth;
-      for (int64_t p = next_panel_++; p < panels_; p = next_panel_++) pack(chunk, b, p);
-      if (!meet(member, alone)) return;
-      if (member.rank == 0) next_panel_ = 0;  // all are past it, and come back to it after the next barrier
-      const int64_t pieces = row_blocks_ * column_blocks_;
-      for (int64_t p = next_piece_++; p < pieces; p = next_piece_++) multiply(chunk, b, p, member.rank);
-      if (!meet(member, alone)) return;
-      if (member.rank == 0) next_piece_ = 0;
+      const bool goes_on = chunks_.run(
+          member, alone, panels_, row_blocks_ * column_blocks_, [&](int64_t panel) { pack(chunk, b, panel); },
+          [&](int64_t piece) { multiply(chunk, b, piece, member.rank); });
+      if (!goes_on) return;
     }
   }
 
@@ -143,7 +133,7 @@ class DenseMatmul {
   const int64_t panels_, row_blocks_, column_blocks_;
   Workspace workspace_;
   size_t at_b_, at_bias_, at_a_;
-  std::atomic<int64_t> next_panel_{0}, next_piece_{0};
+  Chunks chunks_;
 };
 
 template <class C>

@@ -5,6 +5,7 @@
 // reads b's tiles past them.
 #pragma once
 
+#include "cpu/chunks.h"
 #include "cpu/tile_engine.h"
 
 namespace FASTRNN_NAMESPACE {
@@ -46,34 +47,25 @@ class PartsMatmul {
 
   static void body(void* self, Member& member) { static_cast<PartsMatmul*>(self)->work(member); }
 
-  // The barrier between two stages. False: nothing is left to do for this member.
-  static bool meet(Member& member, bool& alone) {
-    if (alone) return true;
-    const Next next = member.wait();
-    alone = next == Next::kAlone;
-    return next != Next::kLeave;
-  }
-
   void work(Member& member) {
     bool alone = member.size == 1;
     uint16_t* a = workspace_.at<uint16_t>(at_a_) + member.rank * a_size_;
     for (int64_t k = 0; k < args_.depth; k += kChunk) {
       const int64_t depth = smaller(kChunk, args_.depth - k);
       const Chunk chunk{k, depth, divide_up(depth, kTileDepth)};
-      for (int64_t c = next_columns_++; c < column_pairs_; c = next_columns_++) pack_columns(chunk, c);
-      if (!meet(member, alone)) return;
-      if (member.rank == 0) next_columns_ = 0;  // all are past it, and come back to it after the next barrier
-      for (int64_t b = next_block_++; b < blocks_; b = next_block_++) {
-        const Range rows = block(b);
-        for (int64_t from = rows.begin; from < rows.end; from += kGroup) {
-          pack_rows(chunk, {from, smaller(from + kGroup, rows.end)},
-                    a + (from - rows.begin) * chunk.deep * kTileDepth * kParts);
-        }
-        multiply(chunk, rows, a);
-      }
-      if (!meet(member, alone)) return;
-      if (member.rank == 0) next_block_ = 0;
+      const bool goes_on = chunks_.run(
+          member, alone, column_pairs_, blocks_, [&](int64_t pair) { pack_columns(chunk, pair); },
+          [&](int64_t b) { pack_and_multiply(chunk, block(b), a); });
+      if (!goes_on) return;
     }
+  }
+
+  void pack_and_multiply(const Chunk& chunk, Range rows, uint16_t* a) const {
+    for (int64_t from = rows.begin; from < rows.end; from += kGroup) {
+      pack_rows(chunk, {from, smaller(from + kGroup, rows.end)},
+                a + (from - rows.begin) * chunk.deep * kTileDepth * kParts);
+    }
+    multiply(chunk, rows, a);
   }
 
   // As many blocks for each thread, of sizes that differ by a pair of tiles at most: nobody waits for a last one.
@@ -208,7 +200,7 @@ class PartsMatmul {
   int64_t a_size_;
   Workspace workspace_;
   size_t at_b_, at_a_;
-  std::atomic<int64_t> next_columns_{0}, next_block_{0};
+  Chunks chunks_;
 };
 
 template <int kParts>

@@ -20,8 +20,8 @@ constexpr int kMaxBlocks = 8;  // of rows, for which a chain of weights is read 
 // room; three numbers for two loads are as many as a processor reads while it multiplies.
 constexpr int at_once(int vectors) { return kVectorRegisters == 16 && vectors % 2 == 0 ? 2 : vectors; }
 
-// Whether the sums of `rows` rows × `vectors` vectors stay in registers, beside the weights' vectors and a number of
-// the operand. With 32 registers that number is multiplied from memory; a single row's weights always are.
+// Return true if the sums of `rows` rows × `vectors` vectors stay in registers, beside the weights' vectors and a
+// number of the operand. With 32 registers that number is multiplied from memory; a single row's weights always are.
 constexpr bool fits_registers(int rows, int vectors) {
   if (kVectorRegisters == 32) return rows * vectors <= 24;
   return rows == 1 ? vectors <= 8 : (rows + 1) * at_once(vectors) + 1 <= kVectorRegisters;

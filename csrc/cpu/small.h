@@ -70,9 +70,8 @@ void by_rows(const SmallProduct& p) {
     const W* w = b + row * p.b_row;
     return Deep ? deep_dots(x, w, stride, K) : dots(x, w, stride, K);
   };
-  const int64_t whole = M / kLanes;
-  for (int64_t j = 0; j < whole; ++j) {
-    const int64_t m = (p.backwards ? whole - 1 - j : j) * kLanes;
+  int64_t m = 0;
+  for (; m + kLanes <= M; m += kLanes) {
     const V start = bias != nullptr ? load(bias + m) : V::zero();
     for (int64_t n = 0; n < p.rows; ++n) {
       V sum = sums(n, m, p.b_row);
@@ -80,7 +79,6 @@ void by_rows(const SmallProduct& p) {
       (start + sum).store(out + n * p.out_row + m);
     }
   }
-  const int64_t m = whole * kLanes;
   if (m == M) return;
   // The last few: once more those before them if there are enough, else one after the other (a row `0` apart).
   const int rest = static_cast<int>(M - m);

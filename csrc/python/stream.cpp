@@ -201,10 +201,10 @@ Tensor Stream::step_without_waiting(const Tensor& x) {
 
 void Stream::multiply(Tensor& out, const Tensors& layer, size_t which, const Tensor& x, const Tensor& bias) const {
   const Tensor& w = layer[which];
-  if (narrow_) return products::forward_narrow_into(out, x, w, optional(layer[5 + which]), optional(bias), now_ != 0);
+  if (narrow_) return products::forward_narrow_into(out, x, w, optional(layer[5 + which]), optional(bias));
   // Behind R's rows there may be a cell's parameters.
   const Tensor rows = w.size(0) == out.size(1) ? w : memory_of(w, {out.size(1), w.size(1)});
-  products::forward_into(out, x, rows, optional(bias), now_ != 0);
+  products::forward_into(out, x, rows, optional(bias));
 }
 
 Tensor Stream::step_locked(const Tensor& x) {
@@ -226,10 +226,8 @@ Tensor Stream::step_locked(const Tensor& x) {
     const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
     Tensors &before = by_layer_[now_][k], &after = by_layer_[1 - now_][k];
     const Tensor& out = k + 1 < weights_.size() ? between_[k] : y;
-    // Forth and back in turns: what a step read last is what the next one reads first.
-    if (ahead && now_ != 0) multiply(product_, w, 1, before[0], w[3]);
     multiply(gates_, w, 0, in, half ? w[2] : Tensor());
-    if (ahead && now_ == 0) multiply(product_, w, 1, before[0], w[3]);
+    if (ahead) multiply(product_, w, 1, before[0], w[3]);
     args.w_hh = w[1].const_data_ptr();
     args.parameters = static_cast<const char*>(args.w_hh) + product_.size(1) * projected_ * w[1].element_size();
     args.b_ih = half ? nullptr : data(w[2]);

@@ -1,4 +1,4 @@
-"""What a page of `fastrnn inspect` opens on: the strongest unit, and none that drifts."""
+"""A page of `fastrnn inspect` opens on the strongest unit that does not drift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the blocks of a group exchange operands (csrc/cuda/exchange.h), under PTX's memory model.
+"""The exchange of operands between the blocks of a group (csrc/cuda/exchange.h), under PTX's memory model.
 
 Each protocol must forbid that a block reads an operand too early, or writes one while another still reads it; and each
 of its parts must be needed: without it the model allows that.
@@ -38,7 +38,7 @@ def kept(ops: list[Op | None]) -> list[Op]:
 
 
 def grid_read(left_out: str = "") -> bool:
-    """Whether a block may read an old operand: thread 1 of block 0 publishes, thread 0 announces; block 1 reads."""
+    """Return True if an old operand may be read: thread 1 of block 0 publishes, thread 0 announces; block 1 reads."""
 
     def unless(name: str, op: Op) -> Op | None:
         return None if left_out == name else op
@@ -55,7 +55,7 @@ def grid_read(left_out: str = "") -> bool:
 
 
 def grid_overwrite(left_out: str = "") -> bool:
-    """Whether a block may write operand n + 2 over n while block 1 reads that."""
+    """Return True if a block may write operand n + 2 over n while block 1 reads it."""
 
     def unless(name: str, op: Op) -> Op | None:
         return None if left_out == name else op
@@ -97,7 +97,7 @@ def test_the_grid_s_counter_with_a_third_block():
 
 
 def cluster_read(left_out: str = "") -> bool:
-    """Whether a block may read an old operand: thread 1 of block 0 publishes, thread 0 pushes what it reads of that.
+    """Return True if an old operand may be read: thread 1 of block 0 publishes, thread 0 pushes what it reads of that.
 
     The push is a thread of its own, after what its thread did before: a store, then a release of the barrier.
     """

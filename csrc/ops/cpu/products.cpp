@@ -142,13 +142,13 @@ void run_small(void (*kernel)(const SmallProduct&), const SmallProduct& product,
 }
 
 // x·wᵀ (+ bias)
-void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool backwards = false) {
+void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
   const int64_t depth = w.size(1), rows = x.size(0), columns = w.size(0);
   const int kind = out.is_contiguous() && (!bias || bias->is_contiguous()) ? small(x, w, rows, w.numel()) : -1;
   if (kind < 0) return large(out, x, w.t(), bias, false);
   const SmallProduct product{
       rows,  columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
-      depth, columns, false, backwards};
+      depth, columns, false};
   run_small(product_kernels().by_rows[kind], product, Shared::kColumns, true, w.numel(), w.element_size());
 }
 
@@ -209,16 +209,16 @@ Tensor products::forward(const Tensor& x, const Tensor& w, const OptionalTensor&
   return out;
 }
 
-void products::forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool backwards) {
-  by_rows(out, x, w, bias, backwards);
+void products::forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  by_rows(out, x, w, bias);
 }
 
 void products::forward_narrow_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& scales,
-                                   const OptionalTensor& bias, bool backwards) {
+                                   const OptionalTensor& bias) {
   const int64_t depth = w.size(1), columns = w.size(0);
   SmallProduct product{
       x.size(0), columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
-      depth,     columns, false, backwards};
+      depth,     columns, false};
   const bool eight = w.scalar_type() == at::kChar;
   if (eight) product.scales = scales->const_data_ptr<float>();
   run_small(product_kernels().narrow[eight ? 1 : 0], product, Shared::kColumns, true, w.numel(), 4, w.element_size());

@@ -18,13 +18,11 @@ struct products {
 
   // x·wᵀ (+ bias): x (N, K), w (M, K), bias (M). Contiguous.
   static Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
-  // The same into `out` (N, M), which may be part of a larger tensor. backwards: read the last rows of w first, if they
-  // are read once (SmallProduct).
-  static void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias = {},
-                           bool backwards = false);
+  // The same into `out` (N, M), which may be part of a larger tensor.
+  static void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
   // The same of float32 with w in bfloat16, or in int8, a row of which is multiplied with its scale (M).
   static void forward_narrow_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& scales,
-                                  const OptionalTensor& bias, bool backwards);
+                                  const OptionalTensor& bias);
   // g·w, the gradient of x: g (N, M), w (M, K).
   static Tensor of_input(const Tensor& g, const Tensor& w);
   // Adds g·w to `sum` (N, K).

@@ -114,7 +114,7 @@ class Row(Verdict):
         return ratios.compare_rounds(times["baseline"], times["candidate"]) if set(SIDES) <= set(times) else None
 
     def lost_shares(self) -> list[float]:
-        """Of each round and kind of block the share of the time that one of the two sides lost to other processes."""
+        """Return, for each round and kind of block, the share of time that a side lost to other processes."""
         rounds = [zip(*(sides[side] for side in SIDES), strict=False) for sides in self.lost.values()]
         return [max(shares) for pairs in rounds for shares in pairs]
 

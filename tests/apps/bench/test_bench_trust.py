@@ -50,7 +50,7 @@ DISTURBANCES = {
 
 
 def shown(found):
-    """What the terminal gets."""
+    """Return the text written to the terminal."""
     console = Console(file=io.StringIO(), width=400)
     report.show(found, console)
     return console.file.getvalue()
