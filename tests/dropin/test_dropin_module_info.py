@@ -15,6 +15,8 @@ from fastrnn import _torch
 
 pytest.importorskip("expecttest", reason="torch's test code needs it")
 common_modules = pytest.importorskip("torch.testing._internal.common_modules")
+# torch's test code forbids to set torch.backends in the whole process; the tests after this one may.
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 CLASSES = {getattr(nn, name): (getattr(_torch, name), getattr(fastrnn, name)) for name in NAMES}
