@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -137,10 +136,10 @@ def main(argv: list[str] | None = None) -> int:
         for name, ratio in row["ratios"].items():
             print(f"  {name}: {ratio:.2f}")
     if args.json is not None:
-        machine = {"machine": platform.platform(), "processor": platform.processor(), "threads": args.threads}
-        args.json.write_text(
-            json.dumps({"environment": machine, "rounds": args.rounds, "rows": found}, indent=1) + "\n"
-        )
+        from fastrnn.apps.bench import environment
+
+        result = {"environment": environment.collect(), "threads": args.threads, "rounds": args.rounds, "rows": found}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

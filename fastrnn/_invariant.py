@@ -25,8 +25,8 @@ def set_batch_invariant(on: bool) -> None:
     them is torch's. Instruction sets differ, and so do torch's precision settings. Gradients of weights, sums over
     the batch, depend on its order; they never depend on the number of threads, whether this is on or off.
 
-    The price: no kernel is chosen by the size of a call. Long sequences take the same time; single steps, whose weights
-    are laid out anew each time, several times as long.
+    The price: no kernel is chosen by the size of a call. Sequences take 1.0 to 1.4 times as long, the most for small
+    networks, and single steps, whose weights are laid out anew each time, 1.4 to 2.7 times.
 
     Args:
         on: True or False; False at the start.

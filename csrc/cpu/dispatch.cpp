@@ -32,10 +32,12 @@ constexpr int kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 const char* problem = "";
 
+// Products of bfloat16 on vectors; a processor that has them has those of bytes too.
 bool multiplies_bfloat16() {
 #if FASTRNN_HAS_AVX512_BF16
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kVectorBFloat16 = 1u << 5;
+  constexpr unsigned kVectorBFloat16 = 1u << 5, kVectorBytes = 1u << 11;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (c & kVectorBytes) == 0) return false;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kVectorBFloat16) != 0;
 #else
   return false;

@@ -24,6 +24,7 @@
 // clang-format on
 
 #include "cpu/dense_matmul.h"
+#include "cpu/narrow_product.h"
 #include "cpu/small.h"
 #if defined(FASTRNN_HAS_TILES)
 #include "cpu/parts_matmul.h"

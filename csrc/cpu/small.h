@@ -56,26 +56,21 @@ FASTRNN_FN Vec<C> deep_dots(const C* a, const W* b, int64_t stride, int64_t dept
   return total;
 }
 
-template <class C, bool Deep, class W = C>
-void by_rows(const SmallProduct& p) {
+// Adds the bias, and with Scaled multiplies by the scales before: sums(n, m, stride) are those of row n of `a` and the
+// vector of rows of b from m on, `stride` apart.
+template <class C, bool Scaled, class Sums>
+FASTRNN_FN void outputs_by_rows(const SmallProduct& p, const Sums& sums) {
   using V = Vec<C>;
   constexpr int kLanes = V::kLanes;
-  constexpr bool kScaled = sizeof(W) == 1;
-  const C *a = static_cast<const C*>(p.a), *bias = static_cast<const C*>(p.bias);
-  const W* b = static_cast<const W*>(p.b);
+  const C* bias = static_cast<const C*>(p.bias);
   C* out = static_cast<C*>(p.out);
-  const int64_t M = p.columns, K = p.depth;
-  const auto sums = [&](int64_t n, int64_t row, int64_t stride) __attribute__((always_inline)) {
-    const C* x = a + n * p.a_row;
-    const W* w = b + row * p.b_row;
-    return Deep ? deep_dots(x, w, stride, K) : dots(x, w, stride, K);
-  };
+  const int64_t M = p.columns;
   int64_t m = 0;
   for (; m + kLanes <= M; m += kLanes) {
     const V start = bias != nullptr ? load(bias + m) : V::zero();
     for (int64_t n = 0; n < p.rows; ++n) {
       V sum = sums(n, m, p.b_row);
-      if constexpr (kScaled) sum = sum * V::load(p.scales + m);
+      if constexpr (Scaled) sum = sum * V::load(p.scales + m);
       (start + sum).store(out + n * p.out_row + m);
     }
   }
@@ -87,24 +82,28 @@ void by_rows(const SmallProduct& p) {
     for (int i = 0; i < rest; ++i) {
       if (M < kLanes || i == 0) sums(n, M < kLanes ? m + i : M - kLanes, M < kLanes ? 0 : p.b_row).store(lanes);
       C sum = M < kLanes ? lanes[0] : lanes[kLanes - rest + i];
-      if constexpr (kScaled) sum = sum * p.scales[m + i];
+      if constexpr (Scaled) sum = sum * p.scales[m + i];
       out[n * p.out_row + m + i] = (bias != nullptr ? bias[m + i] : C(0)) + sum;
     }
   }
 }
 
-// out (N, M) = a (N, K) · b (M, K)ᵀ + bias (M)
-template <class C>
-void small_by_rows(const SmallProduct& p) {
-  constexpr int64_t kShallow = kDotLinks * Vec<C>::kLanes;
-  p.depth > kShallow ? by_rows<C, true>(p) : by_rows<C, false>(p);
+template <class C, bool Deep, class W>
+void by_rows(const SmallProduct& p) {
+  const C* a = static_cast<const C*>(p.a);
+  const W* b = static_cast<const W*>(p.b);
+  outputs_by_rows<C, sizeof(W) == 1>(p, [&](int64_t n, int64_t m, int64_t stride) __attribute__((always_inline)) {
+    const C* x = a + n * p.a_row;
+    const W* w = b + m * p.b_row;
+    return Deep ? deep_dots(x, w, stride, p.depth) : dots(x, w, stride, p.depth);
+  });
 }
 
-// The same with b in fewer bits, int8 times a scale for each of its rows.
-template <class W>
-void narrow_by_rows(const SmallProduct& p) {
-  constexpr int64_t kShallow = kDotLinks * Vec<float>::kLanes;
-  p.depth > kShallow ? by_rows<float, true, W>(p) : by_rows<float, false, W>(p);
+// out (N, M) = a (N, K) · b (M, K)ᵀ + bias (M); elements of b are widened to those of `a`.
+template <class C, class W = C>
+void small_by_rows(const SmallProduct& p) {
+  constexpr int64_t kShallow = kDotLinks * Vec<C>::kLanes;
+  p.depth > kShallow ? by_rows<C, true, W>(p) : by_rows<C, false, W>(p);
 }
 
 // NV vectors of out (N, K) = a (N, M) · b (M, K), or (add) added to out; one after the other over M in chains of 64.

@@ -199,12 +199,16 @@ Tensor Stream::step_without_waiting(const Tensor& x) {
   return lock ? step_locked(x) : Tensor();
 }
 
-void Stream::multiply(Tensor& out, const Tensors& layer, size_t which, const Tensor& x, const Tensor& bias) const {
-  const Tensor& w = layer[which];
-  if (narrow_) return products::forward_narrow_into(out, x, w, optional(layer[5 + which]), optional(bias));
+void Stream::multiply(const Tensors& layer, const Tensor& x, const Tensor& h, bool ahead) {
+  const bool half = gates_.element_size() == 2;  // W·x is not to be rounded before its bias is added
+  const OptionalTensor scales[2] = {narrow_ ? optional(layer[5]) : OptionalTensor(),
+                                    narrow_ ? optional(layer[6]) : OptionalTensor()};
+  const products::Forward input{gates_, x, layer[0], half ? optional(layer[2]) : OptionalTensor(), scales[0]};
+  if (!ahead) return products::forward_one(input);
   // Behind R's rows there may be a cell's parameters.
-  const Tensor rows = w.size(0) == out.size(1) ? w : memory_of(w, {out.size(1), w.size(1)});
-  products::forward_into(out, x, rows, optional(bias));
+  const Tensor& w = layer[1];
+  const Tensor rows = w.size(0) == product_.size(1) ? w : memory_of(w, {product_.size(1), w.size(1)});
+  products::forward_both(input, {product_, h, rows, optional(layer[3]), scales[1]});
 }
 
 Tensor Stream::step_locked(const Tensor& x) {
@@ -215,7 +219,7 @@ Tensor Stream::step_locked(const Tensor& x) {
   const bool ahead = multiplies_ahead(*kernels, 1);
   TORCH_CHECK(!narrow_ || ahead || kernels->recurrent == 0,
               "batch_invariant: expected a stream whose weights are those of its module");
-  const bool half = gates_.element_size() == 2;  // W·x is not to be rounded before its bias is added
+  const bool half = gates_.element_size() == 2;  // its bias is in W·x
   Buffers buffers;
   const Tensor y = buffers.empty({batch_, projected_}, gates_.options());
   Tensor in = x.dim() == 2 ? x : memory_of(x, {1, x.size(0)});
@@ -226,8 +230,7 @@ Tensor Stream::step_locked(const Tensor& x) {
     const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
     Tensors &before = by_layer_[now_][k], &after = by_layer_[1 - now_][k];
     const Tensor& out = k + 1 < weights_.size() ? between_[k] : y;
-    multiply(gates_, w, 0, in, half ? w[2] : Tensor());
-    if (ahead) multiply(product_, w, 1, before[0], w[3]);
+    multiply(w, in, before[0], ahead);
     args.w_hh = w[1].const_data_ptr();
     args.parameters = static_cast<const char*>(args.w_hh) + product_.size(1) * projected_ * w[1].element_size();
     args.b_ih = half ? nullptr : data(w[2]);

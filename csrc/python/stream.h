@@ -36,8 +36,8 @@ class Stream {
 
  private:
   Tensor step_locked(const Tensor& x);
-  // W·x or R·h (which: 0 or 1) of a layer, plus a bias.
-  void multiply(Tensor& out, const Tensors& layer, size_t which, const Tensor& x, const Tensor& bias) const;
+  // W·x of a layer and, if it is made ahead of the cell, R·h + b_hh.
+  void multiply(const Tensors& layer, const Tensor& x, const Tensor& h, bool ahead);
   // Raises unless these are the weights of every layer, in the sizes and dtype of those of before.
   void check_weights(const CellKernels& cell, const std::vector<Tensors>& weights) const;
 

@@ -41,10 +41,12 @@ class Stream:
             states, or zeros.
         weights: ``"bfloat16"`` or ``"int8"`` hold the matrices W and R of a float32 module in so many bits; None in
             those they have. A step of few rows takes the time that reading them takes: half or a quarter. int8 has a
-            scale for each row of a matrix, its largest absolute value over 127. Inputs, states, biases and sums stay
-            float32. A product is off by at most 2⁻⁸ (bfloat16) of the sum of its terms' absolute values, or (int8)
-            1/254 of the largest weight of its row times the sum of the absolute values of x, which may overflow with
-            int8 where that sum exceeds 10³⁶. A step raises RuntimeError while `fastrnn.set_batch_invariant` is on.
+            scale for each row of a matrix, its largest absolute value over 127, and rounds the inputs and states that
+            it multiplies to 16 bits (processors without AVX2 do not). States, biases and sums stay float32. A product
+            is off by at most 2⁻⁸ (bfloat16) of the sum of its terms' absolute values. With int8 it is off by at most
+            1/254 of the largest weight of its row times the sum of the absolute values of x, plus 1/65000 of the
+            largest absolute value of x times the sum of those of the row; it may overflow where the sum over x exceeds
+            10³⁶. A step raises RuntimeError while `fastrnn.set_batch_invariant` is on.
 
     A cell that multiplies anything but h, has further inputs or heads, or no kernels takes its steps in Python, at the
     price of ``module.step``.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <initializer_list>
 
 #include "cpu/dispatch.h"
 #include "cpu/float_mode.h"
@@ -84,21 +85,17 @@ int small(const Tensor& a, const Tensor& b, int64_t rows, int64_t elements) {
   return type == at::kFloat ? 0 : (type == at::kDouble ? 1 : -1);
 }
 
-// A product of few rows whose matrix is worth the cores' caches, or their reading speed, together: each thread takes
-// pieces of the outputs, and the sum of none depends on it.
-struct Shared {
-  enum Along { kColumns, kDepth };  // which of `product`'s sizes is cut
-  void (*const kernel)(const SmallProduct&);
-  const SmallProduct product;
-  const Along along;
-  const bool rows_of_b;             // of the columns: rows of b (else columns of b)
-  const int64_t bytes, bytes_of_b;  // of an element
-  const int64_t pieces;
-  std::atomic<int64_t> next{0};
+// A product of few rows by one of the small kernels.
+struct SmallJob {
+  void (*kernel)(const SmallProduct&);
+  SmallProduct product;
+  enum Along { kColumns, kRowsOfB, kDepth } along;  // what threads share: columns of b and out, rows of b, or the depth
+  int64_t elements;                                 // of the matrix that is read or written once
+  int64_t bytes, bytes_of_b;                        // of an element
 
-  void compute(int64_t piece) const {
+  void compute(int64_t piece, int64_t pieces) const {
     constexpr int64_t kGrain = 64;
-    const int64_t size = along == kColumns ? product.columns : product.depth, grains = (size + kGrain - 1) / kGrain;
+    const int64_t size = along == kDepth ? product.depth : product.columns, grains = (size + kGrain - 1) / kGrain;
     const int64_t from = grains * piece / pieces * kGrain;
     const int64_t count = std::min(size, grains * (piece + 1) / pieces * kGrain) - from;
     if (count <= 0) return;
@@ -107,49 +104,83 @@ struct Shared {
     };
     const auto moved = [&](const void* p, int64_t elements) { return moved_by(p, elements * bytes); };
     SmallProduct part = product;
-    if (along == kColumns) {
-      part.columns = count;
-      part.b = moved_by(part.b, (rows_of_b ? from * part.b_row : from) * bytes_of_b);
-      if (part.scales != nullptr) part.scales += from;
-      part.bias = moved(part.bias, from);
-      part.out = static_cast<char*>(part.out) + from * bytes;
-    } else {
+    if (along == kDepth) {
       part.depth = count;
       part.a = moved(part.a, from);
       part.out = static_cast<char*>(part.out) + from * part.out_row * bytes;
+    } else {
+      part.columns = count;
+      part.b = moved_by(part.b, (along == kRowsOfB ? from * part.b_row : from) * bytes_of_b);
+      if (part.scales != nullptr) part.scales += from;
+      part.bias = moved(part.bias, from);
+      part.out = static_cast<char*>(part.out) + from * bytes;
     }
     kernel(part);
   }
+};
 
-  static void work(void* self, Member&) {
+// Jobs whose matrices are worth the cores' caches, or their reading speed, together. The sum of no output depends on
+// the pieces. A thread begins with the same pieces every time, as they may still be in its core's own cache.
+struct Shared {
+  const SmallJob* jobs;
+  int64_t count, pieces;
+  std::atomic<uint64_t> taken{0};
+
+  static constexpr int64_t kMostPieces = 32;  // of two jobs: a bit for each
+
+  void take(int64_t job, int64_t piece) {
+    const uint64_t bit = uint64_t{1} << (job * kMostPieces + piece);
+    if ((taken.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) jobs[job].compute(piece, pieces);
+  }
+
+  static void work(void* self, Member& member) {
     auto* shared = static_cast<Shared*>(self);
-    for (int64_t piece = shared->next++; piece < shared->pieces; piece = shared->next++) shared->compute(piece);
+    for (int64_t turn = 0; turn < shared->pieces; ++turn) {
+      const int64_t piece = (member.rank + turn) % shared->pieces;
+      for (int64_t job = 0; job < shared->count; ++job) shared->take(job, piece);
+    }
   }
 };
 
-// `elements`: of the matrix that is read or written once.
-void run_small(void (*kernel)(const SmallProduct&), const SmallProduct& product, Shared::Along along, bool rows_of_b,
-               int64_t elements, int64_t bytes, int64_t bytes_of_b = 0) {
-  if (bytes_of_b == 0) bytes_of_b = bytes;
+// One or two jobs.
+void run_small(std::initializer_list<SmallJob> jobs) {
   constexpr int64_t kWorthSharing = 600'000;  // bytes: some 10 µs for one thread, a parallel region takes 3
-  const int threads = Modest::alone() || elements * bytes_of_b < kWorthSharing ? 1 : Modest::threads();
+  int64_t bytes = 0;
+  for (const SmallJob& job : jobs) bytes += job.elements * job.bytes_of_b;
+  const int threads = Modest::alone() || bytes < kWorthSharing ? 1 : Modest::threads();
   if (threads == 1) {
     const FloatMode flush(FloatMode::flushing());
-    return kernel(product);
+    for (const SmallJob& job : jobs) job.compute(0, 1);
+    return;
   }
-  Shared shared{kernel, product, along, rows_of_b, bytes, bytes_of_b, threads};
-  run_team(threads, &Shared::work, &shared);
+  Shared shared{jobs.begin(), static_cast<int64_t>(jobs.size()), std::min<int64_t>(threads, Shared::kMostPieces)};
+  run_team(static_cast<int>(shared.pieces), &Shared::work, &shared);
 }
 
-// x·wᵀ (+ bias)
-void by_rows(Tensor& out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  const int64_t depth = w.size(1), rows = x.size(0), columns = w.size(0);
-  const int kind = out.is_contiguous() && (!bias || bias->is_contiguous()) ? small(x, w, rows, w.numel()) : -1;
-  if (kind < 0) return large(out, x, w.t(), bias, false);
-  const SmallProduct product{
-      rows,  columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
-      depth, columns, false};
-  run_small(product_kernels().by_rows[kind], product, Shared::kColumns, true, w.numel(), w.element_size());
+// That of x·wᵀ (+ bias) by the kernel for few rows; scales: of the rows of w, if it is int8.
+SmallJob rows_job(void (*kernel)(const SmallProduct&), const products::Forward& f) {
+  const int64_t depth = f.w.size(1), columns = f.w.size(0);
+  SmallProduct product{f.x.size(0),
+                       columns,
+                       depth,
+                       f.x.const_data_ptr(),
+                       f.w.const_data_ptr(),
+                       data_of(f.bias),
+                       f.out.mutable_data_ptr(),
+                       depth,
+                       depth,
+                       columns,
+                       false};
+  if (f.scales) product.scales = f.scales->const_data_ptr<float>();
+  return {kernel, product, SmallJob::kRowsOfB, f.w.numel(), f.x.element_size(), f.w.element_size()};
+}
+
+// The kernel for few rows that computes f, or null: it is a large product.
+auto kernel_for_few_rows(const products::Forward& f) -> void (*)(const SmallProduct&) {
+  if (f.w.scalar_type() != f.x.scalar_type()) return product_kernels().narrow[f.scales ? 1 : 0];
+  const bool dense = f.out.is_contiguous() && (!f.bias || f.bias->is_contiguous());
+  const int kind = dense ? small(f.x, f.w, f.x.size(0), f.w.numel()) : -1;
+  return kind < 0 ? nullptr : product_kernels().by_rows[kind];
 }
 
 void by_columns(Tensor& out, const Tensor& g, const Tensor& w, bool add) {
@@ -159,7 +190,8 @@ void by_columns(Tensor& out, const Tensor& g, const Tensor& w, bool add) {
   const SmallProduct product{
       g.size(0), columns, depth, g.const_data_ptr(), w.const_data_ptr(), nullptr, out.mutable_data_ptr(), depth,
       columns,   columns, add};
-  run_small(product_kernels().by_columns[kind], product, Shared::kColumns, false, w.numel(), w.element_size());
+  const int64_t bytes = w.element_size();
+  run_small({{product_kernels().by_columns[kind], product, SmallJob::kColumns, w.numel(), bytes, bytes}});
 }
 
 // Where in ProductKernels the sum of N outer products is, or -1. Up to where BLAS has threads its ceremony costs more
@@ -191,7 +223,8 @@ void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
   const SmallProduct product{
       g.size(0),   columns, depth, g.const_data_ptr(), x.const_data_ptr(), nullptr, out.mutable_data_ptr(), g.stride(0),
       x.stride(0), columns, add};
-  run_small(product_kernels().outer[kind], product, Shared::kDepth, false, out.numel(), out.element_size());
+  const int64_t bytes = out.element_size();
+  run_small({{product_kernels().outer[kind], product, SmallJob::kDepth, out.numel(), bytes, bytes}});
 }
 
 }  // namespace
@@ -205,23 +238,23 @@ Tensor products::empty(at::IntArrayRef sizes, const Tensor& like) {
 
 Tensor products::forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
   Tensor out = empty({x.size(0), w.size(0)}, w);
-  by_rows(out, x, w, bias);
+  forward_one({out, x, w, bias, {}});
   return out;
 }
 
 void products::forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  by_rows(out, x, w, bias);
+  forward_one({out, x, w, bias, {}});
 }
 
-void products::forward_narrow_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& scales,
-                                   const OptionalTensor& bias) {
-  const int64_t depth = w.size(1), columns = w.size(0);
-  SmallProduct product{
-      x.size(0), columns, depth, x.const_data_ptr(), w.const_data_ptr(), data_of(bias), out.mutable_data_ptr(), depth,
-      depth,     columns, false};
-  const bool eight = w.scalar_type() == at::kChar;
-  if (eight) product.scales = scales->const_data_ptr<float>();
-  run_small(product_kernels().narrow[eight ? 1 : 0], product, Shared::kColumns, true, w.numel(), 4, w.element_size());
+void products::forward_both(const Forward& first, const Forward& second) {
+  const auto one = kernel_for_few_rows(first), two = kernel_for_few_rows(second);
+  if (one != nullptr && two != nullptr) return run_small({rows_job(one, first), rows_job(two, second)});
+  for (const Forward* f : {&first, &second}) forward_one(*f);
+}
+
+void products::forward_one(const Forward& f) {
+  const auto kernel = kernel_for_few_rows(f);
+  kernel == nullptr ? large(f.out, f.x, f.w.t(), f.bias, false) : run_small({rows_job(kernel, f)});
 }
 
 Tensor products::of_input(const Tensor& g, const Tensor& w) {

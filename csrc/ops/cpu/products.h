@@ -20,9 +20,16 @@ struct products {
   static Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
   // The same into `out` (N, M), which may be part of a larger tensor.
   static void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias = {});
-  // The same of float32 with w in bfloat16, or in int8, a row of which is multiplied with its scale (M).
-  static void forward_narrow_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& scales,
-                                  const OptionalTensor& bias);
+  // The same with other matrices too: beside a float32 x, w may be in bfloat16, or in int8 with a scale for each row
+  // (M).
+  struct Forward {
+    Tensor& out;
+    const Tensor &x, &w;
+    OptionalTensor bias, scales;
+  };
+  static void forward_one(const Forward& product);
+  // Two that do not depend on each other: threads meet once.
+  static void forward_both(const Forward& first, const Forward& second);
   // g·w, the gradient of x: g (N, M), w (M, K).
   static Tensor of_input(const Tensor& g, const Tensor& w);
   // Adds g·w to `sum` (N, K).

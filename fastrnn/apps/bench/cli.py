@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     from fastrnn.apps.bench import environment, runner
     from fastrnn.apps.bench.results import Results
 
-    results = Results(settings, environment.collect(args.device))
+    results = Results(settings, environment.collect(args.device, args.isa))
     load, cores = results.environment["load"], results.environment["cpu"]["usable_cpus"]
     if load is not None and load > 0.5 * cores:
         print(f"note: the machine is busy (load {load}, {cores} cores); expect a wide spread", file=sys.stderr)

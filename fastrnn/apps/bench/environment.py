@@ -13,13 +13,15 @@ from typing import Any
 _PRIVATE = {"path", "executable", "command"}
 
 
-def collect(device: str = "cpu") -> dict[str, Any]:
-    """Environment block of a result; on ``cuda`` with the first GPU."""
+def collect(device: str = "cpu", isa: str | None = None) -> dict[str, Any]:
+    """Environment block of a result; on ``cuda`` with the first GPU. ``isa``: the set that engines are held to."""
     import torch
 
     from fastrnn.apps import info
 
     facts = without_paths(info.collect())
+    if isa is not None:
+        facts["extension"]["capability"] = isa
     memory = None
     with contextlib.suppress(AttributeError, ValueError, OSError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
