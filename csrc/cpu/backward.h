@@ -53,7 +53,8 @@ struct Backward {
     for (int s = 0; s < S; ++s)
       want_initial = want_initial || args.grad_initial[s] != nullptr || args.grad_restart[s] != nullptr;
     const int64_t depth = R > 0 ? R * H : 16;  // of a cell without a product: its element-wise work
-    plan = make_plan(seq, {seq.batch, depth, P, Engine::kBytes, projecting || R2 > 0 ? 2 : 1, Engine::kSpeed});
+    const int barriers = projecting || R2 > 0 ? 2 : 1;
+    plan = make_plan(seq, {seq.batch, depth, P, Panels<C>::groups(P), Engine::kBytes, barriers, Engine::kSpeed});
     recurrent = Engine::template weights<1>(R1 * H, P, rows_of_a_thread(plan, seq));
     projection = Engine::template weights<1>(P, H, rows_of_a_thread(plan, seq));
     at_recurrent = workspace.add(needs_product() ? recurrent.size() : 0, sizeof(WeightElement));

@@ -42,9 +42,9 @@ struct Forward {
       : args(a), seq(a.seq), steps{a.seq}, H(a.seq.hidden), P(a.seq.projected), projecting(a.w_hr != nullptr) {
     const int64_t columns = larger(R1 + R2, 1) * H;  // of a cell without a product: its element-wise work
     const int64_t barriers = projecting || R2 > 0 ? 2 : 1;
-    plan = make_plan(
-        seq, {seq.batch, R1 + R2 > 0 ? P : 16, columns, Engine::kBytes, static_cast<int>(barriers), Engine::kSpeed});
-    const int64_t groups = Panels<C>::groups(H);
+    const int64_t groups = Panels<C>::groups(H), depth = R1 + R2 > 0 ? P : 16;
+    plan =
+        make_plan(seq, {seq.batch, depth, columns, groups, Engine::kBytes, static_cast<int>(barriers), Engine::kSpeed});
     recurrent = Engine::template weights<kBlocks>(P, H, rows_of_a_thread(plan, seq));
     projection = Engine::template weights<1>(H, P, rows_of_a_thread(plan, seq));
     at_recurrent = workspace.add(multiplies() ? recurrent.size() : 0, sizeof(WeightElement));

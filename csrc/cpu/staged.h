@@ -61,7 +61,7 @@ struct Stages {
       : seq(s), steps{seq}, B(s.batch), H(s.hidden), groups(Panels<C>::groups(s.hidden)), stride(groups * kLanes) {
     const int64_t depth = recurrent > 0 ? (Transposed ? recurrent * H : H) : 16;
     const int64_t columns = Transposed ? H : (recurrent > 0 ? recurrent : gates) * H;
-    plan = make_plan(seq, {B, depth, columns, Engine::kBytes, Program::kStages, Engine::kSpeed});
+    plan = make_plan(seq, {B, depth, columns, groups, Engine::kBytes, Program::kStages, Engine::kSpeed});
     add_products<0>();
     int64_t width = 0;
     for (int o = 0; o < Program::kOperands; ++o) width += operand_stride[o] = wide(blocks_of_operand(o));

@@ -16,6 +16,7 @@ namespace fastrnn {
 namespace {
 
 constexpr int kMostMembers = 256;
+constexpr int kGroup = 8;  // members that one of them awaits for all others, in larger teams
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -35,29 +36,50 @@ std::atomic<int64_t> patience{500'000};
 void set_patience(int64_t nanoseconds) { patience = nanoseconds; }
 
 // Each member announces the round it has come to, in a cache line of its own, and reads the others': a line travels
-// once from core to core. The lowest bit of the first member's says that it goes on alone.
+// once from core to core. In a team of more than kGroup members only the first of a group reads its members' lines; it
+// then announces the group, and all read the groups' lines. What a member wrote before it announced a round is seen by
+// all who have passed it, as reads acquire what the group's first has acquired and released. The lowest bit of the
+// first member's line says that it goes on alone.
 struct Barrier {
   struct alignas(64) Place {
     std::atomic<int64_t> announced{0};
   };
   Place places[kMostMembers];
+  Place groups[kMostMembers / kGroup];
+
+  // Returns when lines begin…end have announced `round`. `since`: set to the time at which it began to yield its core.
+  static void await(const Place* lines, int begin, int end, int64_t round, int64_t& since) {
+    for (int k = begin; k < end; ++k) {
+      for (int spins = 0; lines[k].announced.load(std::memory_order_acquire) / 2 < round; ++spins) {
+        if (spins < kSpins) {
+          pause();
+        } else {
+          if (since < 0) since = nanoseconds();
+          std::this_thread::yield();
+        }
+      }
+    }
+  }
 };
+
+int barrier_lines(int members) {
+  return members <= kGroup ? members - 1 : kGroup - 1 + (members + kGroup - 1) / kGroup + 1;
+}
 
 Next Member::wait() {
   if (size == 1) return Next::kTogether;
   ++round;
   barrier->places[rank].announced.store(round * 2 + (slow ? 1 : 0), std::memory_order_release);
   int64_t since = -1;
-  for (int other = 0; other < size; ++other) {
-    const std::atomic<int64_t>& place = barrier->places[other].announced;
-    for (int spins = 0; place.load(std::memory_order_acquire) / 2 < round; ++spins) {
-      if (spins < kSpins) {
-        pause();
-      } else {
-        if (since < 0) since = nanoseconds();
-        std::this_thread::yield();
-      }
+  if (size <= kGroup) {
+    Barrier::await(barrier->places, 0, size, round, since);
+  } else {
+    const int group = rank / kGroup, first = group * kGroup;
+    if (rank == first) {
+      Barrier::await(barrier->places, first, std::min(first + kGroup, size), round, since);
+      barrier->groups[group].announced.store(round * 2, std::memory_order_release);
     }
+    Barrier::await(barrier->groups, 0, (size + kGroup - 1) / kGroup, round, since);
   }
   if (rank != 0) {
     return barrier->places[0].announced.load(std::memory_order_acquire) == round * 2 + 1 ? Next::kLeave

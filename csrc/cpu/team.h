@@ -43,6 +43,9 @@ struct FASTRNN_SHARED Member {
 // numbers to zero (float_mode.h).
 FASTRNN_SHARED void run_team(int threads, void (*body)(void* context, Member& member), void* context);
 
+// How many cache lines of other members a member reads in Member::wait().
+int barrier_lines(int members);
+
 // How long the first member waits for another at least before it prefers to go on alone. For tests.
 void set_patience(int64_t nanoseconds);
 

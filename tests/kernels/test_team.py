@@ -41,6 +41,26 @@ def test_first_thread_goes_on_alone(cell, layout, threads):
         _C.set_patience(5e-4)
 
 
+@pytest.mark.parametrize("threads", [8, 9, 16, 64])
+@pytest.mark.parametrize("split", ["rows", "units"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_more_threads_than_cores(cell, split, threads):
+    """Teams with one and several groups of members, some of them without work, all waiting for cores."""
+    before = torch.get_num_threads()
+    p = Problem(cell, 12, 20, 9, 300, layout="packed")
+    torch.set_num_threads(1)
+    wanted = p.run()
+    try:
+        torch.set_num_threads(threads)
+        _C.set_split(split)
+        _C.set_patience(60)  # no team breaks up
+        for _ in range(3):
+            _C.set_crowd(False)  # nor does a call before keep the next from starting threads
+            assert_same_bits(p.run(), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (40, 8, 130, 96), (100, 1, 256, 256)], ids=str)
 def test_crowd_does_not_change_bits(shape, dtype):
