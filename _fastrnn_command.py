@@ -1,8 +1,8 @@
-"""The command ``fastrnn``: reads its arguments before it loads the library.
+"""The command ``fastrnn``, which parses its arguments before it loads the library.
 
-Loading fastrnn loads torch, which takes seconds. What ``--help``, ``--version`` or a misspelt option calls for is known
-without it. So the package is put in its place empty, which makes its modules importable, and is filled (its
-``__init__`` runs) when a command starts.
+Loading fastrnn loads torch, which takes seconds, and ``--help``, ``--version`` or a misspelt option do not need it. So
+the package is registered unloaded, which makes its submodules importable, and its ``__init__`` runs when a command
+starts.
 """
 
 from __future__ import annotations

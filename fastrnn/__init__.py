@@ -1,8 +1,8 @@
-"""fastrnn: recurrent networks for PyTorch on hand-written fused kernels, in place of torch.nn's.
+"""Recurrent networks for PyTorch on hand-written fused kernels: replacements for torch.nn's.
 
-``fastrnn.LSTM``, ``GRU``, ``RNN`` and their ``…Cell`` forms take the place of ``torch.nn``'s; :func:`convert` swaps
-those of a whole model. :mod:`fastrnn.functional` is the functional form. :func:`cell` makes kernels of a custom
-cell. :mod:`fastrnn.init` and :mod:`fastrnn.training` are what training through time needs.
+``fastrnn.LSTM``, ``GRU``, ``RNN`` and their ``…Cell`` variants replace those of ``torch.nn``; :func:`convert` replaces
+them throughout a model. :mod:`fastrnn.functional` is the functional interface. :func:`cell` compiles kernels for a
+custom cell. :mod:`fastrnn.init` and :mod:`fastrnn.training` hold initialisation and training through time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ except ImportError as _error:
         raise
     _problem = _error
 
-    # `python -m fastrnn info` must be able to say what is wrong, so it is said at the first use.
+    # Deferred to the first use of a name, so that `python -m fastrnn info` can still report the problem.
     def __getattr__(name: str) -> object:
         if name in __all__:
             raise KernelsMissingError(str(_problem)) from None

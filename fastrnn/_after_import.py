@@ -1,4 +1,4 @@
-"""Actions that wait for the import of a module which is slow to import, such as dynamo."""
+"""Actions deferred until a module that is slow to import, such as torch._dynamo, is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Call ``action`` with the module ``name``: now if it is loaded, otherwise right after its import."""
+    """Call ``action`` with the module ``name``: now if it is loaded, otherwise immediately after its import."""
     module = sys.modules.get(name)
     if module is None:
         sys.meta_path.insert(0, _AfterImport(name, action))
@@ -20,7 +20,7 @@ def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finder that leaves the import of one module to the other finders and adds an action behind it."""
+    """Meta path finder that delegates the import of one module and runs an action after it."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name, self.action = name, action

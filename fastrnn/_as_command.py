@@ -1,4 +1,4 @@
-"""``python -m fastrnn``, which imports the package, and with it torch, before it runs fastrnn/__main__.py."""
+"""Start of ``python -m fastrnn``: Python imports the package, and with it torch, before it runs fastrnn/__main__.py."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import sys
 
 
 def answer() -> None:
-    """While Python looks for the module of ``python -m fastrnn``, run the command in its place and end the process: it
-    reads its arguments before it loads the library. Otherwise do nothing.
+    """Run the command and end the process if this import is part of ``python -m fastrnn``; otherwise do nothing.
+
+    The command parses its arguments before it imports the library.
     """
     if not _is_command(sys.argv, sys.orig_argv):
         return
     try:
         from _fastrnn_command import main
-    except ImportError:  # a package without the command beside it: fastrnn/__main__.py does the same, later
+    except ImportError:  # the command module is not installed; fastrnn/__main__.py runs the command, but later
         return
-    sys.argv[0] = "fastrnn"  # the package is imported once more, by the command
+    sys.argv[0] = "fastrnn"  # the command imports the package again
     sys.exit(main())
 
 

@@ -1,7 +1,7 @@
-"""A call of one layer in one direction over a whole sequence, as one object.
+"""One call of one layer in one direction over a sequence, as an object.
 
-The only place where a call is flattened into a list of arguments, as ``autograd.Function``, the operators and the
-compiled part take it, and put together again.
+Only this module converts a call to the flat list of arguments that ``autograd.Function``, the operators and the
+compiled part take, and back.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-#: The differentiable inputs of fixed number: x, w_ih, w_hh, b_ih, b_hh, w_hr.
+#: The number of differentiable inputs before the states: x, w_ih, w_hh, b_ih, b_hh, w_hr.
 N_FIXED = 6
 #: Tensors that a forward pass saves for backward besides y.
 N_SAVED = 4
 
 
 class LayerWeights(NamedTuple):
-    """The weights of one layer in one direction, named as torch.nn names them.
+    """Weights of one layer in one direction, named as in torch.nn.
 
-    G is the number of gates of the cell, P the width of ``h``: the projection's, or H.
+    G is the number of gates of the cell, P the width of ``h``: that of the projection, or H.
     """
 
-    #: (G·H, I), or None where the input is the product with it already
+    #: (G·H, I), or None if the input is already the input product
     w_ih: Tensor | None
-    #: (G·H, P); of a custom cell the gates that multiply h, those that multiply another vector, and a row for each of
-    #: its parameters
+    #: (G·H, P). For a custom cell: the gates that multiply h, then those that multiply another vector, then one row
+    #: for each per-unit parameter
     w_hh: Tensor
     #: (G·H) or None
     b_ih: Tensor | None = None
@@ -47,26 +47,26 @@ class LayerWeights(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of a layer; T, B, I, H, P, G as everywhere.
+    """One call of a layer; T, B, I, H, P and G as in docs/design/0001-spine.md.
 
-    What is put together from something else than tensors, such as vmap's ``in_dims`` or flags for each input, has
-    these values in the places of the tensors.
+    A call built from other values than tensors, such as vmap's ``in_dims`` or one flag for each input, has these values
+    in place of the tensors.
     """
 
-    #: name of the cell, as operators know it
+    #: name of the cell, as registered with the operators
     cell: str
     #: (T, B, I), or packed (N, I); without ``w_ih`` the input product itself, (…, G·H)
     x: Tensor
     weights: LayerWeights
-    #: initial states, each (B, P or H); none: zeros
+    #: initial states, each (B, P or H); empty: zeros
     states: tuple[Tensor, ...] = ()
-    #: states from which segments after a reset start; none: the initial ones
+    #: states that segments after a reset start from; empty: the initial states
     restart: tuple[Tensor, ...] = ()
-    #: (T) int64, rows of each time step of packed input
+    #: (T) int64, batch rows of each time step of packed input
     batch_sizes: Tensor | None = None
     #: (B) integers
     lengths: Tensor | None = None
-    #: (T, B) bool, true at the first step of a segment
+    #: (T, B) bool, true at the first time step of a segment
     reset: Tensor | None = None
     reverse: bool = False
     #: > 0: elements of ∂L/∂h_t are clipped to ±clip
@@ -74,7 +74,7 @@ class Call(NamedTuple):
 
     @property
     def layout(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The tensors that describe how rows lie: batch_sizes, lengths, reset."""
+        """The tensors that describe the row layout: batch_sizes, lengths, reset."""
         return self.batch_sizes, self.lengths, self.reset
 
     @property
@@ -83,12 +83,12 @@ class Call(NamedTuple):
         return (self.x, *self.weights, *self.states, *self.restart)
 
     def with_inputs(self, inputs: Sequence[Any]) -> Call:
-        """The same call of other `inputs`."""
+        """The same call with other `inputs`."""
         return Call.of_flat(*self.setting, *self.layout, *inputs)
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """The arguments that are no tensors, and the number of initial states."""
+        """The arguments that are not tensors, and the number of initial states."""
         return self.cell, self.reverse, self.clip, len(self.states)
 
     @property
@@ -96,12 +96,12 @@ class Call(NamedTuple):
         return (*self.layout, *self.inputs)
 
     def flat(self) -> tuple[Any, ...]:
-        """The call as a list of arguments, for `of_flat`: its setting, then its tensors."""
+        """Return the call as a list of arguments for `of_flat`: its setting, then its tensors."""
         return (*self.setting, *self.tensors)
 
     @staticmethod
     def of_flat(cell: Any, reverse: Any, clip: Any, states: Any, *tensors: Any, like: Call | None = None) -> Call:
-        """The call of such a list; with ``like``, of a list of other values in the places of that call's arguments."""
+        """Rebuild a call from such a list; with ``like``, from other values in the places of that call's arguments."""
         layout, inputs = tensors[:3], tensors[3:]
         end = N_FIXED + (states if like is None else len(like.states))
         weights = LayerWeights(*inputs[1:N_FIXED])
@@ -111,30 +111,30 @@ class Call(NamedTuple):
 
 
 def save(ctx: Any, call: Call, *results: Tensor | None) -> None:
-    """Save a call and what it gave for the backward pass of a Function whose last arguments are ``call.flat()``."""
+    """Save a call and its results for the backward pass of a Function whose last arguments are ``call.flat()``."""
     ctx.setting, ctx.count = call.setting, len(call.tensors)
     ctx.save_for_backward(*call.tensors, *results)
 
 
 def saved(ctx: Any) -> tuple[Call, tuple[Any, ...]]:
-    """The call and the results that `save` has saved."""
+    """Return the call and the results that `save` saved."""
     tensors = ctx.saved_tensors
     return Call.of_flat(*ctx.setting, *tensors[: ctx.count]), tensors[ctx.count :]
 
 
 def needs_of(ctx: Any, call: Call) -> Any:
-    """A call with flags in the places of its tensors: whether each needs a gradient."""
+    """Return the call with flags in place of its tensors: True if the input needs a gradient."""
     return Call.of_flat(*ctx.needs_input_grad[-len(call.flat()) :], like=call)
 
 
-def as_returned(ctx: Any, needs: Any, found: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The result of such a Function's backward: gradients of the inputs that need one, None for all other arguments."""
+def as_returned(ctx: Any, needs: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return the result of such a Function's backward: gradients of inputs that need one, None for other arguments."""
     before = len(ctx.needs_input_grad) - len(needs.inputs)
-    return (None,) * before + tuple(g if need else None for g, need in zip(found, needs.inputs, strict=True))
+    return (None,) * before + tuple(g if need else None for g, need in zip(grads, needs.inputs, strict=True))
 
 
 class Wanted(NamedTuple):
-    """The parts of a backward pass that are to be computed, in the order of csrc/ops/call.h."""
+    """Flags for the parts of a backward pass to compute, in the order of csrc/ops/call.h."""
 
     x: bool = False
     w_ih: bool = False
@@ -142,7 +142,7 @@ class Wanted(NamedTuple):
     b_ih: bool = False
     b_hh: bool = False
     w_hr: bool = False
-    #: gradients of the initial states, and of the states after a reset
+    #: gradients of the initial states, and of the states after resets
     states: bool = False
     restart: bool = False
     #: ∂L/∂(W·x) (…, G·H) and ∂L/∂(R·h) (…, R·H)
@@ -158,13 +158,13 @@ class Wanted(NamedTuple):
 
 
 def wanted_of(needs: Any) -> Wanted:
-    """The gradients of a call's inputs, out of flags in their places."""
+    """Return the gradients to compute, given a call with flags in place of its inputs."""
     x, w_ih, w_hh, b_ih, b_hh, w_hr = needs.inputs[:N_FIXED]
     return Wanted(x, w_ih, w_hh, b_ih, b_hh, w_hr, any(needs.states), any(needs.restart))
 
 
 class Gradients(NamedTuple):
-    """The results of a backward pass; None or nothing where one was not wanted."""
+    """Results of a backward pass; None or empty where not requested."""
 
     fixed: tuple[Tensor | None, ...]
     states: tuple[Tensor, ...] = ()
@@ -174,9 +174,9 @@ class Gradients(NamedTuple):
     later: tuple[Tensor, ...] = ()
 
     @staticmethod
-    def of_flat(found: Sequence[Tensor], wanted: Wanted, states: int, restarts: int) -> Gradients:
-        """Gradients of what the operator returns for a cell of so many states, and a call with so many restarts."""
-        rest = list(found)
+    def of_flat(results: Sequence[Tensor], wanted: Wanted, states: int, restarts: int) -> Gradients:
+        """Split the operator's results, for a cell with ``states`` states and a call with ``restarts`` restarts."""
+        rest = list(results)
 
         def take(there: bool, count: int) -> tuple[Tensor, ...]:
             taken = tuple(rest[:count]) if there else ()
@@ -189,6 +189,6 @@ class Gradients(NamedTuple):
         return Gradients(fixed, initial, restart, products, hidden, take(wanted.later, states))
 
     def of_inputs(self, call: Call) -> list[Tensor | None]:
-        """A gradient, or None, for each of the call's `inputs`."""
+        """Return a gradient or None for each of the call's `inputs`."""
         states = self.states or (None,) * len(call.states)
         return [*self.fixed, *states, *(self.restart or (None,) * len(call.restart))]

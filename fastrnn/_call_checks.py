@@ -1,9 +1,9 @@
-"""The checks of the operators on shapes, dtypes and devices, for their fake kernels: csrc/ops/checked.h, layout.cpp
-and backward.cpp in Python.
+"""Checks of shapes, dtypes and devices for the operators' fake kernels; csrc/ops/checked.h, layout.cpp and
+backward.cpp in Python.
 
-A call on meta or fake tensors raises where the kernels would. Of values only those of ``batch_sizes`` are looked at,
-where there are any. Sizes may be symbolic, so every comparison goes through ``torch._check``, which turns one that
-cannot be decided into a guard or a run-time assertion.
+A call on meta or fake tensors raises where the kernels would. Only the values of ``batch_sizes`` are read, if they
+exist. Sizes may be symbolic, so every comparison goes through ``torch._check``, which turns an undecidable one into a
+guard or a run-time assertion.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _INTEGERS = frozenset(
     (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 )
 _MOST_UNITS = 1 << 40  # csrc/ops/cell.h: kTooManyUnits
-#: A size that is a value of batch_sizes, and not known here.
+#: A size that is a value of batch_sizes and unknown at trace time.
 UNKNOWN = None
 Size = Any  # int or SymInt; or UNKNOWN
 
 
 def check_devices(like: Tensor, named: dict[str, Tensor | None]) -> None:
-    """Raise RuntimeError, as torch does, unless all tensors lie on the device of ``like``, which errors call x."""
+    """Raise RuntimeError, as torch does, unless all tensors are on the device of ``like``, which messages call x."""
     for name, tensor in named.items():
         if tensor is not None and tensor.device != like.device:
             raise RuntimeError(
@@ -41,28 +41,28 @@ def check_devices(like: Tensor, named: dict[str, Tensor | None]) -> None:
 
 
 def check_present(t: Tensor | None, name: str) -> None:
-    """Raise TypeError for None in place of a tensor, which the dispatcher lets through to fake kernels."""
+    """Raise TypeError for None in place of a tensor; the dispatcher passes None on to fake kernels."""
     if t is None:
         raise TypeError(f"{name}: expected a Tensor, got None")
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise TypeError for a dtype that no cell has kernels of."""
+    """Raise TypeError for a dtype without kernels."""
     if dtype not in DTYPES:
         raise TypeError(f"input: expected float32, float64, bfloat16 or float16, got {dtype}")
 
 
 def has_values(t: Tensor) -> bool:
-    """Whether the numbers of a tensor can be read inside a fake kernel: beside meta tensors, not beside fake ones."""
+    """Return True if the values of a tensor can be read inside a fake kernel: beside meta tensors, not fake ones."""
     return type(t) is Tensor and t.is_cpu and not is_wrapped(t)
 
 
 class Checked:
-    """A checked call: its sizes.
+    """Sizes of a call whose arguments have been checked.
 
     Args:
         call: the arguments.
-        traits: the cell's.
+        traits: the traits of the cell.
         rows_like: the tensor whose leading dimensions are those of the rows (x, or y in backward).
     """
 
@@ -131,11 +131,11 @@ class Checked:
             self._check_place(lengths, "lengths")
 
     def _meta(self) -> str:
-        """The device type meta where the call itself is on it."""
+        """Return "meta" if the call itself is on the meta device."""
         return "meta" if self.like.is_meta else ""
 
     def _check_place(self, t: Tensor, name: str) -> None:
-        """Lengths and resets may stay on the CPU where the rest is on a GPU."""
+        """Lengths and resets may stay on the CPU if the other tensors are on a GPU."""
         on = t.device
         _expect(
             on == self.like.device or on.type == "cpu" or (on.type == "cuda" and self.like.device.type == "cpu"),
@@ -143,11 +143,11 @@ class Checked:
         )
 
     def width(self, state: int) -> Size:
-        """P for h, H for the other states."""
+        """Return P for h, H for the other states."""
         return self.hidden if state else self.projected
 
     def check(self, t: Tensor, sizes: Sequence[Size], name: str) -> None:
-        """Raise RuntimeError unless ``t`` has these sizes, the call's dtype and its device."""
+        """Raise RuntimeError unless ``t`` has these sizes and the dtype and device of the call."""
         check_present(t, name)
         like = self.like
         text = f"{name}: expected a dense tensor on {like.device}, got {t.layout} on {t.device}"
@@ -160,11 +160,11 @@ class Checked:
                 _expect(got == expected, text)
 
     def check_rows(self, t: Tensor, width: Size, name: str) -> None:
-        """`check` for a tensor with the call's leading dimensions."""
+        """Run `check` for a tensor with the call's leading dimensions."""
         self.check(t, self.rows_of(width), name)
 
     def check_inputs(self) -> None:
-        """`check` for x, the input weights, the biases and the states, as far as there are any."""
+        """Run `check` for x, the input weights, the biases and the states, where present."""
         call, traits = self.call, self.traits
         w_ih, b_ih, b_hh = call.weights.w_ih, call.weights.b_ih, call.weights.b_hh
         wide = traits.gates * self.hidden
@@ -192,7 +192,7 @@ class Checked:
             self.check(state, (self.batch, self.width(k)), name)
 
     def check_results(self, y: Tensor, saved: Sequence[Tensor]) -> None:
-        """`check` for what the forward pass returned."""
+        """Run `check` for the results of the forward pass."""
         self.check_rows(y, self.projected, "y")
         text = "reserve: expected what a forward pass with training=True returned, got "
         _expect(len(saved) == len(self.saved), f"{text}{len(saved)} tensors")
@@ -210,7 +210,7 @@ class Checked:
             _expect(t.numel() == (rows * width if there else 0), text)
 
     def check_grads(self, grad_y: Tensor | None, grad_final: Sequence[Tensor | None]) -> None:
-        """`check` for the gradients of y and of the final states."""
+        """Run `check` for the gradients of y and of the final states."""
         count = self.traits.states
         usual = len(grad_final) in (0, count)
         _expect(usual, f"grad_final: expected {count} gradients, got {len(grad_final)}")
@@ -222,7 +222,7 @@ class Checked:
 
 
 def _checked_counts(batch_sizes: Tensor, rows: Size) -> list[int]:
-    """The rows of each step. Raise ValueError unless they are those of a packed input."""
+    """Return the batch rows of each time step. Raise ValueError unless they are valid for a packed input."""
     counts: list[int] = batch_sizes.tolist()
     for t, n in enumerate(counts):
         if n <= 0 or (t > 0 and n > counts[t - 1]):

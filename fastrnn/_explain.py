@@ -1,4 +1,4 @@
-"""Which way a module's call takes, and why."""
+"""Report of the path that a module's call takes, and the reason."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ class Explanation(NamedTuple):
     """Result of `explain`. As a string, a line for each decision.
 
     Attributes:
-        decisions: for each layer and direction, or for the module as a whole: the cell, the path
-            (a key of the table in ``fastrnn/_paths.py``, ``"fast path"`` or ``"torch"``) and why it is no faster
-            path.
-        instruction_set: that of the CPU kernels.
+        decisions: for each layer and direction, or for the module as a whole: the cell, the path (a key of the table in
+            ``fastrnn/_paths.py``, ``"fast path"`` or ``"torch"``) and the reason why it is not a faster one.
+        instruction_set: the instruction set of the CPU kernels.
     """
 
     decisions: tuple[Decision, ...]
@@ -29,17 +28,18 @@ class Explanation(NamedTuple):
 
 
 def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
-    """Report which path a call of a module takes through the library, and why.
+    """Report which path a call of a module takes through the library, and the reason.
 
-    The call is made once, as ``module(*args, **kwargs)``, its results dropped; random numbers that it drew are drawn
-    again later. Of a model with several recurrent modules all are reported, except inside compiled functions.
-
+    The call is made once, as ``module(*args, **kwargs)``, and its results are discarded; the state of the random number
+    The call is made once, as ``module(*args, **kwargs)``, and its results are discarded; the state of the random number
+    generators is restored. For a model with several recurrent modules all are reported, except inside compiled
+    functions.
     Args:
-        module: a layer, a cell, a network of `fastrnn.cell`, or a model with such modules.
-        args, kwargs: those of the call.
+        module: a layer, a cell, a network of `fastrnn.cell`, or a model that contains such modules.
+        args, kwargs: the arguments of the call.
 
     Raises:
-        TypeError: ``module`` is no module. Otherwise what the call raises.
+        TypeError: ``module`` is not a module. Errors of the call itself are passed on.
 
     Example:
         >>> print(fastrnn.explain(fastrnn.LSTM(8, 16), torch.randn(5, 2, 8)))

@@ -1,14 +1,14 @@
 """FLOP formulas of the operators, for `torch.utils.flop_counter.FlopCounterMode`.
 
-The mode counts matrix products, 2·m·n·k each, and so do these formulas: with the letters of
-``docs/design/0001-spine.md``, N rows and R recurrent gates, a forward pass is 2·N·(G·H·I + R·H·P), and with a
-projection 2·N·P·H more. Every step counts, also the first one from zero states, as in a loop of plain torch operations.
-N is T·B for a padded input; the sum of ``batch_sizes`` for a packed one; the sum of ``lengths`` where they can be read,
-which is on the CPU and outside of the compiler, else T·B. Element-wise operations count nothing.
+The mode counts matrix products, 2·m·n·k each, and so do these formulas. With the letters of
+``docs/design/0001-spine.md``, N rows and R recurrent gates, a forward pass costs 2·N·(G·H·I + R·H·P), and a projection
+adds 2·N·P·H. Every time step counts, including the first one from zero states, as in a loop of plain torch operations.
+N is T·B for padded input, the sum of ``batch_sizes`` for packed input, and the sum of ``lengths`` where they can be
+read (on the CPU and outside the compiler), else T·B. Element-wise operations count nothing.
 
-In the backward pass each product of the forward pass gives one product for the gradient of its matrix and one for that
-of its vector, where these are asked for: ``wanted``. The gradient of the initial ``h`` is one product of N_0 rows, the
-rows that have a first step.
+In the backward pass each product of the forward pass adds one product for the gradient of its matrix and one for that
+of its vector, if requested by ``wanted``. The gradient of the initial ``h`` is one product over N_0 rows, the batch
+rows that have a first time step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ States = Sequence[Tensor] | None
 
 
 class _Rows(NamedTuple):
-    """N, and of these the rows of first steps, which start from an initial state."""
+    """N, and the number of those rows that are first time steps, which start from an initial state."""
 
     all: Any  # an integer, or a symbol of the compiler
     first: Any
@@ -51,9 +51,9 @@ def _is_readable(t: Tensor) -> bool:
 
 
 class _Products(NamedTuple):
-    """Multiply-adds of one row."""
+    """Multiply-adds of one row, by product."""
 
-    input: Any
+    input: Any  # W·x
     recurrent: Any  # R·h
     second: Any  # recurrent matrices with other vectors than h
     projection: Any
@@ -87,12 +87,12 @@ def forward_flops(
     *_: Any,
     **more: Any,
 ) -> Any:
-    """Count a layer's forward pass."""
+    """Count the FLOPs of a layer's forward pass."""
     return 2 * _rows(x, states, batch_sizes, lengths).all * sum(_products(cell, w_ih, w_hh, w_hr))
 
 
 def _loop_flops(one: _Products, rows: _Rows, initial: bool) -> Any:
-    """Gradients from step to step; with `initial`, to the initial states too."""
+    """Count the FLOPs of gradients carried from step to step; with `initial`, also those of the initial states."""
     recurrent = rows.all if initial else rows.all - rows.first
     return 2 * (recurrent * one.recurrent + rows.all * (one.second + one.projection))
 
@@ -117,7 +117,7 @@ def backward_flops(
     *_: Any,
     **more: Any,
 ) -> Any:
-    """Count a layer's backward pass."""
+    """Count the FLOPs of a layer's backward pass."""
     rows = _rows(y, states, batch_sizes, lengths)
     one = _products(cell, w_ih, w_hh, w_hr)
     want = Wanted(*wanted)

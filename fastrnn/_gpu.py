@@ -1,6 +1,6 @@
-"""Loads the kernels for GPUs, `fastrnn._cuda`, if they are there, and remembers why not.
+"""Loader of the GPU kernels, `fastrnn._cuda`, which records the reason if they are unavailable.
 
-They are a library of their own: without CUDA, or where it cannot be loaded, all else works.
+They are a separate library, so that everything else works without CUDA.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VARIABLE = "FASTRNN_CUDA_DRIVER"
 
 
 def _load() -> tuple[Any, str]:
-    """The module and an empty string, or None and the reason."""
+    """Return the module and an empty string, or None and the reason."""
     try:
         found = importlib.import_module("fastrnn._cuda")
         check_torch(found.build_info()["torch_version"], "the CUDA kernels")
@@ -31,14 +31,14 @@ def _load() -> tuple[Any, str]:
         return None, "the CUDA kernels are not built"
     except KernelsMissingError as error:
         return None, str(error).removeprefix("fastrnn: ")
-    except ImportError as error:  # a library of CUDA's is missing, or torch was exchanged after the build
+    except ImportError as error:  # a CUDA library is missing, or torch was replaced after the build
         if torch.version.cuda is None:
             return None, "the CUDA kernels are built but this torch is built for the CPU"
         return None, f"the CUDA kernels are built but cannot be loaded, build them again for this torch ({error})"
 
 
 def driver_of(environment: str | None) -> tuple[str, str]:
-    """The driver that the variable FASTRNN_CUDA_DRIVER asks for, and what is wrong with it, or an empty string."""
+    """Return the driver that FASTRNN_CUDA_DRIVER selects, and an error message or an empty string."""
     if not environment:
         return "auto", ""
     if environment in DRIVERS:
@@ -46,7 +46,7 @@ def driver_of(environment: str | None) -> tuple[str, str]:
     return "auto", f"{VARIABLE}: expected one of {', '.join(DRIVERS)}, got {environment!r}; using auto"
 
 
-#: The compiled module, or None; and then why.
+#: The compiled module, or None and the reason.
 module, reason = _load()
 
 _driver, _problem = driver_of(os.environ.get(VARIABLE))
@@ -59,9 +59,9 @@ _reasons: dict[int, str] = {}
 
 
 def problem(device: torch.device) -> str:
-    """Why the kernels cannot take tensors of a GPU, or an empty string.
+    """Return why the kernels cannot take tensors of a GPU, or an empty string.
 
-    While the compiler traces, a GPU is believed to be one that they were built for.
+    While the compiler traces, every GPU is assumed to be supported.
     """
     if module is None:
         return reason
@@ -72,11 +72,11 @@ def problem(device: torch.device) -> str:
     if found is None:
         try:
             found = _reasons[index] = str(module.device_problem(index))
-        except RuntimeError as error:  # a tensor that is a fake, of a GPU that is not there
+        except RuntimeError as error:  # a fake tensor on a GPU that does not exist
             return str(error).split("\n", 1)[0]
     return found
 
 
 def takes(tensor: torch.Tensor) -> bool:
-    """Whether it lies on a GPU that the kernels can run on."""
+    """Return True if the tensor is on a GPU that the kernels support."""
     return tensor.is_cuda and not problem(tensor.device)

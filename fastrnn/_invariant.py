@@ -8,32 +8,33 @@ from typing import NoReturn
 
 from fastrnn import _C
 
-#: A copy of the kernels' setting, for choices made in Python: torch.compile guards it.
+#: Copy of the kernels' setting, for decisions in Python; torch.compile guards on it.
 enabled = False
 
 
 def set_batch_invariant(on: bool) -> None:
-    """Choose whether a sequence has the same bits whatever it is computed together with.
+    """Set whether each sequence's results are bitwise independent of the rest of its batch.
 
-    While on, outputs, states and the gradients of inputs and states of each sequence depend on that sequence and the
+    While on, the outputs, states and gradients of inputs and states of each sequence depend on that sequence and the
     weights alone: not on the other sequences of the batch or their number, on padding, packing or ``lengths``, on the
-    number of threads, nor on whether the sequence comes whole, in chunks or by ``step`` and `fastrnn.Stream`. So a
-    policy's rollout and its training pass agree, and a served answer does not depend on the other requests.
+    number of threads, nor on whether the sequence is computed whole, in chunks, by ``step`` or by `fastrnn.Stream`. A
+    policy's rollout then agrees with its training pass, and a served answer does not depend on the other requests.
 
-    It holds for outputs and first derivatives in float32 and float64 on the CPU, for every cell of torch.nn and of
-    `fastrnn.cell`, and for all threads of the process. It covers the recurrent layers only: a linear layer around
-    them is torch's. Instruction sets differ, and so do torch's precision settings. Gradients of weights, sums over
-    the batch, depend on its order; they never depend on the number of threads, whether this is on or off.
+    This holds for outputs and first derivatives in float32 and float64 on the CPU, for every cell of torch.nn and of
+    `fastrnn.cell`, and for all threads of the process. It covers the recurrent layers only; a linear layer before or
+    after them is torch's. Results still differ between instruction sets and between torch's precision settings.
+    Gradients of weights, which are sums over the batch, depend on its order; they never depend on the number of
+    threads, on or off.
 
-    The price: no kernel is chosen by the size of a call. Sequences take 1.0 to 1.4 times as long, the most for small
-    networks, and single steps, whose weights are laid out anew each time, 1.4 to 2.7 times.
+    The cost: no kernel is chosen by the size of a call. Sequences take 1.0 to 1.4 times as long, small networks the
+    longest; single time steps, whose weights are packed anew each time, take 1.4 to 2.7 times as long.
 
     Args:
-        on: True or False; False at the start.
+        on: True or False; initially False.
 
     Raises:
-        TypeError: ``on`` is no bool.
-        RuntimeError: not here, but in calls while on: another dtype or device, no kernels of the cell, or a
+        TypeError: ``on`` is not a bool.
+        RuntimeError: raised by calls while on, not here: for another dtype or device, a cell without kernels, or a
             second derivative.
 
     Example:
@@ -52,13 +53,13 @@ def set_batch_invariant(on: bool) -> None:
 
 
 def refuse(got: str) -> NoReturn:
-    """Raise RuntimeError for what is not batch invariant."""
+    """Raise RuntimeError for a computation that is not batch invariant."""
     raise RuntimeError(f"batch_invariant: expected kernels on the CPU, got {got}")
 
 
 @contextlib.contextmanager
 def batch_invariant(on: bool = True) -> Iterator[None]:
-    """Set `set_batch_invariant` for a block, and afterwards what it was. The backward pass has to be in the block too.
+    """Set `set_batch_invariant` within a block and restore it afterwards; the backward pass must be inside the block.
 
     Args:
         on: as for `set_batch_invariant`.

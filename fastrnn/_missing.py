@@ -1,4 +1,4 @@
-"""The error for a fastrnn without its compiled part: what is wrong, and which command helps."""
+"""Error for fastrnn without its compiled part: the cause and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _PACKAGE = Path(__file__).parent
-#: In a compiled part, readable without loading it: see csrc/python/module.cpp.
+#: Text in the compiled part that can be read without loading it; see csrc/python/module.cpp.
 _BUILT_FOR = re.compile(rb"fastrnn kernels built for torch ([\w.+]+), Python [\w.+]+;")
 
 
 class KernelsMissingError(ImportError):
-    """The compiled kernels cannot be loaded; the message says what to do."""
+    """The compiled kernels cannot be loaded; the message gives the remedy."""
 
 
 def check_torch(built: str, kernels: str) -> None:
     """Raise KernelsMissingError unless kernels were built for this torch.
 
-    torch's binary interface changes with its minor version. A different patch release or local build is no problem.
+    torch's binary interface changes with its minor version. Another patch release or local build is compatible.
 
     Args:
         built: the version of torch that they were built for.
-        kernels: what they are called in the message.
+        kernels: their name in the message.
     """
     problem = _of_another_torch(built)
     if problem:
@@ -34,8 +34,8 @@ def check_torch(built: str, kernels: str) -> None:
 
 
 def _of_another_torch(built: str) -> str:
-    """Return what is wrong with kernels built for a version of torch, or an empty string."""
-    import torch  # here, as the command line reads its arguments without it
+    """Return the problem with kernels built for a version of torch, or an empty string."""
+    import torch  # here, because the command line parses its arguments without importing torch
 
     running = str(torch.__version__)
     if built.split(".")[:2] == running.split(".")[:2]:
@@ -44,7 +44,7 @@ def _of_another_torch(built: str) -> str:
 
 
 def why(error: ImportError) -> str:
-    """Return why the compiled part cannot be imported: built for another Python or torch, broken, not there."""
+    """Return why the compiled part cannot be imported: built for another Python or torch, broken, or missing."""
     own = _PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     if own.is_file():
         found = _BUILT_FOR.search(own.read_bytes())
@@ -59,7 +59,7 @@ def why(error: ImportError) -> str:
 
 
 def command() -> str:
-    """Return the command that builds the kernels of this installation again, from where it came from."""
+    """Return the command that rebuilds the kernels of this installation, from its source."""
     checkout = _PACKAGE.parent
     if (checkout / "setup.py").is_file():
         return f"{sys.executable} -m pip install --no-build-isolation -e {checkout}"
@@ -67,7 +67,7 @@ def command() -> str:
 
 
 def _origin() -> str:
-    """Return the path or address that pip installed fastrnn from, as it has noted it."""
+    """Return the path or address that pip installed fastrnn from, as recorded by pip."""
     try:
         noted = importlib.metadata.distribution("fastrnn").read_text("direct_url.json")
         address = urlsplit(json.loads(noted or "{}")["url"])

@@ -1,5 +1,5 @@
-"""What the weights of a recurrent module are called and which of their rows belong to which gate: for torch.nn's
-modules, fastrnn's, and networks of a cell of one's own alike.
+"""Weights of recurrent modules by layer, direction and gate, for the modules of torch.nn and fastrnn and for networks
+of a custom cell.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from fastrnn.modules import _initial
 class Part(NamedTuple):
     """The weights of one layer in one direction, or of a cell.
 
-    Its weights are the attributes ``weight_ih``, ``weight_hh``, and if `bias` ``bias_ih`` and ``bias_hh``, with
-    `suffix`.
+    The weights are the attributes ``weight_ih``, ``weight_hh`` and, if `bias`, ``bias_ih`` and ``bias_hh``, each with
+    `suffix` appended.
     """
 
     module: nn.Module
     spec: CellSpec
-    suffix: str  # "_l0", "_l0_reverse", …; "" of a cell
-    kind: str  # "LSTM", "GRU", "RNN", or the name of a cell of one's own
+    suffix: str  # "_l0", "_l0_reverse", …; "" for a cell
+    kind: str  # "LSTM", "GRU", "RNN", or the name of a custom cell
     gates: tuple[str, ...]  # blocks of rows of weight_ih and bias_ih
     recurrent: tuple[str, ...]  # blocks of rows of weight_hh and bias_hh
     bias: bool
     layer: int = 0
     reverse: bool = False
-    heads: int = 1  # the square blocks below one another that each gate's rows of weight_hh are made of
+    heads: int = 1  # number of square diagonal blocks in each gate's rows of weight_hh
 
 
 def is_recurrent(module: nn.Module) -> bool:
-    """Whether a module is itself a recurrent network or cell, of torch.nn, fastrnn or one's own."""
+    """Return True if a module is itself a recurrent network or cell of torch.nn, fastrnn or a custom cell."""
     return isinstance(module, (_torch.RNNBase, _torch.RNNCellBase, Network))
 
 
 def parts(model: nn.Module, *, with_cells: bool = True) -> list[Part]:
-    """Every layer and direction of every recurrent module in ``model`` (which may be one itself), and its cells.
+    """Return every layer and direction of every recurrent module in ``model`` (or of itself), and every cell.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: there is nothing recurrent in it.
+        TypeError: ``model`` is not a module.
+        ValueError: it contains no recurrent module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(model).__name__}")
@@ -62,7 +62,7 @@ def parts(model: nn.Module, *, with_cells: bool = True) -> list[Part]:
 
 
 def parts_of(module: Any) -> list[Part]:
-    """The layers and directions of a recurrent module, directions of a layer side by side; of a cell itself alone."""
+    """Return the layers and directions of a recurrent module, directions of a layer adjacent; for a cell, one part."""
     cell = isinstance(module, _torch.RNNCellBase)
     heads = 1
     if isinstance(module, Network):
@@ -81,7 +81,7 @@ def parts_of(module: Any) -> list[Part]:
 
 
 def _cell_of(module: Any) -> str:
-    """The name of the cell of torch.nn's LSTMCell, GRUCell or RNNCell."""
+    """Return the name of the cell of torch.nn's LSTMCell, GRUCell or RNNCell."""
     if isinstance(module, _torch.LSTMCell):
         return "lstm"
     return "gru" if isinstance(module, _torch.GRUCell) else f"rnn_{module.nonlinearity}"

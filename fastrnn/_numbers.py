@@ -1,4 +1,4 @@
-"""Numbers that a caller gives, as floats."""
+"""Conversion of numeric arguments to float."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def finite(value: Any, name: str, expected: str = "a finite number") -> float:
-    """A finite real number as a float: an int, a float, or a number of numpy's.
+    """Return a finite real number as a float; accepts an int, a float or a NumPy number.
 
     Args:
-        name, expected: of the argument, and what it must be, for errors.
+        name, expected: the argument's name and its expected value, for errors.
 
     Raises:
-        TypeError: it is no real number; a bool is none.
-        ValueError: it is NaN, infinite, or beyond the range of float.
+        TypeError: it is not a real number; a bool is not accepted.
+        ValueError: it is NaN, infinite, or outside the range of float.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")

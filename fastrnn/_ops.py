@@ -1,7 +1,7 @@
-"""Loads the compiled operators and tells the compiler their output shapes.
+"""Loader of the compiled operators, with their output shapes for the compiler.
 
-``torch.ops.fastrnn.*`` are functional: they change no argument and share no memory with one. Their schemas and what
-they return are in ``csrc/ops/operators.h``.
+``torch.ops.fastrnn.*`` are functional: they change no argument, and no result shares memory with one. Their schemas
+and results are described in ``csrc/ops/operators.h``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ except KernelsMissingError:
     raise
 except ImportError as error:
     raise KernelsMissingError(
-        f"fastrnn: {why(error)}: build them with `{command()}`; or, if an installed fastrnn is meant and this is a "
-        "checkout, run Python elsewhere"
+        f"fastrnn: {why(error)}: build them with `{command()}`; or, to use an installed fastrnn instead of this "
+        "checkout, run Python from another directory"
     ) from error
 
-# After _C, which defines the operators that it implements for CUDA.
+# After _C, which declares the operators that _gpu implements for CUDA.
 from fastrnn import _gpu, cells
 from fastrnn._call import Call, Gradients, LayerWeights, Wanted
 from fastrnn._call_checks import UNKNOWN, Checked, check_dtype, check_present
@@ -37,25 +37,25 @@ if _C.capability_problem():
 
 
 class SavedTensor(NamedTuple):
-    """One of the tensors that a forward pass saves: its width is ``per_unit``·H + ``constant``; none if that is 0."""
+    """A tensor that a forward pass saves, of width ``per_unit``·H + ``constant``; not saved if the width is 0."""
 
     per_unit: int
     constant: int
-    compute: bool  # in the dtype that is computed in
+    compute: bool  # stored in the compute dtype
 
     def width(self, hidden):
         return self.per_unit * hidden + self.constant
 
 
 class Traits(NamedTuple):
-    """The sizes of a cell, as the kernels have them (csrc/simd/cell_traits.h)."""
+    """Sizes of a cell, as in the kernels (csrc/simd/cell_traits.h)."""
 
     gates: int
     states: int
-    values: int  # saved for backward, of each unit
+    values: int  # values saved for backward per hidden unit
     split_from: int  # ∂L/∂(R·h) is ∂L/∂(W·x) for the gates before this one
-    recurrent: int  # gates with a recurrent product, and how many of them multiply another vector than h
-    second: int
+    recurrent: int  # gates with a recurrent product
+    second: int  # those of them that multiply another vector than h
     parameters: int
     totals: int  # sums over all units of a row
     projectable: bool
@@ -64,7 +64,7 @@ class Traits(NamedTuple):
 
     @property
     def one_product(self) -> bool:
-        """Return True if w_hh is the matrix of one product, with rows for every gate and nothing else."""
+        """Return True if w_hh is the matrix of a single product, with rows for every gate and nothing else."""
         return self.recurrent == self.gates and not self.parameters and not self.second
 
     def saved_tensors(self, projection: bool) -> tuple[SavedTensor, ...]:
@@ -85,14 +85,14 @@ def traits_of(cell: str) -> Traits:
     """Return the traits of a cell.
 
     Raises:
-        ValueError: there is no such cell.
+        ValueError: the cell does not exist.
     """
     found = TRAITS.get(cell)
     return _traits_of_cached(cell) if found is None else found
 
 
 def _traits_of_cached(name: str) -> Traits:
-    """Traits of a custom cell that another process defined and whose kernels are in the cell cache."""
+    """Return the traits of a custom cell defined by another process, whose kernels are in the cell cache."""
     from fastrnn.custom.build import load_cached  # which imports this module
 
     load_cached(name)
@@ -103,9 +103,9 @@ _DTYPES = {"Float": torch.float32, "Double": torch.float64, "BFloat16": torch.bf
 
 
 def _prepare(cell: str, dtype: str, device: str) -> str:
-    """Find or make the kernels of a custom cell that an operator was called with; return why there are none, or an
-    empty string. Compiled and exported programs hold the name of a cell and not its definition: its kernels may be in
-    the cell cache.
+    """Load or build the kernels of a custom cell for an operator; return the problem or an empty string.
+
+    Compiled and exported programs hold the name of a cell and not its definition; the cell cache may have its kernels.
     """
     spec = cells.find(cell)
     if spec is None:
@@ -124,17 +124,17 @@ if _gpu.module is not None:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a storage dtype is computed in."""
+    """Return the dtype that values of a storage dtype are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-#: The operators themselves, with their long lists of arguments.
+#: The operators themselves, with their full argument lists.
 sequence_forward = torch.ops.fastrnn.sequence_forward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 
 
 def forward(call: Call, training: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """y, the final states, and if ``training`` the tensors that `backward` takes."""
+    """Return y, the final states and, if ``training``, the tensors that `backward` takes."""
     return sequence_forward(
         call.cell, call.x, *call.weights, call.states, *call.layout, call.reverse, training, call.restart
     )
@@ -143,7 +143,7 @@ def forward(call: Call, training: bool) -> tuple[Tensor, list[Tensor], list[Tens
 def backward(
     call: Call, grads: Sequence[Tensor | None], y: Tensor, saved: Sequence[Tensor], wanted: Wanted
 ) -> Gradients:
-    """Gradients of a call, from those of y and (or not at all) of the final states, and what `forward` returned."""
+    """Return the gradients of a call from those of y and (optionally) the final states, and `forward`'s results."""
     w_ih, w_hh, _, _, w_hr = call.weights
     inputs = (call.x, w_ih, w_hh, w_hr, call.states)
     found = layer_backward(
@@ -153,7 +153,7 @@ def backward(
 
 
 def layer(call: Call) -> list[Tensor] | None:
-    """In eager mode y and the final states, differentiable; None where the dispatcher has to see the operators."""
+    """Return y and the final states with their graph in eager mode; None if the dispatcher must see the operators."""
     return _C.layer(call.flat())
 
 
@@ -164,7 +164,7 @@ def _checked(call: Call, rows_like: Tensor) -> Checked:
 
 
 def _batch(checked: Checked):
-    """B. Of packed input it is a value, not a shape, and may be known only when the call runs."""
+    """Return B. For packed input it is a value, not a shape, and may be unknown until run time."""
     return torch.library.get_ctx().new_dynamic_size() if checked.batch is UNKNOWN else checked.batch
 
 

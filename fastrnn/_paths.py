@@ -1,22 +1,22 @@
-"""Which way a layer's call takes: the choice, in one place. `fastrnn.explain` says it of a module's call.
+"""Choice of the path that a layer's call takes, in one place; `fastrnn.explain` reports it for a module's call.
 
-Before this a module has its own choice (modules/_recurrent.py): the fast path in C++ for ordinary calls, or torch.nn's
+A module first makes its own choice (modules/_recurrent.py): the fast path in C++ for ordinary calls, or torch.nn's
 forward for tensors and arguments that are left to torch.
 
 ====================  ==========================================================================================
 path                  taken where
 ====================  ==========================================================================================
-``onnx``              torch.onnx.export(dynamo=False) traces
-``observed``          an observer looks at what flows backward (`fastrnn.training.GradientNormPenalty`)
-``reference``         ``backend="reference"``; no kernels of the cell, the dtype or the device; forward mode; torch.func
-                      inside a compiled function; functionalize beside another transform
-``recompute``         ``recompute=`` and eager mode that records a graph
+``onnx``              torch.onnx.export(dynamo=False) is tracing
+``observed``          an observer reads the gradients inside backward (`fastrnn.training.GradientNormPenalty`)
+``reference``         ``backend="reference"``; no kernels for the cell, dtype or device; forward mode; torch.func
+                      inside a compiled function; functionalize with another transform
+``recompute``         ``recompute=`` in eager mode while a graph is recorded
 ``eager``             eager mode on the CPU: operators and autograd node in C++, without the dispatcher
-``differentiable``    a graph is recorded elsewhere: compiled functions, torch.func, CUDA, tensor subclasses
-``operator``          no graph is recorded: the operator alone
+``differentiable``    a graph is recorded outside ``eager``: compiled functions, torch.func, CUDA, tensor subclasses
+``operator``          no graph is recorded: the operator only
 ====================  ==========================================================================================
 
-The first of these whose condition holds is taken.
+The first path whose condition holds is taken.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ from fastrnn._surroundings import Surroundings
 from fastrnn.autograd import Layer
 from fastrnn.cells import CellSpec
 
-FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 BACKENDS = ("auto", "fused", "reference")
-Found = tuple[Tensor, tuple[Tensor, ...]]
+LayerResult = tuple[Tensor, tuple[Tensor, ...]]
 
 
-#: The paths in words.
+#: Description of each path.
 IN_WORDS = {
     "fast path": "checks and call in C++, for ordinary tensors on the CPU",
     "torch": "the forward of torch.nn",
     "onnx": "nodes of ONNX",
-    "observed": "kernels, and an observer of what flows backward",
+    "observed": "kernels, with an observer of the gradients in backward",
     "reference": "plain torch operations, step by step",
-    "recompute": "kernels, the backward pass computing segments again",
+    "recompute": "kernels; the backward pass recomputes segments",
     "eager": "kernels and their autograd node in C++, without the dispatcher",
-    "differentiable": "kernels behind an autograd.Function",
-    "operator": "kernels behind an operator, no graph",
+    "differentiable": "kernels called from an autograd.Function",
+    "operator": "kernels called by an operator, without a graph",
 }
 
 
 class Decision(NamedTuple):
-    """The path of one layer or module, and why it is no faster one (or an empty string)."""
+    """Path of one layer or module, and the reason why it is not a faster one (or an empty string)."""
 
     cell: str
     path: str
@@ -81,13 +81,13 @@ class Decision(NamedTuple):
 
 
 _recorded: ContextVar[list[Decision] | None] = ContextVar("recorded", default=None)
-#: The number of `recorded` contexts that are open, in any thread; calls look at no more than this.
+#: Number of open `recorded` contexts in any thread; calls check only this number.
 recorders = 0
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Decision]]:
-    """Collects the decisions of calls."""
+    """Collect the decisions of calls."""
     global recorders
     decisions: list[Decision] = []
     token = _recorded.set(decisions)
@@ -100,7 +100,7 @@ def recorded() -> Iterator[list[Decision]]:
 
 
 def record(cell: str, path: str, reason: str = "") -> None:
-    """Notes a decision, if somebody wants to know. Nothing while the compiler traces."""
+    """Record a decision if a `recorded` context is open; do nothing while the compiler traces."""
     if here.is_compiling():
         return
     decisions = _recorded.get()
@@ -109,25 +109,25 @@ def record(cell: str, path: str, reason: str = "") -> None:
 
 
 class Observer(Protocol):
-    """An object that sees the gradients inside a layer's backward pass, and may change its results."""
+    """Object that sees the gradients inside a layer's backward pass and may change its results."""
 
     def begin(self, call: Call, spec: CellSpec, backend: str) -> None:
-        """Before the forward pass. Raises where it cannot observe the call."""
+        """Called before the forward pass; raises if the call cannot be observed."""
 
-    def backward(self, call: Call, grads: tuple[Tensor | None, ...], found: Gradients) -> None:
-        """After a backward pass; `found` has the gradients, and ``products`` and ``later``."""
+    def backward(self, call: Call, grads: tuple[Tensor | None, ...], results: Gradients) -> None:
+        """Called after a backward pass; ``results`` includes ``products`` and ``later``."""
 
 
 class Options(NamedTuple):
-    """Arguments that decide on the way of a call and are no part of it."""
+    """Arguments that decide on the path of a call and are not part of it."""
 
     backend: str = "auto"
     recompute: bool | int = False
     observer: Observer | None = None
 
 
-def run(call: Call, spec: CellSpec, options: Options) -> Found:
-    """One layer in one direction, the way that `choose` says."""
+def run(call: Call, spec: CellSpec, options: Options) -> LayerResult:
+    """Run one layer in one direction on the path that `choose` returns."""
     path, reason = choose(call, spec, options)
     if _invariant.enabled and (path in ("onnx", "reference") or not call.x.is_cpu):
         _invariant.refuse(reason or f"the path {path!r} on {call.x.device.type}")
@@ -155,7 +155,7 @@ def run(call: Call, spec: CellSpec, options: Options) -> Found:
 
 
 def _why(path: str, call: Call, options: Options) -> str:
-    """Why a call takes no faster path."""
+    """Return why a call takes no faster path, or an empty string."""
     around = Surroundings.now()
     if path == "reference":
         if options.backend == "reference":
@@ -163,16 +163,16 @@ def _why(path: str, call: Call, options: Options) -> str:
         return "forward mode" if around.forward_mode else "torch.func inside a compiled function, or functionalize"
     if path in ("differentiable", "operator"):
         if around.transformed:
-            return "torch.func is at work"
-        return "" if call.x.is_cuda else "a mode or a subclass of Tensor has to see the operators"
+            return "a torch.func transform is active"
+        return "" if call.x.is_cuda else "a dispatch mode or a Tensor subclass must see the operators"
     return ""
 
 
 def choose(call: Call, spec: CellSpec, options: Options) -> tuple[str, str]:
-    """The path of a call, and for the reference why there are no kernels, or an empty string.
+    """Return the path of a call and, for the reference, why there are no kernels (or an empty string).
 
     Raises:
-        RuntimeError: ``backend="fused"`` where there are no kernels.
+        RuntimeError: ``backend="fused"`` and there are no kernels.
     """
     around = Surroundings.now()
     if around.exporting_onnx:
@@ -194,8 +194,8 @@ def choose(call: Call, spec: CellSpec, options: Options) -> tuple[str, str]:
 
 
 def _takes_operators(call: Call, around: Surroundings) -> bool:
-    """Return False in forward mode, for which the operators have no rule; and for torch.func inside a compiled
-    function, where dynamo says that nothing requires a gradient.
+    """Return False where the operators cannot be used: in forward mode, for which they have no rule, and under
+    torch.func inside a compiled function, where dynamo reports that nothing requires a gradient.
     """
     if around.forward_mode or (around.compiling and around.transformed):
         return False
@@ -203,7 +203,7 @@ def _takes_operators(call: Call, around: Surroundings) -> bool:
 
 
 def _records(call: Call, around: Surroundings) -> bool:
-    """Return True if a graph is recorded. (Under functionalize there is no rule for an ``autograd.Function``.)"""
+    """Return True if a graph is recorded; functionalize has no rule for an ``autograd.Function``."""
     if around.transformed:
         return around.compiling or not here.is_functionalized()
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in call.inputs):
@@ -212,19 +212,19 @@ def _records(call: Call, around: Surroundings) -> bool:
 
 
 def _may_need_graph(call: Call) -> bool:
-    """Under functionalize: another transform may want gradients, or the tensors wrapped by it."""
+    """Return True under functionalize if another transform or the wrapped tensors may need gradients."""
     if len(here.transforms()) > 1:
         return True
-    inside = [t for t in call.inputs if t is not None]
-    inside = [torch._from_functional_tensor(t) if torch._is_functional_tensor(t) else t for t in inside]
-    return torch.is_grad_enabled() and any(t.requires_grad for t in inside)
+    tensors = [t for t in call.inputs if t is not None]
+    tensors = [torch._from_functional_tensor(t) if torch._is_functional_tensor(t) else t for t in tensors]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _by_onnx(call: Call, spec: CellSpec, options: Options) -> Found:
+def _by_onnx(call: Call, spec: CellSpec, options: Options) -> LayerResult:
     return _onnx.traced(call)
 
 
-def _by_reference(call: Call, spec: CellSpec, options: Options) -> Found:
+def _by_reference(call: Call, spec: CellSpec, options: Options) -> LayerResult:
     device = call.x.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
@@ -232,22 +232,22 @@ def _by_reference(call: Call, spec: CellSpec, options: Options) -> Found:
     return reference.run(spec, call)
 
 
-def _by_layer(call: Call, spec: CellSpec, options: Options) -> Found:
+def _by_layer(call: Call, spec: CellSpec, options: Options) -> LayerResult:
     out = Layer.apply(*call.flat())
-    # A copy, as y may be changed in place: neither the compiler nor torch.func notices that for the saved one. In eager
-    # mode autograd does, and raises in backward, as it does for torch.nn on a GPU.
+    # A copy, because y may be changed in place: neither the compiler nor torch.func detects that for the saved tensor.
+    # In eager mode autograd detects it and raises in backward, as for torch.nn on a GPU.
     around = Surroundings.now()
     eager = not around.compiling and not around.transformed
-    noticed = call.x.is_cuda and eager and not here.has_modes()
-    return out[0] if noticed else out[0].clone(), out[1:-N_SAVED]
+    detected = call.x.is_cuda and eager and not here.has_modes()
+    return out[0] if detected else out[0].clone(), out[1:-N_SAVED]
 
 
-def _by_operator(call: Call, spec: CellSpec, options: Options) -> Found:
+def _by_operator(call: Call, spec: CellSpec, options: Options) -> LayerResult:
     y, finals, _ = _ops.forward(call, False)
     return y, tuple(finals)
 
 
-def _observed(call: Call, spec: CellSpec, options: Options) -> Found:
+def _observed(call: Call, spec: CellSpec, options: Options) -> LayerResult:
     observer = options.observer
     assert observer is not None
     observer.begin(call, spec, options.backend)
@@ -292,7 +292,7 @@ class _Observed(torch.autograd.Function):
 
 
 def _check_types(call: Call) -> None:
-    """Raises a TypeError that names the argument which is no tensor."""
+    """Raise a TypeError that names the argument which is not a tensor."""
     named: dict[str, Any] = {"x": call.x, **LayerWeights(*call.weights)._asdict()}
     named |= {f"states[{k}]": s for k, s in enumerate(call.states)}
     named |= dict(zip(("batch_sizes", "lengths", "reset"), call.layout, strict=True))
@@ -303,12 +303,12 @@ def _check_types(call: Call) -> None:
 
 
 def no_kernels(spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
-    """Why there are no kernels of a cell, or an empty string."""
+    """Return why a cell has no kernels, or an empty string."""
     if spec.prepare is not None:
         problem = _prepared(spec.name, dtype, device)
         return f"{spec.name}: {problem}" if problem else ""
     reason = f"no kernels for {dtype} on {device.type}"
-    if dtype not in FORMATS:
+    if dtype not in DTYPES:
         return reason
     if device.type in ("cpu", "meta"):
         return ""
@@ -319,7 +319,7 @@ def no_kernels(spec: CellSpec, dtype: torch.dtype, device: torch.device) -> str:
 
 
 def has_kernels(spec: CellSpec, weights: LayerWeights) -> bool:
-    """Return True if compiled kernels run a cell here; a warning says why where they do not."""
+    """Return True if compiled kernels run the cell for these weights; otherwise warn with the reason."""
     reason = no_kernels(spec, weights.w_hh.dtype, weights.w_hh.device)
     if reason:
         _warn_once(spec, reason)
@@ -334,7 +334,7 @@ def _prepared(cell: str, dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _is_constant(dynamo: ModuleType) -> None:
-    """The compiler calls `_prepared` while it traces, and takes the result for a constant."""
+    """Mark `_prepared` as constant: the compiler calls it while tracing and keeps its result as a constant."""
     dynamo.assume_constant_result(_prepared)
 
 

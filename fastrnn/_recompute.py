@@ -1,9 +1,9 @@
-"""Training with less memory: gates are not saved for the backward pass but computed again, segment by segment.
+"""Training with less memory: gates are not saved for backward but recomputed, segment by segment.
 
-The forward pass goes through the sequence in segments and saves inputs and the states between segments. The backward
-pass takes the segments from the last to the first, runs each once more with everything saved, and pulls the gradients
-back through it. With √T steps to a segment both what is saved and what is computed again at a time grow as √T, for one
-more forward pass of time.
+The forward pass runs over the sequence in segments and saves the input and the states between segments. The backward
+pass runs the segments from the last to the first: it runs each once more with everything saved and propagates the
+gradients through it. With √T time steps to a segment, both the saved tensors and the part recomputed at a time grow as
+√T, at the cost of one more forward pass.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Some = Sequence[Tensor | None]
 
 
 def check(recompute: Any) -> None:
-    """Raises TypeError or ValueError unless it is a bool, or a number of steps that a segment may have.
+    """Raise TypeError or ValueError unless ``recompute`` is a bool or a valid number of time steps per segment.
 
-    A single step is no segment: its products are made in another way, whose last bits may differ.
+    A segment of one time step is not allowed: its products use other kernels, whose last bits may differ.
     """
     if isinstance(recompute, bool):
         return
@@ -41,8 +41,8 @@ def check(recompute: Any) -> None:
 
 
 def layer(call: Call, recompute: bool | int) -> tuple[Tensor, States] | None:
-    """A layer for an input that requires a gradient; None where the arguments do not fit, which is for the operators to
-    say, and under dispatch modes, which may have no values to decide on.
+    """Run a layer whose input requires a gradient. Return None for invalid arguments, which the operators report, and
+    under dispatch modes, whose tensors may have no values.
     """
     if here.has_modes() or torch._C._get_tracing_state() is not None:
         return None
@@ -52,7 +52,7 @@ def layer(call: Call, recompute: bool | int) -> tuple[Tensor, States] | None:
     if not _fits(call):
         return None
     steps = call.x.shape[0] if call.batch_sizes is None else call.batch_sizes.shape[0]
-    if steps == 1:  # nothing to gain
+    if steps == 1:  # recomputing saves nothing
         return None
     borders = _borders(steps, max(2, math.isqrt(steps)) if recompute is True else recompute)
     y, *finals = Recomputed.apply(borders, *call.flat())
@@ -64,7 +64,7 @@ def _to_gpu(t: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def _borders(steps: int, each: int) -> list[int]:
-    """First steps of all segments, and the end. No segment of a single step, unless there are no more."""
+    """Return the first time steps of all segments, and the end. Only a sequence of one step has such a segment."""
     starts = list(range(0, steps, each))
     if len(starts) > 1 and steps - starts[-1] == 1:
         starts.pop()
@@ -72,7 +72,7 @@ def _borders(steps: int, each: int) -> list[int]:
 
 
 def _fits(call: Call) -> bool:
-    """Return True if an operator would take the whole call, as far as it depends on how rows lie and on sizes."""
+    """Return True if an operator would accept the call, as far as row layout and sizes are concerned."""
     x, (w_ih, w_hh, *_) = call.x, call.weights
     tensors = (*call.inputs, *call.layout)
     if not all(t is None or isinstance(t, Tensor) for t in tensors):
@@ -91,7 +91,7 @@ def _fits(call: Call) -> bool:
 
 
 def _batch_of(call: Call) -> int | None:
-    """B; None if the rows do not lie as an operator takes them."""
+    """Return B, or None if the row layout is invalid for an operator."""
     x, (batch_sizes, lengths, reset) = call.x, call.layout
     if batch_sizes is not None:
         if x.dim() != 2 or lengths is not None or reset is not None:
@@ -128,20 +128,20 @@ def _initial(call: Call) -> States:
 
 
 class Segment:
-    """Steps `start` to `stop` of a call as a call of its own, from the states that the segment before it has left."""
+    """Time steps `start` to `stop` of a call, as a call of its own that starts from the previous segment's states."""
 
     def __init__(self, whole: Call, restart: States, start: int, stop: int):
         batch_sizes, lengths, reset = whole.layout
         self.rows = slice(start, stop)
-        self.batch: int | None = None  # rows of the first step of packed input
-        self.flags: Tensor | None = None  # (B, 1): rows of a reversed segment that a new one follows in time
+        self.batch: int | None = None  # batch rows of the first time step of packed input
+        self.flags: Tensor | None = None  # (B, 1): rows of a reversed segment followed by a new one
         if batch_sizes is not None:
             first = int(batch_sizes[:start].sum())
             batch_sizes = batch_sizes[start:stop]
             self.rows = slice(first, first + int(batch_sizes.sum()))
             self.batch = int(batch_sizes[0])
         if reset is not None and whole.reverse and stop < reset.shape[0]:
-            # A row that has not begun yet has no reset there.
+            # A batch row whose sequence is too short to reach this step has no reset there.
             flags = reset[stop] if lengths is None else reset[stop] & (stop < lengths)
             self.flags = flags.unsqueeze(-1)
         self.restart = restart
@@ -161,35 +161,37 @@ class Segment:
         return self.call._replace(states=carried)
 
     def run(self, carried: States) -> tuple[Tensor, States]:
-        """Output rows, and the states after the segment."""
+        """Return the output rows, and the states after the segment."""
         y, finals, _ = _ops.forward(self._entered(carried), False)
         if self.batch is not None:
             finals = [torch.cat((f, s[self.batch :])) for f, s in zip(finals, carried, strict=True)]
         return y, tuple(finals)
 
     def pull(self, carried: States, grad_y: Tensor | None, grad_after: Some, wanted: Wanted) -> Gradients:
-        """Gradients of the inputs, of the states before the segment, and of those after a reset."""
+        """Return the gradients of the inputs, of the states before the segment, and of those after resets."""
         call = self._entered(carried)
         y, _, results = _ops.forward(call, True)
         grads = [None if grad_y is None else grad_y[self.rows], *grad_after]
         if self.batch is not None:
             grads[1:] = [None if g is None else g[: self.batch] for g in grad_after]
         wanted = wanted._replace(restart=wanted.states and bool(call.restart))
-        found = _ops.backward(call, grads, y, results, wanted)
-        if self.batch is not None and found.states:  # rows that were not there hand the gradients of their states on
+        gradients = _ops.backward(call, grads, y, results, wanted)
+        if self.batch is not None and gradients.states:  # rows absent here pass the gradients of their states on
             rest = [
                 g.new_zeros(carried[0].shape[0] - self.batch, g.shape[1]) if a is None else a[self.batch :]
-                for g, a in zip(found.states, grad_after, strict=True)
+                for g, a in zip(gradients.states, grad_after, strict=True)
             ]
-            found = found._replace(states=tuple(torch.cat(pair) for pair in zip(found.states, rest, strict=True)))
-        if self.flags is not None and found.states:
-            zero = y.new_zeros(())
-            back = [torch.where(self.flags, g, zero) for g in found.states]
-            found = found._replace(
-                states=tuple(torch.where(self.flags, zero, g) for g in found.states),
-                restart=tuple(r + b for r, b in zip(found.restart, back, strict=True)),
+            gradients = gradients._replace(
+                states=tuple(torch.cat(pair) for pair in zip(gradients.states, rest, strict=True))
             )
-        return found
+        if self.flags is not None and gradients.states:
+            zero = y.new_zeros(())
+            back = [torch.where(self.flags, g, zero) for g in gradients.states]
+            gradients = gradients._replace(
+                states=tuple(torch.where(self.flags, zero, g) for g in gradients.states),
+                restart=tuple(r + b for r, b in zip(gradients.restart, back, strict=True)),
+            )
+        return gradients
 
 
 class Recomputed(torch.autograd.Function):
@@ -202,33 +204,33 @@ class Recomputed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         initial = _initial(call)
         y = call.x.new_empty(*call.x.shape[:-1], call.weights.w_hh.shape[1])
-        carried, kept = initial, list[Tensor]()
+        carried, between = initial, list[Tensor]()
         for segment in _segments(call, borders, call.restart or initial):
             if carried is not initial:
-                kept.extend(carried)
+                between.extend(carried)
             y[segment.rows], carried = segment.run(carried)
-        save(ctx, call, *kept)
+        save(ctx, call, *between)
         return (y, *carried)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Some:
         if all(g is None for g in grads):
             return (None,) * len(ctx.needs_input_grad)
-        call, kept = saved(ctx)
+        call, between = saved(ctx)
         needs = needs_of(ctx, call)
         wanted = wanted_of(needs)
         if here.is_compiling() and call.batch_sizes is not None:
-            # Compiled autograd, which cannot trace sizes that packed rows decide on: one segment of the whole sequence.
+            # Compiled autograd cannot trace sizes that depend on packed rows: one segment of the whole sequence.
             y, _, results = _ops.forward(call, True)
-            found: Some = BackwardPass(call, grads, y, results, wanted).run()
+            gradients: Some = BackwardPass(call, grads, y, results, wanted).run()
         elif not here.is_compiling() and (torch.is_grad_enabled() or any(map(_is_wrapped, grads))):
-            # Gradients that are differentiated themselves, or batched by vmap: everything saved.
+            # Gradients that are differentiated themselves, or batched by vmap: save everything.
             with torch.no_grad():
                 y, _, results = _ops.forward(call, True)
-            found = differentiable_backward(call.flat(), wanted, grads, (y, *results))
+            gradients = differentiable_backward(call.flat(), wanted, grads, (y, *results))
         else:
-            found = _by_segments(call, ctx.borders, kept, grads, wanted)
-        return as_returned(ctx, needs, found)
+            gradients = _by_segments(call, ctx.borders, between, grads, wanted)
+        return as_returned(ctx, needs, gradients)
 
 
 def _is_wrapped(grad: Tensor | None) -> bool:
@@ -236,12 +238,12 @@ def _is_wrapped(grad: Tensor | None) -> bool:
 
 
 def _segments(call: Call, borders: list[int], restart: States) -> list[Segment]:
-    """In the order of the forward pass."""
+    """Return the segments in the order of the forward pass."""
     segments = [Segment(call, restart, *pair) for pair in itertools.pairwise(borders)]
     return segments[::-1] if call.reverse else segments
 
 
-def _by_segments(call: Call, borders: list[int], kept: States, grads: Some, wanted: Wanted) -> list[Tensor | None]:
+def _by_segments(call: Call, borders: list[int], between: States, grads: Some, wanted: Wanted) -> list[Tensor | None]:
     initial = _initial(call)
     width = len(initial)
     after: Some = grads[1:]
@@ -252,19 +254,19 @@ def _by_segments(call: Call, borders: list[int], kept: States, grads: Some, want
     into_states = wanted.states or wanted.restart
     for place in range(len(segments) - 1, -1, -1):
         segment = segments[place]
-        carried = kept[(place - 1) * width : place * width] if place else initial
-        found = segment.pull(carried, grads[0], after, wanted._replace(states=bool(place) or into_states))
-        after = found.states
-        for k, g in enumerate(found.fixed):
+        carried = between[(place - 1) * width : place * width] if place else initial
+        results = segment.pull(carried, grads[0], after, wanted._replace(states=bool(place) or into_states))
+        after = results.states
+        for k, g in enumerate(results.fixed):
             if g is None:
                 continue
             if k == 0 and grad_x is not None:
                 grad_x[segment.rows] = g
             else:
                 sums[k] = _add(sums[k], g)
-        if found.restart:
-            pairs = zip(restarted, found.restart, strict=True) if restarted else ()
-            restarted = tuple(r + g for r, g in pairs) or found.restart
+        if results.restart:
+            pairs = zip(restarted, results.restart, strict=True) if restarted else ()
+            restarted = tuple(r + g for r, g in pairs) or results.restart
     out = [s if s is None or s.dtype == call.x.dtype else s.to(call.x.dtype) for s in sums]
     out[0] = grad_x
     if restarted and wanted.states and not call.restart:
@@ -275,6 +277,6 @@ def _by_segments(call: Call, borders: list[int], kept: States, grads: Some, want
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    """Sums of 16-bit parts are kept in float32."""
+    """Add a part to a sum; sums of 16-bit parts are accumulated in float32."""
     part = part.float() if part.dtype in (torch.bfloat16, torch.float16) else part
     return part if total is None else total.add_(part)

@@ -1,9 +1,9 @@
-"""Input given as token ids: the input product of a whole vocabulary, looked up.
+"""Input given as token ids: a look-up in the input product of the whole vocabulary.
 
 ``W·e`` is the same for every occurrence of a token. With V tokens in the vocabulary and more than V ids in the sequence
 the products of all V embeddings are cheaper than those of the sequence, and neither a one-hot input nor the embedded
-input (T, B, I) is made. All of it is torch operations, so that gradients of any order, transforms and the compiler go
-through.
+input (T, B, I) is created. All steps are torch operations, which support gradients of any order, transforms and the
+compiler.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastrnn import _C, _invariant
 from fastrnn import _surroundings as here
 from fastrnn._call_checks import check_devices
 
-#: Occurrences that are summed one after another in the gradient of a product; more of them make partial sums. A sum in
-#: one chain would err by eps·√occurrences, where a matrix product errs by a few eps.
+#: Occurrences summed sequentially in the gradient of a product; more are summed as partial sums. The error of one
+#: sequential sum would grow as eps·√occurrences, that of a matrix product is a few eps.
 _CHAIN = 32
 _INTEGERS = (torch.int64, torch.int32)
 _WIDE = (torch.float32, torch.float64)
@@ -32,23 +32,23 @@ def embed(
     b_ih: Tensor | None,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
-    plainly: bool = False,
+    always_embed: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What a layer is to be fed with instead of ids: input, ``w_ih`` and ``b_ih``.
+    """Return the layer's input for the given ids, with its ``w_ih`` and ``b_ih``.
 
     Args:
-        ids: (T, B), or (N) with ``batch_sizes``; int64 or int32. Beyond ``lengths`` they may be anything.
-        embedding: (V, I), of the weights' dtype.
+        ids: (T, B), or (N) with ``batch_sizes``; int64 or int32. Values beyond ``lengths`` are ignored.
+        embedding: (V, I), in the dtype of the weights.
         w_ih, b_ih: (G·H, I), (G·H) or None.
-        plainly: never as a table.
+        always_embed: never look up the input product.
 
     Returns:
-        the embedded ids (…, I) with ``w_ih`` and ``b_ih`` as they were; or the products (…, G·H), without ``w_ih``.
+        the embedded ids (…, I) with ``w_ih`` and ``b_ih`` unchanged; or the products (…, G·H), with ``w_ih`` None.
 
     Raises:
-        TypeError: ``embedding`` is no tensor, or ids are none.
-        RuntimeError: ids are not integers; wrong dimensions, width or dtype; two devices.
-        IndexError: an id is not in 0…V-1.
+        TypeError: ``embedding`` or ``ids`` is not a tensor.
+        RuntimeError: ids are not integers; wrong dimensions, width or dtype; different devices.
+        IndexError: an id is outside 0…V-1.
     """
     _check(ids, embedding, w_ih, batch_sizes)
     check_devices(ids, {"embedding": embedding, "w_ih": w_ih, "b_ih": b_ih})
@@ -58,24 +58,24 @@ def embed(
         return torch.arange(ids.shape[0], device=ids.device).unsqueeze(-1) >= lengths.to(ids.device)
 
     ids = within(ids, embedding.shape[0], padding if isinstance(lengths, Tensor) else None, "x")
-    if plainly or w_ih is None or not pays(ids, embedding, (w_ih, b_ih)):
+    if always_embed or w_ih is None or not pays(ids, embedding, (w_ih, b_ih)):
         return F.embedding(ids, embedding), w_ih, b_ih
     if _may_need_gradient(embedding, w_ih) and not _is_finite(embedding, w_ih):
         embedding = _only_used_rows(ids, embedding, lengths)
     bias = None
-    if w_ih.dtype not in _WIDE:  # a 16-bit product must not be rounded before the bias, with which it may cancel
+    if w_ih.dtype not in _WIDE:  # a 16-bit product must not be rounded before adding the bias, which may cancel it
         bias, b_ih = b_ih, None
     return _look_up(ids, _product(embedding, w_ih, bias), _chains(ids, embedding)), None, b_ih
 
 
 def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bool:
-    """Whether the products of the vocabulary are fewer than those of the sequence, and as exact.
+    """Return True if the products of the vocabulary are fewer than those of the sequence, and as accurate.
 
-    The gradient of a table sums over the occurrences of a token in the table's own format, which 16 bits are not
-    enough for. Always False in an export, whose program takes any number of ids.
+    The gradient of a table sums over the occurrences of a token in the table's dtype, for which 16 bits are too few.
+    Always False in an export, whose program takes any number of ids.
     """
     if torch.compiler.is_exporting() or here.is_tracing() or _invariant.enabled:
-        return False  # the last: they are rounded in another order
+        return False  # for batch invariance: the look-up rounds in another order
     if embedding.shape[0] >= ids.numel():
         return False
     if embedding.dtype in _WIDE:
@@ -86,9 +86,9 @@ def pays(ids: Tensor, embedding: Tensor, weights: Sequence[Tensor | None]) -> bo
 
 
 def within(ids: Tensor, vocabulary: int, padding: Callable[[], Tensor] | None, name: str) -> Tensor:
-    """The ids, checked where numbers can be read. In padding, if there is any, those that are no ids are replaced.
+    """Return the ids, checked if their values can be read. In padding, invalid ids are replaced.
 
-    Those on a GPU are not read back: torch's own look-up checks them there.
+    Ids on a GPU are not read back: torch's own look-up checks them there.
     """
     readable = ids.is_cpu and here.has_values(ids)
     if readable and _all_within(ids, vocabulary):
@@ -105,7 +105,7 @@ def within(ids: Tensor, vocabulary: int, padding: Callable[[], Tensor] | None, n
 
 
 def check_ids(ids: Tensor, name: str) -> None:
-    """Raises RuntimeError, as torch does, for ids that are not integers."""
+    """Raise RuntimeError, as torch does, for ids that are not integers."""
     if ids.dtype not in _INTEGERS:
         raise RuntimeError(f"{name}: expected ids in torch.int64 or torch.int32 with embedding=, got {ids.dtype}")
 
@@ -116,10 +116,10 @@ def _check(ids: Tensor, embedding: Tensor, w_ih: Tensor | None, batch_sizes: Ten
             raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
     check_ids(ids, "x")
     if w_ih is None:
-        raise RuntimeError("embedding: expected None where weights.w_ih is None, as x is the input product then")
-    dims, form = (2, "(T, B)") if batch_sizes is None else (1, "(N), as batch_sizes are given")
+        raise RuntimeError("embedding: expected None where weights.w_ih is None, because x is the input product then")
+    dims, shape = (2, "(T, B)") if batch_sizes is None else (1, "(N), as batch_sizes are given")
     if ids.dim() != dims:
-        raise RuntimeError(f"x: expected ids of shape {form}, got {tuple(ids.shape)}")
+        raise RuntimeError(f"x: expected ids of shape {shape}, got {tuple(ids.shape)}")
     if embedding.dim() != 2 or embedding.shape[1] != w_ih.shape[-1]:
         raise RuntimeError(
             f"embedding: expected shape (V, {w_ih.shape[-1]}), the width of w_ih, got {tuple(embedding.shape)}"
@@ -142,14 +142,14 @@ def _may_need_gradient(*tensors: Tensor) -> bool:
 
 
 def _is_finite(*tensors: Tensor) -> bool:
-    """Return True if all numbers can be read, and none is infinite or NaN."""
+    """Return True if all values can be read and none is infinite or NaN."""
     return not here.is_compiling() and all(map(_C.is_finite, tensors))
 
 
 def _only_used_rows(ids: Tensor, embedding: Tensor, lengths: Tensor | None) -> Tensor:
-    """The embedding, with zeros in place of the rows that no id within ``lengths`` names.
+    """Return the embedding with zeros in the rows that no id within ``lengths`` selects.
 
-    The gradient of such a row is zero, and must not meet what is infinite or NaN in the row or in the weights.
+    The gradient of such a row is zero; an infinity or NaN in the row or in the weights must not make it NaN.
     """
     vocabulary = embedding.shape[0]
     if lengths is not None:
@@ -161,7 +161,7 @@ def _only_used_rows(ids: Tensor, embedding: Tensor, lengths: Tensor | None) -> T
 
 
 def _product(embedding: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
-    """(V, G·H), in the format of its factors also under autocast."""
+    """Return the product (V, G·H), in the dtype of its factors even under autocast."""
     device = embedding.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
@@ -170,14 +170,14 @@ def _product(embedding: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _chains(ids: Tensor, embedding: Tensor) -> int:
-    """Into how many parts the occurrences of a token are summed in backward."""
+    """Return the number of parts in which the occurrences of a token are summed in backward."""
     if not torch.is_grad_enabled():
         return 1
     return max(1, ids.numel() // (_CHAIN * embedding.shape[0]))
 
 
 def _look_up(ids: Tensor, table: Tensor, chains: int) -> Tensor:
-    if chains > 1:  # a copy of the table for each part of the sequence; the gradient of copying is their sum
+    if chains > 1:  # one copy of the table for each part of the sequence; autograd adds the gradients of the copies
         rows = table.shape[0]
         part = torch.arange(ids.numel(), device=ids.device) * chains // ids.numel()
         ids = ids + (part * rows).view(ids.shape)

@@ -1,7 +1,7 @@
-"""torch.nn's recurrent classes, as they are when fastrnn is imported.
+"""torch.nn's recurrent classes, as they were when fastrnn was imported.
 
-Code that assigns fastrnn's classes into ``torch.nn`` changes what ``torch.nn.LSTM`` means. Everything here that needs
-torch's own class, to derive from it, to fall back on it or to convert to it, takes it from this module.
+Code that assigns fastrnn's classes into ``torch.nn`` changes the meaning of ``torch.nn.LSTM``. Code here that needs
+torch's own class, to derive from it, fall back on it or convert to it, imports it from this module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a vmapped dimension is taken into a layer's call: as more rows of its batch, or as one call for each sample."""
+"""Handling of a vmapped dimension in a layer's call: as more batch rows, or as one call for each sample."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from fastrnn._call import Call
 
 
 def needs_each(call: Call, dims: Any) -> bool:
-    """Return True if vmap must make one call for each sample: rows of packed input, or of `lengths`, cannot be folded
-    into one batch without changing what the saved tensors hold; and a call has one set of weights.
+    """Return True if vmap must make one call for each sample.
+
+    Packed rows and `lengths` cannot be folded into one batch without changing the contents of the saved tensors, and a
+    call has one set of weights.
     """
     return call.batch_sizes is not None or call.lengths is not None or any(d is not None for d in dims.weights)
 
 
 def can_expand(arguments: tuple, reset: Tensor | None) -> bool:
-    """Return True if the per-sample products may be taken outside of any further differentiation."""
+    """Return True if the per-sample products are not subject to further differentiation."""
     if torch._C._functorch.maybe_current_level() is not None or reset is not None:
         return False
     return not any(isinstance(t, Tensor) and t.requires_grad for t in arguments)
@@ -32,20 +34,20 @@ class Rows:
         self.batch = call.x.shape[1] if dims.x is None else call.x.movedim(dims.x, 0).shape[2]
 
     def fold_call(self, call: Call, dims: Any) -> Call:
-        """The call of all samples at once. The weights have no V."""
+        """Return the call of all samples at once. The weights have no dimension V."""
 
         def states(given: tuple[Tensor, ...], places: tuple) -> tuple[Any, ...]:
             return tuple(self.fold(s, d, 0) for s, d in zip(given, places, strict=True))
 
         return call._replace(
-            x=self.fold(call.x, dims.x, 1),  # type: ignore[arg-type] # it is one
+            x=self.fold(call.x, dims.x, 1),  # type: ignore[arg-type] # x is a Tensor
             states=states(call.states, dims.states),
             restart=states(call.restart, dims.restart),
             reset=self.fold(call.reset, dims.reset, 1),
         )
 
     def fold(self, t: Tensor | None, dim: int | None, at: int) -> Tensor | None:
-        """`at`: where the batch is in a tensor without V."""
+        """Fold V into the batch, which is dimension `at` of a tensor without V."""
         if t is None:
             return None
         t = t.unsqueeze(at).expand(*t.shape[:at], self.size, *t.shape[at:]) if dim is None else t.movedim(dim, at)
@@ -55,7 +57,7 @@ class Rows:
         return t.unflatten(at, (self.size, self.batch))
 
     def fold_saved(self, t: Tensor, dim: int | None) -> Tensor:
-        """A tensor kept for backward: (T, B, ·), or (0, 0) where the cell has no use for it."""
+        """Fold a saved tensor (T, B, ·); one that the cell does not use, (0, 0), stays empty."""
         if t.dim() - (dim is not None) == 2:
             return t if dim is None else t.select(dim, 0)
         return self.fold(t, dim, 1)  # type: ignore[return-value]
@@ -65,12 +67,12 @@ class Rows:
 
 
 def step_dim(t: Tensor) -> int | None:
-    """The vmapped dimension of an unfolded (T, V, B, ·), none of a tensor that was left out."""
+    """Return the vmapped dimension of an unfolded (T, V, B, ·), or None for an empty tensor."""
     return 1 if t.dim() == 4 else None
 
 
 def each(function: Any, size: int, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
-    """vmap by one call for each sample."""
+    """Apply vmap by one call for each sample."""
 
     def sample(value: Any, dim: int | None, v: int) -> Any:
         return value.select(dim, v) if isinstance(value, Tensor) and dim is not None else value

@@ -1,12 +1,12 @@
-"""The differentiable layer: ``torch.autograd.Function``s around the functional operators.
+"""The differentiable layer: ``torch.autograd.Function``s that call the functional operators.
 
-:class:`Layer` runs the fused forward, and its backward runs the fused backward. (In plain eager mode ``_C.layer`` does
-just this in C++, at a quarter of the cost of a call; the compiler and ``torch.func`` go through the class here.) If
-that backward is itself to be differentiated it goes through :class:`LayerBackward`, whose own backward is that of the
-plain-torch reference: right to any order, and paid for only by those who ask. Forward mode takes the reference from the
-start (functional.py).
+:class:`Layer` runs the fused forward pass, and its backward the fused backward pass. In eager mode ``_C.layer`` does
+the same in C++, at a quarter of the overhead; the compiler and ``torch.func`` use the class here. If the backward pass
+is itself to be differentiated, it runs :class:`LayerBackward`, whose own backward is that of the plain PyTorch
+reference: correct to any order, and without cost for first derivatives. Forward mode uses the reference from the start
+(_paths.py).
 
-Under ``vmap`` a batch of inputs becomes more rows of one call; a batch of weights becomes one call each.
+Under ``vmap`` a batch of inputs becomes more batch rows of one call; a batch of weights becomes one call each.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def _run_reference(call: Call) -> tuple[Tensor, ...]:
     return _flatten(reference.run(spec, call))
 
 
-def _flatten(found: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    y, finals = found
+def _flatten(result: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    y, finals = result
     return (y, *finals)
 
 
@@ -41,8 +41,8 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(*flat):
-        y, finals, kept = _ops.forward(Call.of_flat(*flat), True)
-        return (y, *finals, *kept)
+        y, finals, saved_tensors = _ops.forward(Call.of_flat(*flat), True)
+        return (y, *finals, *saved_tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -66,12 +66,13 @@ class Layer(torch.autograd.Function):
         rows = Rows(info.batch_size, call, dims)
         out = Layer.apply(*rows.fold_call(call, dims).flat())
         states = [rows.unfold(t, 0) for t in out[1:-N_SAVED]]
-        kept = [rows.unfold_saved(t) for t in out[-N_SAVED:]]
-        return (rows.unfold(out[0], 1), *states, *kept), (1, *(0 for _ in states), *(step_dim(t) for t in kept))
+        saved_tensors = [rows.unfold_saved(t) for t in out[-N_SAVED:]]
+        places = (1, *(0 for _ in states), *(step_dim(t) for t in saved_tensors))
+        return (rows.unfold(out[0], 1), *states, *saved_tensors), places
 
 
 class BackwardPass(NamedTuple):
-    """A backward pass of a call: gradients of y and of the final states, y and the saved tensors, what is wanted."""
+    """Backward pass of a call: gradients of y and of the final states, y, saved tensors, gradients to compute."""
 
     call: Call
     grads: Sequence[Tensor | None]
@@ -80,17 +81,17 @@ class BackwardPass(NamedTuple):
     wanted: Wanted
 
     def run(self) -> list[Tensor | None]:
-        """A gradient, or None, for each of the call's inputs."""
+        """Return a gradient or None for each of the call's inputs."""
         return _ops.backward(self.call, self.grads, self.y, self.saved, self.wanted).of_inputs(self.call)
 
     def flat(self) -> tuple[Any, ...]:
-        """As a list of arguments; the tensors are the last of them."""
+        """Return the backward pass as a list of arguments, the tensors last."""
         call = self.call.flat()
         return (tuple(self.wanted), len(call), len(self.grads), *call, *self.grads, self.y, *self.saved)
 
     @staticmethod
     def of_flat(wanted: Any, call: Any, grads: Any, *rest: Any, like: BackwardPass | None = None) -> BackwardPass:
-        """Of such a list; with ``like``, of a list of other values in the places of its arguments."""
+        """Rebuild it from such a list; with ``like``, from other values in the places of that one's arguments."""
         if like is not None:
             call, grads = len(like.call.flat()), len(like.grads)
         own = Call.of_flat(*rest[:call], like=None if like is None else like.call)
@@ -99,7 +100,7 @@ class BackwardPass(NamedTuple):
 
 
 def _gradients(pass_: BackwardPass) -> Sequence[Tensor | None]:
-    """A gradient, or None, for each of the call's inputs."""
+    """Return a gradient or None for each of the call's inputs."""
     if all(g is None for g in pass_.grads):
         return (None,) * len(pass_.call.inputs)
     if torch.is_grad_enabled() and not here.is_compiling():
@@ -108,31 +109,32 @@ def _gradients(pass_: BackwardPass) -> Sequence[Tensor | None]:
 
 
 def differentiable_backward(flat, wanted, grads, results) -> Sequence[Tensor | None]:
-    """A gradient, or None, for each input of a call (csrc/python/eager.cpp) where the backward pass is itself to be
-    differentiated, or to be batched.
+    """Return a gradient or None for each input of a call whose backward pass is itself differentiated or batched.
+
+    Called by csrc/python/eager.cpp.
     """
-    call, (y, *kept) = Call.of_flat(*flat), results
+    call, (y, *saved_tensors) = Call.of_flat(*flat), results
     if any(map(here.is_batched, grads)):
         return _by_reference(call, Wanted(*wanted), grads)
-    return LayerBackward.apply(*BackwardPass(call, grads, y, kept, Wanted(*wanted)).flat())
+    return LayerBackward.apply(*BackwardPass(call, grads, y, saved_tensors, Wanted(*wanted)).flat())
 
 
 def _inputs_wanted(call: Call, wanted: Wanted) -> list[bool]:
-    """Whether there shall be a gradient, for each of the call's inputs."""
+    """Return a flag for each of the call's inputs: True if its gradient is to be computed."""
     return [*wanted[:N_FIXED], *(wanted.states for _ in call.states), *(wanted.restart for _ in call.restart)]
 
 
 def _by_reference(call: Call, wanted: Wanted, grads) -> list[Tensor | None]:
-    """Gradients through the reference, for `is_grads_batched`: an older vmap, which knows no autograd.Function."""
+    """Compute gradients through the reference for `is_grads_batched`, whose vmap does not support autograd.Function."""
     create_graph = torch.is_grad_enabled()
     flags = _inputs_wanted(call, wanted)
     chosen = [k for k, t in enumerate(call.inputs) if t is not None and flags[k] and t.requires_grad]
     with torch.enable_grad():
-        # Views, at which the engine stops: one input may be computed from another, and what lies between must not run.
+        # Views, at which the engine stops: if one input is computed from another, the graph between them must not run.
         inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in call.inputs]
         outputs = _run_reference(call.with_inputs(inputs))
         seeded = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             [o for o, _ in seeded],
             [inputs[k] for k in chosen],
             [g for _, g in seeded],
@@ -140,7 +142,7 @@ def _by_reference(call: Call, wanted: Wanted, grads) -> list[Tensor | None]:
             allow_unused=True,
         )
     out = [torch.zeros_like(t) if t is not None else None for t in inputs]
-    for k, g in zip(chosen, found, strict=True):
+    for k, g in zip(chosen, gradients, strict=True):
         if g is not None:
             out[k] = g
     return out
@@ -150,7 +152,7 @@ _C.use_higher_order(differentiable_backward)
 
 
 class LayerBackward(torch.autograd.Function):
-    """``apply(*backward_pass.flat())`` → a gradient of each input, without elements where it is not wanted."""
+    """``apply(*backward_pass.flat())`` → a gradient of each input, an empty tensor where it is not requested."""
 
     @staticmethod
     def forward(*flat):
@@ -187,7 +189,7 @@ class LayerBackward(torch.autograd.Function):
                     inputs[k] = leaf
                 return _run_reference(call.with_inputs(inputs))
 
-            outputs, pull = torch.func.vjp(  # type: ignore[misc] # its third result is optional
+            outputs, pull = torch.func.vjp(  # type: ignore[misc] # the third result is optional
                 run,
                 *(full[k] for k in arguments),
             )
@@ -234,12 +236,12 @@ class LayerBackward(torch.autograd.Function):
 
 
 def _per_sample(pass_: BackwardPass, rows: Rows) -> list[Tensor]:
-    """Weight gradients of each sample: one fused pass over all rows, then one batched product a weight."""
+    """Compute the weight gradients of each sample: one fused pass over all rows, then a batched product per weight."""
     call, wanted, y = pass_.call, pass_.wanted, pass_.y
     w_ih, projecting = call.weights.w_ih, call.weights.w_hr is not None
-    asked = Wanted(states=wanted.states, restart=wanted.restart, products=True, hidden=projecting)
-    found = _ops.backward(call, pass_.grads, y, pass_.saved, asked)
-    da, drh = found.products
+    wanted_here = Wanted(states=wanted.states, restart=wanted.restart, products=True, hidden=projecting)
+    results = _ops.backward(call, pass_.grads, y, pass_.saved, wanted_here)
+    da, drh = results.products
     first = call.states[0].unsqueeze(0) if call.states else y.new_zeros(1, *y.shape[1:])
     before = torch.cat((y[1:], first)) if call.reverse else torch.cat((first, y[:-1]))
     da_v, drh_v, before_v, x_v = (rows.unfold(t, 1) for t in (da, drh, before, call.x))
@@ -255,20 +257,20 @@ def _per_sample(pass_: BackwardPass, rows: Rows) -> list[Tensor]:
     if wanted.b_hh:
         out[4] = drh_v.sum((0, 2))
     if wanted.w_hr and projecting:
-        out[5] = _outer_products(rows.unfold(found.hidden[0], 1), rows.unfold(pass_.saved[3], 1))
+        out[5] = _outer_products(rows.unfold(results.hidden[0], 1), rows.unfold(pass_.saved[3], 1))
     empty = y.new_empty(0)
-    states = found.states or [empty] * len(call.states)
-    return [*out, *states, *(found.restart or [empty] * len(call.restart))]
+    states = results.states or [empty] * len(call.states)
+    return [*out, *states, *(results.restart or [empty] * len(call.restart))]
 
 
 def _outer_products(gradients: Tensor, values: Tensor) -> Tensor:
-    """Each sample's sum over steps and rows of gradient times value: (T, V, B, M) and (T, V, B, N) to (V, M, N).
+    """Sum gradient times value over time steps and batch rows: (T, V, B, M) and (T, V, B, N) to (V, M, N).
 
-    In some pieces of the sequence and then the sum of these: BLAS adds up one piece in one chain, whose error grows
-    with its length. (csrc/ops/cpu/products.cpp does so too.)
+    The sequence is summed in pieces and then over the pieces: BLAS adds up one piece sequentially, with an error that
+    grows with its length. csrc/ops/cpu/products.cpp does the same.
     """
-    chain, most = 96, 16
+    terms, most = 96, 16
     T, B = gradients.shape[0], gradients.shape[2]
-    steps = max(1, chain // max(1, B), -(-T // most))
+    steps = max(1, terms // max(1, B), -(-T // most))
     pieces = zip(gradients.split(steps), values.split(steps), strict=True)
     return torch.stack([torch.einsum("tvbm,tvbn->vmn", g, v) for g, v in pieces]).sum(0)

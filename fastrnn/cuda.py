@@ -1,14 +1,14 @@
 """Choice of the driver that runs a sequence on a GPU.
 
-There are three drivers. ``"stepwise"``: a product of cuBLAS and an element-wise kernel in every step, for any size.
-``"grid"``: one kernel for the whole sequence, its recurrent weights in the shared memory of all multiprocessors.
-``"cluster"`` (from compute capability 9.0): the same within clusters of thread blocks, each with rows of the batch of
-its own. ``"auto"`` takes a cluster if it holds the weights, else the grid, else step by step. :func:`explain` tells the
-choice; :func:`set_driver`, :func:`driver` and the environment variable ``FASTRNN_CUDA_DRIVER`` overrule it, for
-experiments. The step-wise driver launches every step; where the host cannot keep up, capture the whole call with
-``torch.cuda.graph``, which every driver allows.
+There are three drivers. ``"stepwise"`` runs a cuBLAS product and an element-wise kernel at every time step, for any
+size. ``"grid"`` runs one kernel for the whole sequence, with the recurrent weights in the shared memory of all
+multiprocessors. ``"cluster"`` (from compute capability 9.0) does the same within clusters of thread blocks, each of
+which has its own batch rows. ``"auto"`` takes a cluster if it can hold the weights, else the grid, else step-wise.
+:func:`explain` reports the choice; :func:`set_driver`, :func:`driver` and the environment variable
+``FASTRNN_CUDA_DRIVER`` override it, for experiments. The step-wise driver launches kernels at every time step; if the
+host cannot keep up, capture the whole call with ``torch.cuda.graph``, which every driver supports.
 
-All drivers give the same numbers up to rounding, and each the same bits in every run.
+All drivers give the same values up to rounding, and each gives the same bits in every run.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Explanation:
 
     Attributes:
         driver: ``"stepwise"``, ``"grid"`` or ``"cluster"``.
-        possible: False where the driver that was asked for cannot be had: such a call raises.
-        reason: of the choice, or why the driver cannot be had.
-        format: the dtype of the recurrent product, ``"tf32"`` where torch allows it for float32.
-        blocks: thread blocks, those that share rows of the batch times those groups; (0, 0) if step-wise.
+        possible: False if the requested driver cannot run the call, which then raises.
+        reason: why the driver was chosen, or why it cannot run the call.
+        format: the dtype of the recurrent product; ``"tf32"`` where torch allows it for float32.
+        blocks: thread blocks that share batch rows, times the number of such groups; (0, 0) if step-wise.
         units: hidden units of a block.
-        rows: rows of the batch of a group.
-        shared_bytes: of a block.
+        rows: batch rows of a group.
+        shared_bytes: shared memory of a block, in bytes.
     """
 
     driver: str
@@ -77,27 +77,26 @@ def is_available() -> bool:
 
 
 def get_driver() -> str:
-    """Return the chosen driver: ``"auto"`` unless `set_driver` or FASTRNN_CUDA_DRIVER named one.
+    """Return the selected driver: ``"auto"`` unless `set_driver` or FASTRNN_CUDA_DRIVER selected another.
 
     Raises:
-        RuntimeError: there are no CUDA kernels.
+        RuntimeError: the CUDA kernels are not available.
     """
     return str(_module().driver())
 
 
 def set_driver(name: str) -> None:
-    """Choose a driver, in all threads and on all GPUs.
+    """Select a driver, in all threads and on all GPUs.
 
-    A call that it cannot run raises a RuntimeError with the reason; ``"auto"`` always finds a driver.
-
-    A layer's backward pass uses the driver that is chosen when it runs.
+    A call that the driver cannot run raises a RuntimeError with the reason; ``"auto"`` always finds a driver. A layer's
+    backward pass uses the driver selected at the time it runs.
 
     Args:
         name: ``"auto"``, ``"stepwise"``, ``"grid"`` or ``"cluster"``.
 
     Raises:
-        ValueError: it is none of these.
-        RuntimeError: there are no CUDA kernels.
+        ValueError: ``name`` is none of these.
+        RuntimeError: the CUDA kernels are not available.
     """
     if name not in _gpu.DRIVERS:
         raise ValueError(f"driver: expected one of {', '.join(_gpu.DRIVERS)}, got {name!r}")
@@ -130,19 +129,19 @@ def explain(
     """Report which driver runs one layer in one direction, and why.
 
     Args:
-        cell: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``; or of a cell made by :func:`fastrnn.cell`, its
-            ``kernels``, which are then compiled if need be.
+        cell: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``; or the ``kernels`` of a cell made by
+            :func:`fastrnn.cell`, which are compiled if necessary.
         batch, hidden: B and H.
         steps: T.
         dtype: float32, float64, bfloat16 or float16.
         projection: whether h is projected (``proj_size``).
-        backward: of the backward pass.
+        backward: explain the backward pass.
         driver: as for `set_driver`; None: the current choice.
         device: a GPU; None: the current one.
 
     Raises:
-        ValueError: ``cell``, ``batch``, ``hidden``, ``steps``, ``dtype``, ``driver`` or ``device`` is none of these.
-        RuntimeError: there are no CUDA kernels, or no GPU that they can run on; those of the cell cannot be compiled.
+        ValueError: ``cell``, ``batch``, ``hidden``, ``steps``, ``dtype``, ``driver`` or ``device`` is invalid.
+        RuntimeError: the CUDA kernels or a supported GPU are not available, or the cell's kernels cannot be compiled.
     """
     spec = cells.find(cell)
     if spec is None:
@@ -159,16 +158,16 @@ def explain(
     problem = spec.prepare(dtype, torch.device("cuda", index)) if spec.prepare is not None else ""
     if problem:
         raise RuntimeError(f"fastrnn.cuda: {cell}: {problem}")
-    found = module.explain(
+    choice = module.explain(
         index, cell, steps, batch, hidden, _NAMES[dtype], projection, backward, driver or module.driver()
     )
-    blocks = (found.pop("unit_slices"), found.pop("row_slices"))
-    return Explanation(blocks=blocks, **found)
+    blocks = (choice.pop("unit_slices"), choice.pop("row_slices"))
+    return Explanation(blocks=blocks, **choice)
 
 
 def _index(device: torch.device | str | int | None) -> int:
     if not torch.cuda.is_available():
-        raise RuntimeError("fastrnn.cuda: expected a GPU, torch sees none")
+        raise RuntimeError("fastrnn.cuda: expected a GPU, got none visible to torch")
     chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
     if chosen.type != "cuda":
         raise ValueError(f"device: expected a GPU, got {chosen}")

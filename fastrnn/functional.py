@@ -1,7 +1,7 @@
-"""The functional form: recurrent layers as functions of their weights.
+"""The functional interface: recurrent layers as functions of their weights.
 
-:func:`lstm`, :func:`gru` and :func:`rnn` run a stack of one layer in one direction each call; the modules build layers,
-directions and dropout around :func:`sequence`.
+:func:`lstm`, :func:`gru` and :func:`rnn` run one layer in one direction; the modules build layers, directions and
+dropout on :func:`sequence`.
 """
 
 from __future__ import annotations
@@ -40,40 +40,38 @@ def sequence(
     """Run one layer in one direction over a whole sequence.
 
     Differentiable in ``x``, every weight and every state, to any order, in reverse and forward mode, under
-    ``torch.func`` transforms and ``torch.compile``. Under autocast it computes in the dtype it is given.
+    ``torch.func`` transforms and ``torch.compile``. Under autocast it computes in the dtype of its arguments.
 
     Args:
-        cell: a name in :data:`fastrnn.cells.CELLS`: ``"lstm"``, ``"gru"``, ``"rnn_tanh"``, ``"rnn_relu"``; or of a cell
-            made by :func:`fastrnn.cell`, its ``kernels``.
+        cell: a name in :data:`fastrnn.cells.CELLS`: ``"lstm"``, ``"gru"``, ``"rnn_tanh"``, ``"rnn_relu"``; or the
+            ``kernels`` of a cell made by :func:`fastrnn.cell`.
         x: (T, B, I) with any strides; (N, I) with ``batch_sizes``. If ``weights.w_ih`` is None, the input product
-            (…, G·H) itself.
+            (…, G·H) instead.
         weights: the layer's weights, all of x's dtype.
-        states: initial states, each (B, P or H), ``h`` first; None for ``initial``, or zeros.
-        batch_sizes: (T) int64 on the CPU (also for x on a GPU), rows of each step of a packed input, never growing. The
-            rows of states are then in the order of the packed rows.
-        lengths: (B) integers from 0 to T in any order, the steps of each row. Outputs after a row's end are zero, its
-            final state is that of its own last step, padding may hold anything. On a GPU they are not read back, and so
-            not checked: more than T counts as T, less than 0 as 0.
-        reset: (T, B) bool, true at the first step of a new segment: the state before it is the initial state again, or
-            ``initial``. With ``reverse`` the segments are the same, each run from its last step to its first.
-        reverse: from the last step to the first.
-        backend: ``"fused"`` kernels or raise; the plain-torch ``"reference"``; or ``"auto"``: fused where there are
-            kernels, else the reference with one warning that says why.
-        embedding: (V, I). ``x`` is then token ids, int64 or int32, (T, B), or (N) with ``batch_sizes``; beyond
-            ``lengths`` they may be anything. The result is that of embedded ids. If V is less than the number of ids,
-            the products of all V embeddings are made and looked up (in 16-bit dtypes only where nothing asks for a
-            gradient: there the sums over a token's occurrences would lose digits).
-        recompute: for long sequences in training. True: inputs, outputs and the states at the borders of √T segments
-            are saved for the backward pass, which computes all else again, segment by segment; an integer: the steps of
-            a segment, at least 2. Results are the same, but in 16-bit dtypes the states are rounded at the borders.
-            Without effect where the kernels save nothing or do not run: no gradient, the reference, compiled
-            functions, ``torch.func``. Higher derivatives save everything.
-        initial: what new segments start from where ``states`` are those that an earlier call returned: states in their
-            form. A true ``reset`` at the very first step then counts too. None: ``states``.
-        clip_state_gradient: the limit c. In the backward pass every element of ∂L/∂h_t, all paths together, is clipped
-            to ±c before it goes through step t. States other than h are not clipped. (Not where
-            derivatives are taken in forward mode.)
-        penalty: what adds the gradient of its Ω to that of ``w_hh``: `fastrnn.training.GradientNormPenalty`.
+        states: initial states, each (B, P or H), ``h`` first; None: ``initial``, or zeros.
+        batch_sizes: (T) int64 on the CPU (also for x on a GPU), batch rows of each time step of packed input, never
+            increasing. The rows of states are then in the order of the packed rows.
+        lengths: (B) integers from 0 to T in any order, the number of time steps of each batch row. Outputs after a
+            row's end are zero, its final state is that of its own last step, and padding may have any values. On a GPU
+            they are not read back, and so not checked: more than T counts as T, less than 0 as 0.
+        reset: (T, B) bool, true at the first time step of a new segment: the state before it is the initial state
+            again, or ``initial``. With ``reverse`` the segments are the same, each run from its last step to its first.
+        reverse: run from the last time step to the first.
+        backend: ``"fused"``: kernels, or an error if there are none; ``"reference"``: plain PyTorch; ``"auto"``: fused
+            if there are kernels, else the reference, with one warning that gives the reason.
+        embedding: (V, I). ``x`` then holds token ids, int64 or int32, (T, B), or (N) with ``batch_sizes``; ids beyond
+            ``lengths`` are ignored. The result is that for embedded ids. If V is less than the number of ids, the input
+            products of all V embeddings are computed and looked up (in 16-bit dtypes only if no gradient is needed: the
+            sums over a token's occurrences would lose precision).
+        recompute: for training on long sequences. True: only inputs, outputs and the states at the borders of √T
+            segments are saved for backward, which recomputes everything else segment by segment; an integer: the time
+            steps of a segment, at least 2. Results are the same, except that in 16-bit dtypes the states are rounded at
+            the borders. No effect where kernels save nothing or do not run: without gradient, in the reference, in
+            compiled functions and under ``torch.func``. Higher derivatives save everything.
+        clip_state_gradient: the limit c. In the backward pass every element of ∂L/∂h_t, the sum over all paths, is
+            clipped to ±c before it passes through time step t. States other than h are not clipped. No effect on
+            derivatives in forward mode.
+        penalty: a `fastrnn.training.GradientNormPenalty`, which adds the gradient of its Ω to that of ``w_hh``.
 
     Returns:
         outputs (T, B, P) or (N, P), and the tuple of final states, each (B, P or H).
@@ -81,7 +79,7 @@ def sequence(
     Raises:
         ValueError: ``cell``, ``backend``, ``batch_sizes``, ``lengths``, ``reset`` or ``recompute`` is not as
             described above.
-        RuntimeError: sizes or dtypes do not fit together, or ``backend="fused"`` where there are no kernels.
+        RuntimeError: sizes or dtypes do not match, or ``backend="fused"`` without kernels.
         IndexError: an id is not in 0…V-1.
 
     Example:
@@ -102,12 +100,12 @@ def sequence(
         _recompute.check(recompute)
     clip = 0.0
     if clip_state_gradient is not None:
-        cells.check_bound(clip_state_gradient)
+        cells.check_limit(clip_state_gradient)
         if weights.w_hh.is_complex():
             raise ValueError(f"clip_state_gradient: expected real numbers, got weights of {weights.w_hh.dtype}")
         clip = float(clip_state_gradient)
     if embedding is not None:
-        # To be saved, embedded ids (…, I) are smaller than products (…, G·H).
+        # Embedded ids (…, I) take less memory to save than products (…, G·H).
         x, w_ih, b_ih = _tokens.embed(x, embedding, weights.w_ih, weights.b_ih, batch_sizes, lengths, bool(recompute))
         weights = weights._replace(w_ih=w_ih, b_ih=b_ih)
     restart: tuple[Tensor, ...] = ()
@@ -138,10 +136,10 @@ def lstm(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one LSTM layer in one direction: ``y, (h, c) = lstm(x, weights, (h0, c0))``.
 
-    Arguments, ``more`` of them too, are as in :func:`sequence`.
+    Arguments, including ``more``, are as in :func:`sequence`.
 
     Gates in torch's order (i, f, g, o). Source: Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; with
-    ``weights.w_hr`` the projection of Sak 2014.
+    ``weights.w_hr``, the projection of Sak 2014.
 
     Example:
         >>> lstm = fastrnn.LSTM(3, 4)
@@ -182,7 +180,7 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """Run one GRU layer in one direction: ``y, h = gru(x, weights, h0)``.
 
-    Arguments, ``more`` of them too, are as in :func:`sequence`.
+    Arguments, including ``more``, are as in :func:`sequence`.
 
     Gates in torch's order (r, z, n), reset after the product. Source: Cho 2014, v1.
 
@@ -215,7 +213,7 @@ def rnn(
 ) -> tuple[Tensor, Tensor]:
     """Run one Elman layer in one direction: ``y, h = rnn(x, weights, h0)``.
 
-    Arguments, ``more`` of them too, are as in :func:`sequence`.
+    Arguments, including ``more``, are as in :func:`sequence`.
 
     ``nonlinearity`` is ``"tanh"`` or ``"relu"``. Source: Elman 1990.
 
@@ -253,7 +251,7 @@ def hidden_gradients(
     reset: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
-    """Compute ∂L/∂h_t at every step, all paths together: through the step's own output and through every later step.
+    """Compute ∂L/∂h_t at every time step, the sum over all paths: its own output and every later time step.
 
     For the analysis of gradient flow and for regularisers of it. Arguments as in :func:`sequence`, and:
 

@@ -1,7 +1,7 @@
-"""A whole sequence out of a cell's plain-torch step: the oracle, the fallback, and the path of higher derivatives.
+"""A whole sequence computed by a cell's plain PyTorch step: test oracle, fallback, and path of higher derivatives.
 
-Nothing here is done in place and every branch depends on shapes and masks alone, so that autograd, ``torch.func``
-transforms and forward mode go through it any number of times.
+No operation is in place, and every branch depends on shapes and masks only, so that autograd, ``torch.func``
+transforms and forward mode apply any number of times.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ Step = Callable[[Tensor, States], States]
 
 
 class _ClipGradient(torch.autograd.Function):
-    """``apply(h, bound)``: h, whose gradient is clipped to ±bound."""
+    """``apply(h, limit)``: h, whose gradient is clipped to ±limit."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(h: Tensor, bound: float) -> Tensor:
+    def forward(h: Tensor, limit: float) -> Tensor:
         return h.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.bound = inputs[1]
+        ctx.limit = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.clamp(-ctx.bound, ctx.bound), None
+        return grad.clamp(-ctx.limit, ctx.limit), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
         return tangent.clone()
 
 
-def clip_gradient(h: Tensor, bound: float) -> Tensor:
-    """h itself; of its gradient, every element is clipped to ±bound. In forward mode nothing is clipped."""
-    return _ClipGradient.apply(h, bound)
+def clip_gradient(h: Tensor, limit: float) -> Tensor:
+    """Return h; in backward, clip every element of its gradient to ±limit. Forward mode does not clip."""
+    return _ClipGradient.apply(h, limit)
 
 
 def zero_states(spec: CellSpec, like: Tensor, batch: int, hidden: int, projected: int) -> States:
-    """Initial states of zeros: `h` (B, P), the others (B, H), in the dtype and on the device of `like`."""
+    """Return initial states of zeros: `h` (B, P), the others (B, H), with the dtype and device of `like`."""
     return tuple(like.new_zeros(batch, hidden if k else projected) for k in range(len(spec.states)))
 
 
 def step_of(spec: CellSpec, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | None, clip: float = 0.0) -> Step:
-    """One step of a layer as a function of the input product (B, G·H) and the states; with projection, and ∂L/∂h
-    clipped to ±``clip`` if that is not 0.
+    """Return one time step of a layer as a function of the input product (B, G·H) and the states.
+
+    The step includes the projection, and clips ∂L/∂h to ±``clip`` if that is not 0.
     """
     more: tuple[Any, ...] = ()
     if spec.parameters:
@@ -69,7 +70,7 @@ def step_of(spec: CellSpec, w_hh: Tensor, b_hh: Tensor | None, w_hr: Tensor | No
         H = w_hh.shape[1]
 
         def multiply(vector: Tensor, begin: int, count: int) -> Tensor:
-            """With `count` of the matrices of the second product, from `begin` on."""
+            """Multiply by `count` of the matrices of the second product, starting with number `begin`."""
             rows = slice(begin * H, (begin + count) * H)
             return F.linear(vector, later[rows], None if b_later is None else b_later[rows])
 
@@ -100,15 +101,15 @@ def sequence(
 
     Args:
         spec: the cell.
-        x: (T, B, I), or (N, I) with `batch_sizes`; already the input product (…, G·H) when ``w_ih`` is None.
+        x: (T, B, I), or (N, I) with `batch_sizes`; the input product (…, G·H) if ``w_ih`` is None.
         weights: ``(w_ih, w_hh, b_ih, b_hh, w_hr)`` as in :class:`fastrnn.functional.LayerWeights`.
         states: initial states, `h` (B, P) first.
-        batch_sizes: (T), the rows of each step of a packed input.
-        lengths: (B), the steps of each row of a padded input.
-        reset: (T, B) bool, true at the first step of a segment.
-        reverse: run from the last step to the first.
-        restart: the states from which segments start; none: the initial ones.
-        clip: a bound for the elements of ∂L/∂h at every step; 0 for none.
+        batch_sizes: (T), the batch rows of each time step of packed input.
+        lengths: (B), the time steps of each batch row of padded input.
+        reset: (T, B) bool, true at the first time step of a segment.
+        reverse: run from the last time step to the first.
+        restart: the states that segments start from; empty: the initial ones.
+        clip: a limit for the elements of ∂L/∂h at every time step; 0: none.
 
     Returns:
         outputs (T, B, P) or (N, P), and the final states.
@@ -118,7 +119,7 @@ def sequence(
     spec.check_projection(w_hr)
     check_devices(x, {**dict(zip(_WEIGHTS, weights, strict=True)), **{f"states[{k}]": s for k, s in enumerate(states)}})
     step = step_of(spec, w_hh, b_hh, w_hr, clip)
-    if lengths is not None:  # padding may hold anything, NaN too, and must not reach a gradient through 0 · NaN
+    if lengths is not None:  # padding may hold anything, even NaN, which must not reach a gradient as 0 · NaN
         lengths = lengths.to(x.device)
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)
         x = torch.where((steps < lengths).unsqueeze(-1), x, torch.zeros_like(x))
@@ -134,7 +135,7 @@ def sequence(
 
 
 def run(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
-    """A call of a layer, by `sequence`."""
+    """Run a call of a layer by `sequence`."""
     states, weights = call.states, call.weights
     if not states:
         batch = call.x.shape[1] if call.batch_sizes is None else int(call.batch_sizes[0])
@@ -181,7 +182,7 @@ def _packed(step: Step, wx: Tensor, initial: States, sizes: list[int], reverse: 
         rows = sizes[t]
         new = step(chunks[t], tuple(s[:rows] for s in states))
         outputs.append(new[0])
-        # rows beyond have ended (their state is final) or, in reverse, not begun (their state is initial)
+        # rows beyond have ended (their state is final) or, in reverse, not started (their state is initial)
         states = tuple(torch.cat((n, s[rows:])) for n, s in zip(new, states, strict=True))
     if reverse:
         outputs.reverse()

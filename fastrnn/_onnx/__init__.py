@@ -1,7 +1,7 @@
-"""ONNX export: a layer becomes a node LSTM, GRU or RNN where ONNX has one with the same meaning, else a loop over time.
+"""ONNX export: a layer becomes an LSTM, GRU or RNN node if ONNX has an equivalent one, else a loop over time.
 
-Users call nothing here, and nothing here imports onnx: the translation consists of torch operations, which both
-exporters of torch translate.
+Users call nothing here, and nothing here imports onnx: the translation consists of torch operations that both of
+torch's exporters support.
 
 - ``torch.onnx.export(dynamo=True)`` first captures the operator ``fastrnn::sequence_forward``. The exporter then traces
   the captured program a second time to decompose it, and there `_capture` replaces the operator.
@@ -33,7 +33,7 @@ def traced(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
     """
     if call.batch_sizes is not None:
         raise ValueError(
-            "batch_sizes: expected None in torch.onnx.export(dynamo=False), got packed input; give padded input with "
+            "batch_sizes: expected None in torch.onnx.export(dynamo=False), got packed input; pass padded input with "
             "lengths=, or export with dynamo=True"
         )
     return _translation.layer(call)

@@ -1,8 +1,8 @@
 """The nodes LSTM, GRU and RNN of ONNX.
 
-Differences of ONNX (https://onnx.ai/onnx/operators/onnx__LSTM.html and its neighbours): the gates of an LSTM lie in the
-order i, o, f, c, those of a GRU z, r, h, and a GRU that resets after the product has ``linear_before_reset=1``. Both
-biases are one vector. Weights, states and outputs have a dimension for directions.
+ONNX (https://onnx.ai/onnx/operators/onnx__LSTM.html and related pages) orders the gates of an LSTM i, o, f, c and those
+of a GRU z, r, h, and marks a GRU that resets after the product by ``linear_before_reset=1``. Both biases are one
+vector. Weights, states and outputs have a dimension for directions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {
 
 
 def can_take(call: Call) -> bool:
-    """Return True if a node has the meaning of this layer and onnxruntime can run it.
+    """Return True if an ONNX node is equivalent to this layer and onnxruntime can run it.
 
     ONNX has no projection, no resets, and no node that takes the input product. onnxruntime has no node in float64.
     """

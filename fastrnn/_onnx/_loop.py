@@ -1,4 +1,4 @@
-"""Loop over time (ONNX's Scan or Loop) around the PyTorch step of a cell, for layers that no node of ONNX computes."""
+"""Loop over time (ONNX's Scan or Loop) of a cell's PyTorch step, for layers without an equivalent ONNX node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def layer(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
         time = torch.arange(wx.shape[0], device=wx.device).unsqueeze(-1)
         steps.append((time < lengths).unsqueeze(-1))
     if reset is not None:
-        # Segments are the same in both directions. In reverse, the step before a segment's first one starts anew.
+        # Segments are the same in both directions. In reverse, the step before a segment's first one restarts.
         if lengths is not None:
             reset = reset & steps[-1].squeeze(-1)
         flags = torch.cat((reset[1:], torch.zeros_like(reset[:1]))) if reverse else reset
@@ -49,7 +49,7 @@ def layer(spec: CellSpec, call: Call) -> tuple[Tensor, States]:
 
 
 class Body:
-    """Step of the loop. Arguments: the states, what the step reads of the input, and what all steps share."""
+    """Step of the loop. Arguments: the states, the step's slices of the input, and the tensors all steps share."""
 
     def __init__(self, spec: CellSpec, states: int, matrices: Matrices, has_lengths: bool, has_reset: bool) -> None:
         self.spec, self.states = spec, states
@@ -63,7 +63,7 @@ class Body:
         wx = next(rest)
         active = next(rest) if self.has_lengths else None
         again = next(rest) if self.has_reset else None
-        w_hh, b_hh, w_hr = (next(rest) if there else None for there in self.present)
+        w_hh, b_hh, w_hr = (next(rest) if present else None for present in self.present)
         assert w_hh is not None
         before = states
         if again is not None:

@@ -19,7 +19,7 @@ def recurrent(
     states: int,
     compute: Callable[[], tuple[Tensor, ...]],
 ) -> tuple[Tensor, ...]:
-    """Add a node LSTM, GRU or RNN.
+    """Add an LSTM, GRU or RNN node.
 
     Args:
         node: its type.
@@ -27,7 +27,7 @@ def recurrent(
             the initial states (1, B, H) or None.
         attributes: ONNX's.
         states: number of final states.
-        compute: returns the values of the outputs, which a trace needs. A captured program has only shapes.
+        compute: returns the values of the outputs, which a trace needs; a captured program has only shapes.
 
     Returns:
         Y (T, 1, B, H), and the final states (1, B, H).
@@ -41,4 +41,4 @@ def recurrent(
     shapes = [(x.shape[0], *final), *[final] * states]
     dtypes = [x.dtype] * len(shapes)
     outputs = torch.onnx.ops.symbolic_multi_out(node, list(inputs), attributes, dtypes=dtypes, shapes=shapes)
-    return tuple(output.to(x.device) for output in outputs)  # it makes them on the CPU
+    return tuple(output.to(x.device) for output in outputs)  # they are created on the CPU

@@ -1,4 +1,4 @@
-"""Packed input as padded input, which ONNX's nodes and loops take."""
+"""Conversion of packed input to padded input, which ONNX's nodes and loops take."""
 
 from __future__ import annotations
 

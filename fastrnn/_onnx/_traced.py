@@ -29,7 +29,7 @@ class _Node(torch.autograd.Function):
     def forward(
         ctx: Any, compute: Callable[[], Tensors], name: str, attributes: dict[str, Any], outputs: int, *inputs: Any
     ) -> Tensors:
-        # The trace needs a recorded operation for every output, and must record none on tensors that are no inputs.
+        # The trace needs a recorded operation for every output, and must not record any on tensors that are not inputs.
         with _outside_of_trace():
             values = compute()
             like = [(tuple(value.shape), value.dtype) for value in values]
@@ -100,7 +100,7 @@ _alive: tuple[Any, list[Any]] = (None, [])
 
 
 def _keep_alive(*scripts: Any) -> None:
-    """Own functions that a trace calls until the next trace begins. The trace refers to them without owning them."""
+    """Own functions that a trace calls until the next trace begins; the trace itself does not own them."""
     global _alive
     trace = torch._C._get_tracing_state()
     if _alive[0] is not trace:

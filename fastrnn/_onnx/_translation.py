@@ -1,4 +1,4 @@
-"""The operator ``sequence_forward`` in operations that the exporters translate to ONNX."""
+"""Translation of the operator ``sequence_forward`` to operations that the exporters support."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def sequence_forward(
     training: bool,
     restart: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the operator's results. An exported model runs no backward pass, so that the tensors that training saves
-    for it are empty.
-    """
+    """Return the operator's results; tensors saved for backward are empty, as an exported model runs no backward."""
     weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)
     call = Call(cell, x, weights, tuple(states or ()), tuple(restart or ()), None, lengths, reset, reverse)
     if batch_sizes is None:
@@ -45,7 +43,7 @@ def sequence_forward(
 
 
 def layer(call: Call) -> tuple[Tensor, States]:
-    """Run one layer in one direction on padded input (T, B, I): a node of ONNX where there is one, else a loop."""
+    """Run one layer in one direction on padded input (T, B, I): an equivalent ONNX node if any, else a loop."""
     if _fused.can_take(call):
         return _fused.layer(call)
     spec = cells.find(call.cell)

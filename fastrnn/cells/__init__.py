@@ -1,20 +1,20 @@
-"""The cells: one file each. A module here that defines ``CELL`` is found by itself."""
+"""Built-in cells, one file each. Every module here that defines ``CELL`` is discovered automatically."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from fastrnn.cells._spec import CellSpec, check_bound
+from fastrnn.cells._spec import CellSpec, check_limit
 
 
 def _discover() -> dict[str, CellSpec]:
-    found = {}
+    specs = {}
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
         if not module.startswith("_"):
             spec = importlib.import_module(f"{__name__}.{module}").CELL
-            found[spec.name] = spec
-    return found
+            specs[spec.name] = spec
+    return specs
 
 
 #: The built-in cells by name.
@@ -27,13 +27,13 @@ _own: dict[str, CellSpec] = {}
 
 
 def add(spec: CellSpec) -> None:
-    """Makes a user's cell known (:func:`fastrnn.cell` does)."""
+    """Register a custom cell (called by :func:`fastrnn.cell`)."""
     _own[spec.name] = spec
 
 
 def find(name: str) -> CellSpec | None:
-    """The cell of that name, built-in or a user's."""
+    """Return the built-in or custom cell of that name, or None."""
     return CELLS.get(name) or _own.get(name)
 
 
-__all__ = ["CELLS", "MODES", "CellSpec", "add", "check_bound", "find"]
+__all__ = ["CELLS", "MODES", "CellSpec", "add", "check_limit", "find"]

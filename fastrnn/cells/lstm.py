@@ -5,7 +5,7 @@ r"""Long short-term memory.
 
     c' = f * c + i * g, \qquad h' = o * \tanh(c')
 
-Gates lie in torch's order (i, f, g, o). With a projection (Sak 2014) ``h' = P · (o * tanh(c'))``.
+Gates are in torch's order (i, f, g, o). With a projection (Sak 2014) ``h' = P · (o * tanh(c'))``.
 Source: Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000.
 """
 
@@ -18,7 +18,7 @@ from fastrnn.cells._spec import CellSpec
 
 
 def step(wx: Tensor, rh: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One step: wx, rh (B, 4·H); states h (B, P), c (B, H) -> h' before any projection (B, H), c' (B, H)."""
+    """Run one time step: wx, rh (B, 4·H); states h (B, P), c (B, H) -> h' before any projection (B, H), c' (B, H)."""
     i, f, g, o = (wx + rh).chunk(4, -1)
     c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c

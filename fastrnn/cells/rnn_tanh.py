@@ -15,7 +15,7 @@ from fastrnn.cells._spec import CellSpec
 
 
 def step(wx: Tensor, rh: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One step: wx, rh (B, H); state h (B, H) -> h' (B, H)."""
+    """Run one time step: wx, rh (B, H); state h (B, H) -> h' (B, H)."""
     return (torch.tanh(wx + rh),)
 
 

@@ -13,10 +13,10 @@ _LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
-def refused(refuse: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `refuse` with the name and each argument of every ``.apply`` inside the context, in any thread.
+def intercepted(on_call: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `on_call` with the name and each argument of every ``.apply`` inside the context, in any thread.
 
-    torch passes arguments that are no tensors to ``forward`` as they are, without a hook: `Function.apply` itself is
+    torch passes arguments that are not tensors to ``forward`` unchanged, without a hook, so `Function.apply` itself is
     the only place to intercept the call.
     """
     with _LOCK:
@@ -24,7 +24,7 @@ def refused(refuse: Callable[[str, Any], None]) -> Iterator[None]:
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             for argument in (*args, *kwargs.values()):
-                refuse(cls.__name__, argument)
+                on_call(cls.__name__, argument)
             return usual.__get__(None, cls)(*args, **kwargs)
 
         Function.apply = classmethod(apply)  # type: ignore[assignment,method-assign]

@@ -1,7 +1,7 @@
-"""Compiles a cell's header into kernels for the CPU.
+"""Compilation of a cell's header into kernels for the CPU.
 
-A shared object holds a cell's kernels for one instruction set and dtype. It lies in the cell cache
-(`fastrnn.custom.cache`) under a name made of a digest of all that it depends on: the header, the library's own headers,
+A shared object holds a cell's kernels for one instruction set and dtype. It is stored in the cell cache
+(`fastrnn.custom.cache`) under a name with a digest of everything it depends on: the header, the library's own headers,
 compiler and options.
 """
 
@@ -26,9 +26,9 @@ import torch
 from fastrnn import _C
 from fastrnn.custom.cache import BuildError, Library, cached, libraries_of
 
-#: csrc/cpu/args.h: Format
+#: dtypes by number, as enum Format in csrc/cpu/args.h
 FORMATS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-# Formats that an instruction set with products of bfloat16 has kernels of its own for: float32 in two parts and in one.
+# Further formats of instruction sets with bfloat16 products: float32 split into two parts, and into one.
 _FLOAT32_TWO_PARTS, _FLOAT32_ONE_PART = 4, 5
 _WITH_PARTS = {
     "avx512_bf16": {torch.float32: 1 << _FLOAT32_ONE_PART, torch.bfloat16: 1 << FORMATS[torch.bfloat16]},
@@ -40,31 +40,31 @@ _WITH_PARTS = {
 }
 COMPILE: tuple[str, ...] = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
 COMPILE += ("-fno-trapping-math", "-g0", "-w")
-TIMEOUT = 300  # seconds that a compiler may take
+TIMEOUT = 300  # seconds for one compiler run
 
 
 _locks: dict[str, threading.Lock] = {}
-if hasattr(os, "register_at_fork"):  # a lock that another thread held at the fork would never be released in the child
+if hasattr(os, "register_at_fork"):  # a lock held by another thread at the fork would never be released in the child
     os.register_at_fork(after_in_child=_locks.clear)
 
 
 def lock_of(kernels: str) -> threading.Lock:
-    """The lock under which a cell's kernels are compiled and loaded: cells side by side, each once."""
+    """Return the lock for compiling and loading a cell's kernels: different cells in parallel, each cell once."""
     return _locks.setdefault(kernels, threading.Lock())
 
 
 def headers() -> Path:
-    """The folder of the kernels' headers: beside the package in a checkout, inside it where it is installed."""
+    """Return the folder of the kernels' headers: beside the package in a checkout, inside it once installed."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "csrc", package.parent / "csrc"):
         if (folder / "cpu" / "unit.h").is_file():
             return folder
-    raise BuildError("the headers of the kernels are not installed")
+    raise BuildError(f"expected the kernels' headers in {package / 'csrc'}, found none; reinstall fastrnn")
 
 
 @functools.cache
 def headers_digest(part: str) -> str:
-    """Of the library's headers for a part: "cpu" or "cuda"."""
+    """Return a digest of the library's headers for a part, "cpu" or "cuda"."""
     digest, folder = hashlib.sha256(), headers()
     for path in sorted(p for name in (part, "simd") for p in (folder / name).glob("*.h")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -73,12 +73,12 @@ def headers_digest(part: str) -> str:
 
 @functools.cache
 def compiler() -> tuple[str, ...]:
-    """The C++ compiler's command: CXX, or the system's."""
+    """Return the command of the C++ compiler: CXX, or the system's."""
     wanted = shlex.split(os.environ.get("CXX", ""))
     for command in [wanted] if wanted else [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(command[0]):
             return tuple(command)
-    raise BuildError(f"there is no C++ compiler ({wanted[0] if wanted else 'c++, g++ or clang++'})")
+    raise BuildError(f"expected a C++ compiler, found none ({wanted[0] if wanted else 'c++, g++ or clang++'})")
 
 
 @functools.cache
@@ -86,12 +86,13 @@ def compiler_version(command: tuple[str, ...]) -> str:
     try:
         return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{shlex.join(command)} does not run: {error}") from None
+        raise BuildError(f"{shlex.join(command)} cannot be run: {error}") from None
 
 
 def instruction_sets(capability: str, dtype: torch.dtype) -> list[tuple[str, int]]:
-    """The units of a format for `capability`, each an instruction set and the bits of its formats. Those with products
-    of bfloat16 stand upon that of AVX-512.
+    """Return the translation units for a dtype and `capability`, each an instruction set and the bits of its formats.
+
+    Instruction sets with bfloat16 products build on the kernels of AVX-512.
     """
     bits = 1 << FORMATS[dtype]
     if capability not in _WITH_PARTS:
@@ -103,7 +104,7 @@ def instruction_sets(capability: str, dtype: torch.dtype) -> list[tuple[str, int
 
 
 def sources(name: str, header: str, capability: str, dtype: torch.dtype) -> dict[str, str]:
-    """All files of a shared object, by name."""
+    """Return all source files of a shared object, by name."""
     units = instruction_sets(capability, dtype)
     files = {"cell.h": header}
     for isa, formats in units:
@@ -117,10 +118,10 @@ def sources(name: str, header: str, capability: str, dtype: torch.dtype) -> dict
 
 
 def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Library:
-    """The shared object of a cell's kernels, out of the cache or built now.
+    """Return the shared object of a cell's kernels, from the cache or built now.
 
     Raises:
-        BuildError: it is not there and cannot be built.
+        BuildError: it is not in the cache and cannot be built.
     """
     files = sources(name, header, capability, dtype)
     command = compiler()
@@ -129,22 +130,22 @@ def library(name: str, header: str, capability: str, dtype: torch.dtype) -> Libr
 
 
 def load_cached(name: str) -> None:
-    """Load what the cache has of a cell's kernels, of every dtype, for a program that holds only the cell's name.
+    """Load a cell's cached kernels, for every dtype, for a program that holds only the cell's name.
 
     Args:
-        name: `Cell.kernels`. Of several builds for one dtype, the newest counts.
+        name: `Cell.kernels`. Of several builds for one dtype, the newest is used last.
     """
     if not re.search(r"_[0-9a-f]{12}$", name):  # the digest in `Cell.kernels`
         return
-    with contextlib.suppress(BuildError):  # no cache that can be used
+    with contextlib.suppress(BuildError):  # the cache is unusable
         for found in libraries_of(name):
-            with contextlib.suppress(ImportError):  # of another version, or for GPUs
+            with contextlib.suppress(ImportError):  # from another version, or for GPUs
                 found.load(_C.load_cells)
 
 
 @functools.cache
 def _openmp(command: tuple[str, ...]) -> str | None:
-    """What makes the kernels use threads, as they do in the library itself."""
+    """Return the compiler option for OpenMP, None if the library itself is built without."""
     if _C.build_info()["openmp"] == "no":
         return None
     return "-fopenmp" if sys.platform != "darwin" else None
@@ -165,12 +166,12 @@ def _compile(folder: Path, files: Sequence[str], command: tuple[str, ...]) -> No
 
 
 def run(command: Sequence[str], folder: Path) -> None:
-    """Runs a compiler in a folder. Raises BuildError with its first error."""
+    """Run a compiler in a folder. Raise BuildError with its first error."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{command[0]} took more than {TIMEOUT} seconds") from None
+        raise BuildError(f"{command[0]} expected to finish within {TIMEOUT} seconds") from None
     if done.returncode:
-        said = done.stderr + done.stdout  # nvcc's passes write to either
-        first = next((line for line in said.splitlines() if "error" in line), said.strip()[:500])
+        output = done.stderr + done.stdout  # nvcc writes errors to either stream
+        first = next((line for line in output.splitlines() if "error" in line), output.strip()[:500])
         raise BuildError(f"{command[0]} failed: {first}")

@@ -1,12 +1,12 @@
-"""The cell cache: a folder of the user's own with compiled kernels, which are verified before they are loaded.
+"""The cell cache: a private folder of the user with compiled kernels, which are verified before they are loaded.
 
-A shared object is executed as soon as it is loaded. It therefore has to be a file of the current user, in a folder of
-the current user, that nobody else may write, and its contents have to match the digest in its name. What is loaded is a
-copy of the bytes that were verified: a file that is replaced or truncated later changes nothing, whereas a truncated
-file that is mapped ends the process (SIGBUS).
+Loading a shared object executes it. It therefore must be a file of the current user, in a folder of the current user,
+not writable by anybody else, and its contents must match the digest in its name. The bytes that were verified are
+copied and the copy is loaded: a file replaced or truncated later has no effect, whereas truncating a mapped file would
+end the process with SIGBUS.
 
-A finished file gets its name by renaming, so that nothing is found half written, and two processes that build the same
-at once both succeed. Nothing waits for a lock.
+A finished file gets its name by renaming, so that no half-written file is ever visible, and two processes that build
+the same kernels concurrently both succeed. No process waits for a lock.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pathlib import Path
 _BUILD = ".build-"
 _LOCK = ".lock"
 _NAME = re.compile(r"\w+_[0-9a-f]{32}_[0-9a-f]{16}\.so")
-#: Seconds after which a build folder is stale, unless its lock is held. A build takes 10 minutes at most.
+#: Seconds after which a build folder is stale unless its lock is held. A build takes at most 10 minutes.
 BUILD_AGE = 3600
-#: Seconds after which a library is stale that nobody has loaded: a cell that was changed, another version of fastrnn.
+#: Seconds after its last use when a library is stale: its cell or the version of fastrnn has changed.
 LIBRARY_AGE = 30 * 86400
 _TOUCH = 86400  # seconds between two updates of a library's time
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -40,51 +40,52 @@ _loads = itertools.count()
 
 
 class BuildError(RuntimeError):
-    """Kernels cannot be compiled: there is no compiler, it refuses, or there is no place to put the result."""
+    """Kernels cannot be compiled: no compiler, a compiler error, or no folder for the result."""
 
 
 def cache_folder() -> Path:
-    """``FASTRNN_CACHE``, or fastrnn's folder in the user's cache."""
+    """Return ``FASTRNN_CACHE``, or fastrnn's folder in the user's cache."""
     wanted = os.environ.get("FASTRNN_CACHE")
     if wanted:
         return Path(wanted)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrnn"
     except RuntimeError as error:  # a user without a home
-        raise BuildError(f"no place for kernels, set FASTRNN_CACHE: {error}") from None
+        raise BuildError(f"no folder for kernels, set FASTRNN_CACHE: {error}") from None
 
 
 def private_folder() -> Path:
-    """The cache folder without symbolic links, created with mode 0700 if it is missing. A folder of the current user
-    that others may write gets that mode.
+    """Return the cache folder without symbolic links, creating it with mode 0700 if it is missing.
+
+    A folder of the current user that others can write to is set to that mode.
 
     Raises:
-        BuildError: it cannot be created, or somebody else can change what is in it.
+        BuildError: it cannot be created, or another user can change its contents.
     """
     place = cache_folder()
     try:
         _make(place)
         folder = place.resolve(strict=True)
-        found = folder.stat()
-        if found.st_uid != os.geteuid():
-            raise _refused(place, f"one that belongs to user {found.st_uid}")
-        if found.st_mode & _OTHERS:
-            if found.st_mode & stat.S_ISVTX:  # such as /tmp, of which others depend on the mode
-                raise _refused(place, "one that all users share")
+        status = folder.stat()
+        if status.st_uid != os.geteuid():
+            raise _not_private(place, f"one that belongs to user {status.st_uid}")
+        if status.st_mode & _OTHERS:
+            if status.st_mode & stat.S_ISVTX:  # such as /tmp, whose mode must not be changed
+                raise _not_private(place, "one shared by all users")
             folder.chmod(0o700)
             if folder.stat().st_mode & _OTHERS:
-                raise _refused(place, "one that others may write, on a file system that does not change modes")
+                raise _not_private(place, "one writable by others, on a file system without modes")
         for ancestor in folder.parents:
             mode = ancestor.stat().st_mode
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                raise _refused(place, f"one inside {ancestor}, where everybody may rename it")
+                raise _not_private(place, f"one inside {ancestor}, where any user can rename it")
     except OSError as error:
-        raise _no_place(place, error) from None
+        raise _unusable(place, error) from None
     return folder
 
 
 def _make(folder: Path) -> None:
-    """Creates a folder and those above it, with mode 0700 whatever the umask."""
+    """Create a folder and its parents, with mode 0700 regardless of the umask."""
     if folder.is_dir():
         return
     _make(folder.parent)
@@ -97,33 +98,31 @@ def _make(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _refused(place: Path, got: str) -> BuildError:
-    return BuildError(
-        f"FASTRNN_CACHE: expected a folder for kernels that only user {os.geteuid()} can change, got {place}, {got}"
-    )
+def _not_private(place: Path, got: str) -> BuildError:
+    return BuildError(f"FASTRNN_CACHE: expected a folder that only user {os.geteuid()} can change, got {place}, {got}")
 
 
-def _no_place(place: Path, error: OSError) -> BuildError:
-    return BuildError(f"no place for kernels in {place} (FASTRNN_CACHE): {error}")
+def _unusable(place: Path, error: OSError) -> BuildError:
+    return BuildError(f"cannot store kernels in {place} (FASTRNN_CACHE): {error}")
 
 
 @dataclass(frozen=True)
 class Library:
-    """A shared object of the cache, verified.
+    """A verified shared object of the cache.
 
     Attributes:
         path: the file.
-        content: its bytes, as they were verified.
+        content: its verified bytes.
     """
 
     path: Path
     content: bytes = field(repr=False)
 
     def load(self, loader: Callable[[str], object]) -> None:
-        """Loads the verified bytes, whatever the file has become.
+        """Load the verified bytes, whatever has happened to the file since.
 
         Args:
-            loader: opens the shared object of a given path; raises ImportError.
+            loader: opens the shared object at a given path; raises ImportError.
 
         Raises:
             ImportError: it cannot be loaded.
@@ -141,18 +140,18 @@ class Library:
                 continue
         if problem is not None:
             raise problem
-        loader(str(self.path))  # where nothing can be written
+        loader(str(self.path))  # nothing can be written: load the file itself
 
 
 @contextlib.contextmanager
 def _in_memory(library: Library) -> Iterator[str]:
-    """A copy in memory that nobody can change: a sealed memfd of Linux.
+    """Create an immutable copy in memory: a sealed memfd of Linux.
 
-    The loader takes a path that it has seen before for the same library, also after the descriptor has been closed and
-    its number used again. No two paths are equal here.
+    The dynamic loader returns the same library for a path that it has seen before, even after the descriptor was closed
+    and its number reused. All paths made here are therefore distinct.
     """
     if sys.platform != "linux" or not hasattr(os, "memfd_create"):
-        raise OSError("no files in memory")
+        raise OSError("memfd is not supported")
     handle = os.memfd_create(library.path.name[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         _write_all(handle, library.content)
@@ -165,7 +164,7 @@ def _in_memory(library: Library) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _in_folder(library: Library) -> Iterator[str]:
-    """A copy in a folder of its own, which is removed once it is loaded."""
+    """Create a copy in a new folder, which is removed after loading."""
     with working_folder(library.path.parent) as folder:
         yield str(_written(folder / library.path.name, library.content))
 
@@ -177,7 +176,7 @@ def _write_all(handle: int, content: bytes) -> None:
 
 
 def _written(file: Path, content: bytes) -> Path:
-    """A new file that only its owner can read and write."""
+    """Write a new file that only its owner can read and write, and return it."""
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.fchmod(handle, 0o600)
@@ -189,7 +188,7 @@ def _written(file: Path, content: bytes) -> Path:
 
 @contextlib.contextmanager
 def working_folder(place: Path) -> Iterator[Path]:
-    """A folder in the cache for what is not finished. While its lock is held, `sweep` leaves it alone."""
+    """Create a folder in the cache for a build in progress; `sweep` skips it while its lock is held."""
     with tempfile.TemporaryDirectory(prefix=_BUILD, dir=place, ignore_cleanup_errors=True) as name:
         lock = os.open(os.path.join(name, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -201,7 +200,7 @@ def working_folder(place: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the folders of builds that were killed, and libraries that nobody has loaded for a long time."""
+    """Remove the folders of builds that were killed, and libraries that have not been loaded for a long time."""
     now = time.time()
     for path in list(folder.iterdir()):
         with contextlib.suppress(OSError):
@@ -222,7 +221,7 @@ def _is_locked(file: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # a file system without locks: the age decides
+    except OSError:  # a file system without locks: decide by age
         return False
     finally:
         os.close(handle)
@@ -230,16 +229,16 @@ def _is_locked(file: Path) -> bool:
 
 
 def cached(name: str, files: dict[str, str], parts: Sequence[str], compile_in: Callable[[Path], None]) -> Library:
-    """A shared object out of the cache, or compiled now. Its name says all that it depends on, and its contents.
+    """Return a shared object from the cache, or compile it; its name has digests of its dependencies and contents.
 
     Args:
-        name: of the cell.
+        name: the cell's name.
         files: the sources by name.
-        parts: what the result depends on besides.
-        compile_in: makes ``cell.so`` in a folder that holds the sources; raises BuildError.
+        parts: other dependencies of the result.
+        compile_in: makes ``cell.so`` in a folder that contains the sources; raises BuildError.
 
     Raises:
-        BuildError: it is not there and cannot be built, or the cache is not the user's own.
+        BuildError: it is not cached and cannot be built, or the cache is not private to the user.
     """
     digest = hashlib.sha256("\0".join((*files.values(), *parts)).encode()).hexdigest()[:32]
     folder, prefix = private_folder(), f"{name}_{digest}_"
@@ -251,40 +250,40 @@ def cached(name: str, files: dict[str, str], parts: Sequence[str], compile_in: C
 
 
 def libraries_of(name: str) -> list[Library]:
-    """The verified libraries of a cell, the oldest first.
+    """Return the verified libraries of a cell, the oldest first.
 
     Raises:
-        BuildError: the cache is not the user's own.
+        BuildError: the cache is not private to the user.
     """
     if not name.isidentifier():
         return []
     own = re.compile(re.escape(name) + r"_[0-9a-f]{32}_[0-9a-f]{16}\.so")
     files = [file for file in private_folder().glob(f"{name}_*.so") if own.fullmatch(file.name)]
-    found = []
+    libraries = []
     for file in files:
         with contextlib.suppress(OSError):
             time_of = file.stat().st_mtime
             content = _verified(file)
             if content is not None:
-                found.append((time_of, Library(file, content)))
-    return [library for _, library in sorted(found, key=lambda pair: pair[0])]
+                libraries.append((time_of, Library(file, content)))
+    return [library for _, library in sorted(libraries, key=lambda pair: pair[0])]
 
 
 def _verified(file: Path) -> bytes | None:
-    """The contents of a library, if it is a file of the current user that nobody else may write, and undamaged."""
+    """Return the contents of an intact library file that only the current user can write, else None."""
 
     def opener(path: str, flags: int) -> int:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     try:
         with open(file, "rb", opener=opener) as opened:
-            found = os.fstat(opened.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & _OTHERS:
                 return None
             content = opened.read()
             if not file.name.endswith(f"_{_digest_of(content)}.so"):
                 return None
-            if time.time() - found.st_mtime > _TOUCH:
+            if time.time() - status.st_mtime > _TOUCH:
                 with contextlib.suppress(OSError):
                     os.utime(opened.fileno())
             return content
@@ -308,4 +307,4 @@ def _build(place: Path, prefix: str, files: dict[str, str], compile_in: Callable
             os.replace(_written(folder / target.name, content), target)
             return Library(target, content)
     except OSError as error:
-        raise _no_place(place, error) from None
+        raise _unusable(place, error) from None

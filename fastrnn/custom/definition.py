@@ -1,4 +1,4 @@
-"""A cell out of a few lines of Python: `fastrnn.cell`."""
+"""Definition of a cell by a Python function: `fastrnn.cell`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fastrnn.custom.names import Names
 from fastrnn.custom.trace import CellError, traced
 
 MAX_STATES = 8  # csrc/cpu/args.h
-#: Values of a parameter to begin with: a number for all units, or a function that fills a tensor (H) in place.
+#: Initial values of a parameter: a number for all units, or a function that fills a tensor (H) in place.
 Initial = float | Callable[[Tensor], Any]
-#: Makes a further input of every step: from a tensor of its shape, and whether the network is training.
+#: Computes a further input of every time step, given a tensor of its shape and whether the network is training.
 Source = Callable[[Tensor, bool], Tensor]
 
 
 class Cell:
-    """Recurrent cell made by :func:`fastrnn.cell`. Called, it makes a network; see :class:`fastrnn.custom.Network`.
+    """Recurrent cell made by :func:`fastrnn.cell`; calling it creates a :class:`fastrnn.custom.Network`.
 
     Attributes:
-        name: of the function that it was made from.
-        gates, states, parameters, inputs, matrices: their names, in the order in which they lie in the weights.
-        kernels: the name of its kernels, as the ``cell`` of `fastrnn.functional.sequence`.
+        name: the name of the function that defines it.
+        gates, states, parameters, inputs, matrices: their names, in the order of their rows in the weights.
+        kernels: the name of its kernels, used as ``cell`` of `fastrnn.functional.sequence`.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Cell:
         matrices: Sequence[str] = (),
     ) -> None:
         self.step = step
-        self.name = step.__name__ if step.__name__.isidentifier() else "cell"  # a lambda's is not
+        self.name = step.__name__ if step.__name__.isidentifier() else "cell"  # a lambda's name is not
         self.gates, self.states = _names("gates", gates), _names("states", states)
         self.parameters = _names("parameters", tuple(parameters), empty=True)
         taken = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"} & set(self.parameters)
         if taken:
             raise CellError(
-                f"parameters: expected names that the network's weights do not have, got {', '.join(taken)}"
+                f"parameters: expected names other than those of the network's weights, got {', '.join(taken)}"
             )
         self.inputs = _names("inputs", tuple(inputs), empty=True)
         self.matrices = _names("matrices", matrices, empty=True)
@@ -65,7 +65,7 @@ class Cell:
         found = traced(step, self._columns, self.states, self.parameters, self.matrices)
         every = (*range(len(self._columns) + len(self.matrices)), *found.copies)  # by number: the matrix itself
         if any(len(self.gates) <= every[k] < len(self._columns) for k in found.first + found.second):
-            raise CellError(f"{self.name}: inputs ({', '.join(self.inputs)}) have no recurrent weights")
+            raise CellError(f"{self.name}: inputs ({', '.join(self.inputs)}) have no recurrent weights; use a gate")
         names = (*self._columns, *self.matrices)
         used = {names[every[k]] for k in found.first + found.second}
         if unused := [name for name in self.matrices if name not in used]:
@@ -82,7 +82,7 @@ class Cell:
         return f"{self.name}, generated from Python.\n" + equations(self._compiled)
 
     def _register(self) -> None:
-        """Known to the rest of the library under a name made of what it computes: the same cell twice is one."""
+        """Register the cell and its traits under a name derived from its computation: equal cells share one name."""
         traits = self._compiled.traits()
         spec = CellSpec(
             self.kernels,
@@ -101,29 +101,29 @@ class Cell:
 
     @property
     def _columns(self) -> tuple[str, ...]:
-        """What a row of the kernels' input consists of."""
+        """Names of the blocks of columns in a row of the kernels' input."""
         return self.gates + self.inputs
 
     @property
     def recurrent(self) -> tuple[str, ...]:
-        """The gates (and matrices of none) that have rows in the recurrent weight, in the order of these rows."""
+        """The gates and further matrices that have rows in the recurrent weight, in the order of these rows."""
         return tuple(dict.fromkeys(self.blocks))
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The same as the kernels take them: a matrix that multiplies several vectors is there once for each."""
+        """The same in the kernels' order: a matrix that multiplies several vectors occurs once for each vector."""
         return tuple(self._compiled.matrices[k] for k in self._compiled.recurrent)
 
     @property
     def repeated(self) -> tuple[int, ...] | None:
-        """For each of `blocks` its place in `recurrent`; None if they are the same."""
+        """The index in `recurrent` of each of the `blocks`; None if the two are equal."""
         places = {name: k for k, name in enumerate(self.recurrent)}
-        found = tuple(places[name] for name in self.blocks)
-        return None if len(found) == len(places) else found
+        indices = tuple(places[name] for name in self.blocks)
+        return None if len(indices) == len(places) else indices
 
     @property
     def products(self) -> tuple[tuple[str, ...], ...]:
-        """The `blocks` by the vector that is multiplied: those of h (there may be none), then those of others."""
+        """The `blocks` grouped by the vector that they multiply: h (possibly none) first, then the others."""
         names = self._compiled.matrices
         return tuple(tuple(names[k] for k in group) for group in self._products)
 
@@ -134,8 +134,9 @@ class Cell:
         return (step.first, *others)
 
     def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *more: Any) -> tuple:
-        """The function itself, on tensors: wx (B, G·H), rh (B, ·) the products of h, states (B, H); more: parameters
-        (H), and a function that multiplies another vector with some of the other matrices.
+        """Run the function itself on tensors: wx (B, G·H), rh (B, ·) the products of h, states (B, H).
+
+        ``more`` holds the parameters (H) and a function that multiplies another vector by some of the other matrices.
         """
         G = len(self._columns)
         first, *others = self._products
@@ -150,7 +151,7 @@ class Cell:
                 begin += len(group)
         for matrix, calls in self._compiled.step.calls.items():
             if len(set(calls)) > 1:
-                products[matrix] = _in_turn([products[k] for k in calls])
+                products[matrix] = _by_call([products[k] for k in calls])
 
         def named(kind: str, names: tuple[str, ...], values: Sequence[Any]) -> Names:
             return Names(kind, names, values, CellError)
@@ -163,18 +164,18 @@ class Cell:
         ]
         if self.parameters:
             arguments.append(named("p", self.parameters, more))
-        found = self.step(*arguments)
-        if isinstance(found, dict):
-            found = tuple(found[name] for name in self.states)
-        found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-        like = wx[..., : wx.shape[-1] // G]  # not the old h, which a projection has made narrower
-        return tuple(_of_every_row(f, like) for f, _ in zip(found, states, strict=True))
+        new = self.step(*arguments)
+        if isinstance(new, dict):
+            new = tuple(new[name] for name in self.states)
+        new = tuple(new) if isinstance(new, (tuple, list)) else (new,)
+        like = wx[..., : wx.shape[-1] // G]  # not the old h, which is narrower with a projection
+        return tuple(_for_every_row(f, like) for f, _ in zip(new, states, strict=True))
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> str:
-        """Sees to it that there are kernels; why there are none, or an empty string."""
+        """Ensure that there are kernels; return the problem or an empty string."""
         if device.type == "cuda":
             if self._compiled.step.staged:
-                return "no kernels on cuda for several vectors that are multiplied, or sums over the units"
+                return "no kernels on cuda for products with several vectors or sums over the units"
             if len(self.states) > build_cuda.MAX_STATES:
                 return f"no kernels on cuda for more than {build_cuda.MAX_STATES} states"
             return build_cuda.prepare(self.kernels, self._header, dtype, device)
@@ -195,10 +196,10 @@ class Cell:
         return ""
 
     def build(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
-        """Compile the kernels now, instead of at the first call: for the CPU, or with ``device="cuda"`` for a GPU.
+        """Compile the kernels now instead of at the first call: for the CPU, or with ``device="cuda"`` for a GPU.
 
         Raises:
-            RuntimeError: they cannot be compiled; where a call would warn and take plain torch.
+            RuntimeError: they cannot be compiled; a call would warn and run plain PyTorch instead.
             TypeError: ``dtype`` is not a `torch.dtype`.
         """
         if not isinstance(dtype, torch.dtype):
@@ -210,11 +211,11 @@ class Cell:
             raise RuntimeError(f"{self.name}: {problem}")
 
     def explain(self) -> str:
-        """Return the equations of the step and of its gradient, the saved values, and the cost."""
+        """Return the equations of the step and its gradient, the values saved for backward, and the cost."""
         return f"{self.name}: gates {', '.join(self.gates)}\n{equations(self._compiled)}"
 
     def source(self) -> str:
-        """Return the C++ header that is compiled."""
+        """Return the generated C++ header."""
         return self._header
 
     def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> nn.Module:
@@ -226,7 +227,7 @@ class Cell:
         return f"<fastrnn.cell {self.name}: gates {', '.join(self.gates)}; states {', '.join(self.states)}>"
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # as functions are pickled: by where they are found
+        return self.__qualname__  # pickled by qualified name, like a function
 
     def __deepcopy__(self, memo: Any) -> Cell:
         return self
@@ -234,32 +235,34 @@ class Cell:
     __copy__ = lambda self: self  # noqa: E731
 
 
-def _of_every_row(found: Any, like: Tensor) -> Tensor:
-    """A new state as it is: what the step goes on to compute from it is differentiable at it. A constant or a parameter
-    has to become a state of every row.
+def _for_every_row(value: Any, like: Tensor) -> Tensor:
+    """Return a new state with a value for every batch row.
+
+    A tensor of the full shape is returned as it is, so that values computed from it stay differentiable with respect to
+    it. A constant or a parameter is expanded.
     """
-    if isinstance(found, Tensor) and found.shape == like.shape and found.dtype == like.dtype:
-        return found
-    return torch.as_tensor(found, dtype=like.dtype).expand_as(like)
+    if isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype:
+        return value
+    return torch.as_tensor(value, dtype=like.dtype).expand_as(like)
 
 
 def _of_vector(multiply: Callable, begin: int, count: int) -> list[Callable[[Tensor], Tensor]]:
-    """For each matrix of those from `begin` on, which multiply one vector, what gives its part; computed once."""
-    found: list[tuple[Tensor, ...]] = []
+    """Return for each of ``count`` matrices, which multiply one vector, a function for its product; computed once."""
+    products: list[tuple[Tensor, ...]] = []
 
     def part(k: int) -> Callable[[Tensor], Tensor]:
         def product(vector: Tensor) -> Tensor:
-            if not found:
-                found.append(multiply(vector, begin, count).chunk(count, -1))
-            return found[0][k]
+            if not products:
+                products.append(multiply(vector, begin, count).chunk(count, -1))
+            return products[0][k]
 
         return product
 
     return [part(k) for k in range(count)]
 
 
-def _in_turn(products: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    """Return the product with a matrix that multiplies several vectors, in the order of the step's calls."""
+def _by_call(products: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Return the product with a matrix that multiplies several vectors, one vector per call, in the step's order."""
     order = iter(products)
     return lambda vector: next(order)(vector)
 
@@ -271,7 +274,7 @@ def cell(
     inputs: Mapping[str, Source] | None = None,
     matrices: str | Sequence[str] = (),
 ) -> Callable[[Callable], Cell]:
-    """Make a recurrent cell of a function, with fused kernels for whole sequences, forward and backward.
+    """Make a recurrent cell from a function, with fused kernels for whole sequences, forward and backward.
 
     .. code-block:: python
 
@@ -283,40 +286,40 @@ def cell(
         network = one_state(input_size=32, hidden_size=128, num_layers=2)
         y, h = network(torch.randn(100, 16, 32))
 
-    The function gets, by name, the gates of the input product ``x = W·x_t + b`` and of the recurrent product
-    ``r = R·h + b_r``, the old states ``s``, and if there are parameters ``p``; it returns the new states in order, or
-    as a dict. Every value stands for a tensor (B, H), and mathematics is element-wise: ``+ - * /``, ``abs``, powers,
+    The function receives, by name, the gates of the input product ``x = W·x_t + b`` and of the recurrent product
+    ``r = R·h + b_r``, the old states ``s``, and ``p`` if there are parameters. It returns the new states in order, or
+    as a dict. Every value stands for a tensor (B, H), and operations are element-wise: ``+ - * /``, ``abs``, powers,
     ``%``, and torch's sigmoid, logsigmoid, tanh, relu, exp, log, softplus, sqrt, sin, cos, sign, maximum, minimum,
     clamp, and ``where`` with a comparison. :func:`fastrnn.custom.detach` stops a gradient,
-    :func:`fastrnn.custom.surrogate` takes that of another expression.
+    :func:`fastrnn.custom.surrogate` replaces the gradient of one expression by that of another.
 
-    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v of another vector, or of several in several calls: a GRU that resets
+    ``r.n`` is R_n·h, and ``r.n(v)`` is R_n·v for another vector, or for several in several calls: a GRU that resets
     before the product has ``torch.tanh(x.n + r.n(reset * s.h))``. A gate whose ``r`` is not used has no recurrent
-    weights. What all units of a row have in common is ``v.mean(-1, keepdim=True)``, and so ``sum`` and ``var`` (with
-    ``correction=0``); :func:`fastrnn.custom.layer_norm` is made of them. A step with more than one vector besides h, or
-    with such sums, has stages between which threads wait for one another; it takes longer.
+    weights. A value shared by all units of a row is ``v.mean(-1, keepdim=True)``, and likewise ``sum`` and ``var``
+    (with ``correction=0``); :func:`fastrnn.custom.layer_norm` is built from them. A step with more than one vector
+    besides h, or with such sums, runs in stages between which threads synchronise; it takes longer.
 
-    The function is run at definition, twice, and has to compute the same both times: random numbers come from `inputs`.
-    Its gradient is derived; kernels are compiled at the first call (some seconds) and kept in ``FASTRNN_CACHE``
-    (``~/.cache/fastrnn``): by the C++ compiler, for tensors on a GPU by nvcc. Without a compiler the function itself
-    runs on tensors, step by step, after one warning that says why.
+    The function is run twice at definition and must compute the same both times: random numbers come from `inputs`. Its
+    gradient is derived. Kernels are compiled at the first call (some seconds) and stored in ``FASTRNN_CACHE``
+    (``~/.cache/fastrnn``): by the C++ compiler, or by nvcc for tensors on a GPU. Without a compiler the function itself
+    runs on tensors, step by step, after one warning with the reason.
 
     Args:
         gates: G names; the weights have a block of H rows for each, in this order.
-        states: names of the states, at most 8; the first one is the output and what R is multiplied with.
+        states: names of the states, at most 8; the first is the output and the vector that R multiplies.
         parameters: names of per-unit parameters (H), with their initial value (a number, or a function that fills
             a tensor in place; 0 if only names are given).
-        inputs: further values ``x`` of every step, which no weight is multiplied with: masks of dropout, noise, time
-            steps. By name, a function ``(like, training) -> Tensor`` that is called once a call, layer and direction.
-            ``like`` has the outputs' dtype, device and shape: (T, B, H); of packed input (N, H), N its rows, for T = 1
-            with `step` too. ``training`` is the network's. It returns a tensor of the shape of ``like``; gradients go
-            through it.
-        matrices: names of recurrent matrices (H, H) that belong to no gate: ``r.name(v)``. The network has them behind
-            those of the gates in ``weight_hh``, in the order of `Cell.recurrent`.
+        inputs: further values ``x`` of every time step that no weight multiplies: dropout masks, noise, time intervals.
+            For each name a function ``(like, training) -> Tensor``, called once for each call, layer and direction.
+            ``like`` has the outputs' dtype, device and shape: (T, B, H), or (N, H) with N rows for packed input; T = 1
+            in `step`. ``training`` is that of the network. The result has the shape of ``like``; gradients pass through
+            it.
+        matrices: names of recurrent matrices (H, H) that belong to no gate: ``r.name(v)``. They follow those of the
+            gates in the network's ``weight_hh``, in the order of `Cell.recurrent`.
 
     Raises:
-        fastrnn.CellError: the function does something that kernels cannot, or is not the same when it is run twice;
-            with the line. It is a TypeError.
+        fastrnn.CellError: the function does something that kernels do not support, or differs between the two runs;
+            with the line. A subclass of TypeError.
 
     Example:
         >>> @fastrnn.cell(gates="u")
@@ -337,7 +340,7 @@ def cell(
         return Cell(step, *lists[:2], given, inputs or {}, lists[2])
 
     if callable(gates):
-        raise CellError('gates: expected their names, as in @fastrnn.cell(gates="f u"), got the function itself')
+        raise CellError('gates: expected names, as in @fastrnn.cell(gates="f u"), got the function itself')
     return decorate
 
 
@@ -362,15 +365,15 @@ def _split(what: str, names: str | Sequence[str]) -> Sequence[str]:
 
 
 def _names(what: str, names: str | Sequence[str], empty: bool = False) -> tuple[str, ...]:
-    found = tuple(_split(what, names))
-    if not found and not empty:
+    result = tuple(_split(what, names))
+    if not result and not empty:
         raise CellError(f"{what}: expected at least one name, got none")
-    for name in found:
+    for name in result:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
-            raise CellError(f"{what}: expected names that can stand behind a dot, got {name!r}")
-    if len(set(found)) != len(found):
-        raise CellError(f"{what}: expected different names, got {', '.join(found)}")
-    return found
+            raise CellError(f"{what}: expected names that are valid as attributes, got {name!r}")
+    if len(set(result)) != len(result):
+        raise CellError(f"{what}: expected different names, got {', '.join(result)}")
+    return result
 
 
 def _check_arguments(step: Callable, parameters: bool) -> None:

@@ -1,4 +1,4 @@
-"""The gradient of a step, in reverse mode on its graph, and what of the forward pass has to be kept for it."""
+"""Gradient of a step, in reverse mode on its graph, and the forward values to save for it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from fastrnn.custom.structure import Traced
 
 @dataclass(frozen=True)
 class Gradients:
-    """∂L/∂ each argument of the step, from the leaves ("ds", k), the gradients of the new states, and ("dm", 0), that
-    of the vector which a second product multiplies. `r` and `q`: of the first and the second product.
+    """∂L/∂ each argument of the step, as functions of two kinds of leaves.
+
+    ("ds", k) are the gradients of the new states, ("dm", 0) that of the vector which a second product multiplies. `r`
+    and `q` are the gradients of the first and the second product.
     """
 
     x: tuple[Node, ...]
@@ -28,8 +30,10 @@ class Gradients:
 
 
 def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
-    """Gradients of a step. Those of the second product's result do not depend on ("dm", 0). A step with stages has
-    its products in the graph, and so has its gradient.
+    """Return the gradients of a step.
+
+    Those of the second product's result do not depend on ("dm", 0). A step with stages has its products in the graph,
+    and so has its gradient.
     """
     graph, new = step.graph, step.new
     sums: dict[int, Node] = {}
@@ -47,7 +51,7 @@ def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
     products = {n.leaf[1]: n for n in nodes if n.op == "product"}  # by matrix
     groups = {group.vector.index: (j, group.matrices) for j, group in enumerate(step.groups)}
     for node in reversed(nodes):
-        if node.index in groups:  # all that it was multiplied to is behind us
+        if node.index in groups:  # all uses of its products have been handled
             j, matrices = groups[node.index]
             add(node, graph.transposed(j, tuple(sums.get(products[k].index, graph.constant(0)) for k in matrices)))
         gradient = sums.get(node.index)
@@ -69,49 +73,50 @@ def differentiate(step: Traced, gates: int, parameters: int) -> Gradients:
 
 
 def backward_nodes(nodes: Iterable[Node]) -> set[int]:
-    """Which of `nodes`, given with their arguments first, depend on the gradients of the new states."""
-    found: set[int] = set()
+    """Return the indices of those `nodes` (arguments first) that depend on the gradients of the new states."""
+    dependent: set[int] = set()
     for node in nodes:
-        if node.leaf[0] in ("ds", "dm") or any(a.index in found for a in node.args):
-            found.add(node.index)
-    return found
+        if node.leaf[0] in ("ds", "dm") or any(a.index in dependent for a in node.args):
+            dependent.add(node.index)
+    return dependent
 
 
-def to_keep(step: Traced, gradients: Gradients) -> tuple[Node, ...]:
-    """The fewest values of the forward pass from which, with what there is anyhow (the states before and after the
-    step, the parameters, the vectors of further products, sums over the units), the gradients can be computed: a
-    minimum cut between what is lost, the products, and what is needed.
+def values_to_save(step: Traced, gradients: Gradients) -> tuple[Node, ...]:
+    """Return the fewest forward values from which the gradients can be computed, by a minimum cut.
 
-    Computing something again is taken to be cheaper than memory, whatever it is: a vector's tanh takes as long as
-    reading it from the second cache. Of two ways to keep as few values, that with less to compute again is taken.
+    Always available in backward are the states before and after the step, the parameters, the vectors of further
+    products, and sums over the units. The cut separates the lost values, the products, from the needed ones.
+
+    Recomputing is assumed to be cheaper than memory for every operation: the tanh of a SIMD vector takes as long as
+    reading it from the L2 cache. Among cuts of equal size, the one with the least recomputation is returned.
     """
     nodes = reached(gradients.all())
     backward = backward_nodes(nodes)
     needed = {a.index: a for n in nodes if n.index in backward for a in n.args if a.index not in backward}
     needed |= {n.index: n for n in gradients.all() if n.index not in backward}
-    there = {n.index for n in step.new if n.args}
-    there |= {v.index for v in step.vectors}
-    there |= {n.index for n in reached(step.new) if n.op in REDUCTIONS}
+    available = {n.index for n in step.new if n.args}
+    available |= {v.index for v in step.vectors}
+    available |= {n.index for n in reached(step.new) if n.op in REDUCTIONS}
     flow = _Flow()
-    for node in reached(needed.values(), lambda n: n.index in there or n.op == "product"):
-        free = node.index in there or node.is_constant or node.leaf[0] in ("s", "p")
+    for node in reached(needed.values(), lambda n: n.index in available or n.op == "product"):
+        free = node.index in available or node.is_constant or node.leaf[0] in ("s", "p")
         if free:
-            continue  # nothing has to come through it
-        inside, outside = ("in", node.index), ("out", node.index)
-        flow.add(inside, outside, 1)
+            continue  # known without a path through it
+        into, out_of = ("in", node.index), ("out", node.index)
+        flow.add(into, out_of, 1)
         lost = node.op == "product" or node.leaf[0] in ("x", "r", "q")
         if lost:
-            flow.add("lost", inside, None)
+            flow.add("lost", into, None)
         for a in () if lost else node.args:
-            flow.add(("out", a.index), inside, None)
+            flow.add(("out", a.index), into, None)
         if node.index in needed:
-            flow.add(outside, "needed", None)
+            flow.add(out_of, "needed", None)
     cut = flow.cut("lost", "needed")
     return tuple(n for n in reached(needed.values()) if n.index in cut)
 
 
 class _Flow:
-    """Edmonds and Karp's maximum flow, for the cut nearest to its end. No capacity: None."""
+    """Maximum flow by Edmonds and Karp, for the minimum cut nearest to the sink. Capacity None means unlimited."""
 
     def __init__(self) -> None:
         self.rest: dict[object, dict[object, float]] = {}
@@ -121,24 +126,24 @@ class _Flow:
         self.rest.setdefault(b, {}).setdefault(a, 0)
 
     def _path(self, start: object, end: object) -> list[tuple[object, object]] | None:
-        came: dict[object, object] = {start: start}
-        waiting = deque([start])
-        while waiting:
-            a = waiting.popleft()
+        previous: dict[object, object] = {start: start}
+        queue = deque([start])
+        while queue:
+            a = queue.popleft()
             for b, rest in self.rest.get(a, {}).items():
-                if rest > 0 and b not in came:
-                    came[b] = a
-                    waiting.append(b)
-        if end not in came:
+                if rest > 0 and b not in previous:
+                    previous[b] = a
+                    queue.append(b)
+        if end not in previous:
             return None
         path, b = [], end
         while b != start:
-            path.append((came[b], b))
-            b = came[b]
+            path.append((previous[b], b))
+            b = previous[b]
         return path
 
     def cut(self, start: object, end: object) -> set[int]:
-        """Nodes whose inner edge is cut."""
+        """Return the nodes whose inner edge is cut."""
         while path := self._path(start, end):
             amount = min(self.rest[a][b] for a, b in path)
             for a, b in path:
@@ -150,12 +155,12 @@ class _Flow:
                 if rest > 0:
                     into.setdefault(b, []).append(a)
         reaches = {end}
-        waiting = deque([end])
-        while waiting:
-            for a in into.get(waiting.popleft(), []):
+        queue = deque([end])
+        while queue:
+            for a in into.get(queue.popleft(), []):
                 if a not in reaches:
                     reaches.add(a)
-                    waiting.append(a)
+                    queue.append(a)
         return {
             node[1]
             for node in self.rest
@@ -164,5 +169,5 @@ class _Flow:
 
 
 def renamed(graph: Graph, roots: Iterable[Node], leaves: dict[int, Leaf]) -> tuple[Node, ...]:
-    """`roots` with the nodes of these indices replaced by leaves."""
+    """Return `roots` with leaves in place of the nodes with these indices."""
     return substituted(roots, {index: graph.leaf(*leaf) for index, leaf in leaves.items()})

@@ -1,4 +1,4 @@
-"""Writes a cell as the C++ header that the kernels are compiled from, of the same shape as those in csrc/cells."""
+"""Generation of a cell's C++ header, structured like those in csrc/cells, from which kernels are compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastrnn._ops import SavedTensor, Traits
 from fastrnn.custom import emit_staged
-from fastrnn.custom.differentiate import Gradients, differentiate, renamed, to_keep
+from fastrnn.custom.differentiate import Gradients, differentiate, renamed, values_to_save
 from fastrnn.custom.graph import Leaf, Node, reached
 from fastrnn.custom.operations import OPERATIONS, REDUCTIONS
 from fastrnn.custom.stages import of_rows
@@ -17,34 +17,35 @@ from fastrnn.custom.writer import Writer
 
 @dataclass(frozen=True)
 class Compiled:
-    """A cell's step and gradient, ready to be written down.
+    """Step and gradient of a cell, ready for code generation.
 
     Attributes:
         gates, states, parameters: their names.
         step: the step as a graph.
-        kept: what the forward pass keeps for the backward pass, computed from the step's arguments.
-        gradients: of the step's arguments, computed from the leaves ("kept", k), ("s", k), ("new", k), ("m", k) for
-            what is multiplied besides h, ("kept_mean", k) and ("kept_sum", k), ("p", k), ("ds", k) and ("dm", 0).
-        matrices: names of the recurrent matrices: the gates', and then those that belong to none.
+        saved: the values that the forward pass saves for backward, computed from the step's arguments.
+        gradients: of the step's arguments, computed from the leaves ("saved", k), ("s", k), ("new", k), ("m", k) for
+            vectors multiplied besides h, ("saved_mean", k) and ("saved_sum", k), ("p", k), ("ds", k) and ("dm", 0).
+        matrices: names of the recurrent matrices: those of the gates, then the others.
     """
 
     gates: tuple[str, ...]
     states: tuple[str, ...]
     parameters: tuple[str, ...]
     step: Traced
-    kept: tuple[Node, ...]
+    saved: tuple[Node, ...]
     gradients: Gradients
     matrices: tuple[str, ...]
 
     @property
     def recurrent(self) -> tuple[int, ...]:
-        """The gates that have rows in the recurrent matrix, in the order of these rows."""
+        """The gates with rows in the recurrent matrix, in the order of these rows."""
         return self.step.first + self.step.second
 
     @property
     def split_from(self) -> int:
-        """The first recurrent product whose gradient is not that of the gate at the same place, or is not looked for
-        there.
+        """Index of the first recurrent product whose gradient differs from that of the gate with the same index.
+
+        0 for a step with stages, where this is not analysed.
         """
         if self.step.staged:
             return 0
@@ -56,23 +57,23 @@ class Compiled:
 
     @property
     def reads_hidden(self) -> bool:
-        roots = (*self.step.new, *self.kept, *self.gradients.all())
+        roots = (*self.step.new, *self.saved, *self.gradients.all())
         return self.step.staged or any(n.leaf in (("s", 0), ("new", 0)) for n in reached(roots))
 
     @property
     def totals(self) -> tuple[Node, ...]:
-        """Of what the step has the mean or the sum over the units."""
+        """The values whose mean or sum over the units the step uses."""
         return totals_of(self.step)
 
     def traits(self) -> Traits:
-        """As `_C.cell_traits` gives them once there are kernels."""
+        """Return the traits, equal to those of `_C.cell_traits` once the kernels are loaded."""
         gates, recurrent, second = len(self.gates), len(self.recurrent), len(self.step.second)
         one_product = recurrent == gates and not second and not self.parameters
 
-        def saved(vectors: int) -> tuple[SavedTensor, ...]:
+        def tensors(vectors: int) -> tuple[SavedTensor, ...]:
             return (
-                SavedTensor(gates if self.kept else 0, 0, False),
-                SavedTensor(max(0, len(self.kept) - gates), 0, False),
+                SavedTensor(gates if self.saved else 0, 0, False),
+                SavedTensor(max(0, len(self.saved) - gates), 0, False),
                 SavedTensor(len(self.states) - 1, len(self.totals), True),
                 SavedTensor(vectors, 0, False),
             )
@@ -80,15 +81,15 @@ class Compiled:
         return Traits(
             gates,
             len(self.states),
-            len(self.kept),
+            len(self.saved),
             self.split_from,
             recurrent,
             second,
             len(self.parameters),
             len(self.totals),
             one_product and not self.reads_hidden,
-            saved(len(self.step.vectors)),
-            saved(1),
+            tensors(len(self.step.vectors)),
+            tensors(1),
         )
 
 
@@ -104,12 +105,12 @@ def compiled(
     matrices: Sequence[str] = (),
 ) -> Compiled:
     gradients = differentiate(step, len(gates), len(parameters))
-    kept = to_keep(step, gradients)
+    saved = values_to_save(step, gradients)
     leaves: dict[int, Leaf] = {n.index: ("new", k) for k, n in enumerate(step.new) if n.args}
     leaves |= {v.index: ("m", k) for k, v in enumerate(step.vectors) if v.leaf[0] not in ("s", "p")}
     slots = {n.index: k for k, n in enumerate(totals_of(step))}
-    leaves |= {n.index: (f"kept_{n.op}", slots[n.args[0].index]) for n in reached(step.new) if n.op in REDUCTIONS}
-    leaves |= {n.index: ("kept", k) for k, n in enumerate(kept)}
+    leaves |= {n.index: (f"saved_{n.op}", slots[n.args[0].index]) for n in reached(step.new) if n.op in REDUCTIONS}
+    leaves |= {n.index: ("saved", k) for k, n in enumerate(saved)}
 
     def known(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
         return renamed(step.graph, nodes, leaves)
@@ -117,13 +118,13 @@ def compiled(
     g = gradients
     gradients = Gradients(known(g.x), known(g.r), known(g.q), known(g.s), known(g.p))
     names = (tuple(gates), tuple(states), tuple(parameters))
-    return Compiled(*names, step, kept, gradients, (*gates, *matrices))
+    return Compiled(*names, step, saved, gradients, (*gates, *matrices))
 
 
 def header(cell: Compiled, name: str, comment: str) -> str:
-    """The C++ header of a cell; its arguments are explained in csrc/cells/README.md."""
+    """Return the C++ header of a cell; the arguments of its functions are described in csrc/cells/README.md."""
     step = cell.step
-    G, S, K, Q = len(cell.gates), len(cell.states), len(cell.kept), len(cell.parameters)
+    G, S, K, Q = len(cell.gates), len(cell.states), len(cell.saved), len(cell.parameters)
     R, R2 = len(cell.recurrent), len(step.second)
     body = emit_staged.body(cell) if step.staged else _functions(cell)
     lines = [
@@ -149,20 +150,20 @@ def header(cell: Compiled, name: str, comment: str) -> str:
 
 
 def _headers(cell: Compiled) -> list[str]:
-    """Where the operations of the step and of its gradient are defined."""
-    nodes = reached((*cell.step.new, *cell.step.vectors, *cell.kept, *cell.gradients.all()))
+    """Return the headers that define the operations of the step and its gradient."""
+    nodes = reached((*cell.step.new, *cell.step.vectors, *cell.saved, *cell.gradients.all()))
     found = {OPERATIONS[n.op].header for n in nodes if n.op in OPERATIONS} - {"simd/activations.h"}
     return ["simd/activations.h", *sorted(found), *(["cpu/staged.h"] if cell.step.staged else [])]
 
 
 def _functions(cell: Compiled) -> list[str]:
-    """The functions of a cell without stages."""
+    """Return the functions of a cell without stages."""
     step, gradients = cell.step, cell.gradients
-    G, S, K, Q = len(cell.gates), len(cell.states), len(cell.kept), len(cell.parameters)
+    G, S, K, Q = len(cell.gates), len(cell.states), len(cell.saved), len(cell.parameters)
     R, R2 = len(cell.recurrent), len(step.second)
     place = {gate: k for products in (step.first, step.second) for k, gate in enumerate(products)}
     drh = gradients.r + gradients.q
-    more = Q > 0 or R2 > 0  # what the built-in cells have no use for
+    more = Q > 0 or R2 > 0  # arguments that built-in cells do not have
 
     def arguments(text: str, extended: str = "") -> list[tuple[str, str, int]]:
         sizes = {"wx": G, "rh": R - R2, "rm": R2, "s": S, "p": Q, "m": 1, "s_new": S, "saved": K, "ds_new": S}
@@ -171,12 +172,12 @@ def _functions(cell: Compiled) -> list[str]:
         return [("V" if n[0] == "=" else "const V", n.lstrip("="), max(1, sizes[n.lstrip("=")])) for n in names]
 
     ahead = _reader({"x": "wx", "r": "rh", "q": "rm", "s": "s", "p": "p"}, place)
-    back = _reader({"kept": "saved", "s": "s", "new": "s_new", "m": "m", "p": "p", "ds": "ds_new", "dm": "dm"}, {})
+    back = _reader({"saved": "saved", "s": "s", "new": "s_new", "m": "m", "p": "p", "ds": "ds_new", "dm": "dm"}, {})
     body = _function(
         "forward",
         arguments("wx rh rm s p =s_new =saved", "rm p"),
         ahead,
-        [("s_new", 0, step.new), ("saved", 0, cell.kept)],
+        [("s_new", 0, step.new), ("saved", 0, cell.saved)],
     )
     if step.vector is not None:
         body += _function("inner", arguments("wx rh s p =m"), ahead, [("m", 0, (step.vector,))])
@@ -197,7 +198,7 @@ def _function(
     leaf: Callable[[Leaf], str],
     results: Sequence[tuple[str, int, Sequence[Node]]],
 ) -> list[str]:
-    """A function that sets arrays, each from an index on."""
+    """Return a function that sets arrays, each from a start index."""
     writer = Writer([n for _, _, nodes in results for n in nodes], leaf)
     sets = [f"    {array}[{k}] = {writer.name(n)};" for array, at, nodes in results for k, n in enumerate(nodes, at)]
     return [
@@ -216,7 +217,7 @@ def _list(arguments: Sequence[tuple[str, str, int]]) -> str:
 
 
 def _reader(arrays: Mapping[str, str], place: Mapping[int, int]) -> Callable[[Leaf], str]:
-    """How a leaf is read; products lie at places of their own."""
+    """Return a function that writes the read access to a leaf; products are stored at the given places."""
 
     def read(leaf: Leaf) -> str:
         kind, k = leaf
@@ -226,7 +227,7 @@ def _reader(arrays: Mapping[str, str], place: Mapping[int, int]) -> Callable[[Le
 
 
 def equations(cell: Compiled) -> str:
-    """The step, its gradient and what is kept, one line each, for people."""
+    """Return the step, its gradient and the saved values as text, one line each."""
     names = {
         "x": [f"x.{n}" for n in cell.gates],
         "r": [f"r.{n}" for n in cell.gates],
@@ -237,9 +238,9 @@ def equations(cell: Compiled) -> str:
         "new": [f"{n}'" for n in cell.states],
         "p": [f"p.{n}" for n in cell.parameters],
         "ds": [f"d{n}'" for n in cell.states],
-        "kept": [f"k{k}" for k in range(len(cell.kept))],
-        "kept_mean": [f"mean{k}" for k in range(len(cell.totals))],
-        "kept_sum": [f"sum{k}" for k in range(len(cell.totals))],
+        "saved": [f"k{k}" for k in range(len(cell.saved))],
+        "saved_mean": [f"mean{k}" for k in range(len(cell.totals))],
+        "saved_sum": [f"sum{k}" for k in range(len(cell.totals))],
     }
 
     def block(roots: Sequence[tuple[str, Node]]) -> list[str]:
@@ -265,14 +266,14 @@ def equations(cell: Compiled) -> str:
                 parts = zip(group, node.args, strict=True)
                 return "(" + " + ".join(f"R_{cell.matrices[k]}ᵀ·({text(a)})" for k, a in parts) + ")"
             row = OPERATIONS[node.op]
-            form = row.text or f"{node.op}({', '.join(f'{{{k}}}' for k in range(row.arguments))})"
-            out = form.format(*map(text, node.args))
+            pattern = row.text or f"{node.op}({', '.join(f'{{{k}}}' for k in range(row.arguments))})"
+            out = pattern.format(*map(text, node.args))
             return out if whole or node.op not in ("add", "sub") else f"({out})"
 
         depth: dict[int, int] = {}
         for node in nodes:
             depth[node.index] = 1 + max((depth[a.index] for a in node.args), default=0)
-            named = uses.get(node.index, 0) > 1 or depth[node.index] > 30  # a longer line is not read
+            named = uses.get(node.index, 0) > 1 or depth[node.index] > 30  # longer lines are unreadable
             if node.args and named and node.index not in shown:
                 depth[node.index] = 0
                 label = f"t{node.index}"
@@ -284,7 +285,7 @@ def equations(cell: Compiled) -> str:
 
     step, g = cell.step, cell.gradients
     vector = list(zip(names["m"], step.vectors, strict=True))
-    results = (*vector, *zip(names["new"], step.new, strict=True), *zip(names["kept"], cell.kept, strict=True))
+    results = (*vector, *zip(names["new"], step.new, strict=True), *zip(names["saved"], cell.saved, strict=True))
     out = ["step:", *block(results), "gradient:"]
     pairs = [(f"dx.{name}", node) for name, node in zip(cell.gates, g.x, strict=True)]
     split = cell.split_from
@@ -296,16 +297,16 @@ def equations(cell: Compiled) -> str:
     out += block(pairs)
     if split:
         out.append(f"  dr = dx for {', '.join(cell.gates[:split])}")
-    ahead, back = (_operations(nodes) for nodes in ((*step.new, *cell.kept), g.all()))
+    ahead, back = (_operations(nodes) for nodes in ((*step.new, *cell.saved), g.all()))
     states = "state" if len(cell.states) == 1 else f"{len(cell.states)} states"
-    kept = f", and {', '.join(names['m'])}, which R is multiplied with" if vector else ""
+    saved = f", and {', '.join(names['m'])}, which R is multiplied with" if vector else ""
     sums = f", {len(cell.totals)} sums a step" if cell.totals else ""
-    out.append(f"kept for the gradient: {len(cell.kept)} values a unit and step (k…){sums}{kept}, and the {states}")
+    out.append(f"saved for backward: {len(cell.saved)} values a unit and step (k…){sums}{saved}, and the {states}")
     out.append(f"element-wise operations a unit and step, in multiply-adds: {ahead:.0f} forward, {back:.0f} backward")
     return "\n".join(out)
 
 
 def _operations(roots: Sequence[Node]) -> float:
     nodes = reached(roots)
-    once = of_rows(nodes)  # for a row, not for each of its units
+    once = of_rows(nodes)  # computed once for a row instead of once for each unit
     return sum(OPERATIONS[n.op].cost for n in nodes if n.op in OPERATIONS and n.index not in once)

@@ -1,4 +1,4 @@
-"""Writes a cell whose step has stages as the C++ header that `csrc/cpu/staged.h` runs."""
+"""Generation of the C++ header of a cell whose step has stages, for `csrc/cpu/staged.h`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastrnn.custom.writer import Writer
 if TYPE_CHECKING:
     from fastrnn.custom.emit import Compiled
 
-_BLOCKS = 1000  # more than a product has
+_BLOCKS = 1000  # above the number of blocks of any product
 _COMMON = {"p": "parameter", "mean": "mean", "sum": "total", "temp": "temp"}
 _AHEAD = {"x": "x", "s": "state", **_COMMON}
-_BACK = {"kept": "kept", "s": "old_state", "new": "new_state", "m": "vector", "ds": "state", **_COMMON}
-_BACK |= {"kept_mean": "kept_mean", "kept_sum": "kept_total"}
+_BACK = {"saved": "saved", "s": "old_state", "new": "new_state", "m": "vector", "ds": "state", **_COMMON}
+_BACK |= {"saved_mean": "saved_mean", "saved_sum": "saved_total"}
 
 
 def _state_of(node: Node) -> int | None:
@@ -24,11 +24,11 @@ def _state_of(node: Node) -> int | None:
 
 
 def ahead(cell: Compiled) -> Stages:
-    """The step."""
+    """Divide the step into stages."""
     step = cell.step
     effects = [Effect(f"row.new_state({k}, {{0}});", n) for k, n in enumerate(step.new)]
-    effects += [Effect(f"row.keep({k}, {{0}});", n, last=True) for k, n in enumerate(cell.kept)]
-    effects += [Effect(f"row.keep_vector({k}, {{0}});", n) for k, n in enumerate(step.vectors)]
+    effects += [Effect(f"row.save({k}, {{0}});", n, last=True) for k, n in enumerate(cell.saved)]
+    effects += [Effect(f"row.save_vector({k}, {{0}});", n) for k, n in enumerate(step.vectors)]
     plan = Plan(effects, lambda node: node.op == "product" and _state_of(node.args[0]) is not None)
     products, operands, first = [], 0, 0
     places: dict[int, int] = {}
@@ -45,7 +45,7 @@ def ahead(cell: Compiled) -> Stages:
 
 
 def back(cell: Compiled) -> Stages:
-    """The gradient."""
+    """Divide the gradient into stages."""
     g = cell.gradients
     effects = [Effect(f"row.set_da({k}, {{0}});", n) for k, n in enumerate(g.x)]
     effects += [Effect(f"row.set_drh({k}, {{0}});", n) for k, n in enumerate(g.r + g.q)]
@@ -70,12 +70,12 @@ def _read(leaf: Leaf, names: Mapping[str, str]) -> str:
 
 
 def _array(kind: str, name: str, values: Sequence[str]) -> str:
-    """With one more at the end, as there are no arrays without elements."""
+    """Declare an array with one extra element, because C++ has no empty arrays."""
     return f"    static constexpr {kind} {name}[] = {{{', '.join([*values, kind + '{}'])}}};"
 
 
 def _reciprocals(roots: Sequence[Node]) -> tuple[Node, ...]:
-    """Quotients by what a row has one value of as products with its reciprocal, which is computed once for the row."""
+    """Replace quotients by a per-row value by products with its reciprocal, which is computed once for the row."""
     nodes = reached(roots)
     rows = of_rows(nodes)
     done: dict[int, Node] = {}
@@ -91,7 +91,7 @@ def _reciprocals(roots: Sequence[Node]) -> tuple[Node, ...]:
 
 
 def _divided(roots: Sequence[Node]) -> tuple[tuple[Node, ...], list[Node]]:
-    """`roots` with leaves ("row", k) where something has one value for all units of a row, and these values."""
+    """Return `roots` with leaves ("row", k) for values that all units of a row share, and these values."""
     roots = _reciprocals(roots)
     nodes = reached(roots)
     rows = of_rows(nodes)
@@ -101,8 +101,9 @@ def _divided(roots: Sequence[Node]) -> tuple[tuple[Node, ...], list[Node]]:
 
 
 def _statements(roots: Sequence[Node], names: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What computes `roots`, and what they are called. All is read before anything is written: what is kept lies where
-    the gates were.
+    """Return the statements that compute `roots`, and the names of the results.
+
+    All reads come before any writes, because saved values overwrite the gates.
     """
     writer = Writer(roots, lambda leaf: f"{leaf[0]}{leaf[1]}")
     reads = dict.fromkeys(n.leaf for n in reached(roots) if n.op == "leaf")
@@ -129,10 +130,10 @@ def _struct(name: str, stages: Stages, names: Mapping[str, str]) -> list[str]:
     for effects in stages.effects:
         roots, values = _divided([e.node for e in effects])
         most = max(most, len(values))
-        lines, found = _statements(values, names)
-        of_row.append([*lines, *(f"        {v}.store(values + {k} * V::kLanes);" for k, v in enumerate(found))])
-        lines, found = _statements(roots, {**names, "row": "value"})
-        of_units.append([*lines, *(f"        {e.text.format(v)}" for e, v in zip(effects, found, strict=True))])
+        lines, results = _statements(values, names)
+        of_row.append([*lines, *(f"        {v}.store(values + {k} * V::kLanes);" for k, v in enumerate(results))])
+        lines, results = _statements(roots, {**names, "row": "value"})
+        of_units.append([*lines, *(f"        {e.text.format(v)}" for e, v in zip(effects, results, strict=True))])
     return [
         "",
         f"  struct {name} {{",
@@ -148,7 +149,7 @@ def _struct(name: str, stages: Stages, names: Mapping[str, str]) -> list[str]:
 
 
 def body(cell: Compiled) -> list[str]:
-    """What stands in the cell's struct besides its sizes."""
+    """Return the members of the cell's struct besides its sizes."""
     groups = [group for group in cell.step.groups if _state_of(group.vector) != 0]
     return [
         f"  static constexpr int kVectors = {len(groups)};",

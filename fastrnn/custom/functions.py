@@ -1,4 +1,4 @@
-"""What cells are made of, besides torch's own functions: works on a step's arguments and on tensors."""
+"""Building blocks of cells besides torch's own functions; they accept a step's arguments and tensors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fastrnn.custom.symbols import Symbol
 
 
 def normalize(*vectors: Any, eps: float = 1e-5) -> Any:
-    """Vectors (B, H) shifted and scaled to mean 0 and variance 1 over the units.
+    """Shift and scale vectors (B, H) to mean 0 and variance 1 over the units.
 
-    Mean and variance of several vectors are taken over all of them together.
+    Mean and variance of several vectors are taken over all of them jointly.
 
     Source: layer normalisation, Ba, Kiros and Hinton 2016, without gain and bias.
 
     Args:
-        eps: added to the variance.
+        eps: constant added to the variance.
 
     Returns:
         the vector, or a tuple of the vectors.
@@ -28,17 +28,17 @@ def normalize(*vectors: Any, eps: float = 1e-5) -> Any:
     centred = [v - mean for v in vectors]
     variance = sum((c * c).mean(dim=-1, keepdim=True) for c in centred) / count
     scale = 1.0 / (variance + eps) ** 0.5
-    found = tuple(c * scale for c in centred)
-    return found if count > 1 else found[0]
+    normalized = tuple(c * scale for c in centred)
+    return normalized if count > 1 else normalized[0]
 
 
 def layer_norm(vector: Any, weight: Any, bias: Any = 0.0, eps: float = 1e-5) -> Any:
-    """:func:`normalize` with a gain and a bias, which are parameters of the cell."""
+    """Apply :func:`normalize`, then a gain and a bias, which are parameters of the cell."""
     return normalize(vector, eps=eps) * weight + bias
 
 
 def detach(value: Any) -> Any:
-    """Return the value without a gradient: as `torch.Tensor.detach`, in a cell's step and on tensors.
+    """Return the value without a gradient, like `torch.Tensor.detach`; in a cell's step and on tensors.
 
     Args:
         value: a value of a step, a tensor (B, H), or a number.
@@ -52,16 +52,16 @@ def detach(value: Any) -> Any:
 
 
 def surrogate(value: Any, smooth: Any) -> Any:
-    """The value of one expression with the gradient of another: a straight-through or surrogate gradient.
+    """Return the value of one expression with the gradient of another: a straight-through or surrogate gradient.
 
     Args:
-        value: what is computed, such as a spike, ``torch.where(v > 1, 1.0, 0.0)``; a value of a step, a tensor (B, H),
-            or a number.
-        smooth: what is differentiated in its place, such as ``torch.sigmoid(4 * (v - 1))``; kernels compute it in the
-            backward pass alone.
+        value: the value to return, such as a spike, ``torch.where(v > 1, 1.0, 0.0)``; a value of a step, a tensor (B,
+            H), or a number.
+        smooth: the expression to differentiate in its place, such as ``torch.sigmoid(4 * (v - 1))``; kernels compute it
+            only in the backward pass.
 
     Returns:
-        ``value``; ∂L/∂(returned) goes to ``smooth`` as it is, and nothing to ``value``.
+        ``value``; the gradient ∂L/∂(result) passes to ``smooth`` unchanged, and not to ``value``.
 
     Example:
         >>> v = torch.tensor([0.5, 2.0], requires_grad=True)

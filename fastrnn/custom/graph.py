@@ -1,7 +1,7 @@
-"""The expression graph of a cell's step: nodes that are shared where they are equal, and simplified as they are made.
+"""Expression graph of a cell's step; equal nodes are shared, and nodes are simplified on construction.
 
-A node stands for one number of each row and hidden unit. What may be computed with nodes is the table of `operations`,
-and products with matrices: op ``"product"`` of `leaf` ("w", matrix), and in gradients ``"transposed"``.
+A node stands for one number for each batch row and hidden unit. Nodes are combined by the operations in the table of
+`operations`, and by products with matrices: op ``"product"`` of `leaf` ("w", matrix), in gradients ``"transposed"``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Leaf = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation's result; of op ``"leaf"`` an argument of the step (`leaf`), of ``"constant"`` a number."""
+    """Result of an operation; for op ``"leaf"`` an argument of the step (`leaf`), for ``"constant"`` a number."""
 
     graph: Graph
     op: str
     args: tuple[Node, ...] = ()
     value: float = 0.0
     leaf: Leaf = ("", 0)
-    index: int = 0  # in the order of making: an argument's is lower
+    index: int = 0  # in order of construction; arguments have lower indices
 
     def _with(self, op: str, other: Node | float, swap: bool = False) -> Node:
         other = other if isinstance(other, Node) else self.graph.constant(other)
@@ -63,12 +63,12 @@ class Node:
 
 @dataclass
 class Graph:
-    """Makes nodes, each once."""
+    """Factory of nodes that creates each distinct node once."""
 
     _known: dict[tuple, Node] = field(default_factory=dict)
 
     def _node(self, op: str, args: tuple[Node, ...] = (), value: float = 0.0, leaf: Leaf = ("", 0)) -> Node:
-        # repr tells -0.0 from 0.0, and is the same for every NaN
+        # repr distinguishes -0.0 from 0.0, and is equal for all NaNs
         key = (op, tuple(a.index for a in args), repr(value), leaf)
         if key not in self._known:
             self._known[key] = Node(self, op, args, value, leaf, len(self._known))
@@ -81,17 +81,17 @@ class Graph:
         return self._node("leaf", leaf=(kind, index))
 
     def product(self, matrix: int, vector: Node) -> Node:
-        """R_k·vector, with the matrix of that number."""
+        """Return R_k·vector, with matrix number k."""
         return self._node("product", (vector,), leaf=("w", matrix))
 
     def transposed(self, group: int, gradients: tuple[Node, ...]) -> Node:
-        """Σ R_kᵀ·gradient over the matrices that multiply vector `group`; of nothing but zeros, a zero."""
+        """Return Σ R_kᵀ·gradient over the matrices that multiply vector `group`; zero if all gradients are zero."""
         if all(g.is_constant and g.value == 0 for g in gradients):
             return self.constant(0)
         return self._node("transposed", gradients, leaf=("w", group))
 
     def again(self, node: Node, args: tuple[Node, ...]) -> Node:
-        """The same operation on other arguments."""
+        """Return the same operation on other arguments."""
         if node.op == "product":
             return self.product(node.leaf[1], *args)
         if node.op == "transposed":
@@ -112,7 +112,7 @@ class Graph:
         return self._node(op, args)
 
     def _simplified(self, op: str, args: tuple[Node, ...]) -> Node | None:
-        """What is known without computing; 0·x counts as 0, as a gradient that is not there must not become NaN."""
+        """Return an equivalent simpler node or None; 0·x is 0, so that a zero gradient cannot become NaN."""
         a, b = args[0], args[-1]
         zero_a, zero_b = (n.is_constant and n.value == 0 for n in (a, b))
         one_a, one_b = (n.is_constant and n.value == 1 for n in (a, b))
@@ -142,20 +142,20 @@ class Graph:
 
 
 def reached(roots: Iterable[Node], stop: Callable[[Node], bool] = lambda node: False) -> list[Node]:
-    """All nodes that `roots` are computed from, arguments first; those behind a node that `stop`s are left out."""
-    found: dict[int, Node] = {}
-    waiting = list(roots)
-    while waiting:
-        node = waiting.pop()
-        if node.index not in found:
-            found[node.index] = node
+    """Return all nodes that `roots` depend on, arguments first, without the arguments of nodes where `stop` is true."""
+    nodes: dict[int, Node] = {}
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node.index not in nodes:
+            nodes[node.index] = node
             if not stop(node):
-                waiting += node.args
-    return [found[k] for k in sorted(found)]
+                stack += node.args
+    return [nodes[k] for k in sorted(nodes)]
 
 
 def substituted(roots: Iterable[Node], others: Mapping[int, Node]) -> tuple[Node, ...]:
-    """`roots` with other nodes in place of those of these indices."""
+    """Return `roots` with the nodes of the given indices replaced."""
     roots = tuple(roots)
     done: dict[int, Node] = {}
     for node in reached(roots, lambda n: n.index in others):  # arguments first

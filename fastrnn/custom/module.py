@@ -1,4 +1,4 @@
-"""A cell of one's own as a network: layers, directions, packed input, streams."""
+"""Network of a custom cell: layers, directions, packed input, streams."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from fastrnn._call_checks import check_devices
 from fastrnn.custom.definition import Cell
 from fastrnn.functional import LayerWeights, sequence
 from fastrnn.modules import _checks, _initial
-from fastrnn.modules._layers import Found
+from fastrnn.modules._layers import LayerResult
 from fastrnn.modules._options import Options
-from fastrnn.modules._recurrent import Given, Recurrent
+from fastrnn.modules._recurrent import CallArguments, Recurrent
 
 
 class Network(Recurrent, nn.Module):
-    """A recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and the calls of `torch.nn.GRU`.
+    """Recurrent network of a cell made by :func:`fastrnn.cell`, with the arguments and calls of `torch.nn.GRU`.
 
-    Made by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+    Created by calling the cell: ``one_state(input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
     dropout=0.0, bidirectional=False, heads=1, device=None, dtype=None, learn_initial_state=False)``.
 
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (G·H, I; D·H
     from the second layer on) and ``bias_ih_l{k}`` (G·H), gates in the cell's order; ``weight_hh_l{k}`` (R·H, H) and
-    ``bias_hh_l{k}`` (R·H), of the R gates that have a recurrent product (``cell.recurrent``); and for each parameter of
-    the cell ``{name}_l{k}`` (H). With ``heads`` units see only those of their head: each recurrent matrix is
-    block-diagonal, and ``weight_hh_l{k}`` (R·H, H/heads) has the blocks below one another. Weights begin as torch.nn's
-    do, uniform within ±1/√H, parameters as the cell says. With ``learn_initial_state`` the states that a call without
-    ``hx`` starts from are parameters too: ``initial_{state}_l{k}`` (H), zeros at first.
+    ``bias_hh_l{k}`` (R·H), for the R gates with a recurrent product (``cell.recurrent``); and ``{name}_l{k}`` (H) for
+    each parameter of the cell. With ``heads``, units are connected only within their head: each recurrent matrix is
+    block-diagonal, and ``weight_hh_l{k}`` (R·H, H/heads) stacks the blocks. Weights are initialised like torch.nn's,
+    uniform within ±1/√H, parameters as defined by the cell. With ``learn_initial_state`` the initial states of calls
+    without ``hx`` are parameters too: ``initial_{state}_l{k}`` (H), initially zero.
 
-    Calls, their keywords and `step` are those of `fastrnn.LSTM`; errors are of the types of torch.nn's.
+    Calls, their keywords and `step` are those of `fastrnn.LSTM`; errors have the types of torch.nn's.
 
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
@@ -70,7 +70,7 @@ class Network(Recurrent, nn.Module):
             if size <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {size}")
             if size >= 1 << 31:
-                raise ValueError(f"{name}: expected less than {1 << 31}, got a number of {size.bit_length()} bits")
+                raise ValueError(f"{name}: expected less than {1 << 31}, got an integer of {size.bit_length()} bits")
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TypeError(f"dtype: expected a torch.dtype, such as torch.float64, got {dtype!r}")
         if hidden_size % heads:
@@ -96,7 +96,7 @@ class Network(Recurrent, nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the weights as torch.nn's networks do, and the parameters as the cell says."""
+        """Initialise the weights as torch.nn's networks do, and the parameters as defined by the cell."""
         bound = 1 / math.sqrt(self.hidden_size // self.heads)
         with torch.no_grad():
             for suffix in _initial.suffixes(self):
@@ -127,20 +127,20 @@ class Network(Recurrent, nn.Module):
         return (self.hidden_size,) * len(self.cell.states)
 
     def _weights(self) -> list[Any]:
-        found = []
+        weights = []
         for suffix in _initial.suffixes(self):
             w_hh = self._blocks("weight_hh" + suffix)
             if self.cell.parameters:
                 seen = self.hidden_size // self.heads  # a parameter has as many rows as there are heads
                 more = [getattr(self, name + suffix).view(-1, seen) for name in self.cell.parameters]
                 w_hh = torch.cat([w_hh, *more])
-            found += [getattr(self, "weight_ih" + suffix), w_hh]
+            weights += [getattr(self, "weight_ih" + suffix), w_hh]
             if self.bias:
-                found += [getattr(self, "bias_ih" + suffix), self._blocks("bias_hh" + suffix)]
-        return found
+                weights += [getattr(self, "bias_ih" + suffix), self._blocks("bias_hh" + suffix)]
+        return weights
 
     def _blocks(self, name: str) -> Tensor:
-        """A weight of the recurrent products as the kernels take it: each matrix once for each of its vectors."""
+        """Return a recurrent weight or bias in the kernels' layout: each matrix once for each of its vectors."""
         weight: Tensor = getattr(self, name)
         if self.cell.repeated is None:
             return weight
@@ -162,11 +162,11 @@ class Network(Recurrent, nn.Module):
         states = tuple([s.index_select(1, permutation) for s in self._as_states(hx)])
         return states if len(states) > 1 else states[0]
 
-    def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
-        x, states, form = given.x, given.states, given.form
+    def _delegate(self, given: CallArguments, options: Options) -> tuple[Any, Options]:
+        x, states, layout = given.x, given.states, given.layout
         if not isinstance(x, Tensor):
             raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(x).__name__}")
-        dims = (2, 3) if form.batch_sizes is None else (2,)
+        dims = (2, 3) if layout.batch_sizes is None else (2,)
         if x.dim() not in dims:
             wanted = " or ".join(f"{n}D" for n in dims)
             raise ValueError(f"{self.cell.name}: Expected input to be {wanted}, got {x.dim()}D instead")
@@ -174,14 +174,14 @@ class Network(Recurrent, nn.Module):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
-        steps = x.shape[1] if form.batch_first and x.dim() == 3 else x.shape[0]
+        steps = x.shape[1] if layout.batch_first and x.dim() == 3 else x.shape[0]
         if not here.is_tracing() and steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         rows: tuple[Any, ...] = ()
-        if states is not None and form.batch_sizes is not None:
-            rows = (_checks.packed_rows(form.batch_sizes, states[0]),)
+        if states is not None and layout.batch_sizes is not None:
+            rows = (_checks.packed_rows(layout.batch_sizes, states[0]),)
         elif x.dim() == 3:
-            rows = (x.shape[0] if form.batch_first else x.shape[1],)
+            rows = (x.shape[0] if layout.batch_first else x.shape[1],)
         expected = (self.num_layers * (2 if self.bidirectional else 1), *rows, self.hidden_size)
         for name, state in zip(self.cell.states, states or (), strict=False):
             if not _checks.has_shape(state, expected):
@@ -189,16 +189,16 @@ class Network(Recurrent, nn.Module):
         return None, options
 
     @property
-    def _layer(self) -> Callable[..., Found]:
+    def _layer(self) -> Callable[..., LayerResult]:
         if self.cell.inputs:
             return self._layer_with_inputs
         return self._layer_of_units
 
     def _layer_with_inputs(
         self, cell: str, x: Tensor, weights: LayerWeights, states: Any, *, lengths: Tensor | None, **options: Any
-    ) -> Found:
-        """One layer where the kernels' input is more than the product with W."""
-        if lengths is not None:  # what is behind them may be NaN, and must not meet a zero gradient
+    ) -> LayerResult:
+        """Run one layer whose kernels have further inputs besides the product with W."""
+        if lengths is not None:  # padding may be NaN, which must not be multiplied by a zero gradient
             live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < lengths.to(x.device)
             x = torch.where(live.unsqueeze(-1), x, x.new_zeros(()))
         check_devices(x, {"weight_ih": weights.w_ih, "bias_ih": weights.b_ih})
@@ -208,17 +208,17 @@ class Network(Recurrent, nn.Module):
         return self._layer_of_units(cell, torch.cat(columns, -1), given, states, lengths=lengths, **options)
 
     @property
-    def _layer_of_units(self) -> Callable[..., Found]:
+    def _layer_of_units(self) -> Callable[..., LayerResult]:
         return sequence if self.heads == 1 else self._layer_of_heads
 
-    def _layer_of_heads(self, cell: str, x: Tensor, weights: LayerWeights, states: Any, **options: Any) -> Found:
-        """One layer whose heads do not see each other: each is a layer of its own units."""
+    def _layer_of_heads(self, cell: str, x: Tensor, weights: LayerWeights, states: Any, **options: Any) -> LayerResult:
+        """Run one layer with several heads, each as a separate layer of its own units."""
         heads, initial = self.heads, options.pop("initial", None)
         if options.get("penalty") is not None:
             raise ValueError("penalty: expected a network with one head")
 
         def of_heads(rows: Tensor) -> Tensor:
-            """(K·H, ·), a block of H rows for each of K names, as (heads, K·H/heads, ·)."""
+            """Reshape (K·H, ·), one block of H rows for each of K names, to (heads, K·H/heads, ·)."""
             blocks = rows.unflatten(0, (-1, heads, self.hidden_size // heads))
             return blocks.transpose(0, 1).flatten(1, 2)
 
@@ -230,21 +230,21 @@ class Network(Recurrent, nn.Module):
         inputs = (x,) * heads
         if weights.w_ih is None:  # already the gates
             inputs = x.unflatten(-1, (-1, heads, self.hidden_size // heads)).transpose(-2, -3).flatten(-2).unbind(-2)
-        found = []
+        results = []
         for k in range(heads):
             w_ih, b_ih, b_hh = (None if part is None else part[k] for part in parts)
             mine = None if states is None else tuple(s.chunk(heads, -1)[k] for s in states)
             if initial is not None:
                 options["initial"] = tuple(s.chunk(heads, -1)[k] for s in initial)
-            found.append(sequence(cell, inputs[k], LayerWeights(w_ih, w_hh[k], b_ih, b_hh), mine, **options))
-        ends = zip(*(last for _, last in found), strict=True)
-        return torch.cat([y for y, _ in found], -1), tuple(torch.cat(states, -1) for states in ends)
+            results.append(sequence(cell, inputs[k], LayerWeights(w_ih, w_hh[k], b_ih, b_hh), mine, **options))
+        ends = zip(*(last for _, last in results), strict=True)
+        return torch.cat([y for y, _ in results], -1), tuple(torch.cat(states, -1) for states in ends)
 
     def _input(self, name: str, like: Tensor) -> Tensor:
-        found = self.cell.sources[name](like.detach(), self.training)
-        if found.shape != like.shape:
-            raise RuntimeError(f"{name}: expected an input of shape {tuple(like.shape)}, got {tuple(found.shape)}")
-        return found.to(like.dtype)
+        value = self.cell.sources[name](like.detach(), self.training)
+        if value.shape != like.shape:
+            raise RuntimeError(f"{name}: expected an input of shape {tuple(like.shape)}, got {tuple(value.shape)}")
+        return value.to(like.dtype)
 
     def extra_repr(self) -> str:
         text = f"{self.cell.name}, {self.input_size}, {self.hidden_size}"

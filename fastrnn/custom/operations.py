@@ -1,8 +1,8 @@
-"""What a cell's step may compute: one row for each operation.
+"""Table of the operations that a cell's step may use, one row each.
 
-A row says how many arguments the operation has, what it is on numbers, how the kernels write it, its gradient, and
-which torch functions and methods mean it. A gradient gets the operation's result, its arguments and the gradient of the
-result, and gives that of each argument; None where none flows.
+A row holds the number of arguments, the operation on numbers, its code in the kernels, its gradient, and the torch
+functions and methods that map to it. A gradient function receives the operation's result, its arguments and the
+gradient of the result, and returns that of each argument, None if it is always zero.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Operation:
     cpp: str  # {0}, {1}, …: the arguments
     gradient: Gradient
     torch: tuple[Any, ...] = ()
-    text: str = ""  # for people; the name of the operation with its arguments if empty
+    text: str = ""  # for display; empty: the operation's name with its arguments
     cost: float = 1.0  # in multiply-adds
-    header: str = "simd/activations.h"  # where `cpp` comes from
+    header: str = "simd/activations.h"  # declares the functions in `cpp`
 
 
 def _choose(less: str) -> Gradient:
@@ -43,7 +43,7 @@ def _choose(less: str) -> Gradient:
 
 
 def _larger(sign: int) -> Gradient:
-    """Of the larger (smaller) of two; between equal ones it is shared, as torch does."""
+    """Gradient of the larger (smaller) of two values; shared equally between equal ones, as in torch."""
 
     def gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[Node | None, ...]:
         make, zero, half = y.graph.make, y.graph.constant(0), g * 0.5
@@ -75,18 +75,18 @@ def _cosine_gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[Node, ..
 
 
 def _remainder_gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[Node, ...]:
-    """a - b·n for n = floor(a / b), whose own gradient is zero. The remainder is infinite where b is and n is -1."""
+    """Differentiate a - b·n, n = floor(a / b), whose own gradient is zero. It is infinite for infinite b and n = -1."""
     (a, b), make = args, y.graph.make
     floor = make("where_at_most", y.graph.constant(math.inf), make("abs", y), y.graph.constant(-1), (a - y) / b)
     return g, -(g * floor)
 
 
 def _no_gradient(y: Node, args: tuple[Node, ...], g: Node) -> tuple[None, ...]:
-    raise NotImplementedError  # of what only stands in gradients
+    raise NotImplementedError  # operations that occur only in gradients
 
 
 def _no_sum(x: float) -> float:
-    raise ValueError("the sum of a constant over the units: their number is not known here")
+    raise ValueError("sum: expected a value that depends on the step's arguments, got a constant")
 
 
 def _remainder(a: float, b: float) -> float:
@@ -149,7 +149,7 @@ OPERATIONS: dict[str, Operation] = {
         60,
         "simd/periodic.h",
     ),
-    # The value of the first, the gradient of the second, or of nothing.
+    # Value of the first argument, gradient of the second, or none.
     "surrogate": Operation(2, lambda a, b: a, "{0}", lambda y, a, g: (None, g), (), "{0} (gradient of {1})", 0),
     "detach": Operation(1, lambda a: a, "{0}", lambda y, a, g: (None,), (torch.detach, "detach"), "", 0),
     "abs": Operation(1, abs, "abs({0})", _absolute_gradient, (torch.abs, torch.absolute, "abs"), "|{0}|"),
@@ -172,13 +172,13 @@ OPERATIONS: dict[str, Operation] = {
         (),
         "({2} where {0} ≤ {1}, else {3})",
     ),
-    # Of all units of a row, one number for each of them. The gradient of each part is the mean (sum) of all gradients.
+    # Reductions over the units of a row, with one value per row. The gradient of each term is the mean (sum) of all.
     "mean": Operation(1, lambda a: a, "", lambda y, a, g: (y.graph.make("mean", g),), (), "mean({0})", 2),
     "sum": Operation(1, _no_sum, "", lambda y, a, g: (y.graph.make("sum", g),), (), "sum({0})", 2),
-    # Only in gradients: of σ and tanh, from their results.
+    # Only in gradients: derivatives of σ and tanh in terms of their results.
     "sigmoid_slope": Operation(1, lambda y: y * (1 - y), "sigmoid_slope({0})", _no_gradient, (), "{0}·(1 - {0})", 2),
     "tanh_slope": Operation(1, lambda y: 1 - y * y, "tanh_slope({0})", _no_gradient, (), "(1 - {0}²)"),
 }
-#: What needs all units of a row.
+#: Operations that read all units of a row.
 REDUCTIONS = frozenset(("mean", "sum"))
 COMMUTATIVE = frozenset(("add", "mul"))

@@ -1,4 +1,4 @@
-"""Tells whether a step computes the same each time it is run, as kernels would repeat what one run drew or counted."""
+"""Check that a step computes the same each time it is run; kernels would repeat the numbers drawn in one run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fastrnn.custom.graph import Node
 
 
 def same_twice(run: Callable[[], tuple[Node, ...]]) -> tuple[Node, ...] | None:
-    """The nodes that `run` gives; None if a second run gives others or if it draws random numbers of torch or Python.
+    """Return the nodes from `run`, or None if a second run differs or draws random numbers of torch or Python.
 
-    Equal nodes of a graph are one, so that others are other numbers or operations. The second run goes on with the
-    random numbers where the first one stopped. Those that were drawn are put back.
+    Equal nodes of a graph are the same object, so different results mean different numbers or operations. The second
+    run continues with the generators' state after the first. Their initial state is restored.
     """
     torch_states, states = [torch.get_rng_state()], [random.getstate()]
-    found = []
+    results = []
     for _ in range(2):
-        found.append(run())
+        results.append(run())
         torch_states.append(torch.get_rng_state())
         states.append(random.getstate())
-    # In one of the runs another thread may have drawn.
+    # Another thread may have drawn numbers during one of the runs.
     a, b, c = (state.numpy().tobytes() for state in torch_states)
     draws = a != b and b != c
     if draws:
@@ -30,4 +30,4 @@ def same_twice(run: Callable[[], tuple[Node, ...]]) -> tuple[Node, ...] | None:
     if states[0] != states[1] and states[1] != states[2]:
         draws = True
         random.setstate(states[0])
-    return None if draws or found[0] != found[1] else found[0]
+    return None if draws or results[0] != results[1] else results[0]

@@ -1,4 +1,4 @@
-"""Place of an error in the source of a cell's step."""
+"""Location of an error in the source of a cell's step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
 
-#: Columns of a line that a message shows.
+#: Number of columns of a source line shown in a message.
 WIDTH = 100
 
 
 def place(step: Callable, error: BaseException | None = None) -> str:
-    """File, line and text of the place in `step`, or in what it calls in its file: now, or where `error` came from."""
+    """Return file, line and text of the current place in `step` or its callees in the same file, or that of `error`."""
     code = inspect.unwrap(step).__code__
     frames: list[tuple[FrameType, int, int]] = []  # the innermost first: frame, line, instruction
     frame: FrameType | None = sys._getframe()
@@ -25,14 +25,14 @@ def place(step: Callable, error: BaseException | None = None) -> str:
     while trail is not None:
         frames.insert(0, (trail.tb_frame, trail.tb_lineno, trail.tb_lasti))
         trail = trail.tb_next
-    file, inside = code.co_filename, any(f.f_code is code for f, _, _ in frames)
-    mine = [(f.f_code, line, at) for f, line, at in frames if inside and f.f_code.co_filename == file]
+    file, in_step = code.co_filename, any(f.f_code is code for f, _, _ in frames)
+    mine = [(f.f_code, line, at) for f, line, at in frames if in_step and f.f_code.co_filename == file]
     line, column = _position(*mine[0]) if mine else (code.co_firstlineno, 0)
     return f"{file}:{line}: `{excerpt(linecache.getline(file, line), column)}`"
 
 
 def _position(code: CodeType, line: int, instruction: int) -> tuple[int, int]:
-    """The line and the column of an instruction; column 0 where Python (3.10) does not know it."""
+    """Return line and column of an instruction; column 0 if unknown, as in Python 3.10."""
     if not hasattr(code, "co_positions"):
         return line, 0
     begin, _, column, _ = next(itertools.islice(code.co_positions(), instruction // 2, None), (None,) * 4)
@@ -40,7 +40,7 @@ def _position(code: CodeType, line: int, instruction: int) -> tuple[int, int]:
 
 
 def excerpt(text: str, column: int = 0) -> str:
-    """A source line without its indentation; of a long one the part around a column."""
+    """Return a source line without its indentation; for a long line the part around a column."""
     stripped = text.strip()
     column -= len(text) - len(text.lstrip())
     if len(stripped) <= WIDTH:

@@ -1,4 +1,4 @@
-"""torch's functions that are more than one operation of a cell's step, or have arguments of their own."""
+"""torch functions that map to several operations of a cell's step, or that have other arguments."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
 def _where(trace: Trace, condition: Any, yes: Any, no: Any) -> Symbol:
     if not isinstance(condition, Condition):
-        raise trace.error("torch.where: expected a comparison (a < b) of traced values as its condition")
+        got = type(condition).__name__
+        raise trace.error(f"torch.where: expected a comparison (a < b) of traced values as its condition, got {got}")
     nodes = (condition.left, condition.right, trace.node(yes), trace.node(no))
     return Symbol(trace, trace.graph.make(condition.less, *nodes))
 
 
 def _clamp(trace: Trace, x: Any, min: Any = None, max: Any = None) -> Symbol:  # torch's names
-    """Not a maximum of a minimum: at its limits torch's gradient passes in full."""
-    node = inside = trace.node(x)
+    """Clamp by comparisons: torch passes the full gradient at the limits, which maximum and minimum would halve."""
+    node = clamped = trace.node(x)
     for limit, less, low in ((min, "where_less", True), (max, "where_less", False)):
         if limit is not None:
-            bound = trace.node(limit)
-            pair = (inside, bound) if low else (bound, inside)
-            inside = node.graph.make(less, *pair, bound, inside)
-    return Symbol(trace, inside)
+            end = trace.node(limit)
+            pair = (clamped, end) if low else (end, clamped)
+            clamped = node.graph.make(less, *pair, end, clamped)
+    return Symbol(trace, clamped)
 
 
 def _power(trace: Trace, x: Any, exponent: Any) -> Symbol:
@@ -61,7 +62,7 @@ def _sign(trace: Trace, x: Any) -> Symbol:
 
 def _softplus(trace: Trace, x: Any, beta: Any = 1, threshold: Any = 20) -> Symbol:
     if (beta, threshold) != (1, 20):
-        raise trace.error("softplus: expected it without beta and threshold")
+        raise trace.error(f"softplus: expected the default beta and threshold, got {beta!r} and {threshold!r}")
     return trace.operation("softplus", (x,))
 
 
@@ -71,7 +72,7 @@ def _logsigmoid(trace: Trace, x: Any) -> Symbol:
 
 def _relu(trace: Trace, x: Any, inplace: bool = False) -> Symbol:
     if inplace:
-        raise trace.error("relu: a value cannot be changed in place")
+        raise trace.error("relu: expected inplace=False, got True")
     return trace.operation("relu", (x,))
 
 
@@ -79,7 +80,7 @@ def _variance(
     trace: Trace, x: Any, dim: Any = None, unbiased: Any = None, *, correction: Any = None, keepdim: bool = False
 ) -> Symbol:
     if unbiased is not False and correction != 0:
-        raise trace.error("var: expected it over the units as they are, var(dim=-1, correction=0, keepdim=True)")
+        raise trace.error("var: expected var(dim=-1, correction=0, keepdim=True), over the units")
     mean = trace.of_units("mean", x, dim, keepdim)
     return trace.of_units("mean", _power(trace, x - mean, 2), -1, True)
 

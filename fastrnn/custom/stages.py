@@ -1,5 +1,6 @@
-"""Divides a step, or its gradient, into stages: between them threads have to meet, since a product or a sum over the
-units reads what all of them computed. `csrc/cpu/staged.h` runs the result.
+"""Division of a step, or its gradient, into stages, for `csrc/cpu/staged.h`.
+
+Threads synchronise between stages, because a product or a sum over the units reads the values of all units.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ from dataclasses import dataclass
 from fastrnn.custom.graph import Leaf, Node, reached, substituted
 from fastrnn.custom.operations import OPERATIONS, REDUCTIONS
 
-#: What later stages compute again instead of reading it from memory: multiply-adds.
-_AGAIN = 1.0
+#: Largest cost, in multiply-adds, of a value that later stages recompute instead of reading it from memory.
+_RECOMPUTED = 1.0
 _PRODUCTS = ("product", "transposed")
-#: Leaves that are sums over the units, now or kept from the forward pass.
-SUMS = ("mean", "sum", "kept_mean", "kept_sum")
+#: Leaves that are sums over the units, computed in this pass or saved by the forward pass.
+SUMS = ("mean", "sum", "saved_mean", "saved_sum")
 
 
 def of_rows(nodes: Iterable[Node]) -> set[int]:
-    """Indices of the nodes that have one value for all units of a row; `nodes` with arguments first."""
-    found: set[int] = set()
+    """Return the indices of the nodes with one value for all units of a row; `nodes` with arguments first."""
+    shared: set[int] = set()
     for node in nodes:
-        if node.op in REDUCTIONS or (node.leaf[0] in SUMS if node.op == "leaf" else _among(node, found)):
-            found.add(node.index)
-    return found
+        if node.op in REDUCTIONS or (node.leaf[0] in SUMS if node.op == "leaf" else _is_shared(node, shared)):
+            shared.add(node.index)
+    return shared
 
 
-def _among(node: Node, found: set[int]) -> bool:
-    return node.op not in _PRODUCTS and all(a.index in found for a in node.args)
+def _is_shared(node: Node, shared: set[int]) -> bool:
+    return node.op not in _PRODUCTS and all(a.index in shared for a in node.args)
 
 
 @dataclass(frozen=True)
 class Product:
-    """Of one vector with some matrices, one below the other."""
+    """Product of one vector with several stacked matrices."""
 
     stage: int
     blocks: int
-    first: int  # of the matrices, as they lie in w_hh
-    operand: int  # number of what is multiplied; ~s for state s
+    first: int  # index of the first matrix in w_hh
+    operand: int  # index of the operand; ~s for state s
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Something that is written: `text` with the value in place of {0}."""
+    """A value to write: `text` is the statement, with the value in place of {0}."""
 
     text: str
     node: Node
@@ -54,10 +55,10 @@ class Stages:
     """A step or a gradient in stages.
 
     Attributes:
-        effects: of each stage what it writes, computed from leaves alone.
-        temps, operands: how many there are.
-        products: what the products are.
-        totals: of each sum over the units the stage that begins with it.
+        effects: the values that each stage writes, computed from leaves only.
+        temps, operands: their number.
+        products: the products.
+        totals: for each sum over the units, the stage that starts with it.
     """
 
     effects: tuple[tuple[Effect, ...], ...]
@@ -68,11 +69,11 @@ class Stages:
 
 
 class Plan:
-    """Which stage computes what.
+    """Assignment of computations to stages.
 
     Args:
-        effects: what is to be written.
-        at_once: whether a product's result is there before the first stage: that of a state.
+        effects: the values to write.
+        at_once: predicate for products whose result is available before the first stage: those of a state.
     """
 
     def __init__(self, effects: Iterable[Effect], at_once: Callable[[Node], bool] = lambda node: False) -> None:
@@ -90,11 +91,11 @@ class Plan:
         return latest + 1 if between and not self.at_once(node) else latest
 
     def add(self, effects: Iterable[Effect]) -> None:
-        """Of nodes that are known."""
+        """Add effects on nodes that the plan already contains."""
         self.effects += effects
 
     def divided(self, product: Callable[[Node], int], products: Sequence[Product], operands: int) -> Stages:
-        """The stages. `product`: which result of a product a node is, as the leaf ("product", ·) has it."""
+        """Return the stages. `product` maps a product node to the index of its leaf ("product", ·)."""
         count = 1 + max(self.stage.values(), default=0)
         totals = {node.index: k for k, node in enumerate(self.summed)}
         parts = [Effect(f"row.add({k}, {{0}});", node) for k, node in enumerate(self.summed)]
@@ -102,19 +103,19 @@ class Plan:
         for effect in (*self.effects, *parts):
             at[count - 1 if effect.last else self.stage[effect.node.index]].append(effect)
         temps: dict[int, int] = {}
-        found: list[tuple[Effect, ...]] = []
-        for stage in reversed(range(count)):  # a later one says what an earlier one has to keep
+        divided: list[tuple[Effect, ...]] = []
+        for stage in reversed(range(count)):  # later stages determine what earlier ones must store
             leaves: dict[int, Leaf] = {}
 
-            def is_there(node: Node, stage: int = stage, leaves: dict[int, Leaf] = leaves) -> bool:
-                """Whether the node is read, not computed, in this stage; how."""
+            def is_read(node: Node, stage: int = stage, leaves: dict[int, Leaf] = leaves) -> bool:
+                """Return True if the node is read, not computed, in this stage, and record its leaf."""
                 if not node.args:
                     return True
                 if node.op in REDUCTIONS:
                     leaves[node.index] = (node.op, totals[node.args[0].index])
                 elif node.op in _PRODUCTS:
                     leaves[node.index] = ("product", product(node))
-                elif self.stage[node.index] < stage and not self._computed_again(node):
+                elif self.stage[node.index] < stage and not self._is_recomputed(node):
                     if node.index not in temps:
                         temps[node.index] = len(temps)
                         text = f"row.set_temp({temps[node.index]}, {{0}});"
@@ -125,18 +126,19 @@ class Plan:
                 return True
 
             roots = [e.node for e in at[stage]]
-            reached(roots, is_there)
+            reached(roots, is_read)
             others = {index: roots[0].graph.leaf(*leaf) for index, leaf in leaves.items()} if roots else {}
             new = substituted(roots, others)
-            found.insert(0, tuple(Effect(e.text, n) for e, n in zip(at[stage], new, strict=True)))
+            divided.insert(0, tuple(Effect(e.text, n) for e, n in zip(at[stage], new, strict=True)))
         totals_at = tuple(self.stage[node.index] + 1 for node in self.summed)
-        return Stages(tuple(found), len(temps), operands, tuple(products), totals_at)
+        return Stages(tuple(divided), len(temps), operands, tuple(products), totals_at)
 
-    def _computed_again(self, node: Node) -> bool:
-        """What is cheap and made of one value at most that is not there anyway: that one is kept instead, and may serve
-        others too.
+    def _is_recomputed(self, node: Node) -> bool:
+        """Return True for a cheap value with at most one unavailable argument.
+
+        That argument is stored instead of the value, and may serve other values too.
         """
-        if node.index in self.of_rows:  # once for a row
+        if node.index in self.of_rows:  # costs one operation per row
             return True
         absent = {a.index for a in node.args if a.args and a.op not in _PRODUCTS and a.index not in self.of_rows}
-        return len(absent) <= 1 and OPERATIONS[node.op].cost <= _AGAIN
+        return len(absent) <= 1 and OPERATIONS[node.op].cost <= _RECOMPUTED

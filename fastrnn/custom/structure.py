@@ -1,4 +1,4 @@
-"""How a traced step's products follow one another, and with which of the drivers it can run."""
+"""Arrangement of a traced step's products, which decides whether it needs the driver with stages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrnn.custom.operations import REDUCTIONS
 
 @dataclass(frozen=True)
 class Group:
-    """A vector and the matrices that it is multiplied with."""
+    """A vector and the matrices that multiply it."""
 
     vector: Node
     matrices: tuple[int, ...]
@@ -19,21 +19,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Traced:
-    """A step as a graph. Leaves: ("x", g), ("s", k), ("p", k), and of a step without stages ("r", g) for R_g·h and
-    ("q", g) for R_g·vector.
+    """A step as a graph.
 
-    A step has stages if it multiplies more than one vector besides h, or has sums over the units: then its products
-    are nodes of the graph. Else products of h come first, and those of the one other vector behind them.
+    Leaves are ("x", g), ("s", k), ("p", k), and in a step without stages ("r", g) for R_g·h and ("q", g) for
+    R_g·vector. A step has stages if it multiplies more than one vector besides h, or has sums over the units; its
+    products are then nodes of the graph. Otherwise products of h come first, then those of the one other vector.
 
     Attributes:
         new: the new states.
-        vector: what the second product of a step without stages multiplies, or None.
-        first, second: the matrices that multiply h, and those that multiply something else.
-        staged: whether the step has stages.
-        groups: of a step with stages, its products: h's first if there are any; the matrices lie in this order.
-        copies: a matrix that multiplies several vectors counts once for each; the numbers behind those of all matrices
-            are such copies, of the matrices here.
-        calls: by matrix, with which of its copies, or itself, each call of it in the step multiplies.
+        vector: the vector of the second product of a step without stages, or None.
+        first, second: the matrices that multiply h, and those that multiply another vector.
+        staged: True if the step has stages.
+        groups: the products of a step with stages, h's first if there are any; the matrices are stored in this order.
+        copies: a matrix that multiplies several vectors counts once for each; numbers after those of all matrices are
+            such copies, of the matrices given here.
+        calls: for each matrix, the number of the copy (or of the matrix itself) that each of its calls in the step
+            uses.
     """
 
     graph: Graph
@@ -48,7 +49,7 @@ class Traced:
 
     @property
     def vectors(self) -> tuple[Node, ...]:
-        """What is multiplied besides h."""
+        """The vectors that are multiplied besides h."""
         if self.staged:
             return tuple(group.vector for group in self.groups if group.vector.leaf != ("s", 0))
         return () if self.vector is None else (self.vector,)
@@ -57,22 +58,22 @@ class Traced:
 def structure(
     graph: Graph, new: tuple[Node, ...], gates: int, names: Sequence[str], called: Mapping[int, Node]
 ) -> Traced:
-    """Sorts the products of a step whose ("r", g) are products of h, and whose others are nodes.
+    """Arrange the products of a step in which ("r", g) are products of h, and all others are nodes.
 
     Args:
         new: the new states.
-        gates: how many matrices belong to a gate; there may be more.
-        names: of the matrices.
+        gates: the number of matrices that belong to a gate; there may be more.
+        names: the names of the matrices.
         called: the matrices that multiply another vector than h, whether or not a state depends on them.
 
     Raises:
-        ValueError: a product is of no use, or a matrix multiplies h and another vector.
+        ValueError: a product is unused, or a matrix multiplies both h and another vector.
     """
     nodes = reached(new)
     first = tuple(sorted(n.leaf[1] for n in nodes if n.leaf[0] == "r"))
     products = [n for n in nodes if n.op == "product"]
     for k in set(called) - {n.leaf[1] for n in products}:
-        raise ValueError(f"{names[k]}: a product that no new state depends on")
+        raise ValueError(f"{names[k]}: expected a product that a new state depends on, got an unused one")
     for k in set(called) & set(first):
         raise ValueError(f"{names[k]}: expected either R·h or the product with a vector, got both")
     vectors = {n.args[0].index for n in products}
@@ -81,19 +82,19 @@ def structure(
     if len(vectors) > 1 or chained or more or any(n.op in REDUCTIONS for n in nodes):
         return _staged(graph, new, first)
     second = tuple(sorted(n.leaf[1] for n in products))
-    found = substituted(new, {n.index: graph.leaf("q", n.leaf[1]) for n in products})
-    return Traced(graph, found, products[0].args[0] if products else None, first, second)
+    states = substituted(new, {n.index: graph.leaf("q", n.leaf[1]) for n in products})
+    return Traced(graph, states, products[0].args[0] if products else None, first, second)
 
 
 def _staged(graph: Graph, new: Iterable[Node], first: tuple[int, ...]) -> Traced:
     h = graph.leaf("s", 0)
-    found = substituted(new, {graph.leaf("r", k).index: graph.product(k, h) for k in first})
+    states = substituted(new, {graph.leaf("r", k).index: graph.product(k, h) for k in first})
     matrices: dict[int, list[int]] = {h.index: list(first)} if first else {}
     vectors = {h.index: h}
-    for node in reached(found):
+    for node in reached(states):
         if node.op == "product" and node.args[0] is not h:
             vectors[node.args[0].index] = node.args[0]
             matrices.setdefault(node.args[0].index, []).append(node.leaf[1])
     groups = tuple(Group(vectors[index], tuple(sorted(which))) for index, which in matrices.items())
     second = tuple(k for group in groups if group.vector is not h for k in group.matrices)
-    return Traced(graph, found, None, first, second, True, groups)
+    return Traced(graph, states, None, first, second, True, groups)

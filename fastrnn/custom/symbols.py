@@ -1,4 +1,4 @@
-"""Stand-ins for the values of a cell's step while it is traced."""
+"""Symbolic values that replace those of a cell's step while it is traced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastrnn.custom.operations import OPERATIONS
 if TYPE_CHECKING:
     from fastrnn.custom.trace import Trace
 
-#: Names of operations by the torch functions and methods that mean them.
+#: Operation names by the torch functions and methods that map to them.
 BY_FUNCTION: dict[Any, str] = {f: name for name, row in OPERATIONS.items() for f in row.torch}
 
 
@@ -51,10 +51,10 @@ class Condition:
 
 
 class Symbol:
-    """One of the step's arguments, or what was computed from them; stands for a tensor (B, H)."""
+    """An argument of the step, or a value computed from arguments; stands for a tensor (B, H)."""
 
     __slots__ = ("node", "trace")
-    __array_ufunc__ = None  # NumPy leaves operators to us
+    __array_ufunc__ = None  # makes NumPy defer to the operators here
 
     def __init__(self, trace: Trace, node: Node) -> None:
         self.trace, self.node = trace, node
@@ -63,7 +63,7 @@ class Symbol:
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         given: list[Any] = [*args, *kwargs.values()]
-        for a in given:  # torch.cat has them in a list
+        for a in given:  # torch.cat takes a list
             if isinstance(a, (list, tuple)):
                 given += a
         trace = next(a.trace for a in given if isinstance(a, (Symbol, Condition)))
@@ -76,7 +76,7 @@ class Symbol:
         raise self.trace.error("a traced value cannot be iterated over: it has one number for each row and unit")
 
     def __float__(self) -> float:
-        raise self.trace.error("a traced value has no number yet: use torch's functions instead of math's and Python's")
+        raise self.trace.error("a traced value has no number: use torch's functions instead of math's and Python's")
 
     __int__ = __index__ = __float__
 
@@ -113,7 +113,7 @@ class Symbol:
         return self.trace.operation("remainder", (self, other))
 
     def _equal(self, other: Any) -> Any:
-        raise self.trace.error("no operation == or != on a traced value; there are <, <=, > and >=")
+        raise self.trace.error("expected <, <=, > or >= on a traced value, got == or !=")
 
     __eq__ = __ne__ = _equal
     __hash__ = object.__hash__
@@ -125,7 +125,7 @@ class Symbol:
 
 
 class Recurrent(Symbol):
-    """``r.n``: R_n·h; called with a vector ``v``, ``r.n(v)``: R_n·v."""
+    """``r.n``: R_n·h; called with a vector ``v`` as ``r.n(v)``: R_n·v."""
 
     __slots__ = ("gate",)
 

@@ -1,4 +1,4 @@
-"""Runs a cell's step on symbols, which write down what is done to them."""
+"""Tracing of a cell's step: it runs on symbols that record the operations on them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fastrnn.custom.symbols import BY_FUNCTION, Condition, Recurrent, Symbol
 
 
 class CellError(TypeError):
-    """Error of a step that cannot be made into kernels, with the line and the reason."""
+    """Error in a step that cannot be compiled into kernels, with the source line and the reason."""
 
 
 _COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}
-#: What may be used in a step, for messages.
+#: Names of the operations available in a step, for messages.
 NAMES = frozenset(
     [name for name, row in OPERATIONS.items() if row.torch]
     + ["clamp", "square", "pow", "reciprocal", "where", "mean", "sum", "var", "logsigmoid", "sign"]
@@ -34,7 +34,7 @@ NAMES = frozenset(
 
 
 class Trace:
-    """Turns calls on symbols into nodes of `graph`."""
+    """Records calls on symbols as nodes of `graph`."""
 
     def __init__(self, step: Callable, matrices: int = 0) -> None:
         self.step, self.graph = step, Graph()
@@ -43,28 +43,28 @@ class Trace:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the products of an earlier run of the step."""
-        #: by matrix, or copy of one: the vector that it multiplies
+        """Discard the products of an earlier run of the step."""
+        #: by matrix or copy: the vector that it multiplies
         self.multiplied: dict[int, Node] = {}
-        #: matrices that multiply one more vector; the k-th copy has the number `matrices` + k
+        #: matrices that multiply a further vector; copy k has the number `matrices` + k
         self.copies: list[int] = []
-        #: by matrix: which of its copies, or itself, each call multiplies with
+        #: by matrix: the number of the copy, or of the matrix itself, that each call uses
         self.calls: dict[int, list[int]] = {}
 
-    def error(self, why: str) -> CellError:
-        return CellError(f"{place(self.step)}: {why}")
+    def error(self, problem: str) -> CellError:
+        return CellError(f"{place(self.step)}: {problem}")
 
     def unknown(self, name: str) -> CellError:
-        """Return the error for a name that is no operation, with the remedy."""
-        why = f"no operation {name!r} on a traced value"
+        """Return the error for an unsupported operation, with the remedy."""
+        problem = f"unsupported operation {name!r} on a traced value"
         if name.endswith("_") and not name.endswith("__"):
-            return self.error(f"{why}: {remedies.IN_PLACE}")
+            return self.error(f"{problem}: {remedies.IN_PLACE}")
         if name in remedies.BY_NAME:
-            return self.error(f"{why}: {remedies.BY_NAME[name]}")
-        return self.error(f"{why}; there are {', '.join(sorted(NAMES))}")
+            return self.error(f"{problem}: {remedies.BY_NAME[name]}")
+        return self.error(f"{problem}; expected one of {', '.join(sorted(NAMES))}")
 
-    def refuse_function(self, name: str, argument: Any) -> None:
-        """Raise if a value of the step is an argument of an `autograd.Function` of this name."""
+    def reject_function(self, name: str, argument: Any) -> None:
+        """Raise if an argument of an `autograd.Function` with this name is a value of the step."""
         if isinstance(argument, (Symbol, Condition, Names)):
             raise self.error(
                 f"{name}.apply: the gradient is derived from the step, and {name}.backward would never be called: use "
@@ -83,11 +83,11 @@ class Trace:
         if isinstance(value, Names):
             raise self.error(value.whole())
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise self.error(f"expected a traced value or a number, got {what}; per-channel weights are `parameters`")
+        raise self.error(f"expected a traced value or a number, got {what}; per-unit weights are `parameters`")
 
     def operation(self, op: str, args: Sequence[Any]) -> Symbol:
         nodes = [self.node(a) for a in args]
-        if op == "remainder" and not isinstance(args[0], (Symbol, Tensor)):  # torch has no derivative of it
+        if op == "remainder" and not isinstance(args[0], (Symbol, Tensor)):  # torch has no derivative
             raise self.error(
                 f"{args[0]!r} % v: expected a value before %: torch.remainder(torch.tensor({args[0]!r}), v)"
             )
@@ -101,22 +101,22 @@ class Trace:
     def product(self, matrix: int, vector: Any) -> Symbol:
         node = self.node(vector)
         if node.leaf == ("s", 0):
-            raise self.error("the product with h itself is the gate as it is, without a call")
+            raise self.error("expected r.n without a call for the product with h itself, got r.n(h)")
         calls = self.calls.setdefault(matrix, [])
-        taken = next((k for k in calls if self.multiplied[k] is node), None)
-        if taken is None and not calls:
-            taken = matrix
-        elif taken is None:
-            taken = self.matrices + len(self.copies)
+        number = next((k for k in calls if self.multiplied[k] is node), None)
+        if number is None and not calls:
+            number = matrix
+        elif number is None:
+            number = self.matrices + len(self.copies)
             self.copies.append(matrix)
-        self.multiplied[taken] = node
-        calls.append(taken)
-        return Symbol(self, self.graph.product(taken, node))
+        self.multiplied[number] = node
+        calls.append(number)
+        return Symbol(self, self.graph.product(number, node))
 
     def of_units(self, op: str, x: Any, dim: Any = None, keepdim: bool = False) -> Symbol:
-        """A mean or sum over the units of each row."""
+        """Return a mean or sum over the units of each row."""
         if dim not in (-1, (-1,), [-1]) or keepdim is not True:
-            raise self.error(f"{op}: expected it over the units, {op}(dim=-1, keepdim=True)")
+            raise self.error(f"{op}: expected {op}(dim=-1, keepdim=True), over the units, got dim={dim!r}")
         return self.operation(op, (x,))
 
     def compare(self, text: str, left: Any, right: Any) -> Condition:
@@ -142,29 +142,29 @@ class Trace:
 
 
 def _new_states(trace: Trace, arguments: Sequence[Names], states: Sequence[str]) -> tuple[Node, ...]:
-    """Runs the step once. Returns the new states, in order."""
+    """Run the step once and return the new states, in order."""
     step = trace.step
     trace.begin()
     try:
-        with autograd_functions.refused(trace.refuse_function):
-            found = step(*arguments)
+        with autograd_functions.intercepted(trace.reject_function):
+            result = step(*arguments)
     except CellError:
         raise
-    except TypeError as error:  # Python's own, of an operator that symbols do not have
+    except TypeError as error:  # raised by Python for an operator that symbols do not define
         remedy = ": use torch's functions instead of NumPy's" if "ufunc" in str(error) else ""
         raise CellError(f"{place(step, error)}: {error}{remedy}") from error
-    if isinstance(found, dict):
-        missing = [name for name in states if name not in found]
-        if missing or len(found) != len(states):
-            raise CellError(f"{place(step)}: expected the new states {', '.join(states)}, got {', '.join(found)}")
-        found = tuple(found[name] for name in states)
-    found = found if isinstance(found, (tuple, list)) else (found,)
-    if len(found) != len(states):
+    if isinstance(result, dict):
+        missing = [name for name in states if name not in result]
+        if missing or len(result) != len(states):
+            raise CellError(f"{place(step)}: expected the new states {', '.join(states)}, got {', '.join(result)}")
+        result = tuple(result[name] for name in states)
+    result = result if isinstance(result, (tuple, list)) else (result,)
+    if len(result) != len(states):
         raise CellError(
-            f"{place(step)}: expected {len(states)} new states ({', '.join(states)}), got {len(found)}: every state "
-            "has to be written"
+            f"{place(step)}: expected {len(states)} new states ({', '.join(states)}), got {len(result)}: every "
+            "state must be returned"
         )
-    return tuple(trace.node(value) for value in found)
+    return tuple(trace.node(value) for value in result)
 
 
 def traced(
@@ -174,10 +174,10 @@ def traced(
     parameters: Sequence[str],
     matrices: Sequence[str] = (),
 ) -> Traced:
-    """Runs `step` on symbols, twice.
+    """Run `step` on symbols, twice, and return its graph.
 
     Raises:
-        CellError: it does what cannot be done, see there, or something else the second time.
+        CellError: the step is not supported, or the second run differs.
     """
     trace = Trace(step, len(gates) + len(matrices))
     arguments = []
@@ -191,13 +191,13 @@ def traced(
     new = same_twice(lambda: _new_states(trace, arguments, states))
     if new is None:
         raise CellError(
-            f"{place(step)}: expected a step that computes the same each time it is run, as kernels repeat what it "
-            "drew, counted or read at definition; noise and masks are `inputs=`, functions that make new ones each call"
+            f"{place(step)}: expected a step that computes the same each time it is run, got different results, which "
+            "kernels would repeat; pass noise and masks as `inputs=`, functions called at each call"
         )
     names = [f"r.{name}" for name in (*gates, *matrices)]
     names += [names[k] for k in trace.copies]
     try:
-        found = structure(trace.graph, new, len(gates), names, trace.multiplied)
+        result = structure(trace.graph, new, len(gates), names, trace.multiplied)
     except ValueError as error:
         raise CellError(f"{place(step)}: {error}") from None
-    return replace(found, copies=tuple(trace.copies), calls={k: tuple(calls) for k, calls in trace.calls.items()})
+    return replace(result, copies=tuple(trace.copies), calls={k: tuple(calls) for k, calls in trace.calls.items()})

@@ -1,4 +1,4 @@
-"""Expressions of a graph as C++ statements."""
+"""Conversion of graph expressions to C++ statements."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def number(value: float, cast: str = "C") -> str:
 
 
 class Writer:
-    """Statements for some roots, each node computed once, a product and a sum as one operation where that is exact
-    enough to be better: a·b + c rounded once.
+    """Statements that compute some roots, each node once.
+
+    A sum of a product becomes a fused multiply-add, a·b + c with one rounding.
     """
 
     def __init__(self, roots: Sequence[Node], leaf: Callable[[Leaf], str]) -> None:
@@ -33,7 +34,7 @@ class Writer:
         self.inlined = {a.index for n in self.nodes for a in [self._fused(n)] if a is not None}
 
     def _fused(self, node: Node) -> Node | None:
-        """The product that a sum takes in."""
+        """Return the product that is fused into a sum, or None."""
         if node.op not in ("add", "sub"):
             return None
         for a in node.args:

@@ -1,4 +1,4 @@
-"""Recurrent cells of the literature, each a few lines under :func:`fastrnn.cell`.
+"""Recurrent cells from the literature, each a few lines with :func:`fastrnn.cell`.
 
 .. code-block:: python
 
@@ -7,8 +7,8 @@
     network = gallery.nas(input_size=64, hidden_size=128)
     print(gallery.CELLS["nas"].explain())
 
-``import fastrnn`` does not load them: each is traced when it is defined. A new one is a function in a file here, found
-by itself.
+``import fastrnn`` does not load them, because each cell is traced when it is defined. A new cell is a function in a
+file here and is discovered automatically.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from fastrnn.custom import Cell
 
 
 def _discover() -> dict[str, Cell]:
-    found: dict[str, Cell] = {}
+    cells: dict[str, Cell] = {}
     modules = sorted(info.name for info in pkgutil.iter_modules(__path__))
     for name in (f"{__name__}.{module}" for module in modules):
         for key, value in vars(importlib.import_module(name)).items():
             if isinstance(value, Cell) and value.__module__ == name:
-                if key in found or key in modules:  # gallery.<name> would be something else
-                    raise ImportError(f"{name}.{key}: there is already a cell or a file of that name")
-                found[key] = value
-    return found
+                if key in cells or key in modules:  # gallery.<name> would be ambiguous
+                    raise ImportError(f"{name}.{key}: expected a new name, got that of another cell or file")
+                cells[key] = value
+    return cells
 
 
 #: Every cell by name, file by file in the order of definition.

@@ -1,4 +1,4 @@
-"""Cells that a search found."""
+"""Cells found by architecture search."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def nas(x: Any, r: Any, s: Any) -> Any:
         c' = tanh(tanh(p0*p1) + c) * tanh(p2 + p3)
         h' = tanh(c' * tanh(tanh(p4*p5) + σ(p6 + p7)))
 
-    Zoph & Le, Neural architecture search with reinforcement learning, 2017, in the form of TensorFlow's
-    NASCell. The product in p3 makes the recurrent bias more than a second bias.
+    Zoph & Le, Neural architecture search with reinforcement learning, 2017, as in TensorFlow's NASCell. Because of the
+    product in p3 the recurrent bias is not equivalent to a second input bias.
     Shapes: W (8·H, I), R (8·H, H), blocks g0 … g7. Initialisation: all within ±1/√H, as torch.nn.
     """
     (a0, a1, a2, a3, a4, a5, a6, a7), (m0, m1, m2, m3, m4, m5, m6, m7) = x, r

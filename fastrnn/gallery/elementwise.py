@@ -1,4 +1,4 @@
-"""Recurrences without a matrix product in time: each unit sees its own state only."""
+"""Recurrences without a recurrent matrix product: each unit depends on its own state only."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def sru(x: Any, r: Any, s: Any, p: Any) -> Any:
         f = σ(W_f·x + v_f*c + b_f),  r = σ(W_r·x + v_r*c + b_r)
         c' = f*c + (1-f)*(W·x),  h' = r*c' + (1-r)*(W_s·x)
 
-    Lei et al., Simple recurrent units for highly parallelizable recurrence, 2018 (arXiv:1709.02755). The paper has x
-    itself in place of W_s·x where there are as many inputs as units. Shapes: W (4·H, I), v (H) each. Initialisation: W
+    Lei et al., Simple recurrent units for highly parallelizable recurrence, 2018 (arXiv:1709.02755). The paper uses x
+    itself in place of W_s·x if there are as many inputs as units. Shapes: W (4·H, I), v (H) each. Initialisation: W
     within ±1/√H, v zero.
     """
     f = torch.sigmoid(x.f + p.v_f * s.c)
@@ -40,7 +40,7 @@ def sru(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z h")
 def min_gru(x: Any, r: Any, s: Any) -> Any:
-    """Minimal GRU: its gate sees the input only, so that it is linear in h.
+    """Minimal GRU, whose gate depends on the input only, so that it is linear in h.
 
         z = σ(W_z·x + b_z)
         h' = (1-z)*h + z*(W_h·x + b_h)
@@ -53,15 +53,15 @@ def min_gru(x: Any, r: Any, s: Any) -> Any:
 
 @fastrnn.cell(gates="f i h")
 def min_lstm(x: Any, r: Any, s: Any) -> Any:
-    """Minimal LSTM: gates that see the input only and add up to one.
+    """Minimal LSTM, whose gates depend on the input only and sum to one.
 
         f, i = σ(W·x + b),  f' = f/(f+i),  i' = i/(f+i)
         h' = f'*h + i'*(W_h·x + b_h)
 
     Feng et al., Were RNNs all we needed?, 2024 (arXiv:2410.01201). Shapes: W (3·H, I). Initialisation: within ±1/√H.
     """
-    # Gates that are both nearly closed have the quotients of gates that are opened by the same amount (up to exp(-40)).
-    # As they are, both would underflow: 0/0.
+    # If both gates are nearly closed, both would underflow and the quotients become 0/0. Opening both by the same
+    # amount leaves the quotients unchanged (up to exp(-40)).
     shift = torch.clamp(torch.maximum(x.f, x.i) + 40, max=0)
     f, i = torch.sigmoid(x.f - shift), torch.sigmoid(x.i - shift)
     return (f * s.h + i * x.h) / (f + i)

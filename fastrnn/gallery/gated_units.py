@@ -11,14 +11,14 @@ import fastrnn
 
 @fastrnn.cell(gates="f u")
 def one_state(x: Any, r: Any, s: Any) -> Any:
-    """One-state gated unit: an LSTM's cell without output gate and with an input gate of one.
+    """One-state gated unit: the cell of an LSTM without output gate and with the input gate fixed at one.
 
         f = σ(W_f·x + b_f + R_f·h + b_rf)
         u = tanh(W_u·x + b_u + R_u·h + b_ru)
         h' = f*h + u
 
-    The smallest cell whose gradient passes a step as f, without a matrix; a step from the Elman network to the LSTM
-    in lectures on recurrent networks. h is not bounded by 1.
+    The smallest cell whose gradient passes a time step multiplied by f, without a matrix; an intermediate between the
+    Elman network and the LSTM in lectures on recurrent networks. h is not bounded by 1.
     Shapes: W (2·H, I), R (2·H, H), blocks f, u. Initialisation: all within ±1/√H, as torch.nn.
     """
     f = torch.sigmoid(x.f + r.f)

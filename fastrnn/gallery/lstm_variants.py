@@ -1,6 +1,6 @@
-"""The LSTM with peepholes and its ablations in "LSTM: A search space odyssey".
+"""LSTM with peepholes and its ablations in "LSTM: A search space odyssey".
 
-Greff et al. 2015 change one thing of the peephole LSTM at a time.
+Greff et al. 2015 change one part of the peephole LSTM at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import fastrnn
 
 
 def odyssey_normal(peephole: Tensor) -> Tensor:
-    """The paper's initialisation of all weights: normal with deviation 0.1."""
+    """Initialise a peephole as in the paper: normal with standard deviation 0.1."""
     return peephole.normal_(std=0.1)
 
 
@@ -35,7 +35,7 @@ def peephole_lstm(x: Any, r: Any, s: Any, p: Any) -> Any:
 
     Gers, Schraudolph & Schmidhuber, Learning precise timing with LSTM recurrent networks, 2002; Greff et al. 2015.
     Shapes: W (4·H, I), R (4·H, H), blocks z, i, f, o; peepholes pi, pf, po (H). Initialisation: W, R, b within ±1/√H as
-    torch.nn, peepholes normal with deviation 0.1.
+    torch.nn, peepholes normal with standard deviation 0.1.
     """
     i, f = torch.sigmoid(x.i + r.i + p.pi * s.c), torch.sigmoid(x.f + r.f + p.pf * s.c)
     c = f * s.c + i * torch.tanh(x.z + r.z)
@@ -44,7 +44,7 @@ def peephole_lstm(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z f o", states="h c", parameters=_peepholes("fo"))
 def lstm_no_input_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """No input gate (NIG) but one of 1; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, f, o.
+    """LSTM without input gate (NIG), which is fixed at 1; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, f, o.
 
         f = σ(f~ + p_f*c)
         c' = f*c + tanh(z~)
@@ -59,7 +59,7 @@ def lstm_no_input_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z i o", states="h c", parameters=_peepholes("io"))
 def lstm_no_forget_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """No forget gate (NFG) but one of 1, as before 2000; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, o.
+    """LSTM without forget gate (NFG), fixed at 1 as before 2000; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, o.
 
         i = σ(i~ + p_i*c)
         c' = c + i*tanh(z~)
@@ -74,7 +74,7 @@ def lstm_no_forget_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z i f", states="h c", parameters=_peepholes("if"))
 def lstm_no_output_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """No output gate (NOG) but one of 1; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f.
+    """LSTM without output gate (NOG), which is fixed at 1; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f.
 
         i = σ(i~ + p_i*c)
         f = σ(f~ + p_f*c)
@@ -90,7 +90,7 @@ def lstm_no_output_gate(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z i f o", states="h c", parameters=_peepholes("ifo"))
 def lstm_no_input_activation(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """No input activation function (NIAF): z = z~; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+    """LSTM without input activation function (NIAF), z = z~; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
 
         i = σ(i~ + p_i*c)
         f = σ(f~ + p_f*c)
@@ -107,7 +107,7 @@ def lstm_no_input_activation(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z i f o", states="h c", parameters=_peepholes("ifo"))
 def lstm_no_output_activation(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """No output activation function (NOAF): h' = o*c'; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+    """LSTM without output activation function (NOAF), h' = o*c'; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
 
         i = σ(i~ + p_i*c)
         f = σ(f~ + p_f*c)
@@ -124,14 +124,14 @@ def lstm_no_output_activation(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z i o", states="h c", parameters=_peepholes("io"))
 def lstm_coupled_gates(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """Coupled input and forget gate (CIFG): f = 1 − i; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, o.
+    """LSTM with coupled input and forget gate (CIFG), f = 1 − i; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, o.
 
         i = σ(i~ + p_i*c)
         c' = (1 − i)*c + i*tanh(z~)
         o = σ(o~ + p_o*c')
         h' = o*tanh(c')
 
-    Greff et al. 2015; as the update gate of the GRU does. Shapes: W (3·H, I), R (3·H, H), blocks z, i, o; pi, po (H).
+    Greff et al. 2015; like the GRU's update gate. Shapes: W (3·H, I), R (3·H, H), blocks z, i, o; pi, po (H).
     Initialisation as `peephole_lstm`.
     """
     i = torch.sigmoid(x.i + r.i + p.pi * s.c)
@@ -141,13 +141,13 @@ def lstm_coupled_gates(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="z i f o", states="h c")
 def lstm_no_peepholes(x: Any, r: Any, s: Any) -> Any:
-    """No peepholes (NP): the LSTM of today; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
+    """LSTM without peepholes (NP), today's LSTM; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
 
         c' = σ(f~)*c + σ(i~)*tanh(z~)
         h' = σ(o~)*tanh(c')
 
-    Greff et al. 2015. What :class:`fastrnn.LSTM` computes, with the gates in another order; here to compare the others
-    with. Shapes: W (4·H, I), R (4·H, H), blocks z, i, f, o. Initialisation: all within ±1/√H, as torch.nn.
+    Greff et al. 2015. The same function as :class:`fastrnn.LSTM`, with the gates in another order; for comparison with
+    the variants. Shapes: W (4·H, I), R (4·H, H), blocks z, i, f, o. Initialisation: all within ±1/√H, as torch.nn.
     """
     c = torch.sigmoid(x.f + r.f) * s.c + torch.sigmoid(x.i + r.i) * torch.tanh(x.z + r.z)
     return torch.sigmoid(x.o + r.o) * torch.tanh(c), c
@@ -158,7 +158,7 @@ _BETWEEN = tuple(f"{source}_{gate}" for gate in "ifo" for source in "ifo")
 
 @fastrnn.cell(gates="z i f o", states="h c i f o", parameters=_peepholes("ifo"), matrices=_BETWEEN)
 def lstm_full_gate_recurrence(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """LSTM whose gates see the gates of the step before (FGR), through nine more matrices.
+    """LSTM with full gate recurrence (FGR): gates depend on the gates of the previous step, by nine more matrices.
 
     Matrix R_kl leads from gate k to gate l; k~ = W_k·x + b_k + R_k·h + b_rk for k = z, i, f, o.
 
@@ -169,15 +169,15 @@ def lstm_full_gate_recurrence(x: Any, r: Any, s: Any, p: Any) -> Any:
         h' = o'*tanh(c')
 
     Greff et al. 2015, as in the first LSTM of Hochreiter & Schmidhuber 1997. Shapes: W (4·H, I), R (13·H, H): blocks z,
-    i, f, o, then those from i, from f and from o, to i, f, o each; peepholes pi, pf, po (H). The gates are states:
-    zeros at first. Initialisation as `peephole_lstm`.
+    i, f, o, then those from i, from f and from o, to i, f, o each; peepholes pi, pf, po (H). The gates are states,
+    initially zero. Initialisation as `peephole_lstm`.
     """
 
-    def seen(gate: str) -> Any:
+    def from_gates(gate: str) -> Any:
         return r[f"i_{gate}"](s.i) + r[f"f_{gate}"](s.f) + r[f"o_{gate}"](s.o)
 
-    i = torch.sigmoid(x.i + r.i + p.pi * s.c + seen("i"))
-    f = torch.sigmoid(x.f + r.f + p.pf * s.c + seen("f"))
+    i = torch.sigmoid(x.i + r.i + p.pi * s.c + from_gates("i"))
+    f = torch.sigmoid(x.f + r.f + p.pf * s.c + from_gates("f"))
     c = f * s.c + i * torch.tanh(x.z + r.z)
-    o = torch.sigmoid(x.o + r.o + p.po * c + seen("o"))
+    o = torch.sigmoid(x.o + r.o + p.po * c + from_gates("o"))
     return o * torch.tanh(c), c, i, f, o

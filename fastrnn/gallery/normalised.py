@@ -1,8 +1,8 @@
 """Cells that normalise over their units: Ba, Kiros and Hinton, Layer normalization, 2016 (arXiv:1607.06450).
 
-LN(v; g, b) = g*(v - mean(v))/√(var(v) + 1e-5) + b; of several gates over all their units together. Shifts that would be
-added to one another are one parameter. Biases of the network are inside the norm of their product: ``bias=False`` is
-the paper's form.
+LN(v; g, b) = g*(v - mean(v))/√(var(v) + 1e-5) + b; for several gates, over all their units together. Shifts that would
+be added to one another are a single parameter. Biases of the network are added before the normalisation; the paper has
+none: ``bias=False``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastrnn.custom import layer_norm, normalize
 
 
 def _gains(gates: str, kinds: str) -> dict[str, Any]:
-    """Gains ``{kind}g_{gate}``, 1 at first, and shifts ``b_{gate}``, 0 at first."""
+    """Return gains ``{kind}g_{gate}``, initially 1, and shifts ``b_{gate}``, initially 0."""
     gains = {f"{kind}g_{gate}": 1.0 for kind in kinds for gate in gates}
     return gains | {f"b_{gate}": 0.0 for gate in gates}
 
@@ -30,7 +30,7 @@ def layer_norm_lstm(x: Any, r: Any, s: Any, p: Any) -> Any:
         h' = σ(o~)*tanh(LN(c'; g_c, b_c))
 
     Ba et al. 2016, equations 20 to 22. Shapes: W (4·H, I), R (4·H, H), blocks f, i, o, g; gains xg_k of W·x and rg_k of
-    R·h, shifts b_k, and g_c, b_c of the cell (H each). Initialisation: gains 1, shifts 0, all else within ±1/√H.
+    R·h, shifts b_k, and g_c, b_c of the cell (H each). Initialisation: gains 1, shifts 0, others within ±1/√H.
     """
     f, i, o, g = (
         p[f"xg_{k}"] * a + p[f"rg_{k}"] * b + p[f"b_{k}"]
@@ -49,7 +49,7 @@ def layer_norm_gru(x: Any, r: Any, s: Any, p: Any) -> Any:
         h' = (1-z)*h + z*n
 
     Ba et al. 2016, supplementary equations; z and r are normalised together. Shapes: W (3·H, I), R (3·H, H), blocks z,
-    r, h; gains xg_k, rg_k and shifts b_k, rb_h (H each). Initialisation: gains 1, shifts 0, all else within ±1/√H.
+    r, h; gains xg_k, rg_k and shifts b_k, rb_h (H each). Initialisation: gains 1, shifts 0, others within ±1/√H.
     """
     xz, xr = normalize(x.z, x.r)
     rz, rr = normalize(r.z, r.r)

@@ -1,4 +1,4 @@
-"""Rate networks of neuroscience: leaky currents, rates that are a function of them; Euler's method."""
+"""Rate networks of neuroscience: leaky currents and rates that are a function of them, by Euler's method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastrnn
 
-#: Δt/τ in Song et al. 2016: 20 ms of 100 ms.
+#: Δt/τ of Song et al. 2016: 20 ms / 100 ms.
 LEAK = 0.2
 
 
@@ -22,8 +22,9 @@ def rate_tanh(x: Any, r: Any, s: Any, p: Any) -> Any:
 
     Sompolinsky, Crisanti & Sommers, Chaos in random neural networks, 1988, with inputs as in Sussillo & Abbott,
     Generating coherent patterns of activity from chaotic neural networks, 2009; α = Δt/τ.
-    Shapes: W, R (H, I), (H, H); α (H). Initialisation: W, R, b within ±1/√H, α 0.2; to keep a leak as it is,
-    ``network.alpha_l0.requires_grad_(False)``. The classical R is normal with deviation g/√H, chaotic for g > 1.
+    Shapes: W, R (H, I), (H, H); α (H). Initialisation: W, R, b within ±1/√H, α 0.2; to fix α,
+    ``network.alpha_l0.requires_grad_(False)``. The classical R is normal with standard deviation g/√H, chaotic for g >
+    1.
     """
     v = s.v + p.alpha * (x.v + r.v - s.v)
     return torch.tanh(v), v
@@ -31,14 +32,14 @@ def rate_tanh(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 @fastrnn.cell(gates="v", states="h v", parameters={"alpha": LEAK})
 def rate_relu(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """Rate network with rates that are not negative; v is the current, h the rate.
+    """Rate network with non-negative rates; v is the current, h the rate.
 
         v' = (1 − α)*v + α*(W·x + b + R·h + b_r)
         h' = relu(v')
 
     Song, Yang & Wang, Training excitatory-inhibitory recurrent neural networks for cognitive tasks, 2016, without the
-    noise (`rate_noisy` has it) and the constraint of each unit's sign (project R after each update for that); α = Δt/τ.
-    Shapes: W, R (H, I), (H, H); α (H). Initialisation: W, R, b within ±1/√H, α 0.2; to keep a leak as it is,
+    noise (see `rate_noisy`) and the constraint on each unit's sign (for that, project R after each update); α = Δt/τ.
+    Shapes: W, R (H, I), (H, H); α (H). Initialisation: W, R, b within ±1/√H, α 0.2; to fix α,
     ``network.alpha_l0.requires_grad_(False)``.
     """
     v = s.v + p.alpha * (x.v + r.v - s.v)
@@ -46,20 +47,20 @@ def rate_relu(x: Any, r: Any, s: Any, p: Any) -> Any:
 
 
 def gaussian(like: Tensor, training: bool) -> Tensor:
-    """Noise of deviation 1 for every row, step and unit in training, else none."""
+    """Draw noise of standard deviation 1 for every batch row, time step and unit in training; zeros otherwise."""
     return torch.randn_like(like) if training else torch.zeros_like(like)
 
 
 @fastrnn.cell(gates="v", states="h v", parameters={"alpha": LEAK, "sigma": 0.15}, inputs={"noise": gaussian})
 def rate_noisy(x: Any, r: Any, s: Any, p: Any) -> Any:
-    """Rate network whose currents are noisy: ξ is normal with deviation 1, drawn for every row, step and unit.
+    """Rate network with noisy currents: ξ is normal with standard deviation 1, for every batch row, step and unit.
 
         v' = (1 − α)*v + α*(W·x + b + R·h + b_r) + √(2*α)*σ*ξ
         h' = relu(v')
 
-    Song, Yang & Wang 2016, see `rate_relu`. The noise is there in training (``network.train()``) and not in evaluation.
+    Song, Yang & Wang 2016, see `rate_relu`. The noise is added in training (``network.train()``), not in evaluation.
     Shapes: W, R (H, I), (H, H); α, σ (H). Initialisation: W, R, b within ±1/√H, α 0.2 and σ 0.15 as in the paper; they
-    are learned unless ``network.alpha_l0.requires_grad_(False)`` and so on. α has to stay positive.
+    are learned unless ``network.alpha_l0.requires_grad_(False)`` and so on. α must stay positive.
     """
     v = s.v + p.alpha * (x.v + r.v - s.v) + torch.sqrt(2 * p.alpha) * p.sigma * x.noise
     return torch.relu(v), v

@@ -1,4 +1,4 @@
-"""Cells with a second recurrent product in each step, of a vector that the first one went into."""
+"""Cells with a second recurrent product in each time step, of a vector computed from the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import fastrnn
 
 @fastrnn.cell(gates="r z n")
 def gru_reset_before(x: Any, r: Any, s: Any) -> Any:
-    """Gated recurrent unit, reset before the product.
+    """Gated recurrent unit that resets before the product.
 
         r, z = σ(W·x + b + R·h + b_r)
         n = tanh(W_n·x + b_n + R_n·(r*h) + b_rn)
@@ -28,12 +28,12 @@ def gru_reset_before(x: Any, r: Any, s: Any) -> Any:
 
 @fastrnn.cell(gates="z r h")
 def mut1(x: Any, r: Any, s: Any) -> Any:
-    """MUT1, the first of three cells found by mutation.
+    """MUT1, the first of three cells found by evolutionary search.
 
         z = σ(W_z·x + b_z),  r = σ(W_r·x + R_r·h + b_r)
         h' = tanh(R_h·(r*h) + tanh(W_h·x) + b_h)*z + h*(1-z)
 
-    Jozefowicz, Zaremba and Sutskever, An empirical exploration of recurrent network architectures, 2015. The paper has
+    Jozefowicz, Zaremba and Sutskever, An empirical exploration of recurrent network architectures, 2015. The paper uses
     x itself in place of W_h·x, which needs as many inputs as units. Shapes: W (3·H, I), R (2·H, H) for r and h.
     Initialisation: all within ±1/√H, as torch.nn.
     """
@@ -43,12 +43,12 @@ def mut1(x: Any, r: Any, s: Any) -> Any:
 
 @fastrnn.cell(gates="z r h")
 def mut2(x: Any, r: Any, s: Any) -> Any:
-    """MUT2, the second of three cells found by mutation.
+    """MUT2, the second of three cells found by evolutionary search.
 
         z = σ(W_z·x + R_z·h + b_z),  r = σ(W_r·x + R_r·h + b_r)
         h' = tanh(R_h·(r*h) + W_h·x + b_h)*z + h*(1-z)
 
-    Jozefowicz, Zaremba and Sutskever, 2015, see :data:`mut1`; the paper has x itself in place of W_r·x. Shapes: W
+    Jozefowicz, Zaremba and Sutskever, 2015, see :data:`mut1`; the paper uses x itself in place of W_r·x. Shapes: W
     (3·H, I), R (3·H, H). Initialisation: all within ±1/√H, as torch.nn.
     """
     z = torch.sigmoid(x.z + r.z)
@@ -57,7 +57,7 @@ def mut2(x: Any, r: Any, s: Any) -> Any:
 
 @fastrnn.cell(gates="z r h")
 def mut3(x: Any, r: Any, s: Any) -> Any:
-    """MUT3, the third of three cells found by mutation.
+    """MUT3, the third of three cells found by evolutionary search.
 
         z = σ(W_z·x + R_z·tanh(h) + b_z),  r = σ(W_r·x + R_r·h + b_r)
         h' = tanh(R_h·(r*h) + W_h·x + b_h)*z + h*(1-z)
@@ -71,7 +71,7 @@ def mut3(x: Any, r: Any, s: Any) -> Any:
 
 @fastrnn.cell(gates="m h")
 def multiplicative_rnn(x: Any, r: Any, s: Any) -> Any:
-    """Multiplicative network: the input chooses the recurrent matrix.
+    """Multiplicative network, in which the input modulates the recurrent matrix.
 
         m = (W_m·x + b_m)*(R_m·h + b_rm)
         h' = tanh(W_h·x + b_h + R_h·m + b_rh)

@@ -1,4 +1,4 @@
-"""The LSTM with exponential gates and scalar memory of the xLSTM."""
+"""LSTM with exponential gates and scalar memory, from the xLSTM."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import fastrnn
 
 
 def _stabilised(x: Any, r: Any, s: Any, log_f: Any) -> Any:
-    """One step from the logarithm of the forget gate."""
+    """Run one step, given the logarithm of the forget gate."""
     log_i = x.i + r.i
-    # Nothing is remembered at n = 0, where a sequence begins: m' is then i~, or c'/n' could be 0/0 for small i.
+    # n = 0 only at the start of a sequence, where m' is set to i~; otherwise c'/n' could be 0/0 for small i.
     remembered = torch.where(s.n > 0, log_f + s.m, log_i)
     m = torch.maximum(remembered, log_i)
     i, f = torch.exp(log_i - m), torch.exp(remembered - m)
@@ -24,7 +24,7 @@ def _stabilised(x: Any, r: Any, s: Any, log_f: Any) -> Any:
 
 @fastrnn.cell(gates="i f z o", states="h c n m")
 def slstm(x: Any, r: Any, s: Any) -> Any:
-    """sLSTM, forget gate exponential too; k~ = W_k·x + b_k + R_k·h + b_rk for k = i, f, z, o.
+    """sLSTM with an exponential forget gate; k~ = W_k·x + b_k + R_k·h + b_rk for k = i, f, z, o.
 
         m' = max(f~ + m, i~)
         i = exp(i~ − m')
@@ -33,12 +33,12 @@ def slstm(x: Any, r: Any, s: Any) -> Any:
         n' = f*n + i
         h' = σ(o~)*c'/n'
 
-    Beck et al., xLSTM: extended long short-term memory, 2024; n normalises, m keeps the exponentials from overflowing
-    and cancels out of h'. Where n is 0, as at the beginning, f~ + m counts as i~, so that nothing is divided by 0.
-    The paper's R is block-diagonal, with a block for each head: `slstm(input_size, hidden_size, heads=4)`. What it puts
-    around the cell, a causal convolution, group norm and projections, are ordinary layers.
+    Beck et al., xLSTM: extended long short-term memory, 2024; n normalises, m prevents overflow of the exponentials and
+    cancels out of h'. Where n is 0, as at the beginning, f~ + m is replaced by i~ to avoid a division by 0.
+    The paper's R is block-diagonal, with a block for each head: `slstm(input_size, hidden_size, heads=4)`. The causal
+    convolution, group norm and projections around the paper's cell are ordinary layers.
     Shapes: W (4·H, I), R (4·H, H), blocks i, f, z, o. Initialisation: all within ±1/√H, as torch.nn. An initial state
-    that is not zero needs n > 0.
+    other than zero needs n > 0.
     """
     return _stabilised(x, r, s, x.f + r.f)
 
@@ -54,9 +54,9 @@ def slstm_sigmoid(x: Any, r: Any, s: Any) -> Any:
         n' = f*n + i
         h' = σ(o~)*c'/n'
 
-    Beck et al., xLSTM: extended long short-term memory, 2024, with the other of the two forget gates that it offers.
-    Heads, and n = 0 as a beginning: see `slstm`.
+    Beck et al., xLSTM: extended long short-term memory, 2024, with the other of its two forget gates.
+    Heads and the start at n = 0: see `slstm`.
     Shapes: W (4·H, I), R (4·H, H), blocks i, f, z, o. Initialisation: all within ±1/√H, as torch.nn. An initial state
-    that is not zero needs n > 0.
+    other than zero needs n > 0.
     """
     return _stabilised(x, r, s, F.logsigmoid(x.f + r.f))

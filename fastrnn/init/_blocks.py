@@ -1,4 +1,4 @@
-"""The blocks of rows of a weight, one for each gate, filled in place."""
+"""In-place initialisation of the blocks of rows of a weight, one for each gate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Gates = int | str | Sequence[str] | None
 
 
 def set_weight(module: nn.Module, name: str, fill: Fill) -> None:
-    """Fills a weight in place, one that is parametrized through its parametrization."""
+    """Fill a weight in place; a parametrized one through its parametrization."""
     if parametrize.is_parametrized(module, name):
         value = getattr(module, name).detach().clone()
         fill(value)
@@ -28,12 +28,13 @@ def set_weight(module: nn.Module, name: str, fill: Fill) -> None:
 
 
 def fill_recurrent(target: Target, gates: Gates, fill: Fill, zero_bias: bool) -> Target:
-    """Fills the recurrent blocks (H, P) of a weight (G·H, P), or of the ``weight_hh`` of all parts of a module: of a
-    network with several heads the block of each.
+    """Fill the recurrent blocks (H, P) of a weight (G·H, P), or of the ``weight_hh`` of all parts of a module.
+
+    With several heads the block of each head is filled separately.
 
     Args:
-        gates: of a tensor, its number of blocks (None: 1); of a module, the names of the gates (None: all).
-        zero_bias: of a module, whether the biases of these gates become zero.
+        gates: for a tensor its number of blocks (None: 1); for a module the names of the gates (None: all).
+        zero_bias: for a module, set the biases of these gates to zero.
     """
     with torch.no_grad():
         if isinstance(target, Tensor):
@@ -50,7 +51,7 @@ def fill_recurrent(target: Target, gates: Gates, fill: Fill, zero_bias: bool) ->
 
 
 def set_bias(part: Part, gate: str, value: Tensor | float) -> None:
-    """Makes the sum of the two biases of a gate `value`, a number or (H)."""
+    """Set the sum of the two biases of a gate to `value`, a number or (H)."""
 
     def fill(block: Tensor) -> None:
         block.copy_(value) if isinstance(value, Tensor) else block.fill_(value)
@@ -61,7 +62,7 @@ def set_bias(part: Part, gate: str, value: Tensor | float) -> None:
 
 
 def _each(names: tuple[str, ...], chosen: Sequence[str], fill: Fill, weight: Tensor) -> None:
-    """Fills the blocks of a weight that belong to the chosen ones of its gates."""
+    """Fill the blocks of a weight that belong to the chosen gates."""
     if not names:
         return
     for name, block in zip(names, weight.chunk(len(names)), strict=True):
@@ -70,7 +71,7 @@ def _each(names: tuple[str, ...], chosen: Sequence[str], fill: Fill, weight: Ten
 
 
 def _by_head(part: Part, fill: Fill) -> Fill:
-    """Fills the matrix of each head by itself."""
+    """Return a function that fills the matrix of each head separately."""
     if part.heads == 1:
         return fill
 
@@ -83,7 +84,7 @@ def _by_head(part: Part, fill: Fill) -> Fill:
 
 def _split(weight: Tensor, gates: Gates) -> Sequence[Tensor]:
     if gates is not None and (not isinstance(gates, int) or isinstance(gates, bool) or gates < 1):
-        raise TypeError(f"gates: expected the number of blocks of a tensor, got {gates!r}")
+        raise TypeError(f"gates: expected a tensor's number of blocks, a positive integer, got {gates!r}")
     count = 1 if gates is None else gates
     if weight.dim() != 2 or weight.shape[0] % count or weight.numel() == 0:
         raise ValueError(f"tensor: expected shape ({count}·H, P), got {tuple(weight.shape)}")
@@ -94,7 +95,7 @@ def _chosen(part: Part, gates: Gates) -> Sequence[str]:
     if gates is None:
         return part.recurrent
     if isinstance(gates, int):
-        raise TypeError(f"gates: expected names of gates for a module, got {gates!r}")
+        raise TypeError(f"gates: expected the names of a module's gates, got {gates!r}")
     names = gates.replace(",", " ").split() if isinstance(gates, str) else tuple(gates)
     for name in names:
         if name not in part.recurrent:

@@ -1,4 +1,4 @@
-"""Biases of the gates that decide how long a network remembers."""
+"""Biases of the gates that determine how long a network remembers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fastrnn.init._blocks import Target, set_bias
 
 
 def forget_bias_(target: Target, value: float = 1.0, *, gate: str | None = None) -> Target:
-    """Set the bias of the forget gate, the sum of torch's two, so that a network begins by remembering.
+    """Set the bias of the forget gate, the sum of torch's two biases, so that a network initially remembers.
 
     Sources: Gers, Schmidhuber and Cummins, Learning to forget, 2000; Jozefowicz, Zaremba and Sutskever, An empirical
     exploration of recurrent network architectures, 2015, who recommend 1.
 
     Args:
-        target: one bias of an LSTM (4·H), in torch's order i, f, g, o; or a module (or model): there the forget gates
-            of all layers and directions. The gate is f of an LSTM; of a GRU z, which in torch's equations
-            ``h' = (1 - z)·n + z·h`` is the share of the old state; of a custom cell the one named f.
+        target: one bias of an LSTM (4·H), in torch's order i, f, g, o; or a module (or model), for the forget gates
+            of all layers and directions. The forget gate is f for an LSTM; z for a GRU, which in torch's equations
+            ``h' = (1 - z)·n + z·h`` is the weight of the old state; the gate named f for a custom cell.
         value: the bias.
-        gate: another gate's name, for a module.
+        gate: the name of another gate, for a module.
 
     Raises:
         TypeError: ``target`` is neither tensor nor module.
-        ValueError: the tensor is not (4·H), a module has no biases, or no such gate, or nothing in the model is
-            recurrent.
+        ValueError: the tensor is not (4·H), a module has no biases or no such gate, or the model contains no
+            recurrent module.
 
     Example:
         >>> lstm = fastrnn.init.forget_bias_(fastrnn.LSTM(3, 4), 1.0)
@@ -51,22 +51,22 @@ def chrono_(
     input: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Target:
-    """Set gate biases so that memory lengths of the units spread between 1 and ``t_max`` steps.
+    """Set gate biases so that the memory lengths of the units spread between 1 and ``t_max`` time steps.
 
     ``b_f = log u`` with u uniform in (1, T_max - 1), one u for each unit, and ``b_i = -b_f``.
 
     Source: Tallec and Ollivier, Can recurrent neural networks warp time?, 2018 (arXiv:1804.11188). For the GRU with
-    torch's z, the share of the old state, ``b_z = log u`` (the paper's z is the other share).
+    torch's z, the weight of the old state, ``b_z = log u`` (the paper's z is the weight of the new one).
 
     Args:
-        target: one bias of an LSTM (4·H), in torch's order i, f, g, o; or a module (or model): all layers and
-            directions. The gates are f and i of an LSTM; z of a GRU; of a custom cell those named f and, if there
-            is one, i.
-        t_max: the longest dependency expected, in steps; more than 2.
-        forget: for a module, the name of the gate that is the share of the old state; it gets ``log u``.
-        input: for a module, the name of the gate that lets new values in; it gets ``-log u``. Where it stands alone for
-            both, as in ``h' = (1 - z)·h + z·n``, give ``input="z"``.
-        generator: where random numbers come from; None: torch's default.
+        target: one bias of an LSTM (4·H), in torch's order i, f, g, o; or a module (or model), for all layers and
+            directions. The gates are f and i of an LSTM; z of a GRU; for a custom cell those named f and, if it has
+            one, i.
+        t_max: the longest expected dependency, in time steps; more than 2.
+        forget: for a module, the name of the gate that weights the old state; it gets ``log u``.
+        input: for a module, the name of the gate that weights the new values; it gets ``-log u``. If one gate does
+            both, as in ``h' = (1 - z)·h + z·n``, pass only ``input="z"``.
+        generator: the random number generator; None: torch's default.
 
     Raises:
         TypeError: ``target`` is neither tensor nor module.
@@ -116,7 +116,7 @@ def _forget_gate(part: Part) -> str:
     if name not in part.gates:
         raise ValueError(
             f"module: expected a cell with a forget gate, got {part.kind} with the gates {', '.join(part.gates)}; "
-            "name the gate that has this part"
+            "pass the name of the gate that acts as one"
         )
     return name
 

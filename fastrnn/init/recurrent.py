@@ -10,20 +10,20 @@ from fastrnn.init._blocks import Gates, Target, fill_recurrent
 
 
 def identity_(target: Target, scale: float = 1.0, *, gates: Gates = None) -> Target:
-    """Set R = scale·I and no bias, so that a rectified network begins by copying its state.
+    """Set R = scale·I and zero biases, so that a rectified network initially copies its state.
 
     Source: Le, Jaitly and Hinton, A simple way to initialize recurrent networks of rectified linear units, 2015
     (arXiv:1504.00941), "IRNN"; with scale 0.01, say, for tasks that need no long memory.
 
     Args:
-        target: a tensor (G·H, H), or a module (or model): there ``weight_hh`` of all layers and directions; their
+        target: a tensor (G·H, H), or a module (or model), for ``weight_hh`` of all layers and directions; their
             biases become zero. Input weights stay (the paper draws them from a Gaussian of standard deviation 0.001).
-        scale: the number on the diagonal.
-        gates: of a tensor G, 1 if None; of a module the names of the gates to initialise, all if None.
+        scale: the value on the diagonal.
+        gates: for a tensor G, 1 if None; for a module the names of the gates to initialise, all if None.
 
     Raises:
-        TypeError: ``gates`` is a name for a tensor, or a number for a module; ``target`` is neither.
-        ValueError: R is not square (as with a projection), there is no such gate, or nothing recurrent in the model.
+        TypeError: ``gates`` is a name for a tensor, or a number for a module; ``target`` is neither tensor nor module.
+        ValueError: R is not square (as with a projection), there is no such gate, or no recurrent module in the model.
 
     Example:
         >>> rnn = fastrnn.init.identity_(fastrnn.RNN(3, 2, nonlinearity="relu"))
@@ -41,16 +41,16 @@ def identity_(target: Target, scale: float = 1.0, *, gates: Gates = None) -> Tar
 
 
 def np_rnn_(target: Target, *, gates: Gates = None, generator: torch.Generator | None = None) -> Target:
-    """Set R to a positive definite matrix whose largest eigenvalue is 1, and no bias.
+    """Set R to a positive definite matrix whose largest eigenvalue is 1, and the biases to zero.
 
-    ``A = QᵀQ / H`` of a matrix Q of standard normal numbers (H, H), and ``R = (A + I) / λ_max(A + I)``.
+    ``A = QᵀQ / H`` with Q a matrix of standard normal numbers (H, H), and ``R = (A + I) / λ_max(A + I)``.
 
     Source: Talathi and Vartak, Improving performance of recurrent neural network with relu nonlinearity, 2015
     (arXiv:1511.03771), "np-RNN".
 
     Args:
         target, gates: as for `identity_`.
-        generator: where random numbers come from; None: torch's default.
+        generator: the random number generator; None: torch's default.
 
     Raises:
         TypeError, ValueError: as `identity_`.
@@ -78,14 +78,14 @@ def orthogonal_(
 
     With a projection, R is not square: its rows or columns are orthogonal.
 
-    `torch.nn.init.orthogonal_` of the whole ``weight_hh`` would make the gates' matrices together orthogonal: those of
-    an LSTM then shrink h to half its norm.
+    `torch.nn.init.orthogonal_` applied to the whole ``weight_hh`` would make the stacked gate matrices orthogonal;
+    those of an LSTM then shrink h to half its norm.
 
     Source: Saxe, McClelland and Ganguli, Exact solutions to the nonlinear dynamics of learning in deep linear neural
     networks, 2014 (arXiv:1312.6120).
 
     Args:
-        target: a tensor (G·H, P), or a module (or model): there ``weight_hh`` of all layers and directions. Biases
+        target: a tensor (G·H, P), or a module (or model), for ``weight_hh`` of all layers and directions. Biases
             stay.
         gain: the factor.
         gates, generator: as for `np_rnn_`.
@@ -93,7 +93,7 @@ def orthogonal_(
     Raises:
         TypeError, ValueError: as `identity_`, but R need not be square.
 
-    Example:
+    TypeError, ValueError: as `identity_`, except that R need not be square.
         >>> lstm = fastrnn.init.orthogonal_(fastrnn.LSTM(3, 4))
         >>> forget = lstm.weight_hh_l0[4:8]
         >>> torch.allclose(forget @ forget.T, torch.eye(4), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Analyses of recurrent networks: their states, gates, gradients and spectra, and which text features units follow.
+"""Analyses of recurrent networks: states, gates, gradients, spectra, and the text features that units track.
 
 .. code-block:: python
 
@@ -9,7 +9,7 @@
     inspect.jacobian(lstm, x[0], (h, c))
     inspect.spectrum(lstm)[0].radius
 
-`fastrnn.apps.inspect` makes pages and figures of them.
+`fastrnn.apps.inspect` makes pages and figures from the results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Features of a text that a person can read, place by place, for units to be held against.
+"""Human-readable features of a text at each place, for comparison with the units of a network.
 
-A feature at a place says how things stand once the character there has been read: after an opening quotation mark one
-is inside, after the closing one outside. The lexer is simple, and wrong where the language is not:
+A feature describes the text after the character at that place has been read: after an opening quotation mark it is
+inside quotes, after the closing one outside. The lexer is simple and does not cover all rules of a language:
 
 ==============  ======================================================================================================
 ``python``      ``#`` begins a comment; strings in ``'``, ``"``, and three of either, with backslashes
@@ -9,18 +9,18 @@ is inside, after the closing one outside. The lexer is simple, and wrong where t
 ``text``        no comments; quotations in ``"`` (to the end of the paragraph at most), ``“ ”`` and ``« »``
 ==============  ======================================================================================================
 
-Strings in one mark end with their line. ``auto`` is ``c`` if a tenth of the lines end with ``;``, ``{`` or ``}``, else
-``python`` if a tenth end with ``:`` or ``)`` or begin with ``#``, ``import`` or ``from``, else ``text``.
+Strings in single marks end with their line. ``auto`` is ``c`` if a tenth of the lines end with ``;``, ``{`` or ``}``,
+else ``python`` if a tenth end with ``:`` or ``)`` or begin with ``#``, ``import`` or ``from``, else ``text``.
 
 =====================  ===============================================================================================
 inside quotes          yes or no
 in a comment           yes or no
 inside a word          yes or no: the character is a letter, a digit or ``_``
-start of the line      yes or no: only blanks since the line began
+start of the line      yes or no: only blanks since the beginning of the line
 number                 yes or no: the character is a digit, or a point between digits
 position in the line   characters since the last line feed; 0 at the line feed
-indentation            blanks that the line began with, a tab reaching to the next multiple of 8
-bracket depth          ``([{`` that are open, outside of strings and comments; from 0 to 20
+indentation            leading blanks of the line, a tab reaching to the next multiple of 8
+bracket depth          open ``([{`` outside strings and comments; from 0 to 20
 length of the word     characters of the word so far
 =====================  ===============================================================================================
 """
@@ -32,7 +32,7 @@ import re
 import numpy as np
 
 SYNTAXES = ("auto", "python", "c", "text")
-#: Features that hold or do not, and those that have a number.
+#: Boolean features, and numeric ones.
 YES_OR_NO = ("inside quotes", "in a comment", "inside a word", "start of the line", "number")
 NUMBERS = ("position in the line", "indentation", "bracket depth", "length of the word")
 FEATURES = YES_OR_NO + NUMBERS
@@ -48,14 +48,14 @@ _COMMENTS = {"python": {"#": "\n"}, "c": {"//": "\n", "/*": "*/"}, "text": {}}
 
 
 def features_of(text: str, syntax: str = "auto") -> dict[str, np.ndarray]:
-    """Return the features of each character: N numbers by name, bool for yes or no, else float32.
+    """Return the features of each character by name: (N) bool for yes-or-no features, else float32.
 
     Args:
         text: N characters.
         syntax: one of `SYNTAXES`.
 
     Raises:
-        ValueError: ``syntax`` is none of them.
+        ValueError: ``syntax`` is not one of them.
 
     Example:
         >>> int(fastrnn.inspect.features_of("x = 1  # one", "python")["in a comment"].sum())
@@ -64,8 +64,8 @@ def features_of(text: str, syntax: str = "auto") -> dict[str, np.ndarray]:
     if syntax not in SYNTAXES:
         raise ValueError(f"syntax: expected one of {', '.join(SYNTAXES)}, got {syntax!r}")
     quoted, commented = lexed(text, guessed(text) if syntax == "auto" else syntax)
-    found = {"inside quotes": quoted, "in a comment": commented}
-    plain = ~(quoted | commented)
+    features = {"inside quotes": quoted, "in a comment": commented}
+    is_code = ~(quoted | commented)
     numbers = np.zeros((len(NUMBERS), len(text)), np.float32)
     starts, words, digits = (np.zeros(len(text), bool) for _ in range(3))
     column = indentation = depth = length = 0
@@ -85,17 +85,17 @@ def features_of(text: str, syntax: str = "auto") -> dict[str, np.ndarray]:
         digits[k] = character.isdigit() or (
             character == "." and text[k - 1 : k].isdigit() and text[k + 1 : k + 2].isdigit()
         )
-        if plain[k] and character in "([{":
+        if is_code[k] and character in "([{":
             depth = min(depth + 1, _DEEPEST)
-        elif plain[k] and character in ")]}":
+        elif is_code[k] and character in ")]}":
             depth = max(depth - 1, 0)
         numbers[:, k] = column, indentation, depth, length
-    found |= {"inside a word": words, "start of the line": starts, "number": digits}
-    return found | dict(zip(NUMBERS, numbers, strict=True))
+    features |= {"inside a word": words, "start of the line": starts, "number": digits}
+    return features | dict(zip(NUMBERS, numbers, strict=True))
 
 
 def guessed(text: str) -> str:
-    """``c``, ``python`` or ``text``."""
+    """Guess the syntax of a text: ``c``, ``python`` or ``text``."""
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     few = len(lines) / 10
@@ -107,7 +107,7 @@ def guessed(text: str) -> str:
 
 
 def lexed(text: str, syntax: str) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each character leaves the reader inside quotes, and in a comment: two of N bools."""
+    """Return for each character whether quotes, and whether a comment, are open after it: two arrays (N) of bool."""
     quoted, commented = np.zeros(len(text), bool), np.zeros(len(text), bool)
     k = 0
     while k < len(text):
@@ -129,7 +129,7 @@ def lexed(text: str, syntax: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _end_of_quote(text: str, k: int, mark: str, syntax: str) -> tuple[int, bool]:
-    """Behind the end of a quotation whose inside begins at k, and whether its last character has ended it."""
+    """Return the index after a quotation whose content begins at k, and True if it is closed there."""
     close = _CLOSING.get(mark, mark)
     while k < len(text):
         if text[k] == "\\" and syntax != "text":

@@ -1,13 +1,13 @@
-r"""Gradient flow: ∂L/∂h_t (and ∂L/∂c_t, …) at every step, all paths together, in one backward pass.
+r"""Gradient flow: ∂L/∂h_t (and ∂L/∂c_t, …) at every time step, the sum over all paths, in one backward pass.
 
-A layer's kernels give ∂L/∂h_t for all t when they are told ∂L/∂y_t, which is what flows into h_t from outside of the
-layer: autograd gives that at each layer's output. ∂L/∂c_t of an LSTM follows from it element by element, as
+A layer's kernels return ∂L/∂h_t for all t, given ∂L/∂y_t, the gradient that reaches h_t from outside the layer, which
+autograd computes at each layer's output. For an LSTM ∂L/∂c_t follows element-wise, as
 
 .. math::
     ∂L/∂c_t = ∂L/∂m_t * o_t * (1 − \tanh²(c_t)) + ∂L/∂c_{t+1} * f_{t+1}
 
 where m = o*tanh(c) is h, or with a projection h = P·m and ∂L/∂m = Pᵀ·∂L/∂h. Other cells with several states, and
-what has no kernels, run as a loop in plain torch in which every state is a point to differentiate at.
+cells without kernels, run as a loop in plain PyTorch, in which gradients are taken at every state.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LayerFlow:
-    """The gradients of one layer in one direction.
+    """Gradients of one layer in one direction.
 
     Attributes:
         name: ``"layer 1"``, ``"layer 1, reverse"``, …
-        gradients: by state, (T+1, B, H): ∂L/∂state after 0, 1, …, T steps; the first is that of the initial state. Of a
-            layer in reverse the steps count from the end of the sequence.
+        gradients: by state, (T+1, B, H): ∂L/∂state after 0, 1, …, T time steps; the first is that of the initial state.
+            For a layer in reverse, steps count from the end of the sequence.
     """
 
     name: str
     gradients: dict[str, Tensor]
 
     def norms(self, state: str = "h") -> Tensor:
-        """‖∂L/∂state‖ of a row by lag, (T+1), mean over the rows: [0] after the last step, [T] the initial state."""
+        """Return ‖∂L/∂state‖ by lag, (T+1), mean over batch rows: [0] after the last step, [T] at the initial state."""
         if state not in self.gradients:
             raise ValueError(f"state: expected one of {', '.join(self.gradients)}, got {state!r}")
         return self.gradients[state].norm(dim=-1).mean(-1).flip(0)
@@ -56,7 +56,7 @@ class GradientFlow:
 
 @dataclass
 class _Passed:
-    """One layer's part of a forward pass: what to differentiate at, and what makes all of the gradients out of it."""
+    """Forward pass of one layer: the tensors to differentiate at, and those from which all gradients are computed."""
 
     layer: Layer
     wx: Tensor
@@ -66,20 +66,20 @@ class _Passed:
 
 
 def gradient_flow(module: nn.Module, x: Tensor, hx: Any = None, *, loss: Loss | None = None) -> GradientFlow:
-    """Compute ∂L/∂h_t for every step, layer and direction of a recurrent module, and the same of its other states.
+    """Compute ∂L/∂h_t, and that of the other states, for every time step, layer and direction of a recurrent module.
 
-    Dropout between layers is left out. The parameters' ``grad`` stays as it is.
+    Dropout between layers is omitted. The parameters' ``grad`` is unchanged.
 
     Args:
         module: an LSTM, GRU or RNN, or one of their cells, of torch.nn or of fastrnn; or a network made by
             `fastrnn.cell`.
         x: (T, B, I), (B, T, I) if the module is ``batch_first``, or (T, I).
         hx: initial states as the module takes them; None for its learned ones, or zeros.
-        loss: makes L of the outputs of the last layer, (T, B, D·P). None: the sum of its final h.
+        loss: computes L from the outputs of the last layer, (T, B, D·P). None: the sum of its final h.
 
     Raises:
-        TypeError: ``module`` is none of these, or x no tensor.
-        ValueError: x or hx is of another shape, or ``loss`` gives no single number that depends on the outputs.
+        TypeError: ``module`` is none of these, or x is not a tensor.
+        ValueError: x or hx has another shape, or ``loss`` does not return a single number that depends on the outputs.
 
     Example:
         >>> flow = fastrnn.inspect.gradient_flow(fastrnn.GRU(3, 4), torch.randn(5, 2, 3))
@@ -101,14 +101,14 @@ def gradient_flow(module: nn.Module, x: Tensor, hx: Any = None, *, loss: Loss | 
         last = [one.finals[0].sum() for one in passed if one.layer.index == layers[-1].index]
         value = torch.stack(last).sum() if loss is None else loss(output)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        raise ValueError("loss: expected a function of the outputs that gives a tensor with one number")
+        raise ValueError("loss: expected a function of the outputs that returns one differentiable number")
     points = [point for one in passed for point in one.points]
     gradients = iter(torch.autograd.grad(value, points, allow_unused=True))
-    found = []
+    flows = []
     for one in passed:
         own = [next(gradients) for _ in one.points]
-        found.append(LayerFlow(one.layer.name, _gradients(one, own)))
-    return GradientFlow(float(value.detach()), tuple(found))
+        flows.append(LayerFlow(one.layer.name, _gradients(one, own)))
+    return GradientFlow(float(value.detach()), tuple(flows))
 
 
 def _by_kernels(layer: Layer) -> bool:
@@ -116,7 +116,7 @@ def _by_kernels(layer: Layer) -> bool:
 
 
 def _pass(layer: Layer, x: Tensor, initial: States) -> tuple[Tensor, _Passed]:
-    """The output y (T, B, P), and the points: the initial states, and y with the final states or all states."""
+    """Return the output y (T, B, P), and the points: the initial states, and y with the final states or all states."""
     wx = layer.columns(x)
     if _by_kernels(layer):
         y, finals = functional.sequence(
@@ -136,7 +136,7 @@ def _pass(layer: Layer, x: Tensor, initial: States) -> tuple[Tensor, _Passed]:
 
 
 def _gradients(one: _Passed, own: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """By state, (T+1, B, ·) in the order of the steps, out of the gradients at the points."""
+    """Return the gradients by state, (T+1, B, ·) in the order of the steps, from the gradients at the points."""
     names, S = one.layer.spec.states, len(one.layer.spec.states)
     if not _by_kernels(one.layer):
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(own, one.points, strict=True)]
@@ -148,22 +148,22 @@ def _gradients(one: _Passed, own: Sequence[Tensor | None]) -> dict[str, Tensor]:
         dh = functional.hidden_gradients(
             layer.spec.name, wx, layer.after_input, initial, at_y, at_finals, reverse=layer.reverse
         )
-        found = [dh.flip(0) if layer.reverse else dh]
+        gradients = [dh.flip(0) if layer.reverse else dh]
         if S > 1:
-            found.append(_of_cell_state(layer, wx, initial, dh, at_finals[1]))
-    return {name: torch.cat((g0.unsqueeze(0), g)) for name, g0, g in zip(names, first, found, strict=True)}
+            gradients.append(_of_cell_state(layer, wx, initial, dh, at_finals[1]))
+    return {name: torch.cat((g0.unsqueeze(0), g)) for name, g0, g in zip(names, first, gradients, strict=True)}
 
 
 def _of_cell_state(layer: Layer, wx: Tensor, initial: States, dh: Tensor, last: Tensor | None) -> Tensor:
-    """∂L/∂c of an LSTM after each step (T, B, H), in the order of the steps."""
+    """Return ∂L/∂c of an LSTM after each step (T, B, H), in the order of the steps."""
     states = all_states(layer, wx, initial)
     gates = gates_of(layer, wx, initial, states)
     dm = dh if layer.weights.w_hr is None else dh @ layer.weights.w_hr
     direct = dm * gates["o"] * (1 - torch.tanh(states[1]).square())
     carried = torch.zeros_like(direct[0]) if last is None else last
-    found = []
+    gradients = []
     for t in reversed(layer.order(len(wx))):
         carried = carried + direct[t]
-        found.append(carried)
+        gradients.append(carried)
         carried = carried * gates["f"][t]
-    return torch.stack(found[::-1])
+    return torch.stack(gradients[::-1])

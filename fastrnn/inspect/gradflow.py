@@ -1,6 +1,6 @@
-"""Gradient flow through time in numbers, for several networks side by side.
+"""Gradient flow through time as numbers, for several networks to be compared.
 
-Everything is a number, a string or a list in the end, so that it can be written as JSON: see `Run`.
+All results are numbers, strings or lists, so that they can be written as JSON: see `Run`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _BUILT_IN = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 @dataclass
 class Run:
-    """One network's gradient flow, of its last layer (the forward direction).
+    """Gradient flow of one network, for its last layer in the forward direction.
 
     Attributes:
-        cell, init: what it is; ``init`` is a checkpoint's name where it comes from one.
-        loss: what was differentiated, in words, and its value.
-        norms: by state, ‖∂L/∂state‖ by lag, mean over rows: T+1 numbers, the first after the last step.
-        heat: (T+1, H) mean over the rows of abs(∂L/∂h), first the initial state.
+        cell, init: the names of the cell and of its initialisation, or the checkpoint's name.
+        loss, value: a description of the loss, and its value.
+        norms: by state, ‖∂L/∂state‖ by lag, mean over batch rows: T+1 numbers, the first after the last step.
+        heat: (T+1, H) mean over batch rows of abs(∂L/∂h), the initial state first.
         recurrent: by gate, the eigenvalues of R's block as [real, imaginary] pairs.
-        step: the eigenvalues of the Jacobian of the step in the middle of the sequence, first row.
-        before, after: of the gradient of all parameters, the norm for each of several batches before and after it was
-            clipped to ``clip``.
+        step: the eigenvalues of the Jacobian of the step in the middle of the sequence, for the first batch row.
+        before, after: the norm of the gradient of all parameters, for each of several batches, before and after
+            clipping to ``clip``.
     """
 
     cell: str
@@ -55,7 +55,7 @@ class Run:
         return f"{self.cell}, {self.init}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what is not finite (a gradient that overflowed) becomes a null."""
+        """Return a dict for JSON; numbers that are not finite (a gradient that overflowed) become null."""
         return _finite(asdict(self))
 
 
@@ -79,20 +79,21 @@ def compare(
     clip: float = 1.0,
     seed: int = 0,
 ) -> list[Run]:
-    """Compute the gradient flow of fresh networks of one layer, every cell with every initialisation.
+    """Compute the gradient flow of new one-layer networks, every cell with every initialisation.
 
-    It is computed in float64 on normal input. The loss is the sum of the last h over its units, mean over the rows.
+    It is computed in float64 on normally distributed input. The loss is the sum of the last h over its units, mean over
+    batch rows.
 
     Args:
         cells: lstm, gru, rnn_tanh, rnn_relu, or names of `fastrnn.gallery`.
         inits: of `fastrnn.inspect.initial`.
         steps, batch, inputs, hidden: T, B, I and H.
-        batches: how many norms of the parameters' gradient to take, of other inputs each.
+        batches: the number of batches for which the norm of the parameters' gradient is taken.
         clip: the norm to clip them to.
-        seed: of weights and input; all networks see the same input.
+        seed: the seed of weights and input; all networks get the same input.
 
     Raises:
-        ValueError: there is no such cell or initialisation, or a number is out of its range.
+        ValueError: there is no such cell or initialisation, or a number is out of range.
     """
     sizes = {"steps": steps, "hidden": hidden, "batch": batch, "inputs": inputs, "batches": batches}
     for name, size in sizes.items():
@@ -102,7 +103,7 @@ def compare(
     for init in inits:
         parsed(init)
     made = {cell: _maker(cell) for cell in cells}
-    found = []
+    runs = []
     with torch.random.fork_rng([]):
         for cell in cells:
             for init in inits:
@@ -110,12 +111,12 @@ def compare(
                 draws = [torch.randn(steps, batch, inputs, dtype=torch.float64) for _ in range(batches)]
                 module = made[cell](inputs, hidden)
                 initialise(module, init)
-                found.append(_fresh(cell, init, module, draws, clip))
-    return found
+                runs.append(_fresh(cell, init, module, draws, clip))
+    return runs
 
 
 def check_clip(clip: float) -> None:
-    """Raise ValueError unless ``clip`` is a norm to clip to."""
+    """Raise ValueError unless ``clip`` is a positive norm."""
     if not clip > 0:
         raise ValueError(f"clip: expected more than 0, got {clip}")
 
@@ -148,7 +149,7 @@ def _fresh(cell: str, init: str, module: nn.Module, draws: list[Tensor], clip: f
 
 
 def clipped(module: nn.Module, clip: float) -> tuple[float, float]:
-    """The norm of the gradient of all parameters before and after clipping, which is done."""
+    """Clip the gradient of all parameters, and return its norm before and after."""
     before = float(nn.utils.clip_grad_norm_(module.parameters(), clip))
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return before, float(nn.utils.get_total_norm(gradients))
@@ -165,7 +166,7 @@ def run_of(
     after: list[float],
     clip: float,
 ) -> Run:
-    """A `Run` of a module, one direction, on x (T, B, I), with the norms that were taken already."""
+    """Return the `Run` of a module with one direction on x (T, B, I), given norms taken before."""
     flow = gradient_flow(module, x, loss=loss)
     gradients = flow.layers[-1]
     layers = layers_of(module)
@@ -196,5 +197,5 @@ def run_of(
 
 
 def pairs(values: Tensor) -> list[list[float]]:
-    """Complex numbers as [real, imaginary]."""
+    """Return complex numbers as [real, imaginary]."""
     return torch.view_as_real(values.resolve_conj()).tolist()

@@ -1,4 +1,4 @@
-"""The gates of a cell made by `fastrnn.cell`: its traced step, computed on tensors for all steps at once."""
+"""Gates of a cell made by `fastrnn.cell`: its traced step, evaluated on tensors for all time steps at once."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _WITHOUT_FUNCTION: dict[str, Callable[..., Tensor]] = {
 
 
 def gate_values(layer: Layer, wx: Tensor, before: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Every value of a logistic function in the step, (T, B, H) by name.
+    """Return the value of every logistic function in the step, (T, B, H) by name.
 
     Args:
-        layer: of a cell made by `fastrnn.cell`.
+        layer: a layer of a cell made by `fastrnn.cell`.
         wx: `Layer.columns`, (T, B, columns·H).
-        before: the states that each step began with, (T, B, H) each.
+        before: the states before each time step, (T, B, H) each.
     """
     assert layer.cell is not None
     step = layer.cell._compiled.step
@@ -40,21 +40,21 @@ def gate_values(layer: Layer, wx: Tensor, before: tuple[Tensor, ...]) -> dict[st
 
 
 def _gate_nodes(step: Traced, names: tuple[str, ...], taken: tuple[str, ...]) -> dict[str, Node]:
-    """The logistic functions of a step by name; those that are states already are left out."""
+    """Return the logistic functions of a step by name, without those that are states themselves."""
     vectors = [] if step.vector is None else [step.vector]
     roots = [*step.new, *vectors]
-    found: dict[str, Node] = {}
+    gates: dict[str, Node] = {}
     for node in reached(roots):
         if node.op == "sigmoid" and not any(node is new for new in step.new):
-            name = _nearest(node, names) or f"σ{len(found) + 1}"
-            name = name if name not in found else f"{name}{len(found) + 1}"
+            name = _nearest(node, names) or f"σ{len(gates) + 1}"
+            name = name if name not in gates else f"{name}{len(gates) + 1}"
             if name not in taken:
-                found[name] = node
-    return found
+                gates[name] = node
+    return gates
 
 
 def _nearest(node: Node, names: tuple[str, ...]) -> str:
-    """The gate of W·x with the fewest operations between it and the node; empty where two are as near."""
+    """Return the gate of W·x with the fewest operations between it and the node; empty if two are equally near."""
     level: list[Node] = [node]
     while level:
         met = {n.leaf[1] for n in level if n.leaf[0] == "x"}
@@ -65,7 +65,7 @@ def _nearest(node: Node, names: tuple[str, ...]) -> str:
 
 
 class _Values:
-    """Nodes as tensors, each computed once."""
+    """Evaluates nodes as tensors, each once."""
 
     def __init__(self, layer: Layer, step: Traced, wx: Tensor, before: tuple[Tensor, ...]) -> None:
         assert layer.cell is not None

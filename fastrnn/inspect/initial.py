@@ -1,4 +1,4 @@
-"""Initialisations by name, for `fastrnn gradflow --init`: those of `fastrnn.init`."""
+"""Initialisations by name, those of `fastrnn.init`, for `fastrnn gradflow --init`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from fastrnn import init
 
-#: By name: what it does with a module and a number, and the number if none is given.
+#: By name: a function of a module and a number, and the default number.
 _FILL: dict[str, tuple[Callable[[nn.Module, float], object], float]] = {
     "default": (lambda module, number: module, 1.0),
     "orthogonal": (init.orthogonal_, 1.0),
@@ -23,10 +23,10 @@ _WITHOUT_NUMBER = ("default", "np_rnn")
 
 
 def parsed(text: str) -> tuple[str, float]:
-    """Name and number of ``name`` or ``name:number``.
+    """Split ``name`` or ``name:number`` into name and number.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: the name or the number is invalid.
     """
     name, colon, rest = text.partition(":")
     try:
@@ -39,10 +39,10 @@ def parsed(text: str) -> tuple[str, float]:
 
 
 def initialise(module: nn.Module, text: str) -> None:
-    """Gives a recurrent module new weights, drawn from torch's generator.
+    """Initialise a recurrent module's weights, drawing from torch's generator.
 
     Raises:
-        ValueError: ``text`` is unknown, or not for this kind of module.
+        ValueError: ``text`` is unknown, or does not apply to this kind of module.
         TypeError: the module is of another kind.
     """
     name, number = parsed(text)

@@ -1,34 +1,35 @@
-"""How well a unit tracks a feature.
+"""Scores of how well a unit tracks a feature.
 
-Everything goes by ranks, so that only the order of a unit's values counts: for a feature that holds or does not the
-area under the receiver's curve (AUC: how probable it is that the unit is higher at a place where it holds than at one
-where it does not; 0.5 is chance, 0 is as good as 1), for one with numbers Spearman's rank correlation (0 is chance, −1
-as good as 1). Ties count half. Only places in the same block of 1,000 are compared: a cell state may drift over a whole
-text, and so would track whatever is more frequent at its beginning or end.
+All scores depend on ranks, so that only the order of a unit's values counts: for a boolean feature the area under the
+ROC curve (AUC, the probability that the unit is higher at a place where the feature holds than at one where it does
+not; 0.5 is chance, 0 as good as 1), for a numeric one Spearman's rank correlation (0 is chance, −1 as good as 1). Ties
+count half. Only places in the same block of 1,000 are compared: a cell state may drift over a whole text, and would
+then correlate with any feature that is more frequent at its beginning or end.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-#: Places that are compared with each other.
+#: Number of consecutive places that are compared with each other.
 BLOCK = 1000
-LEVELS = 255  # 0 to 254; the one in the middle is the centre of a scale
+LEVELS = 255  # 0 to 254; 127 is the centre of a scale
 
 
 def quantised(values: np.ndarray, centre: float, half: float | np.ndarray) -> np.ndarray:
-    """Values as uint8 from 0, for centre − half, to 254, for centre + half; wrong by half / 254 at most."""
+    """Return values as uint8, from 0 for centre − half to 254 for centre + half; error at most half / 254."""
     scaled = (values - centre) * ((LEVELS // 2) / half)
     return (np.rint(scaled) + LEVELS // 2).clip(0, LEVELS - 1).astype(np.uint8)
 
 
 def ranks(levels: np.ndarray, blocks: np.ndarray, size: int) -> np.ndarray:
-    """Ranks within each block, ties shared, as a share of the block's length and with 0 in the middle: (N) float64; by
-    counting, without sorting.
+    """Return mid-ranks within each block, divided by the block's length and centred at 0: (N) float64.
+
+    They are computed by counting, without sorting.
 
     Args:
         levels: (N) integers from 0 to size − 1.
-        blocks: (N) the number of the block that each place is in.
+        blocks: (N) the block number of each place.
     """
     key = blocks * size + levels
     counts = np.bincount(key, minlength=size * (int(blocks[-1]) + 1)).reshape(-1, size)
@@ -38,14 +39,14 @@ def ranks(levels: np.ndarray, blocks: np.ndarray, size: int) -> np.ndarray:
 
 
 def scores(tracks: np.ndarray, feature: np.ndarray) -> np.ndarray | None:
-    """The AUC (of a bool feature) or rank correlation of each track.
+    """Return the AUC (for a bool feature) or rank correlation of each track.
 
     Args:
         tracks: (U, N) levels, uint8.
         feature: (N), bool or float.
 
     Returns:
-        (U), or None where the feature is the same in every block.
+        (U), or None if the feature is constant within every block.
     """
     N = len(feature)
     if not N:
@@ -60,23 +61,23 @@ def scores(tracks: np.ndarray, feature: np.ndarray) -> np.ndarray | None:
     if not wanted.any():
         return None
     wanted /= np.linalg.norm(wanted)
-    found = np.zeros(len(tracks), np.float32)
+    correlations = np.zeros(len(tracks), np.float32)
     for u, track in enumerate(tracks):
         own = ranks(track, blocks, LEVELS)
         length = np.linalg.norm(own)
         if length:
-            found[u] = np.dot(own, wanted) / length
-    return found
+            correlations[u] = np.dot(own, wanted) / length
+    return correlations
 
 
 def _pairs(feature: np.ndarray, blocks: np.ndarray) -> float:
-    """How many pairs of a place where it holds and one where it does not are in the same block."""
+    """Count the pairs, within a block, of a place where the feature holds and one where it does not."""
     yes, every = np.bincount(blocks[feature], minlength=int(blocks[-1]) + 1), np.bincount(blocks)
     return float((yes * (every - yes)).sum())
 
 
 def _auc(track: np.ndarray, held: np.ndarray, blocks: np.ndarray) -> float:
-    """In how many of these pairs the track is higher where the feature holds, by the counts of both at each level."""
+    """Count the pairs in which the track is higher where the feature holds, from the counts of both at each level."""
     key = blocks * LEVELS + track
     size = LEVELS * (int(blocks[-1]) + 1)
     yes = np.bincount(key[held], minlength=size).reshape(-1, LEVELS)
@@ -86,13 +87,14 @@ def _auc(track: np.ndarray, held: np.ndarray, blocks: np.ndarray) -> float:
 
 
 def strength(scores: np.ndarray, feature: np.ndarray) -> np.ndarray:
-    """How far from chance, 0 to 1, whichever the direction."""
+    """Return the distance from chance, 0 to 1, irrespective of sign."""
     return np.abs(2 * scores - 1) if feature.dtype == bool else np.abs(scores)
 
 
 def drift(tracks: np.ndarray) -> np.ndarray:
-    """The share of each track's variance that lies between tenths of the text: near 1, it drifts over the text instead
-    of following what is in it. 0 of a track that never changes.
+    """Return the share of each track's variance between tenths of the text; 0 for a constant track.
+
+    Near 1, the track drifts over the text instead of following its content.
 
     Args:
         tracks: (U, N) levels.

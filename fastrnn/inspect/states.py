@@ -1,8 +1,8 @@
-"""Every state and every gate of a recurrent module over a whole sequence.
+"""All states and gates of a recurrent module over a whole sequence.
 
-States come out of one call of the fused kernels for each layer: h is the output, the others are what the kernels keep
-for a backward pass. Gates are then recomputed for all steps at once, out of W·x_t + b and R·h_{t-1} + b_r, with no
-recurrence left: three products of large matrices instead of T small ones.
+States come from one call of the fused kernels for each layer: h is the output, the others are among the tensors saved
+for backward. Gates are then recomputed for all time steps at once, from W·x_t + b and R·h_{t-1} + b_r, without a
+recurrence: three products of large matrices instead of T small ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LayerStates:
 
     Attributes:
         name: ``"layer 1"``, ``"layer 1, reverse"``, …
-        states: by name, after each step: (T, B, H), h (T, B, P).
-        gates: by name, in each step: (T, B, H), between 0 and 1.
+        states: by name, after each time step: (T, B, H), h (T, B, P).
+        gates: by name, in each time step: (T, B, H), between 0 and 1.
     """
 
     name: str
@@ -39,7 +39,7 @@ def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
     """Run a module over a sequence and return all states and gates, layer by layer. Not differentiable.
 
     Gates of an LSTM are i, f, o; of a GRU r, z; of a cell made by `fastrnn.cell` all values of a logistic function,
-    called by the gate of W·x that is nearest to them. An Elman network has none. No dropout is applied.
+    named after the nearest gate of W·x. An Elman network has none. No dropout is applied.
 
     Args:
         module: an LSTM, GRU or RNN, or one of their cells, of torch.nn or of fastrnn; or a network made by
@@ -57,7 +57,7 @@ def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
     """
     layers = layers_of(module)
     x = as_input(module, x)
-    found: list[LayerStates] = []
+    followed: list[LayerStates] = []
     with torch.no_grad():
         initial = as_states(module, layers, hx, x)
 
@@ -66,46 +66,46 @@ def follow(module: nn.Module, x: Tensor, hx: Any = None) -> list[LayerStates]:
             wx = layer.columns(x)
             states = all_states(layer, wx, initial[number])
             names = dict(zip(layer.spec.states, states, strict=True))
-            found.append(LayerStates(layer.name, names, gates_of(layer, wx, initial[number], states)))
+            followed.append(LayerStates(layer.name, names, gates_of(layer, wx, initial[number], states)))
             return states[0]
 
         run_stack(layers, x, run)
-    return found
+    return followed
 
 
 def all_states(layer: Layer, wx: Tensor, initial: States) -> States:
-    """Each state after each step, (T, B, ·), for `Layer.columns` (T, B, ·). Not differentiable."""
+    """Return each state after each time step, (T, B, ·), for `Layer.columns` (T, B, ·). Not differentiable."""
     if not layer.has_kernels():
         return stepwise(layer, wx, initial)
     y, _, reserve = _ops.forward(Call(layer.spec.name, wx, layer.after_input, initial, reverse=layer.reverse), True)
     if len(initial) == 1:
         return (y,)
-    kept = reserve[2][..., : (len(initial) - 1) * layer.hidden].to(y.dtype)  # behind them are sums over the units
-    return (y, *kept.chunk(len(initial) - 1, -1))
+    others = reserve[2][..., : (len(initial) - 1) * layer.hidden].to(y.dtype)  # sums over the units follow
+    return (y, *others.chunk(len(initial) - 1, -1))
 
 
 def stepwise(layer: Layer, wx: Tensor, initial: States) -> States:
-    """The same as a loop in plain torch, and differentiable."""
-    found: list[States] = []
+    """Return the same by a loop in plain PyTorch, differentiable."""
+    steps: list[States] = []
     states = initial
     for t in layer.order(len(wx)):
         states = layer.step(wx[t], states)
-        found.append(states)
+        steps.append(states)
     if layer.reverse:
-        found.reverse()
-    return tuple(torch.stack(column) for column in zip(*found, strict=True))
+        steps.reverse()
+    return tuple(torch.stack(column) for column in zip(*steps, strict=True))
 
 
 def gates_of(layer: Layer, wx: Tensor, initial: States, states: States) -> dict[str, Tensor]:
-    """The gates of every step, (T, B, H) by name, out of `Layer.columns` and the states after each step."""
+    """Return the gates of every time step, (T, B, H) by name, from `Layer.columns` and the states after each step."""
     before = tuple(layer.before(s0, s) for s0, s in zip(initial, states, strict=True))
     if layer.cell is not None:
         return gate_values(layer, wx, before)
     names = {"lstm": {"i": 0, "f": 1, "o": 3}, "gru": {"r": 0, "z": 1}}.get(layer.spec.name, {})
     w_hh, b_hh, H = layer.weights.w_hh, layer.weights.b_hh, layer.hidden
-    found = {}
+    gates = {}
     for name, block in names.items():
         rows = slice(block * H, (block + 1) * H)
         rh = F.linear(before[0], w_hh[rows], None if b_hh is None else b_hh[rows])
-        found[name] = torch.sigmoid(wx[..., rows] + rh)
-    return found
+        gates[name] = torch.sigmoid(wx[..., rows] + rh)
+    return gates

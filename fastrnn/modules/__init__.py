@@ -1,4 +1,4 @@
-"""Modules: torch.nn's recurrent classes, under their own names."""
+"""Replacements for torch.nn's recurrent classes, under the same names."""
 
 from .. import _C
 from ..cells import MODES

@@ -1,9 +1,9 @@
-"""What a module may take itself, and what it leaves to torch.
+"""Checks that decide which calls a module runs itself and which it leaves to torch.
 
-A module calls `fastrnn.functional.sequence` only when everything it was given is beyond doubt: ordinary tensors on the
-CPU or all on one GPU that there are kernels for, one number format, right sizes. All else goes to the forward of the
-torch.nn class, which either computes it (tensor subclasses, complex numbers, other devices, states that broadcast) or
-raises. So torch's errors are torch's own, and the checks here need only say yes or no.
+A module calls `fastrnn.functional.sequence` only with arguments that certainly fit: ordinary tensors, all on the CPU or
+all on one supported GPU, of one dtype and the right sizes. All other calls go to the forward of the torch.nn class,
+which either computes them (tensor subclasses, complex dtypes, other devices, states that broadcast) or raises. Errors
+are therefore torch's own, and the checks here only return yes or no.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from torch.fx import Proxy
 
 from .. import _gpu, _paths
 from .. import _surroundings as here
-from .._surroundings import PLAIN, has_values, is_of_compiler
+from .._surroundings import ORDINARY, has_values, is_of_compiler
 
 BACKENDS = (*_paths.BACKENDS, "torch")
-FORMATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _STRIDED = torch.strided
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _LOWERED = frozenset((torch.float32, torch.bfloat16, torch.float16))  # by autocast on a GPU
 
 
-def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> bool:
-    """Whether the kernels can take these tensors: of the very class Tensor, dense, on one device that there are kernels
-    for, in one number format.
+def are_ordinary(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> bool:
+    """Return True if the kernels can take these tensors: exact class Tensor, dense, one supported device, one dtype.
 
-    Under autocast, in the two formats that it unites. One function with one loop, as every call of every module passes
-    through here.
+    Under autocast two dtypes are allowed, which autocast unifies. One function with one loop, because every call of
+    every module passes through it.
     """
-    if here.is_tracing():  # a trace of torch's own operators can be loaded without this library
+    if here.is_tracing():  # a trace of torch's operators can be loaded without fastrnn
         return False
-    if (type(x) not in PLAIN and not is_of_compiler(x)) or x.is_nested:
+    if (type(x) not in ORDINARY and not is_of_compiler(x)) or x.is_nested:
         return False
     on_cpu = x.is_cpu
     if not on_cpu and not _gpu.takes(x):
@@ -45,13 +44,12 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
     target = autocast_dtype(x)
     if target is not None:
         dtype, other = torch.float32, target
-    elif dtype not in FORMATS:
+    elif dtype not in DTYPES:
         return False
     for tensor in (x, *weights) if states is None else (x, *weights, *states):
-        if type(tensor) not in PLAIN and not is_of_compiler(tensor):
+        if type(tensor) not in ORDINARY and not is_of_compiler(tensor):
             return False
-        found = tensor.dtype
-        if (found is not dtype and found is not other) or tensor.layout is not _STRIDED:
+        if (tensor.dtype is not dtype and tensor.dtype is not other) or tensor.layout is not _STRIDED:
             return False
         if not (tensor.is_cpu if on_cpu else tensor.device == x.device):
             return False
@@ -59,38 +57,38 @@ def are_plain(x: Any, states: Sequence[Any] | None, weights: Sequence[Any]) -> b
 
 
 def has_shape(tensor: Tensor, expected: Sequence[int]) -> bool:
-    """Return True if the tensor has this shape, or in a trace, where comparing sizes would raise a warning."""
+    """Return True if the tensor has this shape; always True while tracing, where comparing sizes raises a warning."""
     return here.is_tracing() or tuple(tensor.shape) == tuple(expected)
 
 
 def expected(x: Any) -> str:
-    """What `are_plain` asks for, in words; for a tensor on a GPU, with the reason if no GPU will do."""
+    """Describe the tensors that `are_ordinary` accepts, for error messages; with the reason if no GPU is supported."""
     if not isinstance(x, Tensor) or not x.is_cuda:
-        return "dense tensors of one floating-point format on the CPU"
+        return "dense tensors of one floating-point dtype on the CPU"
     problem = _gpu.problem(x.device)
     if problem:
-        return f"dense tensors of one floating-point format on the CPU, as {problem}"
-    return "dense tensors of one floating-point format on one GPU"
+        return f"dense tensors of one floating-point dtype on the CPU, as {problem}"
+    return "dense tensors of one floating-point dtype on one GPU"
 
 
 def read_weights(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
-    """The attributes ``names``, None for a missing one, each read once: what stands there may be computed at a read.
+    """Read the attributes ``names``, None for a missing one. Each is read once, because a property may compute it.
 
-    Asks for ordinary parameters where `torch.nn.Module.__getattr__` would find them, only sooner.
+    For ordinary parameters, equivalent to `torch.nn.Module.__getattr__` but faster.
     """
     if here.is_compiling() or type(module).__getattr__ is not torch.nn.Module.__getattr__:
         return [getattr(module, name, None) for name in names]
     own = module.__dict__
     parameters = own["_parameters"]
-    found = []
+    weights = []
     for name in names:
         weight = parameters.get(name)
-        found.append(getattr(module, name, None) if weight is None or name in own else weight)
-    return found
+        weights.append(getattr(module, name, None) if weight is None or name in own else weight)
+    return weights
 
 
 def read_flat_weights(module: Any) -> list[Any]:
-    """Read the weights of a layer, in torch's order: its attributes, or what was put into ``_flat_weights`` by hand.
+    """Read the weights of a layer, in torch's order: its attributes, or tensors assigned into ``_flat_weights``.
 
     Like torch.nn, a layer computes with that list unless an attribute is another tensor than ``_flat_weight_refs``
     refers to: `functional_call` and parametrizations replace attributes without changing the list.
@@ -106,7 +104,7 @@ def read_flat_weights(module: Any) -> list[Any]:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype to which `torch.autocast` casts ``x``; None where it is inactive. It leaves float64 and ids alone."""
+    """Return the dtype to which `torch.autocast` casts ``x``, or None: it is inactive, or x is float64 or ids."""
     if x.dtype is torch.float64 or not x.is_floating_point():
         return None
     device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else None
@@ -114,7 +112,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def onednn_takes(x: Tensor, batch_sizes: Tensor | None) -> bool:
-    """Return True if torch computes an LSTM with oneDNN: padded, or packed with rows of one length; and not empty."""
+    """Return True if torch computes the LSTM with oneDNN: padded, or packed with rows of equal length; not empty."""
     if x.numel() == 0:
         return False
     if batch_sizes is not None and not (has_values(batch_sizes) and bool(batch_sizes[0] == batch_sizes[-1])):
@@ -125,13 +123,14 @@ def onednn_takes(x: Tensor, batch_sizes: Tensor | None) -> bool:
 def run_dtype(
     cell: str, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, onednn: bool
 ) -> torch.dtype:
-    """The number format in which to run ``cell`` under autocast to ``target``, so that results come in torch's format.
+    """Return the dtype in which to run ``cell`` under autocast to ``target``, so that results have torch's dtypes.
 
-    On a GPU all is in ``target``: torch casts whatever it gives to cuDNN and to its own cells. (To cuDNN as float16,
-    whatever autocast was asked for; ours is what was asked for.) On the CPU torch's own cells multiply in ``target``
-    and leave the rest to type promotion, so that a float32 state stays float32 (GRU, cells, packed and projected LSTM),
-    but for plain RNN, whose whole step is the product, and oneDNN's LSTM (``onednn``), which is in ``target``
-    altogether. A state in float32 calls for products in float32 here: exact where torch rounds, and no slower.
+    On a GPU everything runs in ``target``: torch casts the arguments of cuDNN and of its own cells. (For cuDNN torch
+    casts to float16 whatever autocast was set to; here it is the dtype that was set.) On the CPU torch's own cells
+    multiply in ``target`` and leave the rest to type promotion, so that a float32 state stays float32 (GRU, cells,
+    packed and projected LSTM). Exceptions are the plain RNN, whose whole time step is the product, and oneDNN's LSTM
+    (``onednn``), which runs in ``target`` entirely. With a float32 state, products are in float32 here: exact where
+    torch rounds, and no slower.
     """
     if onednn or cell.startswith("rnn") or (x.is_cuda and x.dtype in _LOWERED):
         return target
@@ -139,9 +138,9 @@ def run_dtype(
 
 
 def packed_rows(batch_sizes: Tensor, state: Any) -> Any:
-    """Rows of a packed input's first step, which each initial state has to have.
+    """Return the batch rows of a packed input's first time step, which each initial state must have.
 
-    The compiler cannot decide on a value. There the rows of ``state``, the first of the initial states, stand in; the
+    The compiler cannot decide on a value. It uses the rows of ``state``, the first of the initial states, instead; the
     operator compares the two when the compiled function runs.
     """
     if here.is_compiling() and isinstance(state, Tensor) and state.dim() == 3:
@@ -150,7 +149,7 @@ def packed_rows(batch_sizes: Tensor, state: Any) -> Any:
 
 
 def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Tensor:
-    """``lengths`` as an int64 tensor (B) on ``device``.
+    """Return ``lengths`` as an int64 tensor (B) on ``device``.
 
     Raises:
         TypeError: not integers.
@@ -165,24 +164,22 @@ def as_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Te
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
     if not has_shape(lengths, (batch,)):
-        raise ValueError(
-            f"lengths: expected shape ({batch},), one for each row of the batch, got {tuple(lengths.shape)}"
-        )
-    if lengths.is_cpu and has_values(lengths) and batch:  # reading them back from a GPU would make the program wait
+        raise ValueError(f"lengths: expected shape ({batch},), one for each batch row, got {tuple(lengths.shape)}")
+    if lengths.is_cpu and has_values(lengths) and batch:  # reading them back from a GPU would synchronise
         low, high = map(int, torch.aminmax(lengths))
         if low < 0 or high > steps:
             raise ValueError(
-                f"lengths: expected values from 0 to {steps}, the input's number of steps, got {low} to {high}"
+                f"lengths: expected values from 0 to {steps}, the input's number of time steps, got {low} to {high}"
             )
     return lengths.to(device=device, dtype=torch.int64, non_blocking=device.type == "cuda")
 
 
 def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: torch.device) -> Tensor:
-    """``reset`` as a bool tensor (T, B) on ``device``, given in the layout ``expected``.
+    """Return ``reset`` as a bool tensor (T, B) on ``device``, given in the layout ``expected``.
 
     Raises:
         TypeError: not a bool tensor.
-        ValueError: not laid out like the leading dimensions of the input.
+        ValueError: its shape is not that of the leading dimensions of the input.
     """
     if not isinstance(reset, Tensor) or reset.dtype is not torch.bool:
         got = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
@@ -198,7 +195,7 @@ def as_reset(reset: Any, expected: tuple[int, ...], batch_first: bool, device: t
 
 
 def leaf_proxy(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Proxy | None:
-    """While torch.fx traces: the call of ``module`` as one node, as for torch's own, known by their package."""
+    """Return the call of ``module`` as one node while torch.fx traces, as torch does for its own modules; else None."""
     flat: list[Any] = []
     for value in (*args, *kwargs.values()):
         flat.extend(value if isinstance(value, (tuple, list)) else (value,))

@@ -1,16 +1,16 @@
-"""Lets `torch.compile` trace fastrnn's layers, which are instances of ``torch.nn.LSTM``, ``GRU`` or ``RNN``.
+"""Makes `torch.compile` trace fastrnn's layers, which are instances of ``torch.nn.LSTM``, ``GRU`` or ``RNN``.
 
-Dynamo refuses instances of these three classes unless ``torch._dynamo.config.allow_rnn`` is set, since tracing into
-torch's own forward unrolls the time loop. That does not hold for fastrnn's layers, whose forward is one traceable
-operator. `allow_layers` therefore wraps the one method that asks, ``VariableBuilder.wrap_module``, and sets the switch
-while that method looks at a layer of fastrnn, and for nothing else. torch's own layers are treated as before.
+Dynamo does not trace instances of these three classes unless ``torch._dynamo.config.allow_rnn`` is set, because tracing
+into torch's own forward unrolls the time loop. fastrnn's layers have no such loop: their forward is one traceable
+operator. `allow_layers` therefore wraps the one method that reads the switch, ``VariableBuilder.wrap_module``, and sets
+the switch while that method handles a layer of fastrnn, and only then. torch's own layers are treated as before.
 
-Dynamo is slow to import, so that the method is wrapped when its module is imported, by `torch.compile` or by
-`torch.export`. A torch without that method keeps its own behaviour: a graph break with torch's explanation.
+Dynamo is slow to import, so the method is wrapped when its module is imported, by `torch.compile` or by
+`torch.export`. If torch has no such method, it keeps its own behaviour: a graph break with torch's explanation.
 
-Rejected: ``allow_rnn = True`` for the whole process (changes how torch's own layers compile); deriving from
-``RNNBase`` only, with a ``__class__`` that claims to be ``torch.nn.LSTM`` to everybody but dynamo. The latter was used
-once. It broke ``issubclass``, metaclasses, tables by class, pickling by value and ``torch.load(weights_only=True)``.
+Rejected: ``allow_rnn = True`` for the whole process, which changes how torch's own layers compile; and deriving from
+``RNNBase`` only, with a ``__class__`` that reports ``torch.nn.LSTM`` to everything except dynamo. The latter was used
+before. It broke ``issubclass``, metaclasses, tables by class, pickling by value and ``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ BUILDER = "torch._dynamo.variables.builder"
 
 
 def allow_layers(layers: type) -> None:
-    """Make dynamo trace instances of ``layers``, now or as soon as it is imported."""
+    """Make dynamo trace instances of ``layers``, now or when it is imported."""
     after_import(BUILDER, functools.partial(_wrap_builder, layers))
 
 
 def _wrap_builder(layers: type, builder: Any) -> None:
-    """Set ``allow_rnn`` while ``VariableBuilder.wrap_module`` looks at an instance of ``layers``."""
+    """Set ``allow_rnn`` while ``VariableBuilder.wrap_module`` handles an instance of ``layers``."""
     variable_builder: Any = getattr(builder, "VariableBuilder", None)
     wrap_module = getattr(variable_builder, "wrap_module", None)
     if wrap_module is None or not hasattr(builder.config, "allow_rnn"):

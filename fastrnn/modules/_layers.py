@@ -1,4 +1,4 @@
-"""Stacks of layers and directions, out of `fastrnn.functional.sequence`, which is one layer in one direction."""
+"""Stacks of layers and directions, built on `fastrnn.functional.sequence`, which runs one layer in one direction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from torch import Tensor
 from ..functional import LayerWeights, sequence
 from . import _streams
 
-Found = tuple[Tensor, tuple[Tensor, ...]]
+LayerResult = tuple[Tensor, tuple[Tensor, ...]]
 
 
 def as_layers(weights: list[Tensor], bias: bool, proj_size: int) -> list[LayerWeights]:
-    """The weights of each layer and direction, out of a list in torch's order: w_ih, w_hh, [b_ih, b_hh], [w_hr], and
-    again.
-    """
+    """Split a list in torch's order (w_ih, w_hh, [b_ih, b_hh], [w_hr], …) into weights by layer and direction."""
     count = 2 + 2 * bool(bias) + (proj_size > 0)
     layers = []
     for first in range(0, len(weights), count):
@@ -34,26 +32,26 @@ def run_layers(
     directions: int,
     dropout: float,
     options: dict[str, Any],
-    layer: Callable[..., Found] = sequence,
-) -> Found:
-    """All layers and directions of a recurrent network.
+    layer: Callable[..., LayerResult] = sequence,
+) -> LayerResult:
+    """Run all layers and directions of a recurrent network.
 
     Args:
         cell: name in `fastrnn.cells.CELLS`.
-        x: (T, B, I), or (N, I) if packed; with an embedding ids, (T, B, 1) or (N, 1).
-        weights: L·D entries, directions of a layer side by side.
+        x: (T, B, I), or (N, I) if packed; with an embedding, ids (T, B, 1) or (N, 1).
+        weights: L·D entries, the directions of a layer adjacent.
         states: ``h`` (L·D, B, P) and, for LSTM, ``c`` (L·D, B, H); None for zeros.
         directions: D, 1 or 2.
         dropout: probability of dropping an element between layers; 0 outside training.
-        options: those of `fastrnn.functional.sequence`, but ``reverse``.
-        layer: runs one layer in one direction, called as that function is.
+        options: the keywords of `fastrnn.functional.sequence` except ``reverse``.
+        layer: runs one layer in one direction; same signature as that function.
 
     Returns:
         ``y`` (T, B, D·P) or (N, D·P), and the final states, shaped like ``states``.
     """
     if options.get("embedding") is not None:
         x = x.squeeze(-1)
-    if len(weights) == 1:  # the usual case, free of stacking
+    if len(weights) == 1:  # the usual case, without stacking
         initial = None if states is None else tuple([state.squeeze(0) for state in states])
         if "initial" in options:
             options = {**options, "initial": tuple([state.squeeze(0) for state in options["initial"]])}
@@ -67,7 +65,7 @@ def run_layers(
     finals: list[tuple[Tensor, ...]] = []
     for first in range(0, len(weights), directions):
         if first and dropout:
-            # torch's own call, on the whole output of the layer: the same seed drops the same elements.
+            # torch's own call on the layer's whole output: the same seed drops the same elements.
             x = torch.dropout(x, dropout, True)
         if directions == 1:
             x, last = layer(cell, x, weights[first], initials[first], **options, **again[first])
@@ -82,7 +80,7 @@ def run_layers(
 
 
 def _by_layer(states: tuple[Tensor, ...] | None, count: int) -> list[Any]:
-    """The states of each layer and direction; None for each if there are none."""
+    """Return the states of each layer and direction; None for each if there are none."""
     return [None] * count if states is None else list(zip(*[state.unbind(0) for state in states], strict=True))
 
 
@@ -93,12 +91,12 @@ def _both_directions(
     initials: list[Any],
     again: list[Any],
     options: dict[str, Any],
-    layer: Callable[..., Found],
-) -> tuple[Found, Found]:
-    def ahead() -> Found:
+    layer: Callable[..., LayerResult],
+) -> tuple[LayerResult, LayerResult]:
+    def ahead() -> LayerResult:
         return layer(cell, x, weights[0], initials[0], **options, **again[0])
 
-    def back() -> Found:
+    def back() -> LayerResult:
         return layer(cell, x, weights[1], initials[1], reverse=True, **options, **again[1])
 
     if not _streams.apply(x):

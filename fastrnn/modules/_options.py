@@ -1,4 +1,4 @@
-"""The keywords of a call of a recurrent network."""
+"""Keyword arguments of a call of a recurrent network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Options(NamedTuple):
-    """The keywords of `Recurrent.forward`, in its order and with its meanings."""
+    """Keyword arguments of `Recurrent.forward`, in its order and with its meanings."""
 
     lengths: Any = None
     reset: Any = None
@@ -21,17 +21,17 @@ class Options(NamedTuple):
     penalty: Any = None
 
     def training(self) -> tuple[str, ...]:
-        """Names of the keywords given that torch.nn has nothing like, and that no other path can do without."""
+        """Return the names of the given keywords that torch.nn has no equivalent of and only the kernels support."""
         names = ("initial", "clip_state_gradient", "penalty")
         return tuple([name for name in names if getattr(self, name) is not None])
 
     def check_backend(self, names: Sequence[str]) -> None:
-        """Raise ValueError for a backend that is none of ``names``, or that does not know the other keywords."""
+        """Raise ValueError for a backend that is not in ``names`` or does not support the other keywords."""
         if self.backend not in names:
             raise ValueError(f"backend: expected one of {', '.join(map(repr, names))}, got {self.backend!r}")
         if self.backend == "torch" and not (self.lengths is None and self.reset is None):
             raise ValueError(
-                "backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not know"
+                "backend: expected other than 'torch' with lengths= or reset=, which torch.nn does not support"
             )
         if self.backend == "torch" and self.training():
             raise ValueError(
@@ -39,27 +39,27 @@ class Options(NamedTuple):
             )
 
     def in_words(self) -> str:
-        """For messages: the keywords that torch.nn does not have."""
+        """Return the keywords that torch.nn does not have, for messages."""
         names = self.training()
         return " and ".join(f"{name}=" for name in names) if names else "lengths= and reset="
 
     def of_layers(self, batch_sizes: Tensor | None) -> dict[str, Any]:
-        """The keywords of `fastrnn.functional.sequence` for each layer."""
-        found: dict[str, Any] = {
+        """Return the keywords of `fastrnn.functional.sequence` for each layer."""
+        keywords: dict[str, Any] = {
             "batch_sizes": batch_sizes,
             "lengths": self.lengths,
             "reset": self.reset,
             "backend": self.backend,
         }
         if self.embedding is not None or self.recompute:
-            found.update(embedding=self.embedding, recompute=self.recompute)
+            keywords.update(embedding=self.embedding, recompute=self.recompute)
         for name in self.training():
-            found[name] = getattr(self, name)
-        return found
+            keywords[name] = getattr(self, name)
+        return keywords
 
 
 def shapes(states: Any) -> str:
-    """For messages: the shapes of states in whatever form they came."""
+    """Return the shapes of states in any layout, for messages."""
     if isinstance(states, Tensor):
         return str(tuple(states.shape))
     if isinstance(states, (tuple, list)):
@@ -68,7 +68,7 @@ def shapes(states: Any) -> str:
 
 
 def check_scriptable(module: Any) -> None:
-    """torch's modules, which `torch.jit.script` is to see in place of ours, have nothing of this."""
+    """Raise RuntimeError if `torch.jit.script` would lose options that torch.nn's modules do not have."""
     for name in ("learn_initial_state", "clip_state_gradient"):
         if getattr(module, name):
-            raise RuntimeError(f"torch.jit.script: expected a module without {name}, which torch.nn has not")
+            raise RuntimeError(f"torch.jit.script: expected a module without {name}, which torch.nn does not support")

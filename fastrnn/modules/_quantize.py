@@ -1,4 +1,4 @@
-"""Registers fastrnn's modules with torch's dynamic quantisation, which looks modules up by their exact class."""
+"""Registration of fastrnn's modules with torch's dynamic quantisation, which looks modules up by exact class."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAPPINGS = "torch.ao.quantization.quantization_mappings"
 
 
 def register(classes: tuple[Any, ...]) -> None:
-    """Let ``quantize_dynamic(model, {fastrnn.LSTM})`` do for ``classes`` what it does for the classes of torch.nn.
+    """Make ``quantize_dynamic(model, {fastrnn.LSTM})`` handle ``classes`` like the classes of torch.nn.
 
-    Adds to torch's table of default mappings, now or as soon as that is imported. torch.nn.RNN has no quantised form,
-    so that ``fastrnn.RNN`` gets none.
+    Adds to torch's table of default mappings, now or when that module is imported. torch.nn.RNN has no quantised
+    version, so ``fastrnn.RNN`` gets none either.
     """
 
     def add(mappings: Any) -> None:
@@ -29,20 +29,20 @@ def register(classes: tuple[Any, ...]) -> None:
 
 
 def _from_fastrnn(quantised: Any) -> type:
-    """Make the class that torch's quantisation asks for the quantised form of a module of fastrnn."""
+    """Return the class that torch's quantisation calls to make the quantised version of a fastrnn module."""
 
     class FromFastrnn(quantised):
         @classmethod
         def from_float(cls, mod: Any, *args: Any, **kwargs: Any) -> nn.Module:
             if mod.learn_initial_state:
                 raise ValueError(
-                    "learn_initial_state: torch's quantised modules have no learned initial states; expected a module "
-                    "without them"
+                    "learn_initial_state: expected False, as torch's quantised modules have no learned initial states, "
+                    "got True"
                 )
-            if type(mod) is not getattr(nn, type(mod).__name__, None):  # unless it stands in torch.nn itself
-                twin = mod._torch_class.__new__(mod._torch_class)
-                twin.__dict__ = mod.__dict__.copy()
-                mod = twin
+            if type(mod) is not getattr(nn, type(mod).__name__, None):  # else it was assigned into torch.nn
+                copied = mod._torch_class.__new__(mod._torch_class)
+                copied.__dict__ = mod.__dict__.copy()
+                mod = copied
             return quantised.from_float(mod, *args, **kwargs)
 
     FromFastrnn.__name__ = quantised.__name__

@@ -11,27 +11,27 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _paths, _recompute
 from .. import _surroundings as here
-from ..cells import check_bound
+from ..cells import check_limit
 from ..functional import sequence
 from . import _checks, _initial, _tokens
 from ._keywords import ExportedKeywords
-from ._layers import Found, as_layers, run_layers
+from ._layers import LayerResult, as_layers, run_layers
 from ._options import Options, shapes
-from ._tokens import Form
+from ._tokens import CallerLayout
 
 if TYPE_CHECKING:
     from ..training import GradientNormPenalty
 
 
-class Given(NamedTuple):
-    """The arguments of a call as a network checks them.
+class CallArguments(NamedTuple):
+    """Arguments of a call, as a network checks them.
 
     Attributes:
-        input, hx: as they came; ids that are not looked up in a table of products are embedded already.
-        x: the input's tensor, of a `PackedSequence` its data.
+        input, hx: as passed; ids that are not looked up in a table of products are already embedded.
+        x: the input tensor; the data of a `PackedSequence`.
         states: ``hx`` as a tuple, sorted for packed input; None for zeros.
         weights: in torch's order.
-        form: how rows lie.
+        layout: the layout of the input.
     """
 
     input: Any
@@ -39,20 +39,19 @@ class Given(NamedTuple):
     x: Any
     states: tuple[Any, ...] | None
     weights: list[Any]
-    form: Form
+    layout: CallerLayout
 
 
 class Recurrent(ExportedKeywords, _initial.LearnedStates):
-    """Base of all recurrent networks, before a subclass of `torch.nn.Module`: how they are called.
+    """Base of all recurrent networks, placed before a subclass of `torch.nn.Module`; implements their calls.
 
     A subclass has the attributes input_size, hidden_size, num_layers, bias, batch_first, dropout and bidirectional of
-    torch.nn's, and says what its cell, its states and its weights are.
+    torch.nn's modules, and defines its cell, its states and its weights.
 
     Attributes:
-        backend, recompute, clip_state_gradient: taken where a call names none; ``"auto"``, False and None unless
+        backend, recompute, clip_state_gradient: defaults of a call's keywords; ``"auto"``, False and None unless
             assigned. See `forward`.
-        learn_initial_state: whether the states that a sequence starts from are parameters; a keyword of the
-            constructor.
+        learn_initial_state: True if the initial states of a sequence are parameters; a keyword of the constructor.
     """
 
     backend: str = "auto"
@@ -71,9 +70,9 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
 
     #: values of ``backend``
     _backends: tuple[str, ...] = _checks.BACKENDS
-    #: (module, input, hx, whether it is a step) -> the result of an ordinary call by a shorter way, or None
+    #: (module, input, hx, is it `step`) -> the result of an ordinary call on the fast path, or None
     _fast_path: Callable[[Any, Any, Any, bool], Any] | None = None
-    #: whether ids may be looked up in a table of the first layer's products
+    #: True if ids may be looked up in a table of the first layer's products
     _takes_ids: bool = True
 
     def forward(
@@ -97,42 +96,42 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
 
         Args:
             input: (T, B, I); (B, T, I) if ``batch_first``; (T, I) unbatched; or a `PackedSequence`.
-            hx: initial states, the learned ones or zeros if None: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c``
-                (L·D, B, H), for a custom cell a tensor (L·D, B, H) or, of several states, a tuple; without B if
-                unbatched.
-            lengths: (B) integers from 0 to T in any order, on any device: the number of steps of each row. Outputs
-                after a row's end are zero, its final state is that of its last step (``hx``, if it has none), and the
-                reverse direction starts there. On a GPU they are not read back, and so not checked: more than T counts
-                as T, less than 0 as 0.
-            reset: bool, laid out as the input's leading dimensions: (T, B), (B, T) or (T). True at the *first* step of
-                a new segment, which then starts from ``initial``, in every layer and direction.
-            backend: ``"auto"``; ``"fused"``, the compiled kernels or an error; ``"reference"``, plain torch operations;
-                ``"torch"``, the forward of torch.nn (not for custom cells). None: the attribute ``backend``.
-            embedding: a `torch.nn.Embedding` (or a module like one) or its weight (V, I). ``input`` is then token ids,
-                int64 or int32: (T, B); (B, T) if ``batch_first``; (T); or a `PackedSequence` of them. The result is
-                that for ``embedding(input)``, with its gradients; where V is less than the number of ids, the products
-                of the first layer are made for the vocabulary and looked up.
-            recompute: for training on long sequences. True: of each layer only inputs, outputs and the states at the
-                borders of √T segments are saved for the backward pass, which computes the rest again; an integer: the
-                steps of a segment, at least 2. None: the attribute ``recompute``. Results are the same, but in 16-bit
-                dtypes the states are rounded at the borders. Without effect where the kernels do not run, in compiled
-                functions, and under `torch.func`; no table of ``embedding`` is made.
-
-            initial: states in the form of ``hx`` that a new segment starts from, where ``hx`` is what an earlier call
-                returned. None: the learned ones, or, if there are none, ``hx`` itself.
+            hx: initial states: ``h`` (L·D, B, P), for LSTM ``(h, c)`` with ``c`` (L·D, B, H), for a custom cell a
+                tensor (L·D, B, H) or a tuple of its several states; without B if unbatched. None: the learned ones, or
+                zeros.
+            lengths: (B) integers from 0 to T in any order, on any device: the number of time steps of each batch row.
+                Outputs after a row's end are zero, its final state is that of its last step (``hx`` if it has none),
+                and the reverse direction starts there. On a GPU they are not read back, and so not checked: more than T
+                counts as T, less than 0 as 0.
+            reset: bool, with the layout of the input's leading dimensions: (T, B), (B, T) or (T). True at the *first*
+                time step of a new segment, which then starts from ``initial``, in every layer and direction.
+            backend: ``"auto"``; ``"fused"``: the compiled kernels or an error; ``"reference"``: plain PyTorch;
+                ``"torch"``: the forward of torch.nn (not for custom cells). None: the attribute ``backend``.
+            embedding: a `torch.nn.Embedding` (or a similar module) or its weight (V, I). ``input`` then holds token
+                ids, int64 or int32: (T, B); (B, T) if ``batch_first``; (T); or a `PackedSequence` of them. The result
+                is that for ``embedding(input)``, with its gradients; if V is less than the number of ids, the first
+                layer's products are computed for the whole vocabulary and looked up.
+            recompute: for training on long sequences. True: only inputs, outputs and the states at the borders of √T
+                segments of each layer are saved for backward, which recomputes the rest; an integer: the time steps of
+                a
+                segment, at least 2. None: the attribute ``recompute``. Results are the same, except that in 16-bit
+                dtypes the states are rounded at the borders. No effect where the kernels do not run, in compiled
+                functions, and under `torch.func`; input products are then not looked up for ``embedding``.
+            initial: states that a new segment starts from, shaped like ``hx``, if ``hx`` comes from an earlier call.
+                None: the learned ones, or else ``hx`` itself.
             clip_state_gradient: the limit c: in the backward pass every element of ∂L/∂h_t is clipped to ±c at every
-                step of every layer, before it goes through the step to h_{t-1}, c_{t-1}, x_t and the weights.
-                The gradient of the cell state, or of other states than the first, is not clipped. None: the attribute
+                time step of every layer, before it passes through the step to h_{t-1}, c_{t-1}, x_t and the weights.
+                The gradients of the cell state and of other states than the first are not clipped. None: the attribute
                 ``clip_state_gradient``.
             penalty: a `fastrnn.training.GradientNormPenalty`.
 
         Returns:
-            ``y`` (T, B, D·P), laid out as the input, and the final states, shaped like ``hx``.
+            ``y`` (T, B, D·P), in the layout of the input, and the final states, shaped like ``hx``.
 
         Raises:
             ValueError, RuntimeError: an argument is invalid; for LSTM, GRU and RNN with torch.nn's message.
             TypeError, ValueError: ``lengths``, ``reset``, ``backend`` or another keyword is invalid; the message
-                has the expected and the given value.
+                gives the expected and the actual value.
             TypeError, ValueError, RuntimeError, IndexError: ``embedding`` or ids are invalid, likewise.
         """
         backend = backend or self.backend
@@ -141,7 +140,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             _recompute.check(recompute)
         clip = self.clip_state_gradient if clip_state_gradient is None else clip_state_gradient
         if clip is not None:
-            check_bound(clip)
+            check_limit(clip)
         if self.learn_initial_state or initial is not None:
             hx, initial = self._start(input, hx, initial, reset, embedding is not None, self.batch_first)
         if (
@@ -155,11 +154,11 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
             and self._fast_path is not None
             and not here.is_compiling()
         ):
-            found = self._fast_path(self, input, hx, False)
-            if found is not None:
+            result = self._fast_path(self, input, hx, False)
+            if result is not None:
                 if _paths.recorders:
                     _paths.record(self._cell_name, "fast path")
-                return found
+                return result
         options = Options(lengths, reset, backend, embedding, recompute, initial, clip, penalty)
         options.check_backend(self._backends)
         if isinstance(input, PackedSequence):
@@ -176,33 +175,33 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
     ) -> tuple[Tensor, Any]:
         """Run one time step of a stream.
 
-        The result is that of `forward` with T = 1, with less overhead. Hooks do not run.
+        The result is that of `forward` with T = 1, at a lower overhead. Hooks do not run.
 
         Args:
-            x: (B, I), or (I) unbatched, whatever ``batch_first`` says.
-            state: what the last call returned (shaped like ``hx`` of `forward`); None at the start of a stream: the
-                learned initial states, or zeros.
+            x: (B, I), or (I) if unbatched; ``batch_first`` has no effect.
+            state: the state that the last call returned (shaped like ``hx`` of `forward`); None at the start of a
+                stream: the learned initial states, or zeros.
             backend: as in `forward`.
-            embedding: as in `forward`; ``x`` is then ids, (B) or a single one, ().
+            embedding: as in `forward`; ``x`` then holds ids, (B) or a single one, ().
 
         Returns:
-            ``y`` (B, P) or (P), and the state to give to the next call.
+            ``y`` (B, P) or (P), and the state to pass to the next call.
 
         Raises:
-            ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D; otherwise as `forward`.
+            ValueError: the network is bidirectional, or ``x`` is not 1-D or 2-D. Otherwise as `forward`.
         """
         backend = backend or self.backend
         clip = self.clip_state_gradient
         if clip is not None:
-            check_bound(clip)
+            check_limit(clip)
         if state is None and self.learn_initial_state and isinstance(x, Tensor):
-            # (B, I) lies as (B, T) does: rows first.
+            # (B, I) has the leading dimension of (B, T): batch rows first.
             state, _ = self._start(x.unsqueeze(0), None, None, None, embedding is not None, False)
         usual = backend == "auto" and embedding is None and clip is None and not self.bidirectional
         if usual and self._fast_path is not None and not here.is_compiling():
-            found = self._fast_path(self, x, state, True)
-            if found is not None:
-                return found
+            result = self._fast_path(self, x, state, True)
+            if result is not None:
+                return result
         if self.bidirectional:
             raise ValueError(
                 "step: expected bidirectional=False, got a bidirectional network, which needs its whole input at once"
@@ -217,59 +216,59 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         y, state = self._forward_padded(x.unsqueeze(0), state, options, False)
         return y.squeeze(0), state
 
-    # What a subclass is.
+    # To be defined by a subclass.
 
     @property
     def _cell_name(self) -> str:
-        """The name of the cell, as `fastrnn.functional.sequence` knows it."""
+        """The name of the cell in `fastrnn.functional.sequence`."""
         raise NotImplementedError
 
     def _state_sizes(self) -> tuple[int, ...]:
-        """The widths of the states, in the order of their names."""
+        """Return the widths of the states, in the order of their names."""
         raise NotImplementedError
 
     def _weights(self) -> list[Any]:
-        """The weights in torch's order; None for one that is missing."""
+        """Return the weights in torch's order; None for a missing one."""
         raise NotImplementedError
 
     def _as_states(self, hx: Any) -> tuple[Any, ...]:
-        """``hx`` as a tuple of states; of nothing where it has not the form for that, which fits no network."""
+        """Return ``hx`` as a tuple of states; an empty tuple, which fits no network, if it has another structure."""
         raise NotImplementedError
 
     if TYPE_CHECKING:
 
         def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
-            """``hx`` with its rows in another order; torch.nn's, or the subclass's own."""
+            """Return ``hx`` with its rows permuted; torch.nn's method, or the subclass's own."""
 
     def _run_dtype(
         self, target: torch.dtype, x: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None
     ) -> torch.dtype:
-        """The number format to run in under autocast to ``target``."""
+        """Return the dtype to run in under autocast to ``target``."""
         return target
 
     @property
-    def _layer(self) -> Callable[..., Found]:
-        """Runs one layer in one direction, called as `fastrnn.functional.sequence` is."""
+    def _layer(self) -> Callable[..., LayerResult]:
+        """The function that runs one layer in one direction, with the signature of `fastrnn.functional.sequence`."""
         return sequence
 
-    def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
-        """The result of a call that is not for the layers here, or None and the options to go on with.
+    def _delegate(self, given: CallArguments, options: Options) -> tuple[Any, Options]:
+        """Return the result of a call that the layers here cannot run, or None and the options to continue with.
 
         Raises:
-            TypeError, ValueError, RuntimeError: the arguments do not fit.
+            TypeError, ValueError, RuntimeError: the arguments are invalid.
         """
         raise NotImplementedError
 
-    # How a call goes.
+    # Execution of a call.
 
     def _forward_padded(self, input: Any, hx: Any, options: Options, batch_first: bool) -> tuple[Any, Any]:
         weights = self._weights()
         states = None if hx is None else self._as_states(hx)
-        form = Form(batch_first, options.lengths)
+        layout = CallerLayout(batch_first, options.lengths)
         if options.embedding is not None:
-            input, options = self._embed(input, options, form, states, weights)
+            input, options = self._embed(input, options, layout, states, weights)
         if options.embedding is None:
-            found, options = self._elsewhere(Given(input, hx, input, states, weights, form), options)
+            found, options = self._delegate(CallArguments(input, hx, input, states, weights, layout), options)
             if found is not None:
                 return found
 
@@ -299,21 +298,21 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
 
     def _forward_packed(self, input: PackedSequence, hx: Any, options: Options) -> tuple[Any, Any]:
         if options.lengths is not None:
-            raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own")
+            raise ValueError("lengths: expected None with a PackedSequence, which has its own lengths, got some")
         if options.reset is not None:
             raise ValueError(
-                "reset: expected None with a PackedSequence; give the padded input with reset= and lengths= instead"
+                "reset: expected None with a PackedSequence; pass the padded input with reset= and lengths= instead"
             )
         x, batch_sizes, sorted_indices, unsorted_indices = input
         weights = self._weights()
-        # Sorted first and checked after, as in torch: what does not fit may do so once sorted.
+        # Sorted first and checked afterwards, as in torch: states may fit only once sorted.
         states = None if hx is None else self._as_states(self.permute_hidden(hx, sorted_indices))
-        form = Form(batch_sizes=batch_sizes)
+        layout = CallerLayout(batch_sizes=batch_sizes)
         if options.embedding is not None:
-            x, options = self._embed(x, options, form, states, weights)
+            x, options = self._embed(x, options, layout, states, weights)
             input = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices)
         if options.embedding is None:
-            found, options = self._elsewhere(Given(input, hx, x, states, weights, form), options)
+            found, options = self._delegate(CallArguments(input, hx, x, states, weights, layout), options)
             if found is not None:
                 return found
         y, last = self._run(x, states, weights, options, batch_sizes)
@@ -321,11 +320,11 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hidden
 
     def _embed(
-        self, ids: Any, options: Options, form: Form, states: tuple[Any, ...] | None, weights: list[Any]
+        self, ids: Any, options: Options, layout: CallerLayout, states: tuple[Any, ...] | None, weights: list[Any]
     ) -> tuple[Any, Options]:
-        """What the layers are fed with, and the options with the matrix to look it up in, or None."""
+        """Return the layers' input, and the options with the matrix to look it up in, or with None."""
         table = self._takes_ids and options.backend != "torch" and not options.recompute
-        x, matrix = _tokens.read(self, ids, options.embedding, form, states, weights if table else None)
+        x, matrix = _tokens.read(self, ids, options.embedding, layout, states, weights if table else None)
         return x, options._replace(embedding=matrix)
 
     def _run(
@@ -335,8 +334,8 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         weights: list[Tensor],
         options: Options,
         batch_sizes: Tensor | None,
-    ) -> Found:
-        """All layers, on tensors that are time-major and known to fit. With an embedding x is ids, (T, B, 1)."""
+    ) -> LayerResult:
+        """Run all layers, on tensors that are time-major and checked. With an embedding x holds ids, (T, B, 1)."""
         dropout = self.dropout if self.training else 0.0
         directions = 2 if self.bidirectional else 1
         keywords = options.of_layers(batch_sizes)
@@ -354,42 +353,42 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(dtype)
             y, last = run_layers(self._cell_name, x, layers, states, directions, dropout, keywords, self._layer)
-        if self.proj_size:  # the projection, a product, comes last
+        if self.proj_size:  # the projection, a product, is the last operation
             y, last = y.to(target), (last[0].to(target), last[1])
         return y, last
 
     def _as_initial(self, initial: Any, states: tuple[Tensor, ...] | None, batched: bool) -> tuple[Tensor, ...]:
-        """``initial`` as `sequence` has it; ``states`` are those of the call."""
+        """Return ``initial`` as `sequence` expects it; ``states`` are those of the call."""
         given = self._as_states(initial)
         if not batched:
             given = tuple([s.unsqueeze(1) if isinstance(s, Tensor) else s for s in given])
         wanted = states or ()
         fits = len(given) == len(wanted) and all(isinstance(s, Tensor) for s in given)
         if not fits or not all(_checks.has_shape(s, w.shape) for s, w in zip(given, wanted, strict=True)):
-            raise ValueError(f"initial: expected states in the form of hx, got {shapes(initial)}")
+            raise ValueError(f"initial: expected states shaped like hx, got {shapes(initial)}")
         return given
 
-    def _fits(self, shape: Sequence[int], states: tuple[Tensor, ...] | None, form: Form) -> bool:
-        """Whether an input of this shape and the states have the sizes that the network expects."""
+    def _fits(self, shape: Sequence[int], states: tuple[Tensor, ...] | None, layout: CallerLayout) -> bool:
+        """Return True if an input of this shape and the states have the sizes that the network expects."""
         if shape[-1:] != (self.input_size,):
             return False
         rows = self.num_layers * (2 if self.bidirectional else 1)
-        if form.batch_sizes is not None:
+        if layout.batch_sizes is not None:
             if len(shape) != 2:
                 return False
             if states is None:
                 return True
             return self._states_fit(
-                states, (rows, _checks.packed_rows(form.batch_sizes, states[0] if states else None))
+                states, (rows, _checks.packed_rows(layout.batch_sizes, states[0] if states else None))
             )
         if len(shape) not in (2, 3):
             return False
         batched = len(shape) == 3
-        if (shape[1] if batched and form.batch_first else shape[0]) == 0:
+        if (shape[1] if batched and layout.batch_first else shape[0]) == 0:
             return False
         if states is None:
             return True
-        return self._states_fit(states, (rows, shape[0] if form.batch_first else shape[1])[: len(shape) - 1])
+        return self._states_fit(states, (rows, shape[0] if layout.batch_first else shape[1])[: len(shape) - 1])
 
     def _states_fit(self, states: tuple[Tensor, ...], lead: tuple[int, ...]) -> bool:
         sizes = self._state_sizes()

@@ -1,4 +1,4 @@
-"""The two directions of a layer at the same time on a GPU: each on a stream of its own."""
+"""Concurrent execution of a layer's two directions on a GPU, each on its own stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _own = threading.local()
 
 
 def apply(x: Tensor) -> bool:
-    """Whether work on ``x`` is launched here and now, on a GPU. Not while something traces or transforms it."""
+    """Return True if work on ``x`` is launched at once on a GPU: no tracing or transform is active."""
     return x.is_cuda and runs_now(x)
 
 
@@ -28,31 +28,31 @@ def both(
     outputs: Callable[[Result], Iterable[Tensor]],
     device: torch.device,
 ) -> tuple[Result, Result]:
-    """Runs ``first`` on the current stream and ``second`` beside it, and joins them again. A graph can capture it.
+    """Run ``first`` on the current stream and ``second`` on another one, then join the two; a graph can capture it.
 
     Args:
-        inputs: what ``second`` reads. Its backward pass runs beside the current stream too, and may come after their
-            owner has let go of them: so their memory is not given away before that stream is done with it.
-        outputs: the tensors in the result of ``second``, which the current stream goes on with.
+        inputs: the tensors that ``second`` reads. Its backward pass runs on the other stream too, possibly after their
+            owner has released them; their memory is therefore not reused before that stream has finished.
+        outputs: returns the tensors in the result of ``second``, which the current stream continues with.
     """
     current, side = torch.cuda.current_stream(device), _side_stream(device)
     side.wait_stream(current)
     try:
         with torch.cuda.stream(side):
-            found = second()
+            result = second()
             for tensor in inputs:
                 if tensor is not None:
                     tensor.record_stream(side)
         other = first()
     finally:
         current.wait_stream(side)
-    for tensor in outputs(found):
+    for tensor in outputs(result):
         tensor.record_stream(current)
-    return other, found
+    return other, result
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for each device and thread: a graph that one thread captures is no business of another's."""
+    """Return the stream of this device and thread; per thread, so that graph captures of threads do not interfere."""
     streams: dict[torch.device, torch.cuda.Stream] = _own.__dict__.setdefault("streams", {})
     stream = streams.get(device)
     if stream is None:

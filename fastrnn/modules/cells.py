@@ -1,4 +1,4 @@
-"""LSTMCell, GRUCell and RNNCell: single steps, torch.nn's cells with fastrnn's kernels inside."""
+"""LSTMCell, GRUCell and RNNCell: single time steps with fastrnn's kernels and the interface of torch.nn's cells."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
-    """Base of the cells: how they are called.
+    """Base of the cells; implements their calls.
 
     Attributes:
         backend: ``"auto"`` unless assigned; ``"fused"``, ``"reference"`` or ``"torch"``, as for the layers.
-        learn_initial_state: a keyword of the constructor: whether the state of a call that names none is a parameter,
-            ``initial_h`` (H), and of an LSTM ``initial_c`` (H); zeros otherwise.
+        learn_initial_state: a keyword of the constructor. True: the initial state of a call without one is a parameter,
+            ``initial_h`` (H), and for an LSTM also ``initial_c`` (H); otherwise zeros.
 
-    A call's keyword ``embedding``, a `torch.nn.Embedding` or its weight (V, I), makes ``input`` token ids, (B) or ().
+    With the keyword ``embedding``, a `torch.nn.Embedding` or its weight (V, I), ``input`` holds token ids, (B) or ().
     """
 
     backend: str = "auto"
     learn_initial_state: bool = False
-    clip_state_gradient: None = None  # of layers alone: between calls of a cell a hook of the state can do it
+    clip_state_gradient: None = None  # only for layers; between calls of a cell, a tensor hook can clip
     _torch_class: type[nn.RNNCellBase]
     _state_names: tuple[str, ...] = ("h",)
 
@@ -46,23 +46,23 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
         return super().extra_repr() + (", learn_initial_state=True" if self.learn_initial_state else "")
 
     def _begin(self, input: Any) -> Any:
-        """The learned state for a call that names none, in the form of its ``hx``."""
+        """Return the learned state for a call without one, shaped like its ``hx``."""
         if not _initial.is_readable(input, 2):
             return None
         states = _initial.of_cell(self, self._state_names, input)
         return states if len(states) > 1 else states[0]
 
     def _step(self, cell: str, input: Any, states: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
-        """The new states, (B, H) or (H) as the input (B, I) or (I); None where torch is to compute them or to raise."""
+        """Return the new states, (B, H) or (H) like the input (B, I) or (I); None to leave the call to torch."""
         if self.backend == "auto" and not here.is_compiling():
-            found = _C.short_cell(self, cell, input, states)
-            if found is not None:
+            result = _C.short_cell(self, cell, input, states)
+            if result is not None:
                 if _paths.recorders:
                     _paths.record(cell, "fast path")
-                return found
+                return result
         weights = LayerWeights(*_checks.read_weights(self, _NAMES))
         given = weights[:4] if weights.b_ih is not None else weights[:2]
-        if self.backend == "torch" or not _checks.are_plain(input, states, given) or not self._fits(input, states):
+        if self.backend == "torch" or not _checks.are_ordinary(input, states, given) or not self._fits(input, states):
             return None
         batched = input.dim() == 2
         x = input.unsqueeze(0) if batched else input.view(1, 1, -1)
@@ -95,29 +95,29 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
         proxy = _checks.leaf_proxy(self, input, hx)
         if proxy is not None:
             return proxy
-        found = self._torch_class.forward(self, input, hx)
+        result = self._torch_class.forward(self, input, hx)
         if not here.is_compiling() and _paths.recorders and isinstance(input, Tensor):
             why = "backend='torch'" if self.backend == "torch" else f"kernels: expected {_checks.expected(input)}"
             _paths.record(type(self).__name__, "torch", why)
         if self.backend == "fused":
             raise ValueError(
-                f"backend='fused': expected {_checks.expected(input)} of exact sizes, "
+                f"backend='fused': expected {_checks.expected(input)} with matching sizes, "
                 f"got {input.dtype} {tuple(input.shape)} on {input.device}"
             )
-        return found
+        return result
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """For `torch.jit.script`: a torch.nn module with the same parameters."""
+        """Return a torch.nn module with the same parameters, for `torch.jit.script`."""
         _options.check_scriptable(self)
-        twin = self._torch_class.__new__(self._torch_class)
-        twin.__dict__ = self.__dict__.copy()
-        return twin
+        copied = self._torch_class.__new__(self._torch_class)
+        copied.__dict__ = self.__dict__.copy()
+        return copied
 
 
 class LSTMCell(RecurrentCell, _torch.LSTMCell):
     """One time step of an LSTM layer, with the arguments of `torch.nn.LSTMCell`.
 
-    ``h', c' = cell(x, (h, c))``: x (B, I) or (I), states (B, H) or (H), zeros if left out; equations as for
+    ``h', c' = cell(x, (h, c))``: x (B, I) or (I), states (B, H) or (H), zeros if omitted; equations as for
     `fastrnn.LSTM`. Parameters ``weight_ih`` (4·H, I), ``weight_hh`` (4·H, H), ``bias_ih`` and ``bias_hh`` (4·H).
 
     Raises:
@@ -163,7 +163,7 @@ class LSTMCell(RecurrentCell, _torch.LSTMCell):
 class GRUCell(RecurrentCell, _torch.GRUCell):
     """One time step of a GRU layer, with the arguments of `torch.nn.GRUCell`.
 
-    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.GRU`. Parameters
+    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if omitted; equations as for `fastrnn.GRU`. Parameters
     ``weight_ih`` (3·H, I), ``weight_hh`` (3·H, H), ``bias_ih`` and ``bias_hh`` (3·H).
 
     Raises:
@@ -207,7 +207,7 @@ class GRUCell(RecurrentCell, _torch.GRUCell):
 class RNNCell(RecurrentCell, _torch.RNNCell):
     """One time step of an Elman layer, with the arguments of `torch.nn.RNNCell`.
 
-    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if left out; equations as for `fastrnn.RNN`. Parameters
+    ``h' = cell(x, h)``: x (B, I) or (I), h (B, H) or (H), zeros if omitted; equations as for `fastrnn.RNN`. Parameters
     ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H).
 
     Raises:

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: torch.nn's layers with fastrnn's kernels inside."""
+"""LSTM, GRU and RNN: networks with fastrnn's kernels and the interface of torch.nn's modules."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from .. import _surroundings as here
 from ..cells import MODES
 from . import _checks
 from ._options import Options, check_scriptable
-from ._recurrent import Given, Recurrent
+from ._recurrent import CallArguments, Recurrent
 
 
 class RecurrentLayers(Recurrent, _torch.RNNBase):
-    """Base of LSTM, GRU and RNN: what they have of torch.nn. Parameters, their initialisation, checks and errors are
-    torch's, and calls that the layers do not take are left to torch.
+    """Base of LSTM, GRU and RNN. Parameters, initialisation, checks and errors are those of torch.nn.
 
-    A subclass derives from this class first and then from torch.nn's class of the same name, ``_torch_class``. A call
-    computes with the attributes ``weight_ih_l0`` and so on or, like torch, with tensors that somebody has put into
-    torch's private list of them, ``_flat_weights``.
+    Calls that the kernels do not support are passed to torch. A subclass derives from this class first and then from
+    torch.nn's class of the same name, ``_torch_class``. A call computes with the attributes ``weight_ih_l0`` and so on,
+    or, like torch, with tensors that were put into torch's private list of weights, ``_flat_weights``.
     """
 
     _torch_class: type[nn.RNNBase]
@@ -38,7 +37,7 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
         super().__setattr__(name, value)
         names = self.__dict__.get("_flat_weights_names", ())
         if name in names and isinstance(value, Tensor) and len(self._flat_weight_refs) == len(names):
-            # torch puts the value into its list of weights, and notes at its next call that the list holds it.
+            # torch puts the value into its list of weights, but updates the references only at its next call.
             self._flat_weight_refs[names.index(name)] = weakref.ref(value)  # type: ignore[arg-type]
 
     @property
@@ -61,36 +60,36 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
         onednn = cell == "lstm" and not self.proj_size and _checks.onednn_takes(x, batch_sizes)
         return _checks.run_dtype(cell, target, x, states, onednn)
 
-    def _elsewhere(self, given: Given, options: Options) -> tuple[Any, Options]:
-        x, states, form, backend = given.x, given.states, given.form, options.backend
-        plain = backend != "torch" and _checks.are_plain(x, states, given.weights)
-        if plain and self._fits(x.shape, states, form):
+    def _delegate(self, given: CallArguments, options: Options) -> tuple[Any, Options]:
+        x, states, layout, backend = given.x, given.states, given.layout, options.backend
+        ordinary = backend != "torch" and _checks.are_ordinary(x, states, given.weights)
+        if ordinary and self._fits(x.shape, states, layout):
             return None, options
-        found = self._forward_torch(given, options)
+        result = self._forward_torch(given, options)
         self._record_torch(backend, x, states)
         own = bool(options.training())
-        if form.batch_sizes is None:
+        if layout.batch_sizes is None:
             for_onnx = backend != "torch" and here.is_traced_for_onnx()  # torch has checked the sizes
             usual = options.lengths is None and options.reset is None and not own
-            if (usual and backend != "fused" and not for_onnx) or isinstance(found, Proxy):
-                return found, options
-            if for_onnx or (backend != "fused" and self._fits(x.shape, states, form)):
+            if (usual and backend != "fused" and not for_onnx) or isinstance(result, Proxy):
+                return result, options
+            if for_onnx or (backend != "fused" and self._fits(x.shape, states, layout)):
                 return None, options._replace(backend="reference")
         elif backend != "fused" and not own:
-            return found, options
+            return result, options
         what = "backend='fused'" if backend == "fused" else options.in_words()
         raise ValueError(self._refusal(x, states, what))
 
-    def _forward_torch(self, given: Given, options: Options) -> Any:
-        """The call as torch.nn's class has it."""
-        if given.form.batch_sizes is not None:
+    def _forward_torch(self, given: CallArguments, options: Options) -> Any:
+        """Run the call by torch.nn's class."""
+        if given.layout.batch_sizes is not None:
             return self._torch_class.forward(self, given.input, given.hx)
         proxy = _checks.leaf_proxy(self, given.input, given.hx, lengths=options.lengths, reset=options.reset)
         if proxy is not None:
             return proxy
-        if given.form.batch_first == self.batch_first or given.input.dim() != 3:
+        if given.layout.batch_first == self.batch_first or given.input.dim() != 3:
             return self._torch_class.forward(self, given.input, given.hx)
-        y, last = self._torch_class.forward(self, given.input.transpose(0, 1), given.hx)  # `step`, which is time-major
+        y, last = self._torch_class.forward(self, given.input.transpose(0, 1), given.hx)  # `step` is time-major
         return y.transpose(0, 1), last
 
     def _forward_packed(self, input: PackedSequence, hx: Any, options: Options) -> tuple[Any, Any]:
@@ -98,7 +97,7 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
             return super()._forward_packed(input, hx, options)
         except ValueError:
             if options.lengths is None and options.reset is None and int(input.batch_sizes.sum()) != len(input.data):
-                self._torch_class.forward(self, input, hx)  # raises in torch's words
+                self._torch_class.forward(self, input, hx)  # raises torch's error
             raise
 
     def _record_torch(self, backend: str, x: Any, states: tuple[Any, ...] | None) -> None:
@@ -110,14 +109,14 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
 
     def _refusal(self, x: Tensor, states: tuple[Tensor, ...] | None, what: str) -> str:
         got = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in (x, *(states or ())))
-        return f"{what}: expected {_checks.expected(x)}, and states of exact sizes; got {got}"
+        return f"{what}: expected {_checks.expected(x)}, and states of matching sizes; got {got}"
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """For `torch.jit.script`: a torch.nn module with the same parameters."""
+        """Return a torch.nn module with the same parameters, for `torch.jit.script`."""
         check_scriptable(self)
-        twin = self._torch_class.__new__(self._torch_class)
-        twin.__dict__ = self.__dict__.copy()
-        return twin
+        copied = self._torch_class.__new__(self._torch_class)
+        copied.__dict__ = self.__dict__.copy()
+        return copied
 
 
 class LSTM(RecurrentLayers, _torch.LSTM):
@@ -129,10 +128,10 @@ class LSTM(RecurrentLayers, _torch.LSTM):
     Parameters, for layer k and, with the suffix ``_reverse``, its second direction: ``weight_ih_l{k}`` (4·H, I; D·P
     from the second layer on), ``weight_hh_l{k}`` (4·H, P), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (4·H),
     ``weight_hr_l{k}`` (P, H) with projection. Their names, their order and, from the same seed, their values are
-    torch's; a ``state_dict`` goes either way.
+    torch's; a ``state_dict`` loads into either module.
 
-    With ``learn_initial_state=True`` the states that a sequence starts from are parameters: ``initial_h_l{k}`` and so
-    on, zeros at first. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
+    With ``learn_initial_state=True`` the initial states of a sequence are parameters, ``initial_h_l{k}`` and so on,
+    initially zero. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
     ``embedding=``, ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
@@ -165,8 +164,8 @@ class GRU(RecurrentLayers, _torch.GRU):
     weights in the order r, z, n: ``weight_ih_l{k}`` (3·H, I; D·H from the second layer on), ``weight_hh_l{k}``
     (3·H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3·H), with the suffix ``_reverse`` for the second direction.
 
-    With ``learn_initial_state=True`` the states that a sequence starts from are parameters: ``initial_h_l{k}`` and so
-    on, zeros at first. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
+    With ``learn_initial_state=True`` the initial states of a sequence are parameters, ``initial_h_l{k}`` and so on,
+    initially zero. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
     ``embedding=``, ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:
@@ -191,8 +190,8 @@ class RNN(RecurrentLayers, _torch.RNN):
     the second layer on), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H), with the suffix
     ``_reverse`` for the second direction.
 
-    With ``learn_initial_state=True`` the states that a sequence starts from are parameters: ``initial_h_l{k}`` and so
-    on, zeros at first. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
+    With ``learn_initial_state=True`` the initial states of a sequence are parameters, ``initial_h_l{k}`` and so on,
+    initially zero. Shapes of a call, and its keywords ``lengths=``, ``reset=``, ``initial=``, ``backend=``,
     ``embedding=``, ``recompute=``, ``clip_state_gradient=``, ``penalty=``: see `forward`. Streaming: `step`.
 
     Raises:

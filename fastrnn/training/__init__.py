@@ -1,8 +1,9 @@
-"""Training through time: truncated BPTT, a regulariser of the gradient's norm, DropConnect on recurrent weights.
+"""Training through time: truncated BPTT, regularisation of the gradient's norm, DropConnect on recurrent weights.
 
-For any recurrent module (fastrnn's, torch.nn's, networks of `fastrnn.cell`, models around them) `truncated_bptt`,
-`detach` and `weight_drop`; for the kernels' calls `GradientNormPenalty`. The limit for ∂L/∂h_t at every step is a
-keyword of the modules, ``clip_state_gradient``; learned initial states are one of their constructors.
+`truncated_bptt`, `detach` and `weight_drop` work with any recurrent module: fastrnn's, torch.nn's, networks of
+`fastrnn.cell`, and models that contain them; `GradientNormPenalty` needs calls of the kernels. The limit for ∂L/∂h_t at
+every time step is a keyword of the modules, ``clip_state_gradient``; learned initial states are a keyword of their
+constructors.
 """
 
 from __future__ import annotations

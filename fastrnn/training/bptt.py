@@ -15,16 +15,16 @@ from fastrnn.training.states import detach, join_rows, leaves, take_rows, transf
 
 
 class Chunk(NamedTuple):
-    """Chunk of K time steps and B rows of a sequence, run and ready for the loss.
+    """Chunk of K time steps and B batch rows of a sequence, with the model's output for the loss.
 
     Attributes:
-        output: what the model returned for these steps, (K, B, …), or (B, K, …) if ``batch_first``. Its graph reaches
-            back over the window, not further.
+        output: the model's output for these steps, (K, B, …), or (B, K, …) if ``batch_first``. Its graph covers the
+            window only.
         target: the same steps of ``targets``, or None.
-        mask: bool, laid out as the output's leading dimensions: the steps that count. False in the ``burn_in`` steps
-            after a row's restart.
-        start, stop: which steps of the whole these are.
-        state: after the last of them, detached.
+        mask: bool, with the layout of the output's leading dimensions: the steps that count in the loss. False in the
+            ``burn_in`` steps after a row's restart.
+        start, stop: the range of steps in the whole sequence.
+        state: the state after the last step, detached.
     """
 
     output: Any
@@ -35,16 +35,16 @@ class Chunk(NamedTuple):
     state: Any
 
     def mean(self, losses: Tensor) -> Tensor:
-        """Return the mean over the steps that count.
+        """Return the mean over the steps that count, as given by the mask.
 
         Args:
-            losses: one for each step, of the mask's shape.
+            losses: one for each step, shaped like the mask.
 
         Returns:
             the mean; zero if no step counts.
 
         Raises:
-            ValueError: they have another shape.
+            ValueError: ``losses`` has another shape.
         """
         if losses.shape != self.mask.shape:
             raise ValueError(f"losses: expected shape {tuple(self.mask.shape)}, got {tuple(losses.shape)}")
@@ -71,7 +71,7 @@ def truncated_bptt(
     .. code-block:: python
 
         state = None
-        for inputs, targets in batches:  # each the continuation of the one before
+        for inputs, targets in batches:  # each continues the one before
             run = truncated_bptt(model, inputs, targets, steps=35, state=state)
             for chunk in run:
                 optimizer.zero_grad()
@@ -79,48 +79,48 @@ def truncated_bptt(
                 optimizer.step()
             state = run.state
 
-    The model runs a chunk when the loop requests it, so after the optimizer's step for the chunk before. States are
-    detached; a chunk's loss cannot reach weights through more than ``window`` steps.
+    The model runs a chunk when the loop requests it, thus after the optimizer's step for the previous chunk. States are
+    detached; a chunk's loss reaches weights through at most ``window`` steps.
 
-    With ``window`` > ``steps`` every loss reaches back over more steps than come between two losses (Williams and
+    With ``window`` > ``steps`` every loss reaches back over more steps than lie between two losses (Williams and
     Peng's BPTT(h; h'), k1 = ``steps`` and k2 = ``window``): the model is run again over the steps before the chunk,
-    with the current weights, from the state saved there. This costs ``window / steps`` times the time.
+    with the current weights, from the state saved there. This takes ``window / steps`` times as long.
 
     Sources: Williams and Peng, An efficient gradient-based algorithm for on-line training of recurrent network
     trajectories, 1990; burn-in: Kapturowski et al., Recurrent experience replay in distributed reinforcement learning,
     2019.
 
     Args:
-        model: called as ``model(inputs, state)`` and returning ``(output, state)``; ``state`` is None at the beginning.
-            A recurrent module of fastrnn, torch.nn or `fastrnn.cell`, a model around one, or any function.
-        inputs: a tensor (T, B, …), or (B, T, …) if ``batch_first``; or tuples, lists, dicts of such.
-        targets: likewise, split as the inputs are; or None.
+        model: called as ``model(inputs, state)``, returns ``(output, state)``; ``state`` is None at the beginning.
+            A recurrent module of fastrnn, torch.nn or `fastrnn.cell`, a model that contains one, or any function.
+        inputs: a tensor (T, B, …), or (B, T, …) if ``batch_first``; or tuples, lists or dicts of such tensors.
+        targets: likewise, split like the inputs; or None.
         steps: k1, the steps of a chunk. The last chunk may have fewer.
-        window: k2, over how many steps gradients go back, a multiple of ``steps``; None: ``steps``.
-        burn_in: so many steps at the beginning are run without gradients, only for the state, and are in no chunk;
-            after a restart of a row so many of its steps are not in the ``mask``.
-        state: that to go on from, as an earlier run's ``state``; None: ``initial``.
-        initial: what rows start from, in the form of the model's states, and gradients reach it: a leaf, or a view of
-            leaves (``expand``, ``stack``). What is computed from others is given by a function without arguments, which
-            is called wherever it is needed, as a graph can be gone back through only once. None: what the model itself
-            starts from without a state, zeros or learned states.
-        reset: bool, (T, B), or (B, T) if ``batch_first``: true at the first step of a new segment of a row, whose state
-            is then ``initial`` again. A model that has the keywords ``reset`` and ``initial`` gets them; any other, and
-            one of which it cannot be known what it starts from where ``initial`` is None (a function; a model in which
-            some recurrent modules learn their initial states and others do not), is called for the steps between
-            resets, and for rows that restart apart from those that go on. A model with these keywords that makes a
-            beginning of its own, out of other parameters, say, needs ``initial``.
-        batch_first: None: as the attribute of that name of the model says, False without one.
-        state_dim: which dimension of the states is the batch; only used where rows that restart are called separately.
+        window: k2, the number of steps that gradients go back, a multiple of ``steps``; None: ``steps``.
+        burn_in: this many steps at the beginning are run without gradients, only for the state, and belong to no chunk;
+            after a restart of a batch row, this many of its steps are excluded from the ``mask``.
+        state: the state to continue from, such as an earlier run's ``state``; None: ``initial``.
+        initial: the initial state of batch rows, structured like the model's states. Gradients reach it: a leaf, or a
+            view of leaves (``expand``, ``stack``). A state computed from other tensors is given as a function without
+            arguments, which is called wherever the state is needed, because a graph can be traversed only once. None:
+            the model's own initial state, zeros or learned states.
+        reset: bool, (T, B), or (B, T) if ``batch_first``: true at the first time step of a new segment of a row, whose
+            state is then ``initial`` again. A model with the keywords ``reset`` and ``initial`` receives them. Any
+            other model is called for the steps between resets, with rows that restart separate from those that
+            continue; so is one whose initial state is unknown while ``initial`` is None (a function; a model in which
+            only some recurrent modules learn their initial states). A model with these keywords that computes its own
+            initial state, for example from other parameters, needs ``initial``.
+        batch_first: None: the model's attribute of that name, or False if it has none.
+        state_dim: the batch dimension of the states; only used where rows that restart are called separately.
 
     Returns:
-        an iterator over `Chunk`, once; ``len`` of it is their number, ``state`` the state by now.
+        a single-use iterator over `Chunk`; its ``len`` is their number, its ``state`` the current state.
 
     Raises:
-        TypeError: numbers are no integers, there is no tensor in ``inputs``, ``reset`` is not bool, or what the model
-            returns is not a pair.
-        ValueError: a number is out of range, lengths and shapes do not fit together, or ``batch_first`` is None for a
-            model around a module that has it.
+        TypeError: a number is not an integer, ``inputs`` contains no tensor, ``reset`` is not bool, or the model does
+            not return a pair.
+        ValueError: a number is out of range, lengths and shapes do not match, or ``batch_first`` is None for a model
+            that contains a module with that attribute set.
 
     Example:
         >>> gru = fastrnn.GRU(3, 4)
@@ -138,7 +138,7 @@ class TruncatedBPTT:
     """Iterator over the chunks of a sequence, returned by `truncated_bptt`.
 
     Attributes:
-        state: after the last chunk that was handed out, detached; to go on from in another run.
+        state: the state after the last chunk returned, detached; to be passed to another run.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class TruncatedBPTT:
         self._total, self._rows, self._device = self._measure()
         self._steps, self._window, self._burn_in = self._checked(*numbers)
         state, self._initial = states
-        # Of what is not an earlier state gradients are wanted, if it is learned.
+        # Gradients reach `initial`, if it is learned, but not the state of an earlier run.
         self._begin = self._initial if state is None else detach(state)
         with torch.no_grad():
             self.state = detach(_made(self._begin))
@@ -170,34 +170,34 @@ class TruncatedBPTT:
 
     def __iter__(self) -> Iterator[Chunk]:
         if self._started:
-            raise RuntimeError("truncated_bptt: expected to be gone through once; make another one, from its state")
+            raise RuntimeError("truncated_bptt: expected one iteration, got a second; create a new run from its state")
         self._started = True
         return self._chunks()
 
     def _chunks(self) -> Iterator[Chunk]:
-        first, kept = 0, self._begin  # where the window begins, and the state there
+        first, saved = 0, self._begin  # the beginning of the window, and the state there
         if self._burn_in:
             with torch.no_grad():
-                _, state = self._run(0, self._burn_in, _made(kept))
-            first, kept = self._burn_in, detach(state)
-            self.state = kept
+                _, state = self._run(0, self._burn_in, _made(saved))
+            first, saved = self._burn_in, detach(state)
+            self.state = saved
         for start in range(self._burn_in, self._total, self._steps):
             stop = min(start + self._steps, self._total)
-            # The next window begins as far back as it may.
+            # The next window begins as early as k2 permits.
             following = min(max(first, start + 2 * self._steps - self._window), stop)
-            state, following_state, output = _made(kept), kept, None
+            state, following_state, output = _made(saved), saved, None
             cuts = sorted({first, following, start, stop})
             for a, b in pairwise(cuts):
                 output, state = self._run(a, b, state)
                 if b == following:
                     following_state = detach(state)
-            first, kept = following, following_state
+            first, saved = following, following_state
             self.state = detach(state)
             piece = slice(start, stop)
             yield Chunk(output, self._cut(self._targets, piece), self._cut(self._mask, piece), start, stop, self.state)
 
     def _run(self, start: int, stop: int, state: Any) -> tuple[Any, Any]:
-        """Output and state of the steps from `start` to `stop`."""
+        """Return output and state of the steps from `start` to `stop`."""
         reset = None if self._reset is None else self._reset[start:stop]
         if reset is None or not reset.any():
             return self._call(slice(start, stop), state)
@@ -209,18 +209,18 @@ class TruncatedBPTT:
                 keywords["initial"] = _made(self._initial)
             elif _starts_from_zeros(self._model):
                 keywords["initial"] = transform(torch.zeros_like, state)
-            elif not _starts_from_learned(self._model):  # who knows what it starts from: only the model itself
+            elif not _starts_from_learned(self._model):  # only the model itself has its initial state
                 return self._run_apart(start, stop, state, reset)
             return self._call(slice(start, stop), state, **keywords)
         return self._run_apart(start, stop, state, reset)
 
     def _run_apart(self, start: int, stop: int, state: Any, reset: Tensor) -> tuple[Any, Any]:
-        """The same for a model that knows no resets: between them, and rows that restart by themselves."""
+        """Do the same for a model without resets: run between them, with restarting rows separate."""
         outputs = []
         for s in leaves(state):
             if s.dim() <= self._state_dim or s.shape[self._state_dim] != self._rows:
                 raise ValueError(
-                    f"state_dim: expected the dimension of the states in which the {self._rows} rows lie, got "
+                    f"state_dim: expected the batch dimension of the states, of size {self._rows}, got "
                     f"{self._state_dim} for a state of shape {tuple(s.shape)}"
                 )
         cuts = [0, *(k for k in range(1, stop - start) if reset[k].any()), stop - start]
@@ -232,13 +232,13 @@ class TruncatedBPTT:
             elif on.numel() == 0:
                 output, state = self._call(piece, _made(self._initial))
             else:
-                # Rows that start anew come last: DistributedDataParallel looks for parameters without a gradient in the
-                # graph of the last call, and those of learned states are in theirs alone.
+                # Rows that restart are called last: DistributedDataParallel looks for parameters without a gradient in
+                # the graph of the last call, and learned states occur only in the graph of these rows.
                 begin = take_rows(_made(self._initial), anew, self._state_dim)
-                found = [self._call(piece, take_rows(state, on, self._state_dim), on)]
-                found.append(self._call(piece, begin, anew))
-                output = join_rows([o for o, _ in found], [on, anew], self._batch)
-                state = join_rows([s for _, s in found], [on, anew], self._state_dim)
+                parts = [self._call(piece, take_rows(state, on, self._state_dim), on)]
+                parts.append(self._call(piece, begin, anew))
+                output = join_rows([o for o, _ in parts], [on, anew], self._batch)
+                state = join_rows([s for _, s in parts], [on, anew], self._state_dim)
             outputs.append(output)
         whole = outputs[0] if len(outputs) == 1 else transform(lambda *ts: torch.cat(ts, self._time), *outputs)
         return whole, state
@@ -247,33 +247,33 @@ class TruncatedBPTT:
         inputs = self._cut(self._inputs, piece)
         if rows is not None:
             inputs = take_rows(inputs, rows, self._batch)
-        found = self._model(inputs, state, **keywords)
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
-            got = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
+        result = self._model(inputs, state, **keywords)
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result).__name__
             raise TypeError(f"model: expected it to return (output, state), got {got}")
-        return found[0], found[1]
+        return result[0], result[1]
 
     def _cut(self, values: Any, piece: slice) -> Any:
         return transform(lambda t: t.narrow(self._time, piece.start, piece.stop - piece.start), values)
 
     def _laid_out(self, rows: Tensor) -> Tensor:
-        """(T, B) as the inputs lie."""
+        """Return (T, B) in the layout of the inputs."""
         return rows.to(self._device).transpose(0, self._time)
 
     def _measure(self) -> tuple[int, int, torch.device]:
-        """Steps, rows and device of the inputs. Raises if they, or the targets, do not agree."""
-        found = leaves(self._inputs)
-        if not found:
+        """Return steps, batch rows and device of the inputs. Raise if they, or the targets, do not match."""
+        tensors = leaves(self._inputs)
+        if not tensors:
             raise TypeError(f"inputs: expected tensors, got {type(self._inputs).__name__}")
-        for name, values in (("inputs", found), ("targets", leaves(self._targets))):
+        for name, values in (("inputs", tensors), ("targets", leaves(self._targets))):
             for t in values:
-                if t.dim() < 2 or t.shape[:2] != found[0].shape[:2]:
-                    form = "(B, T, …)" if self._time else "(T, B, …)"
-                    expected = tuple(found[0].shape[:2])
+                if t.dim() < 2 or t.shape[:2] != tensors[0].shape[:2]:
+                    layout = "(B, T, …)" if self._time else "(T, B, …)"
+                    expected = tuple(tensors[0].shape[:2])
                     raise ValueError(
-                        f"{name}: expected shape {form}, as the first one's {expected}, got {tuple(t.shape)}"
+                        f"{name}: expected shape {layout}, as the first one's {expected}, got {tuple(t.shape)}"
                     )
-        return found[0].shape[self._time], found[0].shape[self._batch], found[0].device
+        return tensors[0].shape[self._time], tensors[0].shape[self._batch], tensors[0].device
 
     def _checked(self, steps: Any, window: Any, burn_in: Any) -> tuple[int, int, int]:
         window = steps if window is None else window
@@ -285,11 +285,11 @@ class TruncatedBPTT:
         if window % steps:
             raise ValueError(f"window: expected a multiple of steps, {steps}, got {window}")
         if burn_in >= self._total:
-            raise ValueError(f"burn_in: expected less than the inputs' {self._total} steps, got {burn_in}")
+            raise ValueError(f"burn_in: expected less than the inputs' {self._total} time steps, got {burn_in}")
         return steps, window, burn_in
 
     def _read_resets(self, reset: Any) -> tuple[Tensor | None, Tensor]:
-        """Resets (T, B) on the CPU, None if there are none; and the mask, laid out as the inputs."""
+        """Return resets (T, B) on the CPU, None if there are none; and the mask, in the layout of the inputs."""
         shape = (self._total, self._rows)
         if reset is None:
             return None, self._laid_out(torch.ones(shape, dtype=torch.bool))
@@ -308,12 +308,12 @@ class TruncatedBPTT:
 
 
 def _made(state: Any) -> Any:
-    """A state, also where a function makes it."""
+    """Return a state, calling it first if it is a function."""
     return state() if callable(state) else state
 
 
 def _inner(model: Any) -> Any:
-    """The model in the wrappers of torch that pass everything on."""
+    """Return the model inside torch's transparent wrappers."""
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
@@ -330,10 +330,10 @@ def _takes_resets(model: Any) -> bool:
 
 
 def _learning(model: Any) -> list[bool]:
-    """Of each recurrent module in a model, whether it learns its initial state; empty for what is no module."""
+    """Return for each recurrent module of a model whether it learns its initial state; empty for a non-module."""
     model = _inner(model)
-    found = [m for m in model.modules() if is_recurrent(m)] if isinstance(model, nn.Module) else []
-    return [bool(getattr(m, "learn_initial_state", False)) for m in found]
+    recurrent = [m for m in model.modules() if is_recurrent(m)] if isinstance(model, nn.Module) else []
+    return [bool(getattr(m, "learn_initial_state", False)) for m in recurrent]
 
 
 def _starts_from_zeros(model: Any) -> bool:
@@ -347,13 +347,13 @@ def _starts_from_learned(model: Any) -> bool:
 
 
 def _batch_first(model: Any) -> bool:
-    """What a model says of itself, False if nothing. Raises where one inside of it says something else."""
+    """Return the model's `batch_first`, or False without one. Raise if a module inside it is batch_first."""
     model = _inner(model)
     own = getattr(model, "batch_first", None)
-    inside = model.modules() if own is None and isinstance(model, nn.Module) else ()
-    if any(is_recurrent(m) and getattr(m, "batch_first", False) for m in inside):
+    modules = model.modules() if own is None and isinstance(model, nn.Module) else ()
+    if any(is_recurrent(m) and getattr(m, "batch_first", False) for m in modules):
         raise ValueError(
-            "batch_first: expected True or False for a model that has no such attribute around a module that is "
+            "batch_first: expected True or False for a model that has no such attribute but contains a module that is "
             "batch_first, got None"
         )
     return bool(own)

@@ -1,19 +1,19 @@
-r"""A regulariser that keeps the norm of the gradient as it goes back through time.
+r"""Regulariser that preserves the norm of the gradient as it propagates back through time.
 
 .. math::
     Ω = \sum_t \left( \frac{‖ λ_{t+1} · ∂s_{t+1}/∂s_t ‖}{‖ λ_{t+1} ‖} - 1 \right)^2
 
-with s_t the states after step t and λ_t = ∂L/∂s_t. For a network of one state this is the formula of Pascanu, Mikolov
-and Bengio, On the difficulty of training recurrent neural networks, 2013 (arXiv:1211.5063). Of an LSTM, and of any
-other cell with several states, s_t is all of them together, (h, c): the gradient that the cell state carries counts
-too.
+with s_t the states after time step t and λ_t = ∂L/∂s_t. For a network with one state this is the formula of Pascanu,
+Mikolov and Bengio, On the difficulty of training recurrent neural networks, 2013 (arXiv:1211.5063). For an LSTM, and
+any other cell with several states, s_t is all of them together, (h, c): the gradient of the cell state counts too.
 
-Its gradient is the paper's *immediate* derivative, for the recurrent matrix R: states, λ and the values inside the step
-are held constant, and only where R stands in ∂s_{t+1}/∂s_t is it varied. So no gradient has to be differentiated:
+Its gradient is the paper's *immediate* derivative with respect to the recurrent matrix R: states, λ and the values
+inside the time step are held constant, and only the R in ∂s_{t+1}/∂s_t is varied. So no gradient has to be
+differentiated:
 
-- λ·∂s_{t+1}/∂s_t is what comes to s_t from later steps in the backward pass. The kernels of that pass write it down.
-- R stands in it once, as Rᵀ·δ_{t+1} with δ = ∂L/∂(R·h), which they write too. With g_t = ∂Ω/∂(λ·∂s_{t+1}/∂s_t) of h the
-  gradient is Σ_t δ_{t+1} ⊗ g_t: one matrix product over all T·B rows at once, and no second recurrence.
+- λ·∂s_{t+1}/∂s_t is the gradient from later steps that reaches s_t; the backward kernels store it.
+- R occurs in it once, as Rᵀ·δ_{t+1} with δ = ∂L/∂(R·h), which the kernels store too. With g_t = ∂Ω/∂(λ·∂s_{t+1}/∂s_t)
+  for h, the gradient is Σ_t δ_{t+1} ⊗ g_t: one matrix product over all T·B rows, without a second recurrence.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ Pairs = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class GradientNormPenalty:
-    """Regulariser Ω of the gradient norm through time (Pascanu 2013), as a keyword of a call.
+    """Regulariser Ω of the gradient norm through time (Pascanu 2013), passed as a keyword of a call.
 
-    It adds ``weight``·∂Ω/∂R to the gradients of the recurrent weights, in the backward pass of the call.
+    It adds ``weight``·∂Ω/∂R to the gradients of the recurrent weights in the backward pass of the call.
 
     .. code-block:: python
 
         penalty = fastrnn.training.GradientNormPenalty(weight=0.5)
         y, state = rnn(x, penalty=penalty)
-        loss(y).backward()  # the gradient of loss + weight·Ω, by the immediate derivative
+        loss(y).backward()  # gradient of loss + weight·Ω, by the immediate derivative
         penalty.value  # Ω
 
-    Ω is summed over steps, layers and directions and averaged over the rows of the batch. It does not depend on the
-    scale of the loss; a gradient scaler, which divides all gradients by its scale, divides this one's too. Terms whose
-    λ is zero (no loss behind that step) and pairs of steps in different segments count nothing.
+    Ω is summed over time steps, layers and directions and averaged over the batch rows. It does not depend on the
+    scale of the loss; a gradient scaler, which divides all gradients by its scale, also divides this one. Terms whose
+    λ is zero (no loss after that step) and pairs of steps in different segments contribute nothing.
 
-    For LSTM, GRU, RNN and networks of `fastrnn.cell` with one product of R and h in a step, one head and no sums over
-    the units. Products R·v with another vector, per-unit parameters and projections have no part in ∂Ω.
-    ``recompute`` is without effect.
+    Supported: LSTM, GRU, RNN and networks of `fastrnn.cell` with one product of R and h in a time step, one head and
+    no sums over the units. Products R·v with another vector, per-unit parameters and projections do not contribute to
+    ∂Ω. ``recompute`` has no effect.
 
     Attributes:
         weight: the factor of Ω; may be changed at any time.
-        value: Ω of the last backward pass, a number in a tensor; None before the first.
+        value: Ω of the last backward pass, a 0-dimensional tensor; None before the first.
 
     Raises:
-        TypeError: ``weight`` is no number.
-        ValueError: it is negative.
+        TypeError: ``weight`` is not a number.
+        ValueError: ``weight`` is negative.
 
     Example:
         >>> penalty = fastrnn.training.GradientNormPenalty(weight=0.5)
@@ -70,30 +70,30 @@ class GradientNormPenalty:
 
     def __init__(self, weight: float = 1.0) -> None:
         if finite(weight, "weight") < 0:
-            raise ValueError(f"weight: expected a number that is not negative, got {weight}")
+            raise ValueError(f"weight: expected a non-negative number, got {weight}")
         self.weight = weight
         self.value: Tensor | None = None
         self._finished = False
 
     def begin(self, call: Call, spec: CellSpec, backend: str) -> None:
-        """Before a layer's forward pass. One after a backward pass begins another sum.
+        """Start a layer's forward pass; the first one after a backward pass resets the sum.
 
         Raises:
-            ValueError: the cell, or ``backend``, is none that can be penalised.
-            RuntimeError: there are no kernels, or something traces or transforms the call.
+            ValueError: the cell or ``backend`` is not supported.
+            RuntimeError: there are no kernels, or the call is traced or transformed.
         """
         _check(call, spec, backend)
         if self._finished:
             self.value, self._finished = None, False
 
-    def backward(self, call: Call, grads: tuple[Tensor | None, ...], found: Gradients) -> None:
-        """Behind a layer's backward pass: adds Ω and its gradient."""
-        value, of_weight = _omega(call, grads[0], found)
+    def backward(self, call: Call, grads: tuple[Tensor | None, ...], results: Gradients) -> None:
+        """Add Ω and its gradient after a layer's backward pass."""
+        value, of_weight = _omega(call, grads[0], results)
         self.value = value if self.value is None else self.value + value
         self._finished = True
-        gradient = found.fixed[2]
+        gradient = results.fixed[2]
         if gradient is not None:
-            rows = gradient[: of_weight.shape[0]]  # behind them there are per-unit parameters
+            rows = gradient[: of_weight.shape[0]]  # the rows after them are per-unit parameters
             rows.add_(of_weight.to(rows.dtype), alpha=self.weight)
 
 
@@ -111,15 +111,15 @@ def _check(call: Call, spec: CellSpec, backend: str) -> None:
         raise RuntimeError(f"penalty: expected the fused kernels, got {problem}")
 
 
-def _omega(call: Call, grad_y: Tensor | None, found: Gradients) -> tuple[Tensor, Tensor]:
-    """Ω and its immediate derivative for R, out of a backward pass with ``products`` and ``later``."""
-    drh, later_gradients = found.products[1], found.later
+def _omega(call: Call, grad_y: Tensor | None, results: Gradients) -> tuple[Tensor, Tensor]:
+    """Return Ω and its immediate derivative for R, from backward results with ``products`` and ``later``."""
+    drh, later_gradients = results.products[1], results.later
     dtype = later_gradients[0].dtype
     total = later_gradients[0] if grad_y is None else later_gradients[0] + grad_y.to(dtype)
     if call.clip:
         total = total.clamp(-call.clip, call.clip)
     pairs, valid, batch = _neighbours(call.layout, drh)
-    side = 0 if call.reverse else 1  # which of two neighbours was computed later
+    side = 0 if call.reverse else 1  # index of the neighbour that was computed later
     later = [pairs(t)[side] for t in (total, *later_gradients[1:])]
     through = [pairs(t)[1 - side] for t in later_gradients]
     whole, passed = _norm(later), _norm(through)
@@ -127,7 +127,7 @@ def _omega(call: Call, grad_y: Tensor | None, found: Gradients) -> tuple[Tensor,
     if valid is not None:
         ratio = torch.where(valid, ratio, 1.0)
     value = (ratio - 1).square().sum() / batch
-    # ∂Ω/∂(what passed through), of h alone; nothing where nothing passed, or nothing came
+    # ∂Ω/∂(gradient passed through), for h only; zero where either norm is zero
     counted = (whole > 0) & (passed > 0)
     slope = torch.where(counted, 2 * (ratio - 1) / (whole * passed), 0.0) / batch
     slope = torch.where(slope.isfinite(), slope, 0.0)
@@ -136,7 +136,7 @@ def _omega(call: Call, grad_y: Tensor | None, found: Gradients) -> tuple[Tensor,
 
 
 def _norm(states: list[Tensor]) -> Tensor:
-    """Of all states of a row together, safe from underflow of the squares: (M)."""
+    """Return the norm over all states of each row, (M), without underflow of the squares."""
     joined = torch.cat(states, -1)
     scale = joined.abs().amax(-1, keepdim=True)
     safe = torch.where(scale > 0, scale, 1.0)
@@ -144,8 +144,11 @@ def _norm(states: list[Tensor]) -> Tensor:
 
 
 def _neighbours(layout: tuple[Tensor | None, ...], like: Tensor) -> tuple[Pairs, Tensor | None, int]:
-    """Rows of two steps one after the other in time: what takes them out of a tensor, (M, ·) each, the earlier first;
-    which of these M pairs are of one segment, None for all; and B.
+    """Return the pairs of consecutive time steps of each batch row.
+
+    Returns:
+        a function that takes the M pairs out of a tensor, (M, ·) each, the earlier first; a mask (M) of the pairs
+        within one segment, or None for all; and B.
     """
     batch_sizes, lengths, reset = layout
     if batch_sizes is not None:

@@ -1,4 +1,4 @@
-"""States of any form: a tensor, or tuples, lists and dicts of states."""
+"""Functions on states of any structure: a tensor, or tuples, lists and dicts of states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def detach(state: Any) -> Any:
     """Return states with the same values and structure, detached from the graph.
 
     Args:
-        state: a tensor; or tuples (also named ones), lists and dicts of states, at any depth; None and numbers stay.
+        state: a tensor; or tuples (also named ones), lists and dicts of states, nested to any depth; None and numbers
+            are returned unchanged.
 
     Example:
         >>> y, state = fastrnn.LSTM(3, 4)(torch.randn(5, 2, 3))
@@ -24,12 +25,12 @@ def detach(state: Any) -> Any:
 
 
 def transform(function: Callable[..., Tensor], state: Any, *others: Any) -> Any:
-    """`function` of each tensor of a state, and of those in the same places of others in the same form."""
+    """Apply `function` to each tensor of a state, along with the tensors at the same places of the others."""
     if isinstance(state, Tensor):
         return function(state, *others)
     if isinstance(state, dict):
-        found = {key: transform(function, value, *(o[key] for o in others)) for key, value in state.items()}
-        return type(state)(found) if type(state) is not dict else found
+        mapped = {key: transform(function, value, *(o[key] for o in others)) for key, value in state.items()}
+        return type(state)(mapped) if type(state) is not dict else mapped
     if isinstance(state, (tuple, list)):
         values = [transform(function, *each) for each in zip(state, *others, strict=True)]
         return type(state)(*values) if hasattr(state, "_fields") else type(state)(values)
@@ -37,18 +38,18 @@ def transform(function: Callable[..., Tensor], state: Any, *others: Any) -> Any:
 
 
 def leaves(state: Any) -> list[Tensor]:
-    """The tensors of a state."""
-    found: list[Tensor] = []
-    transform(lambda t: found.append(t) or t, state)  # type: ignore[func-returns-value]
-    return found
+    """Return the tensors of a state."""
+    tensors: list[Tensor] = []
+    transform(lambda t: tensors.append(t) or t, state)  # type: ignore[func-returns-value]
+    return tensors
 
 
 def take_rows(state: Any, rows: Tensor, dim: int) -> Any:
-    """Some rows of a batch, which is the dimension `dim` of every tensor."""
+    """Select rows of a batch, which is the dimension `dim` of every tensor."""
     return transform(lambda t: t.index_select(dim, rows.to(t.device)), state)
 
 
 def join_rows(states: list[Any], rows: list[Tensor], dim: int) -> Any:
-    """A batch out of parts: `rows` are the places of each part's rows."""
+    """Join parts of a batch: `rows` holds the indices of each part's rows."""
     order = torch.cat(rows).argsort()
     return transform(lambda *ts: torch.cat(ts, dim).index_select(dim, order.to(ts[0].device)), *states)

@@ -1,4 +1,4 @@
-"""DropConnect on recurrent weights: one mask for a whole sequence."""
+"""DropConnect on recurrent weights, with one mask for a whole sequence."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _KEPT = "_flat_weights_undropped"
 
 
 class WeightDrop:
-    """Hooks of a module around its forward: in training the dropped weight stands in the parameter's place.
+    """Hooks before and after a module's forward: in training, the dropped weight replaces the parameter's attribute.
 
-    The parameter stays where it is, under its name, so that states, optimizers and copies see nothing of it.
+    The parameter itself stays registered under its name, so that state dicts, optimizers and copies are unaffected.
     """
 
     def __init__(self, p: float, names: list[str]) -> None:
         self.p, self.names = p, names
 
     def before(self, module: nn.Module, args: Any) -> None:
-        self.after(module, args, None)  # what Ctrl-C has left: torch runs no hooks after that
+        self.after(module, args, None)  # clean up after Ctrl-C, after which torch runs no hooks
         if not module.training or self.p == 0:
             return
         own = module.__dict__
         dropped = {name: F.dropout(getattr(module, name), self.p, True) for name in self.names}
-        own.update(dropped)  # found before the parameter of that name
+        own.update(dropped)  # takes precedence over the parameter of that name
         if isinstance(module, _torch.RNNBase):  # torch's forward reads this list
             own[_KEPT] = own["_flat_weights"]
             pairs = zip(module._flat_weights_names, own["_flat_weights"], strict=True)
@@ -48,25 +48,25 @@ class WeightDrop:
 def weight_drop(model: Model, p: float = 0.5) -> Model:
     """Drop elements of the recurrent weights in training, with probability ``p``; scale the others by 1/(1-p).
 
-    A mask is drawn once for each call and used at all its steps, so that the kernels see an ordinary weight. Each
-    layer, direction and gate has its own. In evaluation mode nothing is dropped. ``step`` runs no hooks and drops
+    A mask is drawn once per call and used at all its time steps, so that the kernels receive an ordinary weight. Each
+    layer, direction and gate has its own mask. In evaluation mode nothing is dropped. ``step`` runs no hooks and drops
     nothing.
 
     Sources: Wan et al., Regularization of neural networks using DropConnect, 2013; on the hidden-to-hidden weights of
     an LSTM: Merity, Keskar and Socher, Regularizing and optimizing LSTM language models, 2018 (arXiv:1708.02182).
 
     Args:
-        model: an LSTM, GRU or RNN of torch.nn or fastrnn, a network of `fastrnn.cell`, or a model with some. Its
-            parameters and their names stay as they are. Called again, it changes ``p``.
+        model: an LSTM, GRU or RNN of torch.nn or fastrnn, a network of `fastrnn.cell`, or a model that contains some.
+            Its parameters and their names are unchanged. Calling again changes ``p``.
         p: the probability, from 0 to 1.
 
     Returns:
         ``model``.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: ``p`` is no probability, there is no such network in the model (cells, whose calls are single steps,
-            are none), or a recurrent weight is parametrized, which would hide the mask.
+        TypeError: ``model`` is not a module.
+        ValueError: ``p`` is not a probability, the model contains no such network (cells, whose calls are single time
+            steps, do not count), or a recurrent weight is parametrized, which would hide the mask.
 
     Example:
         >>> fastrnn.training.weight_drop(fastrnn.LSTM(3, 4), 0.5)
@@ -83,15 +83,15 @@ def weight_drop(model: Model, p: float = 0.5) -> Model:
             )
         names.setdefault(part.module, []).append(name)
     remove_weight_drop(model)
-    for module, found in names.items():
-        drop = WeightDrop(float(p), found)
+    for module, recurrent in names.items():
+        drop = WeightDrop(float(p), recurrent)
         module.register_forward_pre_hook(drop.before)
         module.register_forward_hook(drop.after, always_call=True)
     return model
 
 
 def remove_weight_drop(model: Model) -> Model:
-    """Undo `weight_drop`; without effect where there is none.
+    """Undo `weight_drop`; no effect if it was not applied.
 
     Returns:
         ``model``.

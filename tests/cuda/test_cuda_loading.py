@@ -183,7 +183,7 @@ def test_an_explanation(present, monkeypatch):
 
 def test_no_gpu_to_explain(present, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="expected a GPU, torch sees none"):
+    with pytest.raises(RuntimeError, match="expected a GPU, got none visible to torch"):
         cuda.explain("lstm", 4, 8)
 
 
@@ -232,27 +232,27 @@ def test_tensors_of_two_devices_are_not_plain(present, monkeypatch):
     monkeypatch.setattr(_checks, "is_of_compiler", lambda _: True)
     with FakeTensorMode():
         (x, w), other, cpu = on_a_gpu((2, 3), (4, 3)), torch.empty(4, 3, device="cuda:1"), torch.empty(4, 3)
-        assert _checks.are_plain(x, None, [w])
-        assert not _checks.are_plain(x, None, [w, other])
-        assert not _checks.are_plain(x, None, [cpu])
-        assert not _checks.are_plain(x, [cpu], [w])
-        assert not _checks.are_plain(cpu, None, [w])
-        assert _checks.are_plain(cpu, None, [cpu])
-        assert not _checks.are_plain(x.double(), None, [w])
+        assert _checks.are_ordinary(x, None, [w])
+        assert not _checks.are_ordinary(x, None, [w, other])
+        assert not _checks.are_ordinary(x, None, [cpu])
+        assert not _checks.are_ordinary(x, [cpu], [w])
+        assert not _checks.are_ordinary(cpu, None, [w])
+        assert _checks.are_ordinary(cpu, None, [cpu])
+        assert not _checks.are_ordinary(x.double(), None, [w])
         with torch.autocast("cpu"):
             assert _checks.autocast_dtype(x) is None
             assert _checks.autocast_dtype(cpu) == torch.bfloat16
         present.problem = "too old"
         _gpu._reasons.clear()
-        assert not _checks.are_plain(x, None, [w])
+        assert not _checks.are_ordinary(x, None, [w])
 
 
 def test_the_words_for_what_is_expected(present, monkeypatch):
-    cpu = "dense tensors of one floating-point format on the CPU"
+    cpu = "dense tensors of one floating-point dtype on the CPU"
     with FakeTensorMode():
         (x,) = on_a_gpu((2, 3))
         assert _checks.expected(torch.empty(2)) == _checks.expected(None) == cpu
-        assert _checks.expected(x) == "dense tensors of one floating-point format on one GPU"
+        assert _checks.expected(x) == "dense tensors of one floating-point dtype on one GPU"
         monkeypatch.setattr(_gpu, "module", None)
         monkeypatch.setattr(_gpu, "reason", NOT_BUILT)
         assert _checks.expected(x) == f"{cpu}, as {NOT_BUILT}"

@@ -111,7 +111,7 @@ def test_killed_build(run):
 
 def test_no_compiler(run):
     found = result(run(CXX="/nonexistent"))
-    assert "no C++ compiler (/nonexistent)" in found["warned"]
+    assert "expected a C++ compiler, found none (/nonexistent)" in found["warned"]
     assert "plain torch" in found["warned"]
     assert found["raised"].startswith('backend="fused": small')
 
@@ -143,7 +143,7 @@ def test_build_says_why(monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent")
     build.compiler.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match=r"never_built: there is no C\+\+ compiler"):
+        with pytest.raises(RuntimeError, match=r"never_built: expected a C\+\+ compiler, found none"):
             never_built.build()
     finally:
         build.compiler.cache_clear()

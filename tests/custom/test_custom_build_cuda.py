@@ -139,7 +139,7 @@ def test_architectures(gpu, capability, name):
 
 def test_a_gpu_that_is_too_old(gpu):
     gpu.capability = (7, 5)
-    assert prepare() == "no kernels on cuda, compute capability 7.5 is below 8.0"
+    assert prepare() == "no kernels on cuda, expected compute capability 8.0 or higher, got 7.5"
     assert gpu.runs() == 0
 
 
@@ -214,7 +214,7 @@ def test_kernels_that_do_not_load(gpu):
 def test_no_place(gpu, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "file" / "cache"))
-    assert "no place for kernels in" in prepare()
+    assert "cannot store kernels in" in prepare()
     assert "FASTRNN_CACHE" in prepare()
 
 
@@ -240,7 +240,7 @@ def test_a_cache_that_cannot_be_written(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(cache.tempfile, "TemporaryDirectory", refuse)
     assert prepare() == ""
     assert prepare(other).startswith(
-        f"no kernels on cuda, no place for kernels in {tmp_path / 'cache'} (FASTRNN_CACHE)"
+        f"no kernels on cuda, cannot store kernels in {tmp_path / 'cache'} (FASTRNN_CACHE)"
     )
 
 
@@ -277,13 +277,13 @@ def test_no_nvcc(gpu, monkeypatch, tmp_path):
 
 def test_nvcc_of_another_cuda(gpu):
     gpu.nvcc(release="12.8")
-    assert re.search(r"nvcc is of CUDA 12\.8 and torch of 13\.0: set CUDA_HOME", prepare())
+    assert re.search(r"nvcc has CUDA 12\.8 but torch has 13\.0: set CUDA_HOME", prepare())
 
 
 def test_no_compiler_for_the_hosts_part(gpu, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent")
     forget()
-    assert prepare() == "no kernels on cuda, there is no C++ compiler (/nonexistent)"
+    assert prepare() == "no kernels on cuda, expected a C++ compiler, found none (/nonexistent)"
 
 
 def test_runtime_of_the_toolkit_or_of_torch(gpu, tmp_path, monkeypatch):

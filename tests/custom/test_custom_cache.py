@@ -101,7 +101,9 @@ def test_the_default_text_with_umask_0(tmp_path, folder, umask, monkeypatch):
     assert mode(folder) == 0o700
     assert len(list(folder.iterdir())) == 1
     folder.chmod(0o1777)
-    with pytest.raises(OSError, match=r"default text, name a FILE: FASTRNN_CACHE: expected .*, one that all users"):
+    with pytest.raises(
+        OSError, match=r"default text, name a FILE: FASTRNN_CACHE: expected .*, one shared by all users"
+    ):
         corpus.library_text()
 
 
@@ -116,7 +118,7 @@ def test_a_folder_that_is_too_open_is_closed(folder, before):
 def test_a_folder_that_users_share_is_left_as_it_is_and_refused(folder):
     folder.mkdir()
     folder.chmod(0o1777)
-    with pytest.raises(cache.BuildError, match=r"FASTRNN_CACHE: expected .* got .*/cache, one that all users share"):
+    with pytest.raises(cache.BuildError, match=r"FASTRNN_CACHE: expected .* got .*/cache, one shared by all users"):
         library(Compiler())
     assert mode(folder) == 0o1777
 
@@ -127,7 +129,9 @@ def test_a_folder_that_others_can_rename_is_refused(monkeypatch, tmp_path):
     (tmp_path / "open").chmod(0o1777)
     library(Compiler())
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(cache.BuildError, match=r"FASTRNN_CACHE: expected .*, one inside .*/open, where everybody may"):
+    with pytest.raises(
+        cache.BuildError, match=r"FASTRNN_CACHE: expected .*, one inside .*/open, where any user can rename it"
+    ):
         library(Compiler())
     (tmp_path / "link").symlink_to(tmp_path / "open" / "between")
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "link" / "cache"))
@@ -158,7 +162,7 @@ def test_a_cell_says_why_it_has_no_kernels(folder):
 
     folder.mkdir()
     folder.chmod(0o1777)
-    with pytest.raises(RuntimeError, match=r"refused: FASTRNN_CACHE: expected a folder for kernels that only user"):
+    with pytest.raises(RuntimeError, match=r"refused: FASTRNN_CACHE: expected a folder that only user"):
         refused.build()
 
 

@@ -84,7 +84,7 @@ def test_symbolic_gradient(program, seed):
         for value, right in zip(evaluated(compiled.step.new, plain, seeds[0]), wanted, strict=True):
             torch.testing.assert_close(value, right, rtol=1e-12, atol=1e-12)
         there = {leaf: value for leaf, value in plain.items() if leaf[0] in "sp"}
-        there |= {("kept", k): v for k, v in enumerate(evaluated(compiled.kept, plain, seeds[0]))}
+        there |= {("saved", k): v for k, v in enumerate(evaluated(compiled.saved, plain, seeds[0]))}
         there |= {("new", k): v.detach() for k, v in enumerate(wanted)}
         there |= {("ds", k): v for k, v in enumerate(seeds)}
         gradients = compiled.gradients
@@ -123,10 +123,10 @@ def test_a_long_step():
             y = y * r.a + s.h
         return y
 
-    from fastrnn.custom.differentiate import differentiate, renamed, to_keep
+    from fastrnn.custom.differentiate import differentiate, renamed, values_to_save
     from fastrnn.custom.trace import traced
 
     step = traced(long, ["a"], ["h"], [])
     gradients = differentiate(step, 1, 0)
-    assert to_keep(step, gradients)
+    assert values_to_save(step, gradients)
     assert renamed(step.graph, gradients.all(), {})

@@ -129,10 +129,10 @@ def test_symbolic_gradient(program, seed):
             torch.testing.assert_close(value, right.expand(H), rtol=1e-11, atol=1e-11)
         sums = [value.sum().expand(H) for value in evaluate(totals_of(step))]
         there = {leaf: value for leaf, value in plain.items() if leaf[0] in "sp"}
-        there |= {("kept", k): v for k, v in enumerate(evaluate(compiled.kept))}
+        there |= {("saved", k): v for k, v in enumerate(evaluate(compiled.saved))}
         there |= {("m", k): v for k, v in enumerate(evaluate(step.vectors))}
-        there |= {("kept_sum", k): v for k, v in enumerate(sums)}
-        there |= {("kept_mean", k): v / H for k, v in enumerate(sums)}
+        there |= {("saved_sum", k): v for k, v in enumerate(sums)}
+        there |= {("saved_mean", k): v / H for k, v in enumerate(sums)}
         there |= {("new", k): v.detach().expand(H) for k, v in enumerate(wanted)}
         there |= {("ds", k): v for k, v in enumerate(seeds)}
         g = compiled.gradients

@@ -109,7 +109,7 @@ def test_the_product_with_h_is_still_without_a_call():
         def both(x, r, s):
             return torch.tanh(r.a + r.a(torch.tanh(x.a)))
 
-    with pytest.raises(fastrnn.CellError, match=r"r\.own: a product that no new state depends on"):
+    with pytest.raises(fastrnn.CellError, match=r"r\.own: expected a product that a new state depends on"):
 
         @fastrnn.cell(gates="a", matrices="own")
         def unused(x, r, s):

@@ -204,7 +204,7 @@ def test_matrices_that_are_of_no_use():
 
 def test_on_a_gpu_there_are_no_kernels():
     problem = chain._prepare(torch.float32, torch.device("cuda"))
-    assert "no kernels on cuda for several vectors" in problem
+    assert "no kernels on cuda for products with several vectors" in problem
 
 
 def test_the_derivation_is_shown():

@@ -200,12 +200,12 @@ def test_noise_of_the_rate_network(CELLS):
 
 
 def test_masks_of_the_regularised():
-    from fastrnn.gallery.regularised import kept
+    from fastrnn.gallery.regularised import keep_mask
 
     like = torch.empty(200, 500)
-    drawn = kept(0.25, True)(like, True)
+    drawn = keep_mask(0.25, True)(like, True)
     assert drawn.unique().tolist() == pytest.approx([0, 4 / 3])
     assert abs(drawn.mean() - 1) < 0.01
-    assert (kept(0.25, True)(like, False) == 1).all()
-    assert set(kept(0.05, False)(like, True).unique().tolist()) == {0.0, 1.0}
-    assert (kept(0.05, False)(like, False) == 0.95).all()
+    assert (keep_mask(0.25, True)(like, False) == 1).all()
+    assert set(keep_mask(0.05, False)(like, True).unique().tolist()) == {0.0, 1.0}
+    assert (keep_mask(0.05, False)(like, False) == 0.95).all()

@@ -94,7 +94,7 @@ def test_where_nothing_can_be_compiled_the_call_raises(tmp_path):
     """
     text = passes(code, CXX="/no/such/compiler", FASTRNN_CACHE=str(tmp_path))
     assert text.count("cell: expected kernels of one_state_") == 4 * len(WAYS)
-    assert "there is no C++ compiler (/no/such/compiler)" in text
+    assert "expected a C++ compiler, found none (/no/such/compiler)" in text
 
 
 def test_backward_in_another_instruction_set():

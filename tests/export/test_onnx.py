@@ -306,7 +306,7 @@ def test_packed(make: Any) -> None:
     case = Case(Model(layer, run), inputs, ({0: "N"}, {0: "T"}), {"loop": 1} if own_cell else {"LSTM": 1})
     check(case, True)
     if own_cell:
-        with pytest.raises(ValueError, match=r"batch_sizes: expected None .* give padded input with lengths="):
+        with pytest.raises(ValueError, match=r"batch_sizes: expected None .* pass padded input with lengths="):
             export(case, False)
 
 

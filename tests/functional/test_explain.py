@@ -63,7 +63,7 @@ def test_transforms_and_modes():
     weights = LayerWeights(module.weight_ih_l0, module.weight_hh_l0)
     with _paths.recorded() as decisions:
         torch.func.grad(lambda x: sequence("gru", x, weights)[0].sum())(X)
-    assert decisions == [("gru", "differentiable", "torch.func is at work")]
+    assert decisions == [("gru", "differentiable", "a torch.func transform is active")]
     with torch.utils.flop_counter.FlopCounterMode(display=False), torch.no_grad(), _paths.recorded() as decisions:
         sequence("gru", X, weights)
     assert [d.path for d in decisions] == ["operator"]

@@ -147,7 +147,7 @@ def test_layouts_agree():
         (torch.nn.Linear(2, 2), torch.randn(2, 2), TypeError, "module: expected an LSTM, GRU or RNN"),
         (fastrnn.GRU(2, 2), [1.0], TypeError, "x: expected a Tensor, got list"),
         (fastrnn.GRU(2, 2), torch.randn(2), ValueError, r"x: expected \(T, B, I\), or \(T, I\)"),
-        (fastrnn.GRU(2, 2), torch.randn(0, 2, 2), ValueError, "with one step at least"),
+        (fastrnn.GRU(2, 2), torch.randn(0, 2, 2), ValueError, "with at least one time step"),
     ],
 )
 def test_wrong_arguments(module, x, error, message):

@@ -187,7 +187,10 @@ def test_quantisation_of_learned_states_says_that_they_are_lost():
     model = nn.Sequential(fastrnn.LSTM(I, 4, learn_initial_state=True))
     quantised = torch.ao.quantization.quantize_dynamic(fastrnn.convert(model, to="torch"), {nn.LSTM})
     x, h = torch.randn(T, B, I), torch.randn(1, B, 4)
-    with pytest.raises(RuntimeError, match="hx: expected states, as the learned initial states are lost in LSTM"):
+    with pytest.raises(
+        RuntimeError,
+        match="hx: expected states as the second argument, because LSTM has lost the learned initial states",
+    ):
         quantised(x)
     same(quantised[0](x, (h, h))[0], model[0](x, (h, h))[0], rtol=0.1, atol=0.05)
 

@@ -317,7 +317,7 @@ def test_errors():
     module = fastrnn.LSTM(I, H)
     x, reset = torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
     hx = (torch.zeros(1, B, H), torch.zeros(1, B, H))
-    with pytest.raises(ValueError, match=r"initial: expected states in the form of hx, got \(1, 4, 6\)"):
+    with pytest.raises(ValueError, match=r"initial: expected states shaped like hx, got \(1, 4, 6\)"):
         module(x, hx, reset=reset, initial=hx[0])
     with pytest.raises(ValueError, match=r"initial: .*, got \(\(1, 4, 6\), \(1, 2, 6\)\)"):
         module(x, hx, reset=reset, initial=(hx[0], hx[0][:, :2]))
@@ -326,5 +326,5 @@ def test_errors():
     def clash(x, r, s, p):
         return torch.tanh(x.h + r.h + p.initial_h)
 
-    with pytest.raises(ValueError, match="no other parameter called initial_h_l0"):
+    with pytest.raises(ValueError, match="expected no attribute initial_h_l0 in the module, got one"):
         clash(I, H, learn_initial_state=True)

@@ -133,7 +133,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"weights: expected a network of float32 matrices, got torch.float64"):
         fastrnn.Stream(network("GRU", "tiny").double(), weights="int8")
     with pytest.raises(
-        ValueError, match=r"weights: expected a network of float32 matrices, got .*multiplies more than h"
+        ValueError, match=r"weights: expected a network of float32 matrices, got .*multiplies another vector than h"
     ):
         fastrnn.Stream(custom_cells.mixed(3, 4), weights="int8")
     broken = network("GRU", "tiny")

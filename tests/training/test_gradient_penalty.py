@@ -282,7 +282,7 @@ def test_without_gradients_and_without_loss():
 def test_errors():
     module, penalty = make("gru"), GradientNormPenalty(1.0)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(ValueError, match="weight: expected a number that is not negative, got -1"):
+    with pytest.raises(ValueError, match="weight: expected a non-negative number, got -1"):
         GradientNormPenalty(-1)
     with pytest.raises(TypeError, match="weight: expected a number, got str"):
         GradientNormPenalty("1")

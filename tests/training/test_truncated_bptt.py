@@ -250,7 +250,7 @@ X = torch.zeros(6, 2, I)
         ({"steps": 0}, ValueError, "steps: expected at least 1, got 0"),
         ({"steps": 2.0}, TypeError, "steps: expected an integer, got float"),
         ({"steps": 2, "window": 3}, ValueError, "window: expected a multiple of steps, 2, got 3"),
-        ({"steps": 2, "burn_in": 6}, ValueError, "burn_in: expected less than the inputs' 6 steps, got 6"),
+        ({"steps": 2, "burn_in": 6}, ValueError, "burn_in: expected less than the inputs' 6 time steps, got 6"),
         ({"steps": 2, "burn_in": -1}, ValueError, "burn_in: expected at least 0, got -1"),
         (
             {"steps": 2, "targets": torch.zeros(5, 2)},
@@ -286,7 +286,7 @@ def test_a_layout_that_is_not_said():
 def test_misuse():
     run = truncated_bptt(fastrnn.GRU(I, H), X, steps=2)
     assert len(list(run)) == 3
-    with pytest.raises(RuntimeError, match="expected to be gone through once"):
+    with pytest.raises(RuntimeError, match="expected one iteration, got a second"):
         list(run)
     with pytest.raises(TypeError, match=r"model: expected it to return \(output, state\), got Tensor"):
         next(iter(truncated_bptt(lambda x, state: x, X, steps=2)))

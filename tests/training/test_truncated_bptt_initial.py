@@ -141,7 +141,9 @@ def test_states_whose_batch_lies_elsewhere():
 
     x, reset = torch.randn(T, B, I).double(), torch.zeros(T, B, dtype=torch.bool)
     reset[6, 1] = reset[9, 0] = True
-    with pytest.raises(ValueError, match=r"state_dim: expected the dimension .* the 4 rows lie, got 1 for .*\(4, "):
+    with pytest.raises(
+        ValueError, match=r"state_dim: expected the batch dimension of the states, of size 4, got 1 for .*\(4, "
+    ):
         list(truncated_bptt(model, x, steps=4, reset=reset))
     found = torch.cat([c.output for c in truncated_bptt(model, x, steps=4, reset=reset, state_dim=0)])
     same(found, module(x, reset=reset)[0], rtol=1e-9, atol=1e-10)
