@@ -158,13 +158,13 @@ struct StagedBackward {
     FASTRNN_FN const C* cells(int64_t r) const {
       return static_cast<const C*>(d.args.cells) + r * ((S - 1) * d.stages.H + kTotals);
     }
-    FASTRNN_FN V kept(int k) const {
+    FASTRNN_FN V saved(int k) const {
       const int64_t H = d.stages.H;
       return lanes.load(k < G ? static_cast<const T*>(d.args.gates) + (row * G + k) * H + unit
                               : static_cast<const T*>(d.args.extra) + (row * (K - G) + (k - G)) * H + unit);
     }
-    FASTRNN_FN V kept_total(int k) const { return V(cells(row)[(S - 1) * d.stages.H + k]); }
-    FASTRNN_FN V kept_mean(int k) const { return this->mean_of(cells(row)[(S - 1) * d.stages.H + k]); }
+    FASTRNN_FN V saved_total(int k) const { return V(cells(row)[(S - 1) * d.stages.H + k]); }
+    FASTRNN_FN V saved_mean(int k) const { return this->mean_of(cells(row)[(S - 1) * d.stages.H + k]); }
     FASTRNN_FN V vector(int k) const {
       return lanes.load(static_cast<const T*>(d.args.unprojected) + (row * kVectors + k) * d.stages.H + unit);
     }

@@ -113,11 +113,11 @@ struct StagedForward {
     FASTRNN_FN V parameter(int q) const {
       return lanes.load(static_cast<const T*>(d.args.parameters) + q * d.stages.H + unit);
     }
-    FASTRNN_FN void keep_vector(int k, V x) const {
+    FASTRNN_FN void save_vector(int k, V x) const {
       if (!d.args.training) return;
       lanes.store(x, static_cast<T*>(d.args.unprojected) + (row * kVectors + k) * d.stages.H + unit);
     }
-    FASTRNN_FN void keep(int k, V x) const {
+    FASTRNN_FN void save(int k, V x) const {
       if (!d.args.training) return;
       const int64_t H = d.stages.H;
       if (k < G) {

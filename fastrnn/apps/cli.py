@@ -17,14 +17,14 @@ from fastrnn.apps.command import in_words
 
 
 def main(argv: Sequence[str] | None = None, before_command: Callable[[], Any] | None = None) -> int:
-    """Runs one command and returns the exit status.
+    """Run one command and return the exit status.
 
     Args:
         argv: the arguments; None: those of the process.
-        before_command: called when the arguments are known to be right.
+        before_command: called once the arguments have been parsed successfully.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    # The options of a command are made by its own module, which no other command should wait for.
+    # Each command's options are defined in its own module, imported only for that command.
     wanted = next((arg for arg in argv if not arg.startswith("-")), None)
     try:
         parser = _parser(wanted)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None, before_command: Callable[[], Any] | 
             before_command()
         status: int = args.command(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # `fastrnn info | head`: the reader has seen enough; nothing may be written at exit either
+    except BrokenPipeError:  # `fastrnn info | head`: the pipe is closed; nothing may be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KernelsMissingError as error:
@@ -48,21 +48,21 @@ def main(argv: Sequence[str] | None = None, before_command: Callable[[], Any] | 
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors say what may have been meant."""
+    """Argument parser whose errors suggest similar names."""
 
     def error(self, message: str) -> NoReturn:
-        found = re.match(r"unrecognized arguments: (.*)|.*invalid choice: '(.*)' \(choose from (.*)\)", message)
-        if found and found[1] is not None:
+        choice = re.match(r"unrecognized arguments: (.*)|.*invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice and choice[1] is not None:
             known = [name for name in self._option_string_actions if name.startswith("--")]
-            words = [word.partition("=")[0] for word in found[1].split() if word.startswith("-")]
+            words = [word.partition("=")[0] for word in choice[1].split() if word.startswith("-")]
             message += _did_you_mean(words, known)
-        elif found:
-            message += _did_you_mean([found[2]], [name.strip("' ") for name in found[3].split(",")])
+        elif choice:
+            message += _did_you_mean([choice[2]], [name.strip("' ") for name in choice[3].split(",")])
         super().error(message)
 
 
 def _did_you_mean(words: Sequence[str], known: Sequence[str]) -> str:
-    """The known names nearest to the words, as a question; nothing if none is near."""
+    """Return the known names nearest to the words, as a question; empty if none is near."""
     near = [name for word in words for name in difflib.get_close_matches(word, known, 1, 0.7)]
     return f"; did you mean {' '.join(near)}?" if near else ""
 
@@ -78,13 +78,13 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
         return command
 
     info = add("info", _info, "show versions, libraries, instruction sets, threads, CUDA")
-    info.add_argument("--json", action="store_true", help="the same as JSON")
-    demo = add("demo", _demo, "show in a minute what fastrnn is for: parity, speed, a custom cell, a picture")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    demo = add("demo", _demo, "demonstrate parity, speed and a custom cell in a minute, with a figure")
     bench = add("bench", _bench, "time fastrnn against other implementations")
     train = add("train", _train, "train a language model on a text file")
-    sample = add("sample", _sample, "write text with a model that train has made")
-    inspect = add("inspect", _inspect, "look inside such a model: a page with a text as it sees it")
-    gradflow = add("gradflow", _gradflow, "draw how gradients flow back through time")
+    sample = add("sample", _sample, "generate text with a model from train")
+    inspect = add("inspect", _inspect, "show such a model's states and predictions on a text, as a web page")
+    gradflow = add("gradflow", _gradflow, "draw the flow of gradients back through time")
     if wanted == "demo":
         from fastrnn.apps.demo.arguments import add_arguments as add_demo_arguments
 
@@ -145,23 +145,23 @@ def _gradflow(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from fastrnn.apps.info import collect
 
-    found = collect()
-    print(json.dumps(found, indent=2) if args.json else format_info(found))
+    facts = collect()
+    print(json.dumps(facts, indent=2) if args.json else format_info(facts))
     return 0
 
 
-def format_info(found: dict[str, Any]) -> str:
-    """The facts of `fastrnn.apps.info.collect` as lines of ``name: value``, grouped for reading."""
-    sections = [_fastrnn_lines(found), _machine_lines(found), _library_lines(found), _cuda_lines(found)]
+def format_info(facts: dict[str, Any]) -> str:
+    """Format the facts of `fastrnn.apps.info.collect` as lines of ``name  value``, in groups."""
+    sections = [_fastrnn_lines(facts), _machine_lines(facts), _library_lines(facts), _cuda_lines(facts)]
     width = max(len(name) for section in sections for name, _ in section)
     return "\n\n".join("\n".join(f"{name:<{width}}  {value}" for name, value in section) for section in sections)
 
 
-def _fastrnn_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    extension = found["extension"]
-    lines = [("fastrnn", f"{found['fastrnn']['version']} ({found['fastrnn']['path']})")]
+def _fastrnn_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    extension = facts["extension"]
+    lines = [("fastrnn", f"{facts['fastrnn']['version']} ({facts['fastrnn']['path']})")]
     if not extension["built"]:
-        return [*lines, ("kernels", extension["error"]), ("to build them", extension["command"])]
+        return [*lines, ("kernels", extension["error"]), ("build command", extension["command"])]
 
     override = extension["capability_override"]
     chosen = extension["capability"] + (f" (FASTRNN_CPU_CAPABILITY={override})" if override else "")
@@ -169,13 +169,13 @@ def _fastrnn_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("available", ", ".join(extension["capabilities"]))]
     lines += [(f"built: {key}", str(value)) for key, value in sorted(extension["build"].items())]
     built_for = extension["build"].get("torch_version", "")
-    if built_for and built_for.split("+")[0] != found["torch"]["version"].split("+")[0]:
-        lines.append(("warning", f"built for torch {built_for}, build again for torch {found['torch']['version']}"))
+    if built_for and built_for.split("+")[0] != facts["torch"]["version"].split("+")[0]:
+        lines.append(("warning", f"built for torch {built_for}, rebuild for torch {facts['torch']['version']}"))
     return lines
 
 
-def _machine_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    cpu, threads, python = found["cpu"], found["threads"], found["python"]
+def _machine_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu, threads, python = facts["cpu"], facts["threads"], facts["python"]
     limit = threads["OMP_NUM_THREADS"]
     count = f"{threads['torch']} (between operators: {threads['torch_interop']})"
     return [
@@ -186,11 +186,11 @@ def _machine_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _library_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    libraries = found["libraries"]
+def _library_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    libraries = facts["libraries"]
     lines = [
-        ("torch", f"{found['torch']['version']} ({found['torch']['path']})"),
-        ("torch's CPU code", found["cpu"]["torch_capability"]),
+        ("torch", f"{facts['torch']['version']} ({facts['torch']['path']})"),
+        ("torch's CPU code", facts["cpu"]["torch_capability"]),
         ("BLAS", libraries["blas"]),
         ("oneDNN", libraries["onednn"] or "no"),
         ("OpenMP runtime", ", ".join(libraries["openmp"]) or "none loaded"),
@@ -200,8 +200,8 @@ def _library_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _cuda_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    cuda = found["cuda"]
+def _cuda_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    cuda = facts["cuda"]
     kernels = cuda["fastrnn_kernels"]
     lines = [
         ("torch's CUDA", cuda["torch_build"] or "none, torch is built for the CPU"),

@@ -1,4 +1,4 @@
-"""How a command of the command line ends: what its user did wrong, and what went wrong, in a line each."""
+"""Exit of a command: exit statuses, and one-line messages for user errors and failures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 def guarded(
     command: str, run: Callable[[], int], options: Mapping[str, str], failures: tuple[type[Exception], ...]
 ) -> int:
-    """Runs a command.
+    """Run a command.
 
     Args:
         command: its name.
-        run: gives its exit status.
-        options: what the command line calls an argument; messages of ValueError and TypeError begin with its name.
-        failures: errors that are not the user's.
+        run: runs it and returns its exit status.
+        options: command-line names of arguments; messages of ValueError and TypeError begin with the argument's name.
+        failures: exceptions that are not user errors.
 
     Returns:
         the exit status: 2 for a wrong argument, 1 for a failure, 130 after Ctrl-C.
@@ -23,7 +23,7 @@ def guarded(
     try:
         return run()
     except BrokenPipeError:
-        raise  # fastrnn.apps.cli knows what to do
+        raise  # handled by fastrnn.apps.cli
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError) as error:
@@ -37,12 +37,12 @@ def guarded(
 
 
 def in_words(error: BaseException) -> str:
-    """The message of an error for somebody who has not called a function: of the operating system's without numbers."""
+    """Return an error's message for a user of the command line; without numbers for errors of the operating system."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error).removeprefix("fastrnn: ")
 
 
 def _say(line: str) -> None:
-    """On standard error, at once: several processes may have something to say there."""
+    """Print a line on standard error in one call, because several processes may write to it."""
     print(f"{line}\n", end="", file=sys.stderr)

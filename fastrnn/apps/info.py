@@ -1,4 +1,4 @@
-"""What runs here: versions, libraries, instruction sets, threads, CUDA. `collect` gathers it and prints nothing."""
+"""Facts about this installation: versions, libraries, instruction sets, threads, CUDA. `collect` prints nothing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fastrnn._missing import KernelsMissingError, check_torch, command, why
 from fastrnn._version import __version__
 
 _PACKAGE = Path(__file__).parent.parent
-# Intel's, LLVM's and GNU's runtime, whatever is appended to the name.
+# The runtimes of Intel, LLVM and GNU, with any suffix.
 _OPENMP_NAMES = re.compile(r"^(lib)?(gomp|omp|iomp5)([-.].*)?$")
 
 
 def collect() -> dict[str, Any]:
-    """Everything that a bug report needs, as a dict that `json` can write.
+    """Collect the facts for a bug report, as a dict that `json` can write.
 
-    Works without the compiled extension: ``["extension"]`` then says why it is missing and which command helps.
+    Works without the compiled extension: ``["extension"]`` then holds the reason and the command that fixes it.
     """
     extension = _extension()
     return {
@@ -43,7 +43,7 @@ def collect() -> dict[str, Any]:
 
 
 def _extension() -> dict[str, Any]:
-    """State of fastrnn._C. Its own functions are asked one by one, so that one that fails hides no other."""
+    """Return the state of fastrnn._C. Its functions are called one by one, so that a failure hides no other fact."""
     try:
         module = importlib.import_module("fastrnn._C")
     except ImportError as error:
@@ -95,7 +95,7 @@ def _libraries() -> dict[str, Any]:
 
 
 def _loaded_openmp() -> list[str]:
-    """Paths of the OpenMP runtimes in this process. Two of them mean two pools of threads that hinder each other."""
+    """Return the paths of the OpenMP runtimes in this process. Two of them mean two competing thread pools."""
     return sorted({path for path in _loaded_libraries() if _OPENMP_NAMES.match(Path(path).name)})
 
 
@@ -114,9 +114,9 @@ def _loaded_libraries() -> list[str]:
 
 
 def _cuda() -> dict[str, Any]:
-    """The state of fastrnn._cuda, and what it says to each GPU."""
+    """Return the state of fastrnn._cuda, and the problem with each GPU, if any."""
     available = torch.cuda.is_available()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "torch_build": torch.version.cuda,
         "available": available,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if available else [],
@@ -126,15 +126,15 @@ def _cuda() -> dict[str, Any]:
     try:
         gpu = importlib.import_module("fastrnn._gpu")
     except ImportError:
-        return found
+        return facts
     if gpu.module is None:
-        found["fastrnn_kernels"] = {"built": False, "error": gpu.reason}
-        return found
-    found["fastrnn_kernels"] = {
+        facts["fastrnn_kernels"] = {"built": False, "error": gpu.reason}
+        return facts
+    facts["fastrnn_kernels"] = {
         "built": True,
         "path": gpu.module.__file__,
         "driver": gpu.module.driver(),
         "build": dict(gpu.module.build_info()),
-        "problems": [gpu.problem(torch.device("cuda", i)) for i in range(len(found["devices"]))],
+        "problems": [gpu.problem(torch.device("cuda", i)) for i in range(len(facts["devices"]))],
     }
-    return found
+    return facts

@@ -145,7 +145,7 @@ def _fresh(cell: str, init: str, module: nn.Module, draws: list[Tensor], clip: f
         both = clipped(module, clip)
         before.append(both[0])
         after.append(both[1])
-    return run_of(module, draws[0], last, cell, init, "sum of the last h, mean over rows", before, after, clip)
+    return run_of(module, draws[0], last, cell, init, "sum of the last h, mean over batch rows", before, after, clip)
 
 
 def clipped(module: nn.Module, clip: float) -> tuple[float, float]:

@@ -64,7 +64,7 @@ def test_a_wrong_cell_has_no_speed(monkeypatch):
         ([GOOD], 0, "4.0×"),
         ([GOOD, ABSENT], 0, "there is no C++ compiler"),
         ([GOOD, WRONG], 1, "FAILED parity"),
-        ([DOUBTFUL], 3, "not to be trusted: other processes took 40 %"),
+        ([DOUBTFUL], 3, "unreliable: other processes took 40 %"),
     ],
 )
 def test_output_and_exit_status(tmp_path, monkeypatch, capsys, shown, status, said):
@@ -79,7 +79,7 @@ def test_output_and_exit_status(tmp_path, monkeypatch, capsys, shown, status, sa
     if picture.available():
         drawn = target.read_text()
         assert "LSTM 1×2×3" in drawn
-        assert ("not to be trusted" in drawn) == (status == 3)
+        assert ("unreliable" in drawn) == (status == 3)
 
 
 def test_bars_are_as_long_as_their_times():

@@ -159,7 +159,7 @@ def test_a_unit_that_is_a_feature_is_found(run):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"text": ""}, ValueError, "text: expected one character at least, got none"),
+        ({"text": ""}, ValueError, "text: expected at least one character, got none"),
         ({"text": "a", "top": 0}, ValueError, "top: expected at least 1, got 0"),
         ({"text": "a", "syntax": "lisp"}, ValueError, "syntax: expected one of auto, python, c, text, got 'lisp'"),
     ],
@@ -187,7 +187,7 @@ def test_command(run, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     size = out.stat().st_size
     assert re.fullmatch(rf"{out}: 50 bytes of text, \d\.\d{{3}} bits each, {size:,} bytes", lines[0])
-    assert lines[1].startswith("the text goes on behind these; --begin 53 for the next")
+    assert lines[1].startswith("more text follows; continue with --begin 53, or use")
     found = content(out.read_text(encoding="utf-8"))
     assert found["text"] == text.read_bytes()[3:53].decode()
     assert found["about"].startswith("lstm 2×9 (step-00000012.pt) reads text.txt, bytes 4 to 53. 90 of 90 curves")
@@ -195,7 +195,7 @@ def test_command(run, tmp_path, capsys):
     assert (first["layer"], first["quantity"], first["unit"]) == (1, "c", 6)
     assert len(lines) == 2
     assert main(["inspect", str(run / "run"), str(text), *options, "--max-bytes", "2000"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("larger than --max-bytes 2000: the text, what was")
+    assert capsys.readouterr().out.splitlines()[1].startswith("larger than --max-bytes 2000: the text, its")
     assert main(["inspect", str(run / "characters"), str(text), "--out", str(out)]) == 0
     assert "characters of text" in capsys.readouterr().out
     found = content(out.read_text(encoding="utf-8"))
@@ -207,10 +207,10 @@ def test_command(run, tmp_path, capsys):
     ("args", "status", "message"),
     [
         (["nix.pt", "TEXT"], 1, "checkpoint: expected a file or a folder with checkpoints, but there is no nix.pt"),
-        (["RUN", "nix.txt"], 2, "argument TEXT: expected a file with text, got 'nix.txt', which is none"),
+        (["RUN", "nix.txt"], 2, "argument TEXT: expected a text file, got 'nix.txt', which is not a file"),
         (["RUN", "TEXT", "--unit", "c:3"], 2, "argument --unit: expected LAYER:NAME:UNIT as in 2:c:17"),
         (["RUN", "TEXT", "--unit", "1:r:3"], 2, "argument --unit: expected one of h, c, i, f, o in 1:r:3, got 'r'"),
-        (["RUN", "TEXT", "--begin", "99999"], 2, "argument TEXT: expected some behind the first 99,999 bytes"),
+        (["RUN", "TEXT", "--begin", "99999"], 2, "argument TEXT: expected some after the first 99,999 bytes"),
         (["RUN", "TEXT", "--limit", "0"], 2, "argument --limit: expected at least 1, got 0"),
         (["RUN", "TEXT", "--max-bytes", "0"], 2, "argument --max-bytes: expected at least 1, got 0"),
         (["RUN", "TEXT", "--threads", "0"], 2, "argument --threads: expected at least 1, got 0"),

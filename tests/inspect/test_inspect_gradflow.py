@@ -99,7 +99,7 @@ def test_command_writes_figure_and_numbers(tmp_path, capsys, monkeypatch):
     assert found == [run.as_dict() for run in inspect.compare(["rnn_tanh", "lstm"], ["default", "orthogonal"], **SMALL)]
     assert (tmp_path / "flow.of.two.png").read_bytes().startswith(b"\x89PNG")
     drawing = (tmp_path / "flow.of.two.svg").read_text()
-    assert "lstm, orthogonal: L = sum of the last h, mean over rows" in drawing
+    assert "lstm, orthogonal: L = sum of the last h, mean over batch rows" in drawing
     assert "against lag" in drawing
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["flow.of.two.json: the numbers", "flow.of.two.png, flow.of.two.svg: the figure"]
@@ -122,7 +122,9 @@ def test_without_matplotlib_the_numbers_are_there_and_the_error_says_what_to_do(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["gradflow", *OPTIONS]) == 1
-    assert "matplotlib is not installed; get it with: python -m pip install 'fastrnn[plot]'" in capsys.readouterr().err
+    assert (
+        "matplotlib is not installed; install it with: python -m pip install 'fastrnn[plot]'" in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["gradflow.json"]
 
 
@@ -153,7 +155,7 @@ def test_a_checkpoint(tmp_path, capsys, monkeypatch):
         (["--cell", "rnn_tanh", "--init", "forget"], 2, "argument --init: forget: module: expected a cell with"),
         (["--steps", "0"], 2, "argument --steps: expected at least 1, got 0"),
         (["--clip", "0"], 2, "argument --clip: expected more than 0, got 0"),
-        (["nix.pt"], 2, "argument TEXT: expected a file for the checkpoint to read, got none"),
+        (["nix.pt"], 2, "argument TEXT: expected a text file for the checkpoint to read, got none"),
         (["nix.pt", "nix.txt"], 1, "checkpoint: expected a file or a folder"),
     ],
 )
@@ -166,7 +168,7 @@ def test_wrong_arguments(args, status, message, capsys, monkeypatch, tmp_path):
 
 def test_a_text_that_is_too_short(tmp_path):
     lm.train(tiny(tmp_path))
-    with pytest.raises(ValueError, match="text: expected more than 9 units, which are the steps, got 9"):
+    with pytest.raises(ValueError, match="text: expected more than 9 units, the number of steps, got 9"):
         pages.of_checkpoint(tmp_path / "run", "123456789", steps=9)
 
 

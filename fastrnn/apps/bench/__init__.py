@@ -1,4 +1,4 @@
-"""``fastrnn bench``: fastrnn against torch.nn on this machine, checked first and timed second.
+"""``fastrnn bench``: comparison of fastrnn with torch.nn on this machine, correctness first and then speed.
 
-Nothing is imported here: the command line loads the parts it needs, and the worker processes theirs.
+Nothing is imported here: the command line and the worker processes each load only the modules they need.
 """

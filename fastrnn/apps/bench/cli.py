@@ -1,4 +1,4 @@
-"""``fastrnn bench``: its options, and a run from options to files."""
+"""``fastrnn bench``: command-line options, and a run from the options to the output files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from fastrnn.apps.bench.results import Results, Settings
 
 DESCRIPTION = (
-    "Check fastrnn against torch.nn and time the two in turns on this machine. Exit status: 0 if all went well, 1 if a "
-    "row failed its check or could not run, 2 for wrong arguments, 3 if the times are not to be trusted (other work on "
-    "the machine, a wide spread, more than the machine can do), 130 if interrupted (what was measured is written)."
+    "Check fastrnn against torch.nn and time the two alternately on this machine. Exit status: 0 if all went well, 1 "
+    "if a row failed its check or could not run, 2 for wrong arguments, 3 if the times are unreliable (other load, a "
+    "wide spread, faster than the machine's limit), 130 if interrupted (finished measurements are written)."
 )
 UNTRUSTED_STATUS = 3
 FULL_ROUNDS, QUICK_ROUNDS, SCALING_ROUNDS = 9, 3, 5
 FULL_BLOCK, QUICK_BLOCK = 0.03, 0.01
 QUICK_MODEL_STEPS = 30
-SAMPLE_SECONDS = 1.5  # of each engine alone and beside busy processes
+SAMPLE_SECONDS = 1.5  # for each engine, alone and with busy processes
 PICTURES = (".svg", ".png", ".pdf")
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Turn a ValueError into argparse's own error, so that the option is named."""
+    """Turn a ValueError into argparse's error, which names the option."""
 
     def checked(text: str) -> Any:
         try:
@@ -47,7 +47,7 @@ def _names(allowed: tuple[str, ...]) -> Callable[[str], Any]:
 @_checked
 def _engine(text: str) -> str:
     if text in PEERS:
-        raise ValueError(f"expected an engine of torch modules; for {text!r} use --peers")
+        raise ValueError(f"expected an engine of torch modules, got {text!r}; use --peers for it")
     return find_engine(text).name
 
 
@@ -57,7 +57,7 @@ def _peers(text: str) -> tuple[str, ...]:
     names = cases.parse_names(text, PEERS) if text else installed
     missing = [name for name in names or PEERS if name not in installed]
     if missing:
-        raise ValueError(f"not installed: {', '.join(missing)}; get them with: {INSTALL}")
+        raise ValueError(f"not installed: {', '.join(missing)}; install them with: {INSTALL}")
     return names
 
 
@@ -65,7 +65,7 @@ def _at_least(lowest: int) -> Callable[[str], Any]:
     @_checked
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < lowest:
-            raise ValueError(f"expected a whole number of at least {lowest}, found {text!r}")
+            raise ValueError(f"expected a whole number of at least {lowest}, got {text!r}")
         return int(text)
 
     return parse
@@ -75,16 +75,16 @@ def _path(expected: str, is_right: Callable[[Path], bool]) -> Callable[[str], An
     @_checked
     def parse(text: str) -> Path:
         if not is_right(Path(text)):
-            raise ValueError(f"expected {expected}, found {text!r}")
+            raise ValueError(f"expected {expected}, got {text!r}")
         return Path(text)
 
     return parse
 
 
-_readable = _path("a file that can be read", lambda path: path.is_file() and os.access(path, os.R_OK))
-_output = _path("a file name and no directory", lambda path: not path.is_dir())
+_readable = _path("a readable file", lambda path: path.is_file() and os.access(path, os.R_OK))
+_output = _path("a file name, not a directory", lambda path: not path.is_dir())
 _directory = _path("a directory or a new name", lambda path: path.is_dir() or not path.exists())
-_picture = _path("a name that ends in .svg, .png, .pdf", lambda path: path.suffix in PICTURES and not path.is_dir())
+_picture = _path("a file name ending in .svg, .png or .pdf", lambda path: path.suffix in PICTURES and not path.is_dir())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,48 +94,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what, how = parser.add_argument_group("what to measure"), parser.add_argument_group("how to measure")
     model, output = parser.add_argument_group("language model"), parser.add_argument_group("output")
     natural, positive = _at_least(0), _at_least(1)
-    busy = "time each engine alone and beside N processes that keep a core busy; how much slower does it get?"
+    busy = "time each engine alone and next to N processes that keep a core busy, and report the slowdown"
     modes.add_argument("--busy", type=positive, metavar="N", help=busy)
-    scaling = "time per step against hidden size, batch size, length and threads, with a picture"
+    scaling = "time per time step against hidden size, batch size, length and threads, with a figure"
     modes.add_argument("--scaling", action="store_true", help=scaling)
     default = f"default: {','.join(cases.CELLS)}"
     what.add_argument("--cells", type=_names(cases.CELLS), default=cases.CELLS, metavar="LIST", help=default)
-    device = "where both engines run; on cuda the table alone, without peers; default: cpu"
+    device = "device of both engines; cuda: only the table, without peers; default: cpu"
     what.add_argument("--device", choices=cases.DEVICES, default="cpu", help=device)
     shapes = f"BxTxH, BxTxIxH (batch, time, input, hidden) or {', '.join(cases.SHAPE_NAMES)}; default: standard or cuda"
     what.add_argument("--shapes", type=_checked(cases.parse_shapes), metavar="LIST", help=shapes)
-    dtypes = f"of {', '.join(cases.DTYPES)}; default: float32"
+    dtypes = f"one or more of {', '.join(cases.DTYPES)}; default: float32"
     what.add_argument("--dtype", type=_names(cases.DTYPES), default=("float32",), metavar="LIST", help=dtypes)
     precision = "torch.set_float32_matmul_precision in fastrnn's process; torch.nn's stays at highest"
     what.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help=precision)
-    isa = "hold all engines to an instruction set, by their own switches; onnxruntime has none and is left out"
+    isa = "limit all engines to an instruction set, by their own switches; onnxruntime has none and is excluded"
     what.add_argument("--isa", choices=("avx2", "avx512"), help=isa)
-    what.add_argument("--quick", action="store_true", help="few shapes, few rounds: done within a minute")
+    what.add_argument("--quick", action="store_true", help="few shapes, few rounds: takes less than a minute")
     engine = (
-        "what to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable module "
-        "with LSTM, GRU and RNN; default: fastrnn"
+        "engine to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable "
+        "module with LSTM, GRU and RNN; default: fastrnn"
     )
     what.add_argument("--engine", type=_engine, default="fastrnn", metavar="NAME", help=engine)
     peers = "other libraries too, float32: onnxruntime, openvino (forward), jax; without LIST all that are installed"
     what.add_argument("--peers", type=_peers, nargs="?", const="", default=(), metavar="LIST", help=peers)
-    what.add_argument("--no-steps", action="store_true", help="leave out the single steps")
-    what.add_argument("--list", action="store_true", help="list the rows and leave")
-    how.add_argument("--threads", type=positive, metavar="N", help="threads of each engine; default: torch's choice")
+    what.add_argument("--no-steps", action="store_true", help="skip the single steps")
+    what.add_argument("--list", action="store_true", help="list the rows and exit")
+    how.add_argument("--threads", type=positive, metavar="N", help="threads of each engine; default: torch's default")
     rounds = f"rounds per row; default: {FULL_ROUNDS}, quick {QUICK_ROUNDS}"
     how.add_argument("--repeats", type=positive, metavar="N", help=rounds)
-    how.add_argument("--seed", type=natural, default=0, metavar="N", help="of weights and data; default: 0")
-    model.add_argument("--no-lm", action="store_true", help="leave it out")
-    text = "text to learn; default: the standard library's sources"
+    how.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of weights and data; default: 0")
+    model.add_argument("--no-lm", action="store_true", help="skip it")
+    text = "training text; default: the standard library's sources"
     model.add_argument("--text", type=_readable, metavar="FILE", help=text)
     model.add_argument("--lm-steps", type=positive, metavar="N", help=f"default: 300, quick {QUICK_MODEL_STEPS}")
     out = "directory for bench.json, .md, .svg and .png (busy.*, scaling.*); default: bench-out"
     output.add_argument("--out", type=_directory, default=Path("bench-out"), metavar="DIR", help=out)
-    output.add_argument("--json", type=_output, metavar="PATH", help="write the JSON here too")
-    output.add_argument("--plot", type=_picture, metavar="PATH", help="write the picture here too (.svg, .png, .pdf)")
+    output.add_argument("--json", type=_output, metavar="PATH", help="also write the JSON here")
+    output.add_argument("--plot", type=_picture, metavar="PATH", help="also write the figure here (.svg, .png, .pdf)")
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
-    """The run that the options describe."""
+    """Convert the options to the settings of a run."""
     from fastrnn.apps.bench.language_model import ModelSettings
     from fastrnn.apps.bench.results import Settings
 
@@ -166,7 +166,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark that the parsed options describe; returns the exit status."""
+    """Run the benchmark with the parsed options; return the exit status."""
     settings = make_settings(args)
     if args.list:
         print("\n".join(case.name for case in settings.cases))
@@ -185,12 +185,12 @@ def run(args: argparse.Namespace) -> int:
     results = Results(settings, environment.collect(args.device, args.isa))
     load, cores = results.environment["load"], results.environment["cpu"]["usable_cpus"]
     if load is not None and load > 0.5 * cores:
-        print(f"note: the machine is busy (load {load}, {cores} cores); expect a wide spread", file=sys.stderr)
+        print(f"note: the machine is under load ({load} on {cores} cores); expect a wide spread", file=sys.stderr)
     try:
         runner.run(results, text)
         results.complete = True
     except KeyboardInterrupt:
-        print("interrupted: writing what was measured", file=sys.stderr)
+        print("interrupted: writing the finished measurements", file=sys.stderr)
     except runner.FAILURES as error:
         print(f"fastrnn bench: error: cannot start: {error}", file=sys.stderr)
         return 1
@@ -201,20 +201,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_device(args: argparse.Namespace) -> None:
-    """Raise ValueError, naming the option, if there is no such device or an option works on the CPU alone."""
+    """Raise ValueError, naming the option, if the device is missing or does not support an option."""
     if args.device == "cpu":
         return
     for option, given in (("--peers", args.peers), ("--busy", args.busy is not None), ("--scaling", args.scaling)):
         if given:
-            raise ValueError(f"argument {option}: expected --device cpu, found {args.device}")
+            raise ValueError(f"argument {option}: expected --device cpu, got {args.device}")
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError("argument --device: expected a GPU that torch can use, found none")
+        raise ValueError("argument --device: expected a GPU available to torch, got none")
 
 
 def _text(args: argparse.Namespace, settings: Settings) -> bytes:
-    """The language model's text. Raises ValueError, naming the option, if it is too short."""
+    """Return the language model's text. Raises ValueError, naming the option, if it is too short."""
     if settings.model is None:
         return b""
     from fastrnn.apps.bench.language_model import read_text
@@ -222,17 +222,17 @@ def _text(args: argparse.Namespace, settings: Settings) -> bytes:
     text, minimum = read_text(args.text), settings.model.minimum_bytes
     if len(text) < minimum:
         where = "argument --text" if args.text else "the standard library's sources (use --text FILE or --no-lm)"
-        raise ValueError(f"{where}: expected at least {minimum} bytes, found {len(text)}")
+        raise ValueError(f"{where}: expected at least {minimum} bytes, got {len(text)}")
     return text
 
 
 def _write(results: Results, args: argparse.Namespace) -> None:
-    """Files and the tables on standard output."""
+    """Write the files, and the tables to standard output."""
     from rich.console import Console
 
     from fastrnn.apps.bench import plot, report
 
-    # A pipe has no width of its own; the table needs about this much.
+    # A pipe has no width; the table needs about this much.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     report.show(results, console)
     name, document = results.settings.mode, results.to_json()

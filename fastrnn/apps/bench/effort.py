@@ -1,4 +1,4 @@
-"""The processor time that a piece of work got, beside its wall time: shows whether other processes took the cores."""
+"""Processor time next to wall time of a piece of work, which shows whether other processes took the cores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _TASKS = Path("/proc/self/task")
 
 @dataclass(frozen=True)
 class Effort:
-    """Seconds of a piece of work.
+    """Times of a piece of work, in seconds.
 
     Attributes:
-        wall: from its start to its end.
-        cpu: in which the calling thread ran.
-        waited: which threads of the process waited for a core, all together; 0 where the system does not tell.
+        wall: wall time from start to end.
+        cpu: processor time of the calling thread.
+        waited: time that runnable threads of the process waited for a core, summed; 0 if the system does not report it.
     """
 
     wall: float
@@ -26,14 +26,14 @@ class Effort:
     waited: float
 
     def lost(self, threads: int) -> float:
-        """The share of the time that was lost to others: of the calling thread, or of all threads if that is more."""
+        """Return the share of time lost to other processes: for the calling thread, or for all threads if higher."""
         if self.wall <= 0:
             return 0.0
         return max(0.0, 1 - self.cpu / self.wall, self.waited / (self.wall * threads))
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, Effort]:
-    """Run ``work``. Returns its result and what it took."""
+    """Run ``work``; return its result and its effort."""
     waited, wall, cpu = _waited(), time.perf_counter(), time.thread_time()
     result = work()
     cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
@@ -41,7 +41,7 @@ def measured(work: Callable[[], Any]) -> tuple[Any, Effort]:
 
 
 def _waited() -> float:
-    """Seconds that the threads of this process have been runnable without running (Linux: schedstat)."""
+    """Return the seconds that this process's threads were runnable without running (Linux: schedstat)."""
     total = 0
     try:
         for task in _TASKS.iterdir():

@@ -1,4 +1,4 @@
-"""The engines that are compared, and the workload of one that consists of torch modules.
+"""Engines to be compared, and the workload of those made of torch modules.
 
 A workload runs one case: ``forward``, ``backward``, ``infer``, ``stream``, and ``tensors`` for the parity check.
 """
@@ -23,14 +23,14 @@ STREAMED = 3  # chunks of a stream that the parity check compares
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine.
+    """A library to be measured.
 
     Attributes:
-        namespace: an importable module with LSTM, GRU and RNN of torch.nn's signatures; of a peer the workload's class
-            in `fastrnn.apps.bench.peers`.
-        packages: what a peer needs, by the names of packages and modules alike; empty if it is no peer.
-        colour, marker: of a peer in pictures.
-        trains, packs: whether a peer can train, and run packed rows.
+        namespace: an importable module with LSTM, GRU and RNN with torch.nn's signatures; for a peer the workload's
+            class in `fastrnn.apps.bench.peers`.
+        packages: the packages that a peer needs, which are also module names; empty for an engine that is not a peer.
+        colour, marker: of a peer in figures.
+        trains, packs: whether a peer supports training and packed input.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Engine:
     packs: bool = True
 
     def metrics(self, case: Case) -> tuple[str, ...]:
-        """Metrics of the case that can be timed here; none if the engine cannot run it. Loads nothing.
+        """Return the case's metrics that this engine can be timed for; empty if it cannot run it. Imports nothing.
 
         With ``total`` but without ``forward``, the workload's ``forward`` is the whole training step.
         """
@@ -70,7 +70,7 @@ class Engine:
         return {"threads": threads, "version": importlib.metadata.version(self.packages[0])}
 
     def build(self, case: Case, seed: int, dtype: str | None = None) -> Any:
-        """The case with weights and data drawn from ``seed``; ``dtype`` computes the same values in another dtype."""
+        """Build the case with weights and data drawn from ``seed``; ``dtype`` stores the same values in another one."""
         import torch
 
         if self.packages:
@@ -82,7 +82,7 @@ class Engine:
         return ModuleWorkload(module, case, seed, dtype or case.dtype)
 
     def module(self, cell: str, *sizes: int, **options: Any) -> Any:
-        """A recurrent module of this engine, which is no peer."""
+        """Return a recurrent module of this engine, which must not be a peer."""
         return getattr(importlib.import_module(self.namespace), CLASS_NAMES[cell])(*sizes, **options)
 
     def _peer(self) -> Any:
@@ -104,7 +104,7 @@ INSTALL = "python -m pip install onnxruntime onnx openvino jax, or: make bench-p
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of that name, or one around an importable module with LSTM, GRU and RNN; ValueError if neither."""
+    """Return the engine of that name, or one for an importable module with LSTM, GRU and RNN. Raises ValueError."""
     if name in ENGINES:
         return ENGINES[name]
     try:
@@ -112,16 +112,16 @@ def find_engine(name: str) -> Engine:
     except (ImportError, ValueError, AttributeError):
         spec = None
     if spec is None:
-        own = ", ".join(engine for engine in ENGINES if engine not in PEERS)
-        raise ValueError(f"expected one of {own}, or an importable module with LSTM, GRU and RNN; found {name!r}")
+        names = ", ".join(engine for engine in ENGINES if engine not in PEERS)
+        raise ValueError(f"expected one of {names}, or an importable module with LSTM, GRU and RNN; got {name!r}")
     return Engine(name, name, name)
 
 
 class ModuleWorkload:
-    """A recurrent module called as its users call it: ``y, hx = module(x, hx)``.
+    """A recurrent module, called as users call it: ``y, hx = module(x, hx)``.
 
-    Values are drawn in float64 on the CPU, rounded to the case's dtype and only then widened to ``dtype``: the float64
-    reference sees exactly the numbers that the measured dtype sees.
+    Values are drawn in float64 on the CPU, rounded to the case's dtype and then widened to ``dtype``, so that the
+    float64 reference uses exactly the numbers of the measured dtype.
     """
 
     def __init__(self, module: torch.nn.Module, case: Case, seed: int, dtype: str) -> None:
@@ -160,7 +160,7 @@ class ModuleWorkload:
 
     @staticmethod
     def _flat(outputs: Any) -> tuple[torch.Tensor, ...]:
-        """Output (rows, H·D) and final states (L·D, B, H)."""
+        """Return output (rows, H·D) and final states (L·D, B, H)."""
         y, states = outputs
         y = getattr(y, "data", y) if isinstance(y, tuple) else y  # a PackedSequence is a tuple too
         return (y, *states) if isinstance(states, tuple) else (y, states)
@@ -191,7 +191,7 @@ class ModuleWorkload:
             leaf.grad = None
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Parameters, outputs and gradients of one step by name; half dtypes widened to float32, which is exact."""
+        """Return parameters, outputs and gradients of one step by name; 16-bit dtypes widened exactly to float32."""
         parameters = dict(self.module.named_parameters())
         tensors: dict[str, Any] = {f"parameter {name}": value for name, value in parameters.items()}
 
@@ -215,7 +215,7 @@ class ModuleWorkload:
 
 
 def _gpu_clock() -> float:
-    """The time when the GPU has finished all its work."""
+    """Return the time after waiting for the GPU to finish all its work."""
     import torch
 
     torch.cuda.synchronize()

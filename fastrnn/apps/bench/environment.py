@@ -1,4 +1,4 @@
-"""The machine and the versions that a result belongs to, without names of persons, hosts or directories."""
+"""Machine and versions of a result, without names of people, hosts or directories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _PRIVATE = {"path", "executable", "command"}
 
 
 def collect(device: str = "cpu", isa: str | None = None) -> dict[str, Any]:
-    """Environment block of a result; on ``cuda`` with the first GPU. ``isa``: the set that engines are held to."""
+    """Return the environment block of a result; ``isa``: the instruction set to which the engines are restricted.
+
+    With ``cuda``, the block includes the first GPU.
+    """
     import torch
 
     from fastrnn.apps import info
@@ -38,8 +41,8 @@ def collect(device: str = "cpu", isa: str | None = None) -> dict[str, Any]:
         "torch_parallel": torch.__config__.parallel_info(),
         "fastrnn": facts["fastrnn"]["version"],
         "fastrnn_extension": facts["extension"],
-        "variables": {name: os.environ[name] for name in settings if name != "FASTRNN_CACHE"},  # a place, no setting
-        # Mean number of processes that wanted to run in the last minute.
+        "variables": {name: os.environ[name] for name in settings if name != "FASTRNN_CACHE"},  # not a setting
+        # Mean number of runnable processes during the last minute.
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
     if device == "cuda":
@@ -56,7 +59,7 @@ def collect(device: str = "cpu", isa: str | None = None) -> dict[str, Any]:
 
 
 def without_paths(value: Any) -> Any:
-    """Nested value without entries that hold paths; a path inside a list is shortened to its last part."""
+    """Remove entries that hold paths from a nested value; shorten paths in lists to their last part."""
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items() if key not in _PRIVATE}
     if isinstance(value, list):
@@ -65,7 +68,7 @@ def without_paths(value: Any) -> Any:
 
 
 def _physical_cores() -> int | None:
-    """Number of cores without hyper-threads, None where the system does not tell."""
+    """Return the number of cores, not counting hyper-threads; None if the system does not report it."""
     try:
         processors = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")
     except OSError:
@@ -75,7 +78,7 @@ def _physical_cores() -> int | None:
 
 
 def describe(environment: dict[str, Any]) -> str:
-    """One line: processor, cores, threads, versions."""
+    """Return one line with processor, cores, threads and versions."""
     cores, extension, gpu = environment["cores"], environment["fastrnn_extension"], environment.get("gpu")
     capability = extension.get("capability") if extension.get("built") else "no C++ kernels"
     return (

@@ -1,15 +1,15 @@
-"""The benchmark's real workload: a character language model, trained by truncated backpropagation through time.
+"""The benchmark's application workload: a character language model trained by truncated backpropagation through time.
 
 Embedding, two-layer LSTM, linear; the state is carried from chunk to chunk and detached. The text is the source of
-Python's own standard library, so it needs no download and is the same for one Python version everywhere.
+Python's own standard library, which needs no download and is identical for a given Python version.
 
-The optimiser is SGD with momentum and a clipped gradient norm: its update is a smooth function of the gradient, so the
-rounding differences of two correct engines stay small for a long time. Adam divides by the gradient's own size and
-turns the sign of a rounding error into a full step. With noise of 1e-6 on every gradient of the LSTM the losses of SGD
-with momentum had moved apart by 5e-7 (relative) after 150 steps, those of Adam by 3e-3; after 250 steps by 1e-3 and
-6e-3.
+The optimiser is SGD with momentum and a clipped gradient norm. Its update is a smooth function of the gradient, so that
+the rounding differences of two correct engines stay small for long. Adam divides by the gradient's magnitude, which
+turns the sign of a rounding error into a full step. With noise of 1e-6 on every gradient of the LSTM, the losses of SGD
+with momentum differed by 5e-7 (relative) after 150 steps, those of Adam by 3e-3; after 250 steps by 1e-3 and 6e-3.
 
-Letters: B rows (streams of text), T characters per chunk.
+
+Letters: B batch rows (streams of text), T characters per chunk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastrnn.apps.bench.engines import Engine
 
 MAX_BYTES = 4 * 2**20
-# Two correct engines were measured at 2e-7 over the first 150 steps and 5e-4 in the mean of the last tenth of 300.
+# Measured for two correct engines: 2e-7 over the first 150 steps, and 5e-4 in the mean of the last tenth of 300.
 EARLY_STEPS, EARLY_LIMIT, LATE_LIMIT = 100, 1e-5, 1e-2
 
 
@@ -39,7 +39,7 @@ class ModelSettings:
     """Sizes and training settings; ``steps`` counts parameter updates."""
 
     steps: int = 300
-    block: int = 10  # steps an engine takes before it is the other's turn
+    block: int = 10  # steps that an engine takes before the other one continues
     batch: int = 32
     chunk: int = 64
     embedding: int = 64
@@ -51,12 +51,12 @@ class ModelSettings:
 
     @property
     def minimum_bytes(self) -> int:
-        """Shortest text with one whole chunk and its targets in every stream."""
+        """Length of the shortest text with one whole chunk and its targets in every stream."""
         return self.batch * (self.chunk + 1)
 
 
 def read_text(path: Path | None) -> bytes:
-    """The text to learn, at most ``MAX_BYTES``: a file, or the standard library's sources in sorted order."""
+    """Return the training text, at most ``MAX_BYTES``: a file, or the standard library's sources in sorted order."""
     text = bytearray()
     for name in library_files() if path is None else [path]:
         with open(name, "rb") as file:
@@ -69,20 +69,20 @@ def describe_text(text: bytes) -> dict[str, Any]:
 
 
 class Streams:
-    """A text split into B parallel streams and read chunk by chunk, from the start again at the end."""
+    """A text split into B parallel streams that are read in chunks, restarting from the beginning at the end."""
 
     def __init__(self, text: bytes, batch: int, chunk: int) -> None:
         import torch
 
         if len(text) < batch * (chunk + 1):
-            raise ValueError(f"expected a text of at least {batch * (chunk + 1)} bytes, found {len(text)}")
+            raise ValueError(f"expected a text of at least {batch * (chunk + 1)} bytes, got {len(text)}")
         characters, codes = torch.frombuffer(bytearray(text), dtype=torch.uint8).unique(return_inverse=True)
         length = len(text) // batch
         self.vocabulary, self.chunk, self.position = len(characters), chunk, 0
         self.streams = codes[: length * batch].view(batch, length).t().contiguous()  # (length, B)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """Characters (T, B), the characters that follow them (T, B), True at the start of the text."""
+        """Return characters (T, B), the characters that follow them (T, B), and True at the start of the text."""
         if self.position + self.chunk + 1 > len(self.streams):
             self.position = 0
         start = self.position
@@ -92,7 +92,7 @@ class Streams:
 
 
 class Training:
-    """The model and its optimiser in one engine's process."""
+    """Model and optimiser in one engine's process."""
 
     def __init__(self, engine: Engine, text: bytes, settings: ModelSettings, seed: int) -> None:
         import torch
@@ -111,13 +111,13 @@ class Training:
         self.state: Any = None
 
     def warm_up(self) -> None:
-        """One forward and backward pass that leaves no trace."""
+        """Run one forward and backward pass and discard the results."""
         self._gradients()
         self.optimizer.zero_grad(set_to_none=True)
         self.streams.position, self.state = 0, None
 
     def run(self, steps: int) -> tuple[float, list[float]]:
-        """Train for ``steps`` updates. Returns seconds and the loss of each step in nats per character."""
+        """Train for ``steps`` updates; return seconds and the loss of each step in nats per character."""
         import torch
 
         losses = []
@@ -132,8 +132,8 @@ class Training:
     def _gradients(self) -> float:
         import torch
 
-        inputs, targets, anew = self.streams.next()
-        hidden, state = self.model["lstm"](self.model["embedding"](inputs), None if anew else self.state)
+        inputs, targets, restarts = self.streams.next()
+        hidden, state = self.model["lstm"](self.model["embedding"](inputs), None if restarts else self.state)
         self.state = tuple(value.detach() for value in state)
         loss = torch.nn.functional.cross_entropy(self.model["head"](hidden).flatten(0, 1), targets.flatten())
         loss.backward()
@@ -142,15 +142,15 @@ class Training:
 
 @dataclass(frozen=True)
 class CurveComparison:
-    """Distance of two loss curves, relative to the first."""
+    """Difference of two loss curves, relative to the first."""
 
-    early: float  # largest difference of one step, among the first EARLY_STEPS
+    early: float  # largest difference of a step, among the first EARLY_STEPS
     late: float  # difference of the mean losses of the last tenth
     ok: bool
 
 
 def compare_curves(baseline: Sequence[float], candidate: Sequence[float]) -> CurveComparison:
-    """Compare step by step at first; later, where rounding has grown, by the mean loss at the end."""
+    """Compare step by step at first, and by the mean loss at the end, where rounding differences have grown."""
     early = max(_relative(a, b) for a, b in zip(baseline[:EARLY_STEPS], candidate[:EARLY_STEPS], strict=True))
     late = _relative(final_loss(baseline), final_loss(candidate))
     return CurveComparison(early, late, ok=early <= EARLY_LIMIT and late <= LATE_LIMIT)
@@ -162,6 +162,6 @@ def _relative(baseline: float, candidate: float) -> float:
 
 
 def final_loss(losses: Sequence[float]) -> float:
-    """Mean loss of the last tenth of the steps, in nats per character."""
+    """Return the mean loss of the last tenth of the steps, in nats per character."""
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)

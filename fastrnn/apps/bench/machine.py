@@ -1,21 +1,21 @@
-"""Limits of the machine and the memory of a training step; both measured in an engine's process.
+"""Limits of the machine, and memory of a training step; both are measured in an engine's process.
 
-Limit: a lower bound on the time of a case, from two peaks. Arithmetic: operations per second of torch's best large
-``torch.mm`` in the case's dtype; this is no datasheet figure, so arithmetic that it does not use (a float32 product
-made of bfloat16 ones, say) can exceed 100 %. Reading: bytes per second of ``torch.sum`` over a buffer as large as the
-recurrent weights R, repeatedly, each thread its own share: a buffer that fits a cache is read from that cache.
+The limit is a lower bound on the time of a case, from two peaks. Arithmetic: operations per second of torch's best
+large ``torch.mm`` in the case's dtype. This is not a datasheet value, so other kinds of arithmetic (for example a
+float32 product computed in bfloat16) can exceed 100 %. Reading: bytes per second of ``torch.sum``, repeated over a
+buffer of the size of the recurrent weights R, each thread its own part: a buffer that fits a cache is read from it.
 
 The bound of a forward pass is the longer of two times: its multiply-adds at the first peak, and the bytes of weights
-that it must read at the second (R once per step, since a step needs the result of the one before; W once). A backward
-pass has twice the multiply-adds and reads the weights as often. Inputs, outputs, element-wise work, the time of a call
-and the synchronisation of threads are left out.
+that it must read at the second (R once per time step, since a step needs the result of the previous one; W once). A
+backward pass has twice the multiply-adds and reads the weights as often. Inputs, outputs, element-wise work, call
+overhead and thread synchronisation are ignored.
 
-Memory: a process that has run other cases keeps their freed memory, and a high-water mark never falls. So each
-measurement is made in a child forked from a process that has imported the engine and run nothing. A tiny case takes
-one training step first, because the first step of a process pays tens of megabytes that do not depend on the case.
-Then the case is built, the kernel's high-water mark is reset, two training steps run, and the rise is read: outputs,
-tensors saved for backward, new gradients, workspaces and caches. Pages of program code that are loaded on the way are
-subtracted. Resolution is some hundred kilobytes.
+Memory: a process that has run other cases retains their freed memory, and a high-water mark never decreases. So each
+measurement runs in a child forked from a process that has imported the engine and run nothing. A tiny case takes one
+training step first, because the first step of a process allocates tens of megabytes that do not depend on the case.
+Then the case is built, the kernel's high-water mark is reset, two training steps run, and the increase is read:
+outputs, tensors saved for backward, new gradients, workspaces and caches. Pages of program code loaded meanwhile are
+subtracted. The resolution is some hundred kilobytes.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ if TYPE_CHECKING:
     import torch
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-SECONDS = 0.2  # time spent on each figure
+SECONDS = 0.2  # duration of each measurement
 _PRODUCT_SIZES = (512, 1024, 2048)
-_READ_PER_CALL = 32 * 2**20  # bytes: long against the call itself
+_READ_PER_CALL = 32 * 2**20  # bytes: takes long compared with the call overhead
 _CLEAR = "/proc/self/clear_refs"
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peaks with the threads of the process that measured them."""
+    """Peak rates with the threads of the process that measured them."""
 
     threads: int
     flops: dict[str, float]  # dtype → floating-point operations per second (a multiply-add is two)
     read: dict[int, float]  # size of a buffer in bytes → bytes read per second
 
     def higher(self, other: Peaks) -> Peaks:
-        """The higher of two measurements of each figure: the other was disturbed."""
+        """Return the higher of two measurements of each rate; the lower one was disturbed."""
         flops = {dtype: max(rate, other.flops.get(dtype, 0.0)) for dtype, rate in self.flops.items()}
         return Peaks(self.threads, flops, {size: max(r, other.read.get(size, 0.0)) for size, r in self.read.items()})
 
     def describe(self) -> str:
-        """One line of text."""
+        """Return one line of text."""
         products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.flops.items())
         reads = ", ".join(f"{_bytes(size)} {rate / 1e9:,.0f}" for size, rate in sorted(self.read.items()))
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
@@ -71,12 +71,12 @@ def _bytes(size: int) -> str:
 
 
 def recurrent_bytes(case: Case) -> int:
-    """Size of R (G·H, H) of one layer in one direction."""
+    """Return the size of R (G·H, H) of one layer in one direction."""
     return GATES[case.cell] * case.shape.hidden_size**2 * ITEM_BYTES[case.dtype]
 
 
 def bounds(case: Case, peaks: Peaks) -> dict[str, float]:
-    """Lower bound in seconds by metric."""
+    """Return the lower bound in seconds for each metric."""
     shape, gates = case.shape, GATES[case.cell]
     inputs = shape.input_size + (shape.layers - 1) * shape.directions * shape.hidden_size  # of all layers together
     per_row = gates * shape.hidden_size * (inputs + shape.layers * shape.hidden_size)
@@ -113,9 +113,9 @@ def _measure_read(size: int, seconds: float) -> float:
     import torch
 
     threads = torch.get_num_threads()
-    share = max(1, math.ceil(size / 4 / threads))  # floats of one thread
+    share = max(1, math.ceil(size / 4 / threads))  # number of floats of one thread
     repeats = max(1, _READ_PER_CALL // size)
-    # Stride 0: each of a thread's sums reads the same share once more. Sums are dealt to threads in order.
+    # Stride 0: each of a thread's sums reads the same part again. Sums are assigned to threads in order.
     buffer = torch.randn(threads, 1, share).expand(threads, repeats, share)
     spent = _shortest(partial(torch.sum, buffer, -1, out=torch.empty(threads, repeats)), seconds)
     return threads * repeats * share * 4 / spent
@@ -138,7 +138,7 @@ def can_measure_memory() -> bool:
 
 
 def _status() -> dict[str, int]:
-    """Sizes of this process in bytes, by the kernel's names."""
+    """Return sizes of this process in bytes, by the kernel's names."""
     with open("/proc/self/status") as file:
         return {key: int(size) * 1024 for key, size in re.findall(r"(\w+):\s+(\d+) kB", file.read())}
 
@@ -150,11 +150,11 @@ def _two_steps(workload: Any) -> None:
 
 
 def memory_on_gpu(build: Callable[[], Any]) -> int:
-    """Bytes by which two training steps raise the memory that torch's allocator has given out on the GPU."""
+    """Return the bytes by which two training steps raise the memory allocated by torch on the GPU."""
     import torch
 
     workload = build()
-    workload.backward(workload.forward())  # memory that only a first step allocates
+    workload.backward(workload.forward())  # allocates the memory of a first step
     workload.clear_gradients()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -165,11 +165,11 @@ def memory_on_gpu(build: Callable[[], Any]) -> int:
 
 
 def _rise(build: Callable[[Case], Any], case: Case) -> int:
-    """Bytes by which two training steps raise the peak of this process."""
+    """Return the bytes by which two training steps raise this process's peak memory."""
     small = build(case.tiny())
     small.backward(small.forward())
     workload = build(case)
-    # Free memory left over from building would hide the first allocations. Only glibc has this function.
+    # Free memory left from building would hide the first allocations. Only glibc has this function.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     with open(_CLEAR, "w") as file:
@@ -182,7 +182,7 @@ def _rise(build: Callable[[Case], Any], case: Case) -> int:
 
 
 def memory_in_child(build: Callable[[Case], Any], case: Case, threads: int | None) -> int | None:
-    """Fork, build, measure. Returns bytes, or None where that is not possible. Raises RuntimeError if the child fails.
+    """Build and measure in a forked child. Return bytes, or None if impossible. Raises RuntimeError if the child fails.
 
     The calling process must not have run anything in parallel: its threads would not exist in the child.
     """
@@ -190,7 +190,7 @@ def memory_in_child(build: Callable[[Case], Any], case: Case, threads: int | Non
         return None
     reader, writer = multiprocessing.Pipe(duplex=False)
     child = os.fork()
-    if child == 0:  # ends without running any exit handlers
+    if child == 0:  # exits without running exit handlers
         answer: int | str
         try:
             if threads is not None:

@@ -1,16 +1,16 @@
-"""The check before timing: a case with wrong results has no speed.
+"""Parity check before timing: a case with wrong results is not timed.
 
 Every tensor (outputs with and without a graph, gradients of input, states and parameters) is compared with torch.nn
 in float64 on the same rounded numbers. The rule: our error ≤ 2 × torch.nn's own error in the measured dtype, plus
 ``FLOOR`` units of rounding of the tensor's scale, for tensors where torch.nn happens to be exact. An error is the
 largest absolute difference in a tensor, its scale the reference's largest magnitude. Parameters must be bitwise equal.
 
-Two kinds of candidate have more room. Under ``torch.set_float32_matmul_precision("high")`` and ``"medium"`` the
-factors of float32 products are rounded: ``FACTORS`` has what replaces 2. `check_peer` only has to see that another
-library computes the same thing, in float32 and not in 16 bits.
+Two kinds of candidates have larger tolerances. Under ``torch.set_float32_matmul_precision("high")`` and ``"medium"``
+the factors of float32 products are rounded: ``FACTORS`` replaces the 2. `check_peer` only verifies that another
+library computes the same function, in float32 and not in 16 bits.
 
-For float64 there is no finer torch.nn: its error is estimated as its float32 error in units of float32 rounding, and
-the difference between the two engines may hold both errors.
+For float64 there is no more precise torch.nn: its error is estimated as its float32 error in units of float32 rounding,
+and the difference between the two engines may contain both errors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 FACTOR = 2.0
-# By precision. Two bfloat16 parts of a factor round at 2⁻¹⁷, one at 2⁻⁹, float32 at 2⁻²⁴.
+# By precision setting: two bfloat16 parts of a factor round at 2⁻¹⁷, one at 2⁻⁹, float32 at 2⁻²⁴.
 FACTORS = {"highest": FACTOR, "high": 2.0**7, "medium": 2.0**15}
 PEER_FACTOR, PEER_FLOOR = 4.0, 16.0
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7, "float16": 2.0**-10}
-# Results in half dtypes are sums in a wider one, rounded once: both sides come within about one unit.
+# Results in 16-bit dtypes are sums in a wider one, rounded once: both engines are within about one unit.
 FLOOR = {"float32": 4.0, "float64": 4.0, "bfloat16": 1.0, "float16": 1.0}
 
 Tensors = Mapping[str, np.ndarray]
@@ -36,13 +36,13 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """Verdict on one tensor; errors in units of the tensor's scale."""
+    """Result for one tensor; errors in units of the tensor's scale."""
 
     name: str
     error: float  # the candidate's
     baseline_error: float
     allowed: float
-    problem: str = ""  # why a comparison is impossible
+    problem: str = ""  # reason why the tensors cannot be compared
     epsilon: float = EPSILON["float32"]  # unit of rounding of the dtype
 
     @property
@@ -51,12 +51,12 @@ class TensorCheck:
 
     @property
     def ratio(self) -> float:
-        """Error in units of torch.nn's own, which counts as one unit of rounding at least; infinite with a problem."""
+        """Error relative to torch.nn's own, which counts as at least one unit of rounding; infinite with a problem."""
         return math.inf if self.problem else self.error / max(self.baseline_error, self.epsilon)
 
     @property
     def used(self) -> float:
-        """Share of the allowed error that was used."""
+        """Fraction of the allowed error that was used."""
         return math.inf if self.problem else self.error / self.allowed if self.allowed else float(self.error > 0)
 
     def describe(self) -> str:
@@ -66,7 +66,7 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class Parity:
-    """Verdict on a case: the tensor that used most of its allowance, and the number of tensors."""
+    """Result for a case: the tensor that used most of its allowance, and the number of tensors."""
 
     worst: TensorCheck
     tensors: int
@@ -87,7 +87,7 @@ class Parity:
 
 
 def _distance(values: np.ndarray, reference: np.ndarray, scale: float) -> float:
-    """Largest difference in units of ``scale``; infinite if a difference is not finite."""
+    """Return the largest difference in units of ``scale``; infinite if a difference is not finite."""
     largest = float(np.abs(values.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
     return largest / scale if math.isfinite(largest) else math.inf
 
@@ -101,9 +101,9 @@ def check_tensor(
     if ours is None or theirs is None:
         return broken("missing here" if ours is None else "missing in torch.nn")
     if exact is None or ours.shape != exact.shape:
-        return broken(f"shape {ours.shape}, expected {theirs.shape}")
+        return broken(f"expected shape {theirs.shape}, got {ours.shape}")
     if not (np.isfinite(theirs).all() and np.isfinite(exact).all()):
-        return broken("not finite in torch.nn itself, so it cannot be compared")
+        return broken("expected finite values in torch.nn to compare with, got infinity or NaN")
     scale = float(np.abs(exact).max(initial=0.0)) or 1.0
     if name.startswith("parameter "):
         return TensorCheck(name, _distance(ours, exact, scale), 0.0, 0.0)
@@ -126,7 +126,7 @@ def check_parity(
 
 
 def check_peer(candidate: Tensors, baseline: Tensors, reference: Tensors) -> Parity:
-    """Compare another library with torch.nn, in float32: its outputs, and its gradients if it has any."""
+    """Compare another library with torch.nn in float32: its outputs, and its gradients if it has any."""
     names = dict.fromkeys([*(name for name in reference if name.startswith("inference ")), *candidate])
     rule = ("float32", PEER_FACTOR, PEER_FLOOR)
     return _verdict(check_tensor(name, candidate, baseline, reference, *rule) for name in names)

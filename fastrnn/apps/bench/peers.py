@@ -1,9 +1,9 @@
-"""Workloads that are no torch modules: onnxruntime, OpenVINO (forward) and JAX (forward and training), in float32.
+"""Workloads of libraries without torch modules: onnxruntime, OpenVINO (forward) and JAX (forward, training), float32.
 
-Each is driven in the way that its documentation shows, with settings that only make the comparison fair: as many
-threads as torch, one stream of work, float32 arithmetic throughout. Weights and data are those of torch.nn's workload.
-A choice is made in the peer's favour: OpenVINO reads our arrays and returns its own without a copy; JAX keeps its
-arrays on its device and compiles before timing starts.
+Each is used as in its documentation, with settings that only make the comparison fair: as many threads as torch, one
+stream of work, float32 arithmetic throughout. Weights and data are those of torch.nn's workload. Remaining choices
+favour the peer: OpenVINO reads our arrays and returns its own without a copy; JAX keeps its arrays on its device and
+compiles before timing starts.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Peer:
-    """Common base of the three: a case's numbers, time first and padded.
+    """Base of the three libraries: the data of a case, time-major and padded.
 
     A peer has ``prepare``, which compiles the model, ``run``, one forward pass on ``feeds``, ``hand_on``, which puts
-    final states into ``feeds``, and ``arrays`` of its outputs: output (T, B, D·H) and final states.
+    the final states into ``feeds``, and ``arrays``, which returns the outputs: output (T, B, D·H) and final states.
     """
 
     package = ""
@@ -73,7 +73,7 @@ class Peer:
         return outputs
 
     def named(self, prefix: str, outputs: Any) -> Arrays:
-        """Copies by name; of packed input the rows that exist, (N, D·H), as torch.nn gives them."""
+        """Return copies by name; for packed input the existing rows (N, D·H), as in torch.nn."""
         y, *last = map(np.array, self.arrays(outputs))
         if self.case.shape.packed:
             y = y[np.arange(len(y))[:, None] < self.lengths]
@@ -111,7 +111,7 @@ class OpenVino(Peer):
     def prepare(self, threads: int) -> None:
         core = importlib.import_module("openvino").Core()
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # its own choice is bfloat16 where the processor has it
+            "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 if the processor supports it
             "EXECUTION_MODE_HINT": "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -120,7 +120,7 @@ class OpenVino(Peer):
         compiled = core.compile_model(core.read_model(onnx_model(self.case, self.parameters)), "CPU", settings)
         used = compiled.get_property("INFERENCE_NUM_THREADS"), compiled.get_property("INFERENCE_PRECISION_HINT")
         if (used[0], str(used[1].get_type_name())) != (threads, "f32"):
-            raise RuntimeError(f"expected OpenVINO to take {threads} threads and f32, found {used}")
+            raise RuntimeError(f"expected OpenVINO to use {threads} threads and f32, got {used}")
         self._infer = compiled.create_infer_request().infer
         self._ports = [compiled.output(name) for name in self.case.outputs]
         self._next = list(zip([f"{name}_0" for name in self.case.states], self._ports[1:], strict=True))
@@ -130,7 +130,7 @@ class OpenVino(Peer):
 
     def hand_on(self, outputs: Any) -> None:
         for key, port in self._next:
-            self.feeds[key] = outputs[port].copy()  # the next call writes where this one's outputs lie
+            self.feeds[key] = outputs[port].copy()  # the next call overwrites these outputs
 
     def arrays(self, outputs: Any) -> tuple[Any, ...]:
         return tuple(outputs[port] for port in self._ports)
@@ -141,8 +141,8 @@ class Jax(Peer):
 
     @classmethod
     def load(cls, threads: int) -> None:
-        # XLA has no setting for its threads: it takes as many as it may use cores, or this variable's number. The
-        # affinity keeps whatever other threads it starts on as many cores.
+        # XLA has no setting for its threads: it starts one per usable core, or as many as this variable says. The
+        # affinity keeps its other threads on as many cores.
         os.environ["PJRT_NPROC"] = os.environ["NPROC"] = str(threads)
         os.environ["JAX_PLATFORMS"] = "cpu"
         if hasattr(os, "sched_setaffinity"):
@@ -160,7 +160,7 @@ class Jax(Peer):
             return outputs, pull_back((given[0], tuple(given[1:])))
 
         self._block = jax.block_until_ready
-        # Weights are kept transposed, (I, G·H) and (H, G·H), so that no product has to transpose them in each step.
+        # Weights are transposed once, to (I, G·H) and (H, G·H), so that no product has to do so at each time step.
         turned = {name: value.T if value.ndim == 2 else value for name, value in self.parameters.items()}
         x, *states = self.feeds.values()
         self._weights, self._x, self._states = jax.device_put((turned, x, tuple(states)))
@@ -190,7 +190,7 @@ class Jax(Peer):
 
 
 def jax_forward(case: Case) -> Any:
-    """A function of (parameters, x, states) to (output, final states): `lax.scan`, the product with W before it."""
+    """Return a function of (parameters, x, states) to (output, final states): `lax.scan` after the product with W."""
     jax, np_ = importlib.import_module("jax"), importlib.import_module("jax.numpy")
     sigmoid, tanh = jax.nn.sigmoid, np_.tanh
 
@@ -211,7 +211,7 @@ def jax_forward(case: Case) -> Any:
 
     def layer(parameters: Any, suffix: str, x: Any, states: Any) -> Any:
         w, r, b_ih, b_hh = (parameters[name + suffix] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        if case.cell != "gru":  # both biases belong to one sum, so both are added before the loop
+        if case.cell != "gru":  # both biases belong to the same sum and are added before the loop
             b_ih = b_ih + b_hh
 
         def step(states: Any, row: Any) -> Any:
@@ -236,15 +236,15 @@ def jax_forward(case: Case) -> Any:
     return forward
 
 
-# Positions of ONNX's gates among torch's: i o f c (torch: i f g o), z r h (r z n).
+# Positions of ONNX's gates among torch's: i o f c (torch: i f g o), z r h (r z n)
 _ORDER = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "rnn": [0]}
 
 
 def onnx_model(case: Case, parameters: Mapping[str, np.ndarray]) -> bytes:
-    """A network of torch.nn as a serialised ONNX model: one LSTM, GRU or RNN node a layer, all sizes fixed.
+    """Serialise a network of torch.nn as an ONNX model: one LSTM, GRU or RNN node per layer, all sizes fixed.
 
-    ONNX (https://onnx.ai/onnx/operators/onnx__LSTM.html and its neighbours) has weights with a direction axis,
-    (D, G·H, I), both biases in one tensor (D, 2·G·H), and outputs (T, D, B, H) that are zero after a row has ended; its
+    ONNX (https://onnx.ai/onnx/operators/onnx__LSTM.html and related pages) has weights with a direction axis, (D, G·H,
+    I), both biases in one tensor (D, 2·G·H), and outputs (T, D, B, H) that are zero after a batch row has ended; its
     GRU applies r after the product with R, as torch does, only with ``linear_before_reset=1``.
 
     Args:
@@ -252,7 +252,7 @@ def onnx_model(case: Case, parameters: Mapping[str, np.ndarray]) -> bytes:
         parameters: torch.nn's parameters by name, float32.
 
     Returns:
-        A model with the inputs ``x`` (T, B, I), ``h_0`` and for LSTM ``c_0`` (L·D, B, H), for packed cases ``lengths``
+        a model with the inputs ``x`` (T, B, I), ``h_0`` and for LSTM ``c_0`` (L·D, B, H), for packed cases ``lengths``
         (B) int32, and the outputs ``output`` (T, B, D·H), ``h_n`` and for LSTM ``c_n`` (L·D, B, H).
     """
     onnx = importlib.import_module("onnx")
@@ -268,7 +268,7 @@ def onnx_model(case: Case, parameters: Mapping[str, np.ndarray]) -> bytes:
         return name
 
     def gates(layer: int, kind: str) -> np.ndarray:
-        """A parameter of both directions in ONNX's order of gates: (D, G·H) or (D, G·H, columns)."""
+        """Return a parameter of both directions in ONNX's order of gates: (D, G·H) or (D, G·H, columns)."""
         values = [parameters[f"{kind}_l{layer}{suffix}"] for suffix in ("", "_reverse")[: shape.directions]]
         parts = [value.reshape(GATES[case.cell], shape.hidden_size, *value.shape[1:]) for value in values]
         return np.stack([part[_ORDER[case.cell]].reshape(values[0].shape) for part in parts])
@@ -309,7 +309,7 @@ def onnx_model(case: Case, parameters: Mapping[str, np.ndarray]) -> bytes:
     given = [value("output", kinds.FLOAT, [shape.steps, shape.batch, columns])]
     given += [value(f"{name}_n", kinds.FLOAT, size) for name in case.states]
     graph = helper.make_graph(nodes, case.cell, taken, given, constants)
-    # The version that came with this opset: what an engine of some years ago can read.
+    # The version released with this opset, which older engines can read.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())

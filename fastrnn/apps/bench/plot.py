@@ -1,7 +1,6 @@
-"""The pictures of a run: speed-ups, other libraries and the language model; or time per step against each size.
+"""Figures of a run: speed-ups, other libraries and the language model; or time per step against each size.
 
-Colours are from Okabe and Ito's palette, which people with any kind of colour vision can tell apart; engines also
-differ in marker or line style.
+Colours are from Okabe and Ito's palette for colour-blind readers; engines also differ in marker or line style.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from fastrnn.apps.bench.report import (
 from fastrnn.apps.bench.results import SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
 
-INSTALL = "no plot: matplotlib is not installed; get it with: python -m pip install 'fastrnn[plot]'"
+INSTALL = "no plot: matplotlib is not installed; install it with: python -m pip install 'fastrnn[plot]'"
 BLUE, GREY, RED, LIGHT_GREY = "#0072B2", "#7F7F7F", "#D55E00", "#DDDDDD"
 _COLOURS = {"baseline": GREY, "candidate": BLUE, **{name: ENGINES[name].colour for name in PEERS}}
 _MARKERS = {"baseline": "o", "candidate": "o", **{name: ENGINES[name].marker for name in PEERS}}
 _TRAINING: dict[str, Any] = {"linestyle": "-", "marker": "o", "fillstyle": "full"}
 _INFERENCE: dict[str, Any] = {"linestyle": "--", "marker": "s", "fillstyle": "none"}
-WIDTH = 5.2  # inches, of a figure that a phone shows without making it smaller
+WIDTH = 5.2  # inches; a phone shows this width without scaling it down
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000)
 _TIGHT = {"fontsize": 8, "columnspacing": 1.0, "handlelength": 1.2, "handletextpad": 0.4, "borderaxespad": 0.2}
-_OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a wide range is drawn behind the number
+_OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a wide interval is drawn behind the number
 _HEADING: dict[str, Any] = {"fontweight": "bold", "loc": "left"}
 
 
@@ -59,7 +58,7 @@ def save(results: Results, paths: Sequence[Path]) -> None:
 
 
 def _figure(results: Results, headline: str, width: float, height: float) -> Any:
-    # A Figure of its own, not pyplot's: no window system, no global state.
+    # A Figure of its own instead of pyplot's: no window system, no global state.
     from matplotlib.figure import Figure
 
     about = textwrap.fill(describe(results.environment), round(17 * width))
@@ -91,7 +90,7 @@ def _line(label: str, color: str = "black", **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Panel:
-    """Speed-ups of a cell in one metric, on an axis that all cells share."""
+    """Speed-ups of a cell in one metric, on an axis shared by all cells."""
 
     dtype: str
     metric: str
@@ -105,8 +104,9 @@ class _Panel:
 
 
 def _draw_bench(results: Results) -> Any:
-    """A panel of speed-ups for each dtype, metric and cell, and the language model, one below the other: on a phone the
-    letters are as large as those of a page.
+    """Draw one panel of speed-ups for each dtype, metric and cell, and the language model, in a single column.
+
+    On a phone the text is then as large as on a page.
     """
     panels = []
     for dtype, cells in results.groups().items():
@@ -125,7 +125,7 @@ def _draw_bench(results: Results) -> Any:
 
 
 def _ratio(row: Row, metric: str, side: str) -> float | None:
-    """The speed-up of a side. A peer's is one of medians, since its rounds are no neighbours of torch.nn's."""
+    """Return the speed-up of a side; for a peer from medians, as its rounds are not adjacent to torch.nn's."""
     slow, fast, speedup = row.median(metric, "baseline"), row.median(metric, side), row.speedup(metric)
     if not slow or not fast:
         return None
@@ -140,11 +140,11 @@ def _limits(results: Results, metric: str, rows: Sequence[Row]) -> tuple[float, 
 
 
 def _draw_speedups(subfigure: Any, results: Results, panel: _Panel) -> None:
-    """fastrnn with its interval and number, the peers as points, torch.nn at 1."""
+    """Draw fastrnn with its interval and number, the peers as points, torch.nn at 1."""
     labels = {side: label for side, label in results.settings.labels.items() if side != "baseline"}
     axis, timed = subfigure.subplots(), []
     for side in labels:
-        pairs = [(found, y) for y, row in enumerate(panel.rows) if (found := _ratio(row, panel.metric, side))]
+        pairs = [(ratio, y) for y, row in enumerate(panel.rows) if (ratio := _ratio(row, panel.metric, side))]
         timed += [side] if pairs else []
         x, y = zip(*(pairs or [(math.nan, 0)]), strict=True)
         size, order = (7, 3) if side == "candidate" else (5, 2)
@@ -159,14 +159,14 @@ def _draw_speedups(subfigure: Any, results: Results, panel: _Panel) -> None:
             axis.text(1.03, number, WORDS[row.status], va="center", color=RED, fontweight="bold")
     _ratio_axis(axis, panel.rows, panel.limits)
     axis.set_title(f"{panel.cell.upper()}, {METRIC_WORDS[panel.metric]}", **_HEADING)
-    axis.set_xlabel(f"times as fast as {results.settings.labels['baseline']}, {panel.dtype}")
+    axis.set_xlabel(f"speed-up over {results.settings.labels['baseline']}, {panel.dtype}")
     handles = [_line(labels[s], _COLOURS[s], marker=_MARKERS[s], linestyle="") for s in timed]
     spread = "95 % interval" if results.settings.rounds >= RANGE_BELOW else "range of rounds"
     _legend(subfigure, [*handles, _line(spread, BLUE, linewidth=1.5, alpha=0.6)], **_TIGHT)
 
 
 def _ratio_axis(axis: Any, rows: Sequence[Row], limits: tuple[float, float]) -> None:
-    """A logarithmic axis of ratios below, with a line at 1; shapes on the left, the first row at the top."""
+    """Set up a logarithmic axis of ratios with a line at 1; shapes on the left, the first row at the top."""
     axis.set(xscale="log", xlim=limits)
     axis.axvline(1.0, color="black", linewidth=1.2)
     ticks = [tick for tick in _TICKS if limits[0] <= tick <= limits[1]]
@@ -185,7 +185,7 @@ def _name(row: Row) -> str:
 
 
 def _draw_model(panel: Any, model: ModelResult, labels: dict[str, str]) -> None:
-    """Characters per second, and both loss curves."""
+    """Draw characters per second, and both loss curves."""
     pace, curves = panel.subplots(2, 1, height_ratios=(1, 2))
     values = [value for side in SIDES if (value := model.characters_per_second(side)) is not None]
     if len(values) == len(SIDES):
@@ -205,14 +205,14 @@ def _draw_model(panel: Any, model: ModelResult, labels: dict[str, str]) -> None:
     styles = ({"color": "#BBBBBB", "linewidth": 4.0}, {"color": BLUE, "linewidth": 1.2, "linestyle": "--"})
     for side, style in zip(SIDES, styles, strict=True):
         curves.plot(range(1, len(model.losses[side]) + 1), model.losses[side], label=labels[side], **style)
-    curves.set_title("Its loss, both runs from one seed", **_HEADING)
+    curves.set_title("Loss, both runs with the same seed", **_HEADING)
     curves.set(xlabel="step", ylabel="nats per character")
     curves.grid(color=LIGHT_GREY, linewidth=0.6)
     curves.legend(frameon=False)
 
 
 def _draw_scaling(results: Results) -> Any:
-    """A row for each cell, a column for each size that varies, a colour for each engine."""
+    """Draw one row for each cell, one column for each varied size, one colour for each engine."""
     labels, cells = results.settings.labels, list(dict.fromkeys(row.case.cell for row in results.rows))
     axes = [axis for axis in AXES if any(row.axis == axis for row in results.rows)]
     size = max(9.0, 3.75 * len(axes)), 2.9 * max(1, len(cells)) + 1.5
@@ -223,11 +223,11 @@ def _draw_scaling(results: Results) -> Any:
             _draw_panel(panel, [row for row in results.rows if (row.case.cell, row.axis) == (cell, axis)], labels)
         line[0].set_ylabel("time per step")
         if axes[-1] == "threads":
-            line[-1].set_ylabel("times as fast as with one thread")
+            line[-1].set_ylabel("speed-up over one thread")
     handles = [_line(label, _COLOURS[side], linewidth=2) for side, label in labels.items()]
     handles += [_line("training (forward + backward)", **_TRAINING), _line("inference", **_INFERENCE)]
     if "threads" in axes:
-        handles.append(_line("as many times as threads", linewidth=0.8, linestyle=":"))
+        handles.append(_line("linear in the threads", linewidth=0.8, linestyle=":"))
     _legend(figure, handles)
     return figure
 
@@ -243,7 +243,7 @@ def _draw_panel(panel: Any, rows: Sequence[Row], labels: dict[str, str]) -> None
         for side in labels:
             points = [(row.value, seconds) for row in rows if (seconds := row.per_step(metric, side)) is not None]
             if axis == "threads":
-                # Without a time with one thread there is nothing to compare with.
+                # Without a time with one thread there is no reference.
                 points = [(value, points[0][1] / seconds) for value, seconds in points if points[0][0] == 1]
             if points:
                 options = {**style, "color": _COLOURS[side], "zorder": 3 if side == "candidate" else 2}
@@ -256,7 +256,7 @@ def _draw_panel(panel: Any, rows: Sequence[Row], labels: dict[str, str]) -> None
         return
     panel.set_xscale("log")
     if axis == "steps":
-        panel.set_ylim(bottom=0)  # a flat line says that time grows as the length does
+        panel.set_ylim(bottom=0)  # a horizontal line means time proportional to length
     else:
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -267,6 +267,6 @@ def _draw_panel(panel: Any, rows: Sequence[Row], labels: dict[str, str]) -> None
 
 
 def _round(seconds: float) -> str:
-    """``20 µs``: without trailing zeros."""
+    """Format as ``20 µs``, without trailing zeros."""
     number, unit = format_seconds(seconds).split(" ")
     return f"{float(number):g} {unit}"

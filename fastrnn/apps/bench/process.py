@@ -1,8 +1,8 @@
-"""An engine's process: it waits for a command, runs it and answers. Both ends are here.
+"""Process of an engine, which waits for a command, runs it and replies; both ends of the connection.
 
-While it waits the process is blocked in a read. It answers only when its own threads have come to rest: an OpenMP
-runtime keeps its threads spinning for some milliseconds after a parallel region, which would be taken from the other
-engine's turn. Users run with that default, so it is not switched off (OMP_WAIT_POLICY), only waited for.
+While waiting, the process is blocked in a read. It replies only once its own threads are idle: an OpenMP runtime keeps
+its threads spinning for some milliseconds after a parallel region, which would slow down the other engine. Users run
+with that default, so it is not disabled (OMP_WAIT_POLICY), only waited for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Times = dict[str, float]  # metric → mean seconds per call
 
 
 def come_to_rest() -> None:
-    """Return when no thread of this process uses the processor any more (or after a quarter of a second)."""
+    """Wait until no thread of this process uses the processor any more (at most a quarter of a second)."""
     deadline = time.perf_counter() + _REST_LIMIT_SECONDS
     while time.perf_counter() < deadline:
         used = time.process_time()
@@ -39,8 +39,8 @@ def come_to_rest() -> None:
 
 
 def time_training(workload: Any, calls: int) -> Times:
-    """One forward and one backward pass, mean over ``calls`` training steps."""
-    clock: Callable[[], float] = getattr(workload, "clock", time.perf_counter)  # on a GPU it waits for the GPU
+    """Time one forward and one backward pass, mean over ``calls`` training steps."""
+    clock: Callable[[], float] = getattr(workload, "clock", time.perf_counter)  # waits for the GPU on a GPU
     forward = backward = 0.0
     for _ in range(calls):
         workload.clear_gradients()
@@ -55,7 +55,7 @@ def time_training(workload: Any, calls: int) -> Times:
 
 
 def time_calls(kind: str, workload: Any, calls: int) -> Times:
-    """Mean over ``calls`` training steps, forward passes without a graph, or chunks of a stream."""
+    """Time training steps, forward passes without a graph, or chunks of a stream, mean over ``calls``."""
     if kind == "train":
         return time_training(workload, calls)
     clock: Callable[[], float] = getattr(workload, "clock", time.perf_counter)
@@ -65,8 +65,8 @@ def time_calls(kind: str, workload: Any, calls: int) -> Times:
     return {kind: (clock() - start) / calls}
 
 
-#: What holds a process to an instruction set: fastrnn, torch's own kernels, oneDNN (also inside OpenVINO), MKL, XLA.
-#: onnxruntime has no such switch.
+#: Variables that limit a process to an instruction set: fastrnn, torch's own kernels, oneDNN (also in OpenVINO), MKL,
+#: XLA. onnxruntime has no such switch.
 INSTRUCTION_SETS = {
     name: {
         "FASTRNN_CPU_CAPABILITY": name,
@@ -80,48 +80,48 @@ INSTRUCTION_SETS = {
 
 
 class Commands:
-    """Runs in the engine's process; each public method is a command, `start` the first."""
+    """Commands of the engine's process; each public method is a command, `start` the first."""
 
     workload: Any = None
     training: Any = None
 
     def start(self, engine: str, threads: int | None, precision: str | None) -> dict[str, Any]:
-        """Load the engine; answers its threads, version, precision and what torch's kernels use."""
+        """Load the engine; return its threads, version, precision and the capability of torch's kernels."""
         import torch
 
         self.engine, self.threads = find_engine(engine), threads
         started = self.engine.start(threads)
         if precision is not None:
             torch.set_float32_matmul_precision(precision)
-        gc.freeze()  # what is loaded by now stays: the collection between two turns need not look through it
+        gc.freeze()  # loaded objects are permanent, so that collections between blocks can skip them
         capability = torch.backends.cpu.get_cpu_capability()
         return {**started, "precision": torch.get_float32_matmul_precision(), "torch_capability": capability}
 
     def load_engine(self, case: Case) -> None:
-        """Import the engine by building the case very small, and forget it."""
+        """Import the engine by building the case at a tiny size, and discard it."""
         self.engine.build(case.tiny(), 0)
 
     def tensors(self, case: Case, seed: int, dtype: str | None) -> tuple[dict[str, Any], list[str]]:
-        """Outputs and gradients by name for the parity check, and the warnings raised on the way."""
+        """Return outputs and gradients by name for the parity check, and the warnings raised meanwhile."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tensors = self.engine.build(case, seed, dtype).tensors()
         return tensors, list(dict.fromkeys(f"{item.category.__name__}: {item.message}" for item in caught))
 
     def prepare(self, case: Case, seed: int) -> Times:
-        """Build the case to be timed and warm up. Answers the shortest seconds of a call of each kind it can run."""
+        """Build the case for timing and warm up. Return the shortest call of each supported kind, in seconds."""
         self.workload = self.engine.build(case, seed)
         self.metrics, self.chunks = self.engine.metrics(case), max(1, case.chunks)
         kinds = [kind for kind, metrics in BLOCKS.items() if metrics[-1] in self.metrics]
         return {kind: self.chunks * min(self._calls(kind, _WARM_UP_SECONDS)) for kind in kinds}
 
     def _time(self, kind: str, calls: int) -> Times:
-        if self.workload is None:  # a process that died was started again
-            raise RuntimeError("prepare comes before a block")
+        if self.workload is None:  # the process died and was restarted
+            raise RuntimeError("expected prepare before a block, got none")
         return time_calls(kind, self.workload, calls)
 
     def _calls(self, kind: str, seconds: float) -> list[float]:
-        """Seconds of single calls, one after the other, for at least that long (and at least three of them)."""
+        """Return the seconds of consecutive single calls, over at least that time and at least three calls."""
         times: list[float] = []
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline or len(times) < 3:
@@ -129,15 +129,16 @@ class Commands:
         return times
 
     def block(self, kind: str, calls: int) -> tuple[Times, Effort]:
-        """Seconds of a call by metric, mean of ``calls``, after one untimed call that wakes the threads; and what the
-        block took.
+        """Return the seconds of a call by metric, mean of ``calls``, and the effort of the block.
+
+        One untimed call comes first and wakes the threads.
         """
         self._time(kind, 1)
         times, effort = measured(lambda: self._time(kind, calls * self.chunks))
         return {metric: value * self.chunks for metric, value in times.items() if metric in self.metrics}, effort
 
     def samples(self, kind: str, seconds: float) -> list[float]:
-        """Seconds of single calls, after an untimed one."""
+        """Return the seconds of single calls, after an untimed one."""
         self._time(kind, 1)
         return self._calls(kind, seconds)
 
@@ -147,7 +148,7 @@ class Commands:
         self.workload = self.training = None
 
     def peak_memory(self, case: Case, seed: int) -> int | None:
-        """Bytes by which a training step raises the peak of a fresh process, or of a GPU's memory; None if unknown."""
+        """Return the bytes by which a training step raises the peak memory of a new process or GPU; None if unknown."""
         if case.device == "cuda":
             return machine.memory_on_gpu(lambda: self.engine.build(case, seed))
         return machine.memory_in_child(lambda case: self.engine.build(case, seed), case, self.threads)
@@ -157,18 +158,18 @@ class Commands:
         from fastrnn.apps.bench.language_model import Training
 
         if self.engine.packages:
-            raise TypeError(f"expected an engine of torch modules for the language model, found {self.engine.name}")
+            raise TypeError(f"expected an engine of torch modules for the language model, got {self.engine.name}")
         self.training = Training(self.engine, text, settings, seed)
         self.training.warm_up()
 
     def model_block(self, steps: int) -> tuple[tuple[float, list[float]], Effort]:
-        """Train for ``steps`` updates: seconds and losses; and what it took."""
+        """Train for ``steps`` updates; return seconds and losses, and the effort."""
         return measured(lambda: self.training.run(steps))
 
 
 def serve(connection: Any, log: str) -> None:
-    """Answer commands until the other side closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    """Reply to commands until the other side closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -178,7 +179,7 @@ def serve(connection: Any, log: str) -> None:
             name, arguments = connection.recv()
         except EOFError:
             return
-        gc.disable()  # as timeit does: a collection in one engine's block and not in the other's would be chance
+        gc.disable()  # like timeit: a collection in one engine's block would distort the comparison
         try:
             reply = (True, getattr(commands, name)(**arguments))
         except Exception as error:
@@ -191,15 +192,15 @@ def serve(connection: Any, log: str) -> None:
 
 
 class WorkerError(Exception):
-    """A command raised in the worker, which is still alive."""
+    """A command raised an exception in the worker, which is still running."""
 
 
 class WorkerDiedError(Exception):
-    """The worker has ended or does not answer any more."""
+    """The worker has ended or no longer replies."""
 
 
 class Worker:
-    """The parent's end of a process that runs one engine."""
+    """Parent's end of the connection to a process that runs one engine."""
 
     def __init__(
         self,
@@ -209,14 +210,14 @@ class Worker:
         precision: str | None = None,
         isa: str | None = None,
     ) -> None:
-        """Start the process; it loads the engine by itself and is waited for before its first command.
+        """Start the process, which loads the engine; the first command waits for that.
 
         Args:
             engine: a name that `find_engine` accepts.
             threads: the engine's threads, None for torch's default.
-            timeout: most seconds a command may take.
-            precision: for ``torch.set_float32_matmul_precision``; None leaves it alone.
-            isa: the instruction set of `INSTRUCTION_SETS` that it is held to; None: none.
+            timeout: limit for a command, in seconds.
+            precision: for ``torch.set_float32_matmul_precision``; None leaves it unchanged.
+            isa: the instruction set of `INSTRUCTION_SETS` to limit it to; None: no limit.
         """
         self.engine, self.timeout = engine, timeout
         self._started: dict[str, Any] = {}
@@ -237,40 +238,40 @@ class Worker:
         other.close()
 
     def wait_until_started(self) -> dict[str, Any]:
-        """Threads, version and precision of the engine, once it has been loaded."""
+        """Return threads, version and precision of the engine once it is loaded."""
         self._started = self._started or self._receive("start")
         return self._started
 
     def call(self, command: str, **arguments: Any) -> Any:
-        """Send a command and wait for its answer. Raises WorkerError or WorkerDiedError."""
+        """Send a command and wait for its reply. Raises WorkerError or WorkerDiedError."""
         self.wait_until_started()
         try:
             self._connection.send((command, arguments))
         except OSError:
-            raise WorkerDiedError(self._obituary(command)) from None
+            raise WorkerDiedError(self._exit_message(command)) from None
         return self._receive(command)
 
     def _receive(self, command: str) -> Any:
         try:
             if not self._connection.poll(self.timeout):
                 self.kill()
-                raise WorkerDiedError(f"{self.engine} worker: no answer to {command!r} in {self.timeout:.0f} s")
+                raise WorkerDiedError(f"{self.engine} worker: no reply to {command!r} in {self.timeout:.0f} s")
             ok, value = self._connection.recv()
         except (EOFError, OSError):
-            raise WorkerDiedError(self._obituary(command)) from None
+            raise WorkerDiedError(self._exit_message(command)) from None
         if not ok:
             raise WorkerError(f"{self.engine}: {value[0]}") from RuntimeError(value[1])
         return value
 
-    def _obituary(self, command: str) -> str:
-        """A sentence about the end of the process, with the last line it wrote."""
+    def _exit_message(self, command: str) -> str:
+        """Describe the end of the process, with the last line it wrote."""
         if self._log.closed:
             return f"{self.engine} worker: ended before {command!r}"
         self._process.join(timeout=5)
         code = self._process.exitcode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        last = f"; its last words: {lines[-1]}" if lines else ""
+        last = f"; its last output: {lines[-1]}" if lines else ""
         return f"{self.engine} worker: ended {how} during {command!r}{last}"
 
     @property

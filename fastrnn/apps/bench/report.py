@@ -1,4 +1,4 @@
-"""The report of a run: tables and sentences, for the terminal and as Markdown."""
+"""Report of a run: tables and text, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 MIB = 2**20
-UNTRUSTED = "Not to be trusted"
+UNTRUSTED = "Unreliable times"
 METRIC_WORDS = {"total": "training", "inference": "inference"}
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Three significant digits in µs, ms or s."""
+    """Format with three significant digits in µs, ms or s."""
     if seconds is None:
         return NOTHING
     unit, scale = next((u, s) for u, s in (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)) if seconds / s < 999.5 or u == "s")
@@ -42,7 +42,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_speedup(speedup: Speedup | None, spread: bool = False) -> str:
-    """``2.31×``, with ``spread`` also its interval; ``~`` where it may be no difference."""
+    """Format as ``2.31×``, with ``spread`` also its interval; ``~`` if it may not differ from 1."""
     if speedup is None:
         return NOTHING
     text = f"{'~' if speedup.uncertain else ''}{speedup.median:.2f}×"
@@ -50,14 +50,14 @@ def format_speedup(speedup: Speedup | None, spread: bool = False) -> str:
 
 
 def format_memory(size: int | None) -> str:
-    """MiB; less than one MiB is below the resolution."""
+    """Format in MiB; less than one MiB is below the resolution."""
     if size is None:
         return "n/a"
     return "<1" if size < MIB else f"{size / MIB:.{0 if size >= 10 * MIB else 1}f}"
 
 
 def format_share(share: float | None) -> str:
-    """Per cent, two digits."""
+    """Format as per cent with two digits."""
     return NOTHING if share is None else f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
 
 
@@ -70,7 +70,7 @@ def format_means(means: dict[str, Any] | None) -> str:
 
 
 def multiply_signs(text: str) -> str:
-    """``16x100x256`` with multiplication signs."""
+    """Return ``16x100x256`` with multiplication signs."""
     return re.sub(r"(?<=\d)x(?=\d)", "×", text)
 
 
@@ -84,7 +84,7 @@ def count_processes(count: int) -> str:
 
 @dataclass
 class Section:
-    """A title, a table if there is a header, and lines; ``explanation`` is for Markdown alone."""
+    """A title, a table if there is a header, and lines; ``explanation`` appears only in Markdown."""
 
     title: str
     header: list[str] = field(default_factory=list)
@@ -96,26 +96,26 @@ class Section:
 def table(
     title: str, header: list[str], rows: Sequence[Row], cells: Callable[[Row], list[str]], explanation: str = ""
 ) -> Section:
-    """A line for each row; one without figures says why in its second cell and is otherwise empty."""
+    """Make a table with a line for each row; a row without results gives the reason in its second cell."""
     empty = [NOTHING] * (len(header) - 2)
     lines = [cells(row) if row.ok else [cells(row)[0], WORDS[row.status], *empty] for row in rows]
     return Section(title, header, lines, explanation=explanation)
 
 
 def _times(row: Row, metric: str, sides: Iterable[str], per_step: bool = False) -> list[str]:
-    """Time of each side; for a peer that failed, the reason."""
+    """Return the time of each side; for a peer that failed, the reason."""
     seconds = {side: row.per_step(metric, side) if per_step else row.median(metric, side) for side in sides}
     failed = {name: WORDS[peer.status] for name, peer in row.peers.items() if not peer.ok}
     return [failed.get(side) or format_seconds(value) for side, value in seconds.items()]
 
 
 def _ratios(row: Row, metric: str) -> tuple[str, str]:
-    """Speed-up against torch.nn, share of the limit."""
+    """Return the speed-up over torch.nn and the share of the limit."""
     return format_speedup(row.speedup(metric), spread=True), format_share(row.limit_share(metric))
 
 
 def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Section:
-    """Times, speed-ups, limits and memory of the two engines."""
+    """Make the table of times, speed-ups, limits and memory of the two engines."""
     names = [labels[side] for side in SIDES]
 
     def heads(word: str) -> list[str]:
@@ -151,7 +151,7 @@ def _case_table(title: str, rows: Sequence[Row], labels: dict[str, str]) -> Sect
 
 
 def _engine_table(title: str, rows: Sequence[Row], metric: str, results: Results, explanation: str) -> Section:
-    """Time of each engine, speed-ups and the limit."""
+    """Make the table of each engine's time, speed-ups and the limit."""
     labels, peers = results.settings.labels, bool(results.settings.peers)
 
     def cells(row: Row) -> list[str]:
@@ -189,7 +189,7 @@ def _bench_sections(results: Results) -> list[Section]:
 
 
 def _summaries(results: Results) -> list[Section]:
-    """Geometric means: a line per dtype and cell against torch.nn, then one per metric too against every engine."""
+    """Make the tables of geometric means: against torch.nn by dtype and cell, and per metric against every engine."""
     means = {(f"{m['cell']} {m['dtype']}", m["metric"], m["against"]): m for m in results.summary()}
     counts = {name: f"{mean['rows']}/{mean['of']}" for (name, _, _), mean in means.items()}
     labels, sides = results.settings.labels, ("baseline", *results.settings.peers, BEST_PEER)
@@ -211,7 +211,7 @@ def _summaries(results: Results) -> list[Section]:
 
 
 def _model(model: ModelResult, labels: dict[str, str]) -> Section:
-    """The language model in sentences."""
+    """Describe the language model's run."""
     settings, text = model.settings, model.text
     lines = [
         f"{settings.layers}-layer LSTM of {settings.hidden} units, embedding {settings.embedding}, "
@@ -233,7 +233,7 @@ def _model(model: ModelResult, labels: dict[str, str]) -> Section:
 
 
 def _busy_sections(results: Results) -> list[Section]:
-    """A table for training and one for inference: quiet time and slowdown of each engine."""
+    """Make one table for training and one for inference: quiet time and slowdown of each engine."""
     sections = []
     for kind, word in (("train", "training"), ("inference", "inference")):
         timed = {side for row in results.rows for side in row.samples.get(kind, {})} or set(SIDES)
@@ -260,7 +260,7 @@ def _busy_sections(results: Results) -> list[Section]:
 
 
 def _scaling_sections(results: Results) -> list[Section]:
-    """A table for each cell and axis: time per step of every side, speed-up."""
+    """Make one table for each cell and axis: time per step of every side, and the speed-up."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results.rows:
         groups.setdefault((row.case.cell, row.axis), []).append(row)
@@ -296,23 +296,23 @@ def title(results: Results) -> str:
 
 
 def warning(results: Results) -> str:
-    """Return the warning that the times are not to be trusted, with the reasons; empty if they are."""
+    """Return the warning that the times are unreliable, with the reasons; empty if they are reliable."""
     doubts = results.doubts
     if not doubts:
         return ""
     more = f" (and {len(doubts) - 3} more)" if len(doubts) > 3 else ""
     return (
-        f"{UNTRUSTED}: {'; '.join(doubts[:3])}{more}. There is no summary. Run the benchmark again without other work "
+        f"{UNTRUSTED}: {'; '.join(doubts[:3])}{more}. There is no summary. Run the benchmark again without other load "
         "on the machine."
     )
 
 
 def notes(results: Results) -> list[str]:
-    """Problems, doubts, skipped rows, warnings, slower rows."""
+    """Return problems, doubts, skipped rows, warnings and slower rows."""
     settings, labels = results.settings, results.settings.labels
-    lines = [] if results.complete else ["The run was interrupted: what follows is a part of it."]
+    lines = [] if results.complete else ["The run was interrupted: the results are incomplete."]
     lines += results.problems
-    lines += [f"In doubt: {why}." for why in results.doubts]
+    lines += [f"Doubtful: {why}." for why in results.doubts]
     lines += [f"{row.case.name}: {row.describe()}" for row in results.rows if row.status == "skipped"]
     peers, warned = defaultdict(list), defaultdict(list)  # message → names of rows
     for row in results.rows:
@@ -327,15 +327,15 @@ def notes(results: Results) -> list[str]:
         precision = f"torch.set_float32_matmul_precision({settings.precision!r})"
         lines.append(f"{labels['candidate']} ran with {precision}, {labels['baseline']} with 'highest'.")
     if settings.isa is not None:
-        lines.append(f"All engines were held to {settings.isa}; onnxruntime cannot be, and is left out.")
+        lines.append(f"All engines were limited to {settings.isa}; onnxruntime cannot be limited and is excluded.")
     if settings.rounds < MINIMUM_ROUNDS:
-        lines.append(f"Fewer than {MINIMUM_ROUNDS} rounds: too few to speak of a speed-up.")
+        lines.append(f"Fewer than {MINIMUM_ROUNDS} rounds: too few for a speed-up.")
     slower = results.slower()
     return lines + ([f"Slower than {labels['baseline']}: " + "; ".join(slower)] if slower else [])
 
 
 def header_lines(results: Results) -> list[str]:
-    """The machine, versions, peaks."""
+    """Return lines with the machine, versions and peaks."""
     engines = results.environment.get("engines", {})
     peers = ", ".join(f"{name} {engines[name]['version']}" for name in results.settings.peers if name in engines)
     return [
@@ -358,7 +358,7 @@ def to_markdown(results: Results) -> str:
 
 
 def show(results: Results, console: Console) -> None:
-    """The same on the terminal, bad rows in red."""
+    """Print the report on the terminal, failed rows in red."""
     from rich.markup import escape
     from rich.table import Table
 

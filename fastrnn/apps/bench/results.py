@@ -1,4 +1,4 @@
-"""Settings of a run and its results: rows, language model, summary, JSON.
+"""Settings and results of a run: rows, language model, summary, JSON.
 
 A side is ``baseline``, ``candidate`` or the name of a peer.
 """
@@ -31,27 +31,27 @@ class Settings:
     candidate: str = "fastrnn"  # engine names
     baseline: str = "torch"
     peers: tuple[str, ...] = ()
-    threads: int | None = None  # None: as torch chooses
+    threads: int | None = None  # None: torch's default
     precision: str = "highest"  # of the candidate's float32 products, see torch.set_float32_matmul_precision
-    isa: str | None = None  # instruction set that all engines are held to, see process.INSTRUCTION_SETS
-    device: str = "cpu"  # of all cases
+    isa: str | None = None  # instruction set that all engines are limited to, see process.INSTRUCTION_SETS
+    device: str = "cpu"  # for all cases
     rounds: int = 9
     block_seconds: float = 0.03
     seed: int = 0
     quick: bool = False
     memory: bool = True
     model: ModelSettings | None = None
-    competitors: int = 0  # of the busy mode; and the seconds of each engine alone and beside them
+    competitors: int = 0  # busy mode: number of processes, and seconds for each engine alone and next to them
     sample_seconds: float = 1.5
 
     @property
     def engines(self) -> dict[str, str]:
-        """Names of engines by side."""
+        """Engine names by side."""
         return {"baseline": self.baseline, "candidate": self.candidate, **{name: name for name in self.peers}}
 
     @property
     def labels(self) -> dict[str, str]:
-        """Names of all sides in reports."""
+        """Names of all sides for reports."""
         labels = {side: find_engine(name).label for side, name in self.engines.items()}
         labels["candidate"] += " again" if labels["candidate"] == labels["baseline"] else ""
         return labels
@@ -87,14 +87,14 @@ class Verdict:
 
 @dataclass
 class Row(Verdict):
-    """A case and its figures. In the scaling mode ``value`` is the one on ``axis``."""
+    """A case and its measurements. In scaling mode ``value`` is that on ``axis``."""
 
     case: Case = field(kw_only=True)
     warnings: list[str] = field(default_factory=list)
     peers: dict[str, Verdict] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)  # kind of block → calls in one
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # metric → side → per call, one per round
-    cpu_seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # the same of the calling thread
+    cpu_seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # the same for the calling thread
     lost: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # kind → side → share, see Effort.lost
     memory: dict[str, int | None] = field(default_factory=dict)  # side → bytes
     bounds: dict[str, float] = field(default_factory=dict)  # metric → seconds, see fastrnn.apps.bench.machine
@@ -104,12 +104,12 @@ class Row(Verdict):
     threads: int | None = None
 
     def speedup(self, metric: str, side: str | None = "baseline") -> ratios.Speedup | None:
-        """The candidate against that side."""
+        """Return the candidate's speed-up over that side."""
         times = self.seconds.get(metric, {}) if self.ok else {}
         return ratios.compare_rounds(times[side], times["candidate"]) if side in times else None
 
     def cpu_speedup(self, metric: str) -> ratios.Speedup | None:
-        """The candidate against the baseline, by the processor time of the calling thread."""
+        """Return the candidate's speed-up over the baseline in processor time of the calling thread."""
         times = self.cpu_seconds.get(metric, {}) if self.ok else {}
         return ratios.compare_rounds(times["baseline"], times["candidate"]) if set(SIDES) <= set(times) else None
 
@@ -119,27 +119,27 @@ class Row(Verdict):
         return [max(shares) for pairs in rounds for shares in pairs]
 
     def median(self, metric: str, side: str) -> float | None:
-        """Median seconds of a call."""
+        """Return the median time of a call, in seconds."""
         times = self.seconds.get(metric, {}).get(side)
         return ratios.median(times) if self.ok and times else None
 
     def per_step(self, metric: str, side: str) -> float | None:
-        """Median seconds of a time step."""
+        """Return the median time of a time step, in seconds."""
         seconds = self.median(metric, side)
         return None if seconds is None else seconds / (self.case.shape.steps * max(1, self.case.chunks))
 
     def best_peer(self, metric: str) -> str | None:
-        """The peer with the shortest time."""
+        """Return the peer with the shortest time."""
         times = {name: seconds for name in self.peers if (seconds := self.median(metric, name))}
         return min(times, key=times.__getitem__, default=None)
 
     def limit_share(self, metric: str) -> float | None:
-        """The bound that the machine's peaks give, divided by the candidate's time: 1 is the limit."""
+        """Return the bound from the machine's peaks, divided by the candidate's time: 1 is the limit."""
         seconds = self.median(metric, "candidate")
         return self.bounds[metric] / seconds if seconds and metric in self.bounds else None
 
     def slowdown(self, kind: str, side: str, figure: str) -> float | None:
-        """Busy over quiet ``median`` or ``mean`` of one engine."""
+        """Return the ratio of busy to quiet ``median`` or ``mean`` of one engine."""
         sample = self.samples.get(kind, {}).get(side, {})
         return sample["busy"][figure] / sample["quiet"][figure] if self.ok and len(sample) == 2 else None
 
@@ -171,18 +171,18 @@ class Row(Verdict):
 
 @dataclass
 class ModelResult(Verdict):
-    """The language model's curves and pace. ``seconds`` and ``losses`` by side, per block and per step."""
+    """Loss curves and speed of the language model. ``seconds`` and ``losses`` by side, per block and per step."""
 
     settings: ModelSettings = field(default_factory=ModelSettings)
     text: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
     seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    lost: list[float] = field(default_factory=list)  # share that other processes took, of each block
+    lost: list[float] = field(default_factory=list)  # share of time lost to other processes, for each block
     block_steps: list[int] = field(default_factory=list)
     comparison: CurveComparison | None = None
 
     def speedup(self) -> ratios.Speedup | None:
-        """The quotient of both sides' characters per second, with the interval that the blocks give."""
+        """Return the ratio of both sides' characters per second, with the interval from the blocks."""
         paces = [self.characters_per_second(side) for side in SIDES]
         if not self.ok or not all(paces):
             return None
@@ -190,7 +190,7 @@ class ModelResult(Verdict):
         return ratios.with_quotient(blocks, *(1 / pace for pace in paces if pace))
 
     def characters_per_second(self, side: str) -> float | None:
-        """Median over the blocks."""
+        """Return the median over the blocks."""
         step = self.settings.batch * self.settings.chunk  # characters
         paces = [n * step / spent for n, spent in zip(self.block_steps, self.seconds[side], strict=False)]
         return ratios.median(paces) if self.ok and paces else None
@@ -209,7 +209,7 @@ class ModelResult(Verdict):
 
 @dataclass
 class Results:
-    """Grows while the run goes on, so that an interrupted run has something to show."""
+    """Results, filled during the run, so that an interrupted run has partial results."""
 
     settings: Settings
     environment: dict[str, Any]
@@ -219,7 +219,7 @@ class Results:
     complete: bool = False
 
     def groups(self) -> dict[str, dict[str, list[Row]]]:
-        """Rows by dtype and cell, in the order in which they ran; without streams."""
+        """Return the rows by dtype and cell, in the order of the run, without streams."""
         groups: dict[str, dict[str, list[Row]]] = {}
         for row in self.rows:
             if not row.case.chunks:
@@ -239,14 +239,14 @@ class Results:
 
     @property
     def doubts(self) -> list[str]:
-        """Reasons not to trust the times, one line each."""
+        """Reasons why the times are unreliable, one line each."""
         return trust.doubts(self)
 
     def summary(self) -> list[dict[str, Any]]:
-        """Geometric mean, lowest and highest speed-up by dtype, cell (or ``all``), metric and engine; nothing if there
-        are doubts about any of them.
+        """Return geometric mean, lowest and highest speed-up by dtype, cell (or ``all``), metric and engine.
 
-        ``against`` is the baseline, a peer, or the best peer of each row. ``of`` counts rows with and without a speed.
+        Empty if any times are doubtful. ``against`` is the baseline, a peer, or the best peer of each row. ``of``
+        counts rows with and without a speed-up.
         """
         if self.doubts:
             return []
@@ -267,7 +267,7 @@ class Results:
         return lines
 
     def slower(self) -> list[str]:
-        """Rows and metrics in which the candidate was certainly slower than torch.nn; none if there are doubts."""
+        """Return rows and metrics with the candidate certainly slower than torch.nn; none if times are doubtful."""
         if self.doubts:
             return []
         timed = [(row.case.name, metric, row.speedup(metric)) for row in self.rows for metric in row.case.metrics]
@@ -290,7 +290,7 @@ class Results:
         }
 
     def to_json(self) -> str:
-        """The document with one row a line."""
+        """Return the document as JSON with one row per line."""
         document = json.dumps(self.as_dict() | {"rows": []}, indent=1, ensure_ascii=False)
         rows = ",\n  ".join(json.dumps(row.as_dict(self.settings.precision), ensure_ascii=False) for row in self.rows)
         return document.replace('"rows": []', f'"rows": [\n  {rows}\n ]') + "\n"

@@ -1,7 +1,7 @@
-"""A run: cases and the language model go through parity, memory and rounds; the modes of a run.
+"""A run of the benchmark: parity, memory and rounds of the cases and the language model, by mode.
 
-One process per engine, never at work at the same time. A round is one block of calls of each engine; which engine
-begins changes with every round.
+There is one process per engine, and only one works at a time. A round is one block of calls of each engine; the engine
+that begins alternates between rounds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fastrnn.apps.bench.process import Worker, WorkerDiedError, WorkerError
 from fastrnn.apps.bench.results import SIDES, ModelResult, Results, Row, Settings, Verdict
 
 FAILURES = (WorkerError, WorkerDiedError)
-#: How often the rounds of a row are timed at most, if other work on the machine disturbs them.
+#: Largest number of times that a row's rounds are timed if other load on the machine disturbs them.
 ATTEMPTS, QUICK_ATTEMPTS = 3, 2
 
 
 class Progress:
-    """Lines on the error stream, one for each job, and on a terminal the step of the current one.
+    """Progress on standard error: one line for each job, and on a terminal the step of the current one.
 
-    Written only between two commands to the workers: a bar that refreshes itself would take time from them.
+    Written only between two commands to the workers: a bar that refreshes itself would slow them down.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -49,7 +49,7 @@ class Progress:
 
 
 class Runner:
-    """Owns the worker processes, which end with `close`."""
+    """Owner of the worker processes, which end with `close`."""
 
     def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
         self.settings, self.progress = settings, progress or Progress(0)
@@ -61,7 +61,7 @@ class Runner:
             self._workers.popitem()[1].kill()
 
     def worker(self, side: str, purpose: str = "time") -> Worker:
-        """The process of one side, started when first needed and again after it died."""
+        """Return the process of one side, started when first needed and again after it died."""
         key = (side, purpose)
         if key in self._workers and not self._workers[key].alive:
             self._workers.pop(key).kill()
@@ -72,10 +72,10 @@ class Runner:
         return self._workers[key]
 
     def start(self, environment: dict[str, Any]) -> int:
-        """Start all workers and write threads and versions of each engine into ``environment``; returns the threads."""
+        """Start all workers and write threads and versions of each engine to ``environment``; return the threads."""
         purposes = ("time", "memory") if self.settings.memory and machine.can_measure_memory() else ("time",)
         workers = [self.worker(side, purpose) for side in SIDES for purpose in purposes]
-        # Peers have no default of their own that would be fair: they get as many threads as torch.
+        # A peer's own default would not be comparable: peers get as many threads as torch.
         self.threads = environment["threads"] = int(workers[0].wait_until_started()["threads"])
         workers += [self.worker(name) for name in self.settings.peers]
         for worker in workers:
@@ -84,7 +84,7 @@ class Runner:
         return self.threads
 
     def measure_peaks(self, cases: Sequence[Case]) -> machine.Peaks:
-        """The machine's peaks for the dtypes and weights of all cases, from a process that does nothing else."""
+        """Measure the peaks for the dtypes and weights of all cases, in a process that does nothing else."""
         dtypes = list(dict.fromkeys(case.dtype for case in cases))
         sizes = sorted({machine.recurrent_bytes(case) for case in cases})
         worker = self.worker("baseline", "peaks")
@@ -93,7 +93,7 @@ class Runner:
         return peaks
 
     def run_case(self, row: Row) -> None:
-        """Check a case, then measure it. Errors and dead workers end up in the row."""
+        """Check a case, then measure it. Errors and dead workers are recorded in the row."""
         case = row.case
         self.progress.name = case.name + (f", {row.axis} {row.value}" if row.axis else "")
         self.progress.note("parity")
@@ -131,14 +131,14 @@ class Runner:
                     row.peers[name].fail("error", error)
 
     def _memory(self, side: str, case: Case) -> int | None:
-        """Median of three measurements: with several threads the allocator does not do the same twice."""
+        """Return the median of three measurements: with several threads the allocator's behaviour varies."""
         worker = self.worker(side, "memory")
         worker.call("load_engine", case=case)
         sizes = [worker.call("peak_memory", case=case, seed=self.settings.seed) for _ in range(3)]
         return None if None in sizes else sorted(sizes)[1]
 
-    def _ask(self, row: Row, side: str, command: str, **arguments: Any) -> Any:
-        """Call a worker. A peer's failure does not fail the row: it is noted, and the peer left out from now on."""
+    def _call(self, row: Row, side: str, command: str, **arguments: Any) -> Any:
+        """Call a worker. A peer's failure does not fail the row: it is recorded, and the peer skipped from then on."""
         peer = row.peers.get(side)
         if peer is not None and not peer.ok:
             return None
@@ -154,10 +154,10 @@ class Runner:
             return None
 
     def _measure(self, row: Row) -> None:
-        """Build the case in each engine that may be timed, time it as the mode says, and forget it."""
+        """Build the case in each engine that can run it, time it as the mode requires, and release it."""
         able: dict[str, dict[str, float]] = {}  # kind of block → side → seconds of a call
         for side in (*SIDES, *row.peers):
-            estimates = self._ask(row, side, "prepare", case=row.case, seed=self.settings.seed) or {}
+            estimates = self._call(row, side, "prepare", case=row.case, seed=self.settings.seed) or {}
             for kind, seconds in estimates.items():
                 able.setdefault(kind, {})[side] = seconds
         if self.settings.mode == "busy":
@@ -165,10 +165,10 @@ class Runner:
         else:
             self._time_rounds(row, able)
         for side in (*SIDES, *row.peers):
-            self._ask(row, side, "release")
+            self._call(row, side, "release")
 
     def _time_rounds(self, row: Row, able: dict[str, dict[str, float]]) -> None:
-        """Time the rounds; again if other work on the machine disturbed them."""
+        """Time the rounds; repeat if other load on the machine disturbed them."""
         for kind, estimates in able.items():
             row.calls[kind] = ratios.calls_per_block(list(estimates.values()), self.settings.block_seconds)
         for attempt in range(QUICK_ATTEMPTS if self.settings.quick else ATTEMPTS):
@@ -185,29 +185,29 @@ class Runner:
                         self._time_block(row, kind, side)
 
     def _time_block(self, row: Row, kind: str, side: str) -> None:
-        answer = self._ask(row, side, "block", kind=kind, calls=row.calls[kind])
+        answer = self._call(row, side, "block", kind=kind, calls=row.calls[kind])
         if answer is None:
             return
         times, effort = answer
         for metric, value in times.items():
             row.seconds[metric].setdefault(side, []).append(value)
-        if row.case.device == "cpu":  # elsewhere the calling thread only waits
+        if row.case.device == "cpu":  # on a GPU the calling thread only waits
             whole = BLOCKS[kind][-1]
             row.cpu_seconds.setdefault(whole, {}).setdefault(side, []).append(effort.cpu / row.calls[kind])
             row.lost.setdefault(kind, {}).setdefault(side, []).append(effort.lost(row.threads or self.threads or 1))
 
     def _sample_busy(self, row: Row, able: dict[str, dict[str, float]]) -> None:
-        """Single calls of each engine alone, then beside processes that keep a core busy."""
+        """Time single calls of each engine alone, then next to processes that keep a core busy."""
         for condition, count in (("quiet", 0), ("busy", self.settings.competitors)):
             with busy_processes(count):
                 for kind, side in [(kind, side) for kind, sides in able.items() for side in sides]:
                     self.progress.note(f"{condition}, {kind}, {side}")
-                    times = self._ask(row, side, "samples", kind=kind, seconds=self.settings.sample_seconds)
+                    times = self._call(row, side, "samples", kind=kind, seconds=self.settings.sample_seconds)
                     if times:
                         row.samples.setdefault(kind, {}).setdefault(side, {})[condition] = sample(times)
 
     def run_model(self, text: bytes, result: ModelResult) -> None:
-        """Train the language model with both engines, block by block in turns, into ``result``."""
+        """Train the language model with both engines in alternating blocks, into ``result``."""
         model, done = result.settings, 0
         self.progress.name = "language model"
         try:
@@ -240,12 +240,12 @@ class Runner:
 
 
 def sample(times: Sequence[float]) -> dict[str, float]:
-    """Figures of single calls."""
+    """Return statistics of single calls."""
     mean = sum(times) / len(times)
     return {"calls": len(times), "median": ratios.median(times), "mean": mean, "highest": max(times)}
 
 
-# Ends by itself when its parent is gone, even if that was killed: a competitor left behind would distort later runs.
+# Ends when its parent has ended, even by a kill signal: a competitor left running would distort later runs.
 _COMPETITOR = """\
 import os, sys
 parent = os.getppid()
@@ -259,23 +259,23 @@ while os.getppid() == parent:
 
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run processes that keep a core busy, pinned nowhere; they end with the context, also after an error."""
+    """Run processes that keep a core busy, not pinned; they end with the context, even after an error."""
     with contextlib.ExitStack() as stack:
         processes: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
-            # No standard error: a traceback would come when Ctrl-C reaches the whole process group.
+            # No standard error, which would show a traceback when Ctrl-C reaches the whole process group.
             command, null = [sys.executable, "-S", "-c", _COMPETITOR], subprocess.DEVNULL
             processes.append(subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null))
             stack.callback(processes[-1].communicate)
             stack.callback(processes[-1].kill)  # runs first
         for process in processes:
             if process.stdout is None or process.stdout.read(1) != b".":
-                raise RuntimeError("a competitor did not start")
+                raise RuntimeError("expected a busy process to start, got none")
         yield processes
 
 
 def run(results: Results, text: bytes = b"") -> None:
-    """Fill the results. KeyboardInterrupt passes through, with all processes gone."""
+    """Fill the results. KeyboardInterrupt passes through, after all processes have ended."""
     settings = results.settings
     runner = Runner(settings)
     try:
@@ -285,7 +285,7 @@ def run(results: Results, text: bytes = b"") -> None:
         if settings.mode == "bench" and settings.device == "cpu" and rows:
             results.peaks = runner.measure_peaks([row.case for row in rows])
         for row in rows:
-            if row.threads not in (None, runner.threads):  # each number of threads has processes of its own
+            if row.threads not in (None, runner.threads):  # a number of threads needs new processes
                 runner.close()
                 runner = Runner(replace(settings, threads=row.threads), runner.progress)
             runner.run_case(row)
@@ -306,7 +306,7 @@ def run(results: Results, text: bytes = b"") -> None:
 
 
 def outcome(result: Row | ModelResult) -> str:
-    """A result in a few words."""
+    """Summarise a result in a few words."""
     if not result.ok:
         return result.describe()
     if isinstance(result, ModelResult):
@@ -316,29 +316,29 @@ def outcome(result: Row | ModelResult) -> str:
     parts = [f"{word} {s.median:.2f}×" for metric, word in words.items() if (s := result.speedup(metric))]
     slower = [(side, result.slowdown("inference", side, "mean")) for side in SIDES]
     parts += [f"inference of the {side} {mean:.2f}× slower" for side, mean in slower if mean]
-    parts += [f"in doubt: {why}" for why in trust.doubts_of_row(result)]
+    parts += [f"doubtful: {why}" for why in trust.doubts_of_row(result)]
     return ", ".join([*parts, *(f"{name} {peer.status}" for name, peer in result.peers.items() if not peer.ok)])
 
 
-# Axes of the scaling mode: label, the other sizes, values.
+# Axes of the scaling mode: label, description of the other sizes, values.
 AXES: dict[str, tuple[str, str, Sequence[int]]] = {
     "hidden": ("hidden units H", "B = 1, T = 100, I = H", (32, 64, 128, 256, 512, 1024)),
     "batch": ("batch rows B", "T = 50, I = H = 256", (1, 2, 4, 8, 16, 32, 64)),
     "steps": (
         "steps T, in chunks of at most 1000",
-        "B = 1, I = H = 128, state handed on",
+        "B = 1, I = H = 128, state carried over",
         (100, 1000, 10_000, 100_000),
     ),
     "threads": ("threads", "16×100×256", ()),
 }
-CHUNK = 1000  # steps of one pass without a graph: 100 000 steps need no more memory than 1000
+CHUNK = 1000  # steps of one pass without a graph, which limits the memory of long sequences
 
 
 def make_points(settings: Settings, threads: int) -> list[Row]:
-    """Empty rows of the scaling mode, those of one number of threads together.
+    """Return the empty rows of the scaling mode, grouped by number of threads.
 
-    Points have ``threads`` threads, except those of the axis ``threads``: they go from one to that number, and there
-    are none if it is one. A quick run leaves out two of three values (the first and the last stay).
+    Rows use ``threads`` threads, except those of the axis ``threads``, which go from one to that number and are omitted
+    if it is one. A quick run keeps every third value and the last.
     """
     cells, dtype = list(dict.fromkeys(case.cell for case in settings.cases)), settings.cases[0].dtype
     shrink, points = 3 if settings.quick else 1, []
@@ -359,5 +359,5 @@ def make_points(settings: Settings, threads: int) -> list[Row]:
 
 
 def thread_counts(most: int) -> list[int]:
-    """1, 2, 4 … and the most itself."""
+    """Return 1, 2, 4, … below ``most``, and ``most``."""
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]

@@ -1,1 +1,1 @@
-"""The first minute, ``fastrnn demo``: parity, speed, a custom cell, a picture."""
+"""``fastrnn demo``: parity, speed, a custom cell and a figure in about a minute."""

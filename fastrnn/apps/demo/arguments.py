@@ -1,4 +1,4 @@
-"""The options of ``fastrnn demo``."""
+"""Command-line options of ``fastrnn demo``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 DESCRIPTION = (
     "Check three layers against torch.nn and time them, then a custom cell against itself as a loop in PyTorch; "
-    "draw a picture. Takes less than a minute. Exit status: 0 if all went well, 1 if a check failed, 3 if times are "
-    "not to be trusted."
+    "draw a figure. Takes less than a minute. Exit status: 0 if all went well, 1 if a check failed, 3 if times are "
+    "unreliable."
 )
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -16,7 +16,7 @@ PICTURES = (".png", ".svg", ".pdf")
 def _picture(text: str) -> Path:
     path = Path(text)
     if path.suffix not in PICTURES or path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(PICTURES)}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a file name ending in {', '.join(PICTURES)}, got {text!r}")
     return path
 
 
@@ -29,6 +29,6 @@ def _positive(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fastrnn demo``."""
     parser.description = DESCRIPTION
-    picture = "where the picture goes, if matplotlib is installed; default: fastrnn-demo.png"
+    picture = "file for the figure, if matplotlib is installed; default: fastrnn-demo.png"
     parser.add_argument("--picture", type=_picture, default=Path("fastrnn-demo.png"), metavar="PATH", help=picture)
-    parser.add_argument("--threads", type=_positive, metavar="N", help="default: torch's choice, 1 beside other work")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="default: that of torch, 1 under load")

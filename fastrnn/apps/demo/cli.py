@@ -1,4 +1,4 @@
-"""``fastrnn demo`` from options to the terminal and a picture."""
+"""``fastrnn demo``, from options to terminal output and a figure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastrnn.apps.bench.report import format_seconds, multiply_signs
 from fastrnn.apps.demo import comparisons, picture
 from fastrnn.apps.demo.comparisons import Comparison
 
-BAR = 36  # columns of the longer of two bars
+BAR = 36  # columns of the longer bar
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, show, draw; returns the exit status."""
+    """Measure, print and draw; return the exit status."""
     console = Console(highlight=False)
     threads = threads_of(args.threads)
     if threads is not None:
@@ -30,32 +30,32 @@ def run(args: argparse.Namespace) -> int:
     console.print("[bold]fastrnn[/bold]: training steps, forward and backward, in float32")
     console.print(escape(environment.describe(environment.collect())), style="dim")
     if threads != args.threads:
-        console.print("one thread, as other work keeps this machine busy", style="dim")
+        console.print("one thread, because this machine is under load", style="dim")
     console.print()
-    found = list(_shown(console, comparisons.layers(threads)))
-    console.print("[bold]A custom cell[/bold], a few lines of Python that become fused kernels:")
+    compared = list(_shown(console, comparisons.layers(threads)))
+    console.print("[bold]A custom cell[/bold], a few lines of Python compiled to fused kernels:")
     console.print(escape(_source()), style="cyan")
-    found += _shown(console, [comparisons.cell()])
-    return _end(console, found, args)
+    compared += _shown(console, [comparisons.cell()])
+    return _end(console, compared, args)
 
 
 def threads_of(wanted: int | None) -> int | None:
-    """One thread where nothing else is wanted and other work is on the machine: several would wait for each other."""
+    """Choose one thread by default if the machine is under load: several would wait for each other."""
     if wanted is not None or not hasattr(os, "getloadavg"):
         return wanted
     return 1 if os.getloadavg()[0] > (os.cpu_count() or 1) / 2 else None
 
 
 def _source() -> str:
-    """The cell as it is written, without its docstring and annotations."""
+    """Return the cell's source without docstring and annotations."""
     text = inspect.getsource(comparisons.one_state.step)
     lines = text.replace(": Any", "").replace(" -> Any", "").splitlines()
     quoted = [k for k, line in enumerate(lines) if '"""' in line]
     return "\n".join(f"    {line}" for line in (*lines[: quoted[0]], *lines[quoted[-1] + 1 :]))
 
 
-def _shown(console: Console, found: Iterable[Comparison]) -> Iterable[Comparison]:
-    for one in found:
+def _shown(console: Console, comparisons: Iterable[Comparison]) -> Iterable[Comparison]:
+    for one in comparisons:
         for line in lines_of(one):
             console.print(line)
         console.print()
@@ -63,15 +63,15 @@ def _shown(console: Console, found: Iterable[Comparison]) -> Iterable[Comparison
 
 
 def lines_of(one: Comparison) -> list[str]:
-    """A comparison for the terminal: parity, and two bars."""
-    parity = "" if one.error is None else f"  largest error {one.error:.1f} times {one.other}'s own"
+    """Format a comparison for the terminal: parity and two bars."""
+    parity = "" if one.error is None else f"  largest error {one.error:.1f} times that of {one.other}"
     head = f"[bold]{escape(multiply_signs(one.name))}[/bold]{parity}"
     if one.seconds is None:
         return [head, f"  [red]{escape(one.problem)}[/red]"]
     slow, fast = one.seconds
     longest, width = max(one.seconds), max(len(one.other), len("fastrnn"))
     bars = ["█" * max(1, round(BAR * s / longest)) for s in one.seconds]
-    ratio = f"[bold]{slow / fast:.1f}×[/bold]{' in doubt' if one.doubts else ''}"
+    ratio = f"[bold]{slow / fast:.1f}×[/bold]{' (doubtful)' if one.doubts else ''}"
     return [
         head,
         f"  {one.other:>{width}} [bright_black]{bars[0]}[/bright_black] {format_seconds(slow)}",
@@ -79,16 +79,16 @@ def lines_of(one: Comparison) -> list[str]:
     ]
 
 
-def _end(console: Console, found: Sequence[Comparison], args: argparse.Namespace) -> int:
-    doubts = list(itertools.chain.from_iterable(one.doubts for one in found))
+def _end(console: Console, compared: Sequence[Comparison], args: argparse.Namespace) -> int:
+    doubts = list(itertools.chain.from_iterable(one.doubts for one in compared))
     if doubts:
-        console.print(f"The times are not to be trusted: {escape('; '.join(dict.fromkeys(doubts)))}.", style="bold red")
+        console.print(f"The times are unreliable: {escape('; '.join(dict.fromkeys(doubts)))}.", style="bold red")
     if picture.available():
-        picture.save(found, args.picture)
-        console.print(f"picture: {escape(str(args.picture))}", soft_wrap=True)
+        picture.save(compared, args.picture)
+        console.print(f"figure: {escape(str(args.picture))}", soft_wrap=True)
     else:
-        console.print("no picture: matplotlib is not installed")
+        console.print("no figure: matplotlib is not installed")
     console.print("more: fastrnn bench, fastrnn --help, docs/write-your-own-cell.md")
-    if any(one.error is not None and one.seconds is None for one in found):
+    if any(one.error is not None and one.seconds is None for one in compared):
         return 1
     return UNTRUSTED_STATUS if doubts else 0

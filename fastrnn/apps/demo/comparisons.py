@@ -17,19 +17,19 @@ from fastrnn.apps.bench.effort import measured
 from fastrnn.apps.bench.results import Row, Settings
 from fastrnn.apps.bench.runner import Progress, Runner
 
-#: A small batch, where calls and steps cost most; a usual one; rows of different lengths.
+#: A small batch, where call and step overheads dominate; a usual one; batch rows of different lengths.
 CASES = (("lstm", "1x100x128"), ("gru", "16x100x256"), ("lstm", "packed"))
 CELL_SHAPE = (100, 16, 128)  # T, B, H
 ROUNDS = 5
-#: Seconds after which no further layer is begun: on a busy machine torch.nn may take a hundred times as long.
+#: Seconds after which no further layer is started: under load torch.nn may take a hundred times as long.
 PATIENCE = 20.0
-#: Largest error of the cell's kernels, in units of the loop's own, and the floor below which either is rounding.
+#: Largest error of the cell's kernels relative to the loop's own, and the floor below which both are rounding.
 FACTOR, FLOOR = 2.0, 1e-6
 
 
 @fastrnn.cell(gates="f u")
 def one_state(x: Any, r: Any, s: Any) -> Any:
-    """A gated unit that forgets with one gate and reads with the other.
+    """Gated unit with one gate for forgetting and one for reading.
 
     h' = σ(W_f·x + R_f·h)*h + tanh(W_u·x + R_u·h)
     """
@@ -38,14 +38,14 @@ def one_state(x: Any, r: Any, s: Any) -> Any:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A training step in two implementations.
+    """A training step in two implementations, compared.
 
     Attributes:
-        name, other: of what is timed, and of what it is compared with.
-        seconds: of the other and of fastrnn, medians; None if not timed.
-        error: the largest error of any output or gradient against float64, in units of the other's own.
-        problem: why there is no speed, or an empty string.
-        doubts: reasons not to trust the times.
+        name, other: the names of the timed implementation and of the one it is compared with.
+        seconds: median times of the other and of fastrnn; None if not timed.
+        error: the largest error of any output or gradient against float64, relative to the other's own.
+        problem: the reason why there is no speed-up, or an empty string.
+        doubts: reasons why the times are unreliable.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Comparison:
 
 
 class _Silent(Progress):
-    """A run that says nothing on its way."""
+    """Progress without output."""
 
     def _write(self, text: str, end: str) -> None:
         pass
 
 
 def layers(threads: int | None, cases: tuple[tuple[str, str], ...] = CASES) -> Iterator[Comparison]:
-    """Yield each layer as soon as it is timed; engines in processes of their own, in turns, as in ``fastrnn bench``."""
+    """Yield each layer once it is timed; engines run in separate processes, alternately, as in ``fastrnn bench``."""
     made = [Case(cell, parse_shapes(shape)[0], "float32") for cell, shape in cases]
     settings = Settings(tuple(made), threads=threads, rounds=ROUNDS, block_seconds=0.02, quick=True, memory=False)
     runner, deadline = Runner(settings, _Silent(len(made))), time.monotonic() + PATIENCE
@@ -76,7 +76,7 @@ def layers(threads: int | None, cases: tuple[tuple[str, str], ...] = CASES) -> I
         runner.start({})
         for case in made:
             if time.monotonic() > deadline:
-                yield Comparison(_name(case), "torch.nn", problem="left out, as the machine is busy")
+                yield Comparison(_name(case), "torch.nn", problem="skipped, because the machine is under load")
                 continue
             row = Row(case=case)
             runner.run_case(row)
@@ -99,7 +99,7 @@ def _of_row(row: Row) -> Comparison:
 
 
 def cell(shape: tuple[int, int, int] = CELL_SHAPE) -> Comparison:
-    """`one_state` in its kernels and as a loop; its first call compiles."""
+    """Compare `one_state` in its kernels with a loop; the first call compiles."""
     T, B, H = shape
     name, other = f"custom cell {B}x{T}x{H}", "a loop in PyTorch"
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def _results(network: torch.nn.Module, x: Tensor, backend: str) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y.square().sum(), list(network.parameters()))]
 
 
-def _error(found: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest error of any tensor, relative to its largest magnitude."""
-    pairs = zip(found, exact, strict=True)
+def _error(results: list[Tensor], exact: list[Tensor]) -> float:
+    """Return the largest error of any tensor, relative to its largest magnitude."""
+    pairs = zip(results, exact, strict=True)
     return max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)

@@ -1,4 +1,4 @@
-"""The demo's picture: two bars for each comparison, as long as the slower one at most."""
+"""Figure of the demo: two bars for each comparison, relative to the slower one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastrnn.apps.demo.comparisons import Comparison
 
 BLUE, GREY, RED = "#0072B2", "#9A9A9A", "#D55E00"
-WIDTH, ROW = 5.2, 0.95  # inches, of the figure and of a comparison
+WIDTH, ROW = 5.2, 0.95  # inches, width of the figure, height of a comparison
 
 
 def available() -> bool:
@@ -22,24 +22,24 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def save(found: Sequence[Comparison], path: Path) -> None:
-    """Draw the comparisons into a file, in the format of its suffix."""
+def save(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw the comparisons to a file, in the format of its suffix."""
     import matplotlib
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    doubts = any(one.doubts for one in found)
+    doubts = any(one.doubts for one in comparisons)
     with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none"}):
-        height = ROW * len(found) + 0.5
+        height = ROW * len(comparisons) + 0.5
         figure = Figure(figsize=(WIDTH, height))
         figure.text(0.03, 1 - 0.12 / height, "Time of a training step", fontsize=13, fontweight="bold", va="top")
         if doubts:
-            said = "not to be trusted: other work on the machine"
+            said = "unreliable: other load on the machine"
             figure.text(0.97, 1 - 0.16 / height, said, color=RED, fontweight="bold", va="top", ha="right")
         axis = figure.add_axes((0.03, 0.02, 0.94, 1 - 0.42 / height))
-        axis.set(xlim=(0, 1.6), ylim=(len(found) - 0.55, -0.6))
+        axis.set(xlim=(0, 1.6), ylim=(len(comparisons) - 0.55, -0.6))
         axis.set_axis_off()
-        for place, one in enumerate(found):
+        for place, one in enumerate(comparisons):
             _draw(axis, place, one)
         figure.savefig(path, dpi=200)
 

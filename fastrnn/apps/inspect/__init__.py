@@ -8,7 +8,7 @@
     html = pages.as_html(reading)
     pages.save_figure([pages.of_checkpoint("run/best.pt", text)], ["gradflow.svg"])
 
-The numbers that they show come from `fastrnn.inspect`.
+The data that they show come from `fastrnn.inspect`.
 """
 
 from __future__ import annotations

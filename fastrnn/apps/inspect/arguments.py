@@ -1,36 +1,35 @@
-"""The options of ``fastrnn inspect`` and ``fastrnn gradflow`` on the command line."""
+"""Command-line options of ``fastrnn inspect`` and ``fastrnn gradflow``."""
 
 from __future__ import annotations
 
 import argparse
 
-#: `fastrnn.inspect.features.SYNTAXES`, which torch would have to be loaded for.
+#: `fastrnn.inspect.features.SYNTAXES`, whose module would import torch.
 SYNTAXES = ("auto", "python", "c", "text")
 INITIALISATIONS = (
     "default: the module's own; orthogonal:X: every recurrent matrix X times a random orthogonal one (default X: 1), "
-    "whose eigenvalues all have modulus X; identity:X: X times the identity, biases 0 (Le et al. 2015); np_rnn "
-    "(Talathi and Vartak 2015); forget:X: the module's own with the bias of forget gates at X (default: 1); chrono:X: "
-    "gates for memories of up to X steps (default: 100; Tallec and Ollivier 2018)"
+    "whose eigenvalues all have modulus X; identity:X: X times the identity, zero biases (Le et al. 2015); np_rnn "
+    "(Talathi and Vartak 2015); forget:X: the module's own with forget gate bias X (default: 1); chrono:X: gate biases "
+    "for memory lengths up to X steps (default: 100; Tallec and Ollivier 2018)"
 )
 
 INSPECT = (
-    "Write a web page, one file that loads nothing, with a text as a language model of fastrnn train sees it: "
-    "coloured by a unit's state or gate, with the units that follow quotes, comments, indentation, …, how often gates "
-    "are saturated, and what was expected at each place. Exit status: 0; 1 if a file cannot be read or written, 2 for "
-    "wrong arguments."
+    "Write a self-contained web page that shows how a language model of fastrnn train reads a text: coloured by a "
+    "unit's state or gate, with the units that track quotes, comments, indentation, …, the saturation of the gates, "
+    "and the predictions at each place. Exit status: 0; 1 if a file cannot be read or written, 2 for wrong arguments."
 )
 GRADFLOW = (
-    "Draw how gradients flow back through time: their norms against the lag, step by step and unit by unit, "
-    "eigenvalues of R and of a step's Jacobian, and what clipping does; of fresh networks, or of a checkpoint of "
+    "Draw the flow of gradients back through time: their norms against the lag, by time step and by unit, "
+    "eigenvalues of R and of a step's Jacobian, and the effect of clipping; for new networks, or for a checkpoint of "
     "fastrnn train on a text. Writes PNG, SVG and the numbers as JSON. Exit status: 0; 1 if a file cannot be read or "
-    "written or matplotlib is missing (the JSON file is written all the same), 2 for wrong arguments."
+    "written or matplotlib is missing (the JSON file is still written), 2 for wrong arguments."
 )
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `fastrnn.apps.inspect.read` and `as_html`."""
+    """Add the arguments of `fastrnn.apps.inspect.read` and `as_html`."""
     parser.description = INSPECT
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder, for the newest in it")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder: its newest")
     parser.add_argument("text", metavar="TEXT", help="the file to read")
     parser.add_argument("--out", default="inspect.html", metavar="FILE", help="the page (default: inspect.html)")
     parser.add_argument(
@@ -38,42 +37,44 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LAYER:NAME:UNIT",
-        help="to have in the page whatever it tracks, as 2:c:17: layer and unit count from 1, NAME is a state or gate; "
-        "more than once for more, the first is shown first",
+        help="include this unit whatever it tracks, as in 2:c:17: layer and unit count from 1, NAME is a state or "
+        "gate; may be repeated, the first unit is shown first",
     )
-    parser.add_argument("--begin", type=int, default=0, metavar="N", help="bytes or characters to leave out at first")
-    parser.add_argument("--limit", type=int, default=20_000, metavar="N", help="how many to read (default: 20000)")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="likeliest next characters (default: 3)")
-    parser.add_argument("--ranks", type=int, default=5, metavar="N", help="units to name for a feature (default: 5)")
-    parser.add_argument("--syntax", choices=SYNTAXES, default="auto", help="what quotes and comments look like")
+    parser.add_argument("--begin", type=int, default=0, metavar="N", help="units (bytes or characters) to skip")
+    parser.add_argument("--limit", type=int, default=20_000, metavar="N", help="units to read (default: 20000)")
     parser.add_argument(
-        "--max-bytes", type=int, default=1_000_000, metavar="N", help="size of the page (default: 1000000)"
+        "--top", type=int, default=3, metavar="K", help="most likely next characters shown (default: 3)"
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the CPU (default: 1)")
+    parser.add_argument("--ranks", type=int, default=5, metavar="N", help="units listed for a feature (default: 5)")
+    parser.add_argument("--syntax", choices=SYNTAXES, default="auto", help="syntax of quotes and comments")
+    parser.add_argument(
+        "--max-bytes", type=int, default=1_000_000, metavar="N", help="limit for the page's size (default: 1000000)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
 
 
 def add_gradflow_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `fastrnn.inspect.compare` and `fastrnn.apps.inspect.of_checkpoint`."""
+    """Add the arguments of `fastrnn.inspect.compare` and `fastrnn.apps.inspect.of_checkpoint`."""
     parser.description = GRADFLOW
     parser.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint, or a folder, for the newest in it"
+        "checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint, or a folder with checkpoints: its newest"
     )
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="a file for it to read (10 MB at most)")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="a text file for it to read (10 MB at most)")
     parser.add_argument(
         "--cell", metavar="NAMES", help="lstm, gru, rnn_tanh, rnn_relu, cells of the gallery; without checkpoint: lstm"
     )
     parser.add_argument("--init", default="default", metavar="NAMES", help=INITIALISATIONS.replace("%", "%%"))
-    parser.add_argument("--steps", type=int, default=100, metavar="T", help="steps (default: 100)")
-    parser.add_argument("--hidden", type=int, default=64, metavar="H", help="width of the cells (default: 64)")
-    parser.add_argument("--inputs", type=int, default=16, metavar="I", help="width of their input (default: 16)")
-    parser.add_argument("--batch", type=int, default=16, metavar="B", help="rows (default: 16)")
-    parser.add_argument("--batches", type=int, default=20, metavar="N", help="for the norms (default: 20)")
+    parser.add_argument("--steps", type=int, default=100, metavar="T", help="time steps (default: 100)")
+    parser.add_argument("--hidden", type=int, default=64, metavar="H", help="hidden units (default: 64)")
+    parser.add_argument("--inputs", type=int, default=16, metavar="I", help="input size (default: 16)")
+    parser.add_argument("--batch", type=int, default=16, metavar="B", help="batch rows (default: 16)")
+    parser.add_argument("--batches", type=int, default=20, metavar="N", help="batches for the norms (default: 20)")
     parser.add_argument(
-        "--clip", type=float, metavar="X", help="norm to clip to (default: 1, of a checkpoint as in training)"
+        "--clip", type=float, metavar="X", help="norm to clip to (default: 1; for a checkpoint as in training)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and input (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and input (default: 0)")
     parser.add_argument(
-        "--out", default="gradflow", metavar="NAME", help="for NAME.png, NAME.svg, NAME.json (default: gradflow)"
+        "--out", default="gradflow", metavar="NAME", help="writes NAME.png, NAME.svg, NAME.json (default: gradflow)"
     )
-    parser.add_argument("--dark", action="store_true", help="draw the figure light on dark")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the CPU (default: 1)")
+    parser.add_argument("--dark", action="store_true", help="draw the figure on a dark background")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")

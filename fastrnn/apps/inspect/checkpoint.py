@@ -26,20 +26,20 @@ def of_checkpoint(
 ) -> Run:
     """Compute the gradient flow in the last layer of a language model of ``fastrnn train``.
 
-    L is the cross entropy of what comes after the last of T units, mean over B places of the text, for the flow; for
-    the norms of the parameters' gradient it is that of all T units, as in training.
+    For the flow, L is the cross entropy of the unit that follows T units, mean over B places of the text; for the norms
+    of the parameters' gradient it is that of all T units, as in training.
 
     Args:
         path: as for `fastrnn.apps.lm.load`.
         text: at least T + 1 units.
         steps, batch: T and B.
-        batches: how many norms to take.
-        clip: to clip them to; None: as in training.
-        name: what to call it.
+        batches: the number of norms to take.
+        clip: the norm to clip to; None: as in training.
+        name: the name of the run.
 
     Raises:
         CheckpointError: see `fastrnn.apps.lm.load`.
-        ValueError: the text is too short or has characters that the vocabulary has not, or a number is out of range.
+        ValueError: the text is too short or has characters outside the vocabulary, or a number is out of range.
     """
     for what, size in {"steps": steps, "batch": batch, "batches": batches}.items():
         if size < 1:
@@ -49,7 +49,7 @@ def of_checkpoint(
     check_clip(clip)
     ids = torch.from_numpy(ids_of(model, text))
     if len(ids) <= steps:
-        raise ValueError(f"text: expected more than {steps} units, which are the steps, got {len(ids)}")
+        raise ValueError(f"text: expected more than {steps} units, the number of steps, got {len(ids)}")
     starts = torch.linspace(0, len(ids) - steps - 1, batch * batches).long().view(batches, batch)
     windows = ids[starts.unsqueeze(-1) + torch.arange(steps + 1)].transpose(1, 2)  # (batches, T+1, B)
     before, after = [], []

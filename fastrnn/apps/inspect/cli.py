@@ -13,7 +13,7 @@ from fastrnn.apps.lm.errors import CheckpointError
 from fastrnn.apps.lm.model import LanguageModel
 from fastrnn.apps.lm.sampling import load
 
-#: Arguments that errors name, but TEXT.
+#: Arguments named in errors, besides TEXT.
 _NAMED = (
     *("unit", "begin", "limit", "top", "ranks", "syntax", "max_bytes", "threads"),
     *("cell", "init", "steps", "hidden", "inputs", "batch", "batches", "clip", "seed"),
@@ -21,12 +21,12 @@ _NAMED = (
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Writes the page; returns the exit status."""
+    """Write the page; return the exit status."""
     return _guarded("inspect", lambda: _inspect(args))
 
 
 def run_gradflow(args: argparse.Namespace) -> int:
-    """Writes the figure; returns the exit status."""
+    """Write the figure; return the exit status."""
     return _guarded("gradflow", lambda: _gradflow(args))
 
 
@@ -51,13 +51,13 @@ def _track(text: str) -> Track:
 
 
 def _text(model: LanguageModel, path: str, begin: int, limit: int | None) -> tuple[str | bytes, bool]:
-    """What to read of a file, in the model's units, and whether there is more behind it."""
+    """Return the requested part of a file, in the model's units, and True if more text follows."""
     if begin < 0:
         raise ValueError(f"begin: expected at least 0, got {begin}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1, got {limit}")
     if not Path(path).is_file():
-        raise ValueError(f"text: expected a file with text, got {path!r}, which is none")
+        raise ValueError(f"text: expected a text file, got {path!r}, which is not a file")
     if model.vocabulary.unit == "byte":
         with open(path, "rb") as binary:
             binary.seek(begin)
@@ -84,7 +84,7 @@ def _inspect(args: argparse.Namespace) -> int:
     options, vocabulary = model.options, model.vocabulary
     text, more = _text(model, args.text, args.begin, args.limit)
     if not text:
-        raise ValueError(f"text: expected some behind the first {args.begin:,} {vocabulary.units}, found none")
+        raise ValueError(f"text: expected some after the first {args.begin:,} {vocabulary.units}, got none")
     reading = read(model, text, top=args.top, syntax=args.syntax)
     symbols = vocabulary.characters.__getitem__ if isinstance(vocabulary, Characters) else byte_symbol
     what = f"{vocabulary.units} {args.begin + 1:,} to {args.begin + len(text):,}" if more or args.begin else "all"
@@ -100,11 +100,11 @@ def _inspect(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(text):,} {vocabulary.units} of text, {bits:.3f} bits each, {len(page):,} bytes")
     if len(page) > args.max_bytes:
         print(
-            f"larger than --max-bytes {args.max_bytes}: the text, what was expected at each place and one unit take "
-            "so much; --limit for less text"
+            f"larger than --max-bytes {args.max_bytes}: the text, its predictions and one unit need this much; use "
+            "--limit for less text"
         )
     if more:
-        print(f"the text goes on behind these; --begin {args.begin + len(text)} for the next, --limit for more")
+        print(f"more text follows; continue with --begin {args.begin + len(text)}, or use --limit for more")
     return 0
 
 
@@ -123,7 +123,7 @@ def _gradflow(args: argparse.Namespace) -> int:
     runs = []
     if args.checkpoint is not None:
         if args.text is None:
-            raise ValueError("text: expected a file for the checkpoint to read, got none")
+            raise ValueError("text: expected a text file for the checkpoint to read, got none")
         model = load(args.checkpoint)
         text, _ = _text(model, args.text, 0, 10_000_000)
         name = newest(args.checkpoint).name

@@ -1,4 +1,4 @@
-"""The figure of `fastrnn gradflow`: norms against the lag for all networks, then a row of panels for each.
+"""Figure of `fastrnn gradflow`: norms against the lag for all networks, then a row of panels for each.
 
 matplotlib is optional (``pip install 'fastrnn[plot]'``).
 """
@@ -13,18 +13,19 @@ import numpy as np
 
 from fastrnn.inspect.gradflow import Run
 
-INSTALL = "matplotlib is not installed; get it with: python -m pip install 'fastrnn[plot]'"
+INSTALL = "matplotlib is not installed; install it with: python -m pip install 'fastrnn[plot]'"
 
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _MARKERS = "os^Dvx+*"
 _GRID = {"linewidth": 0.6}
-#: How far below the largest gradient the colours of the heat maps reach, in powers of ten.
+#: Range of the heat maps' colours below the largest gradient, in powers of ten.
 _DECADES = 12
 
 
 def _style(dark: bool) -> Any:
-    """Settings of matplotlib. Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart;
-    initialisations differ in dash.
+    """Return settings of matplotlib.
+
+    Colours are Okabe and Ito's for colour-blind readers; initialisations differ in dash.
     """
     from cycler import cycler
 
@@ -51,26 +52,26 @@ def _colour(number: int) -> str:
     import matplotlib
 
     colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-    found: str = colours[number % len(colours)]
-    return found
+    colour: str = colours[number % len(colours)]
+    return colour
 
 
 def _ink() -> str:
     import matplotlib
 
-    found: str = matplotlib.rcParams["text.color"]
-    return found
+    colour: str = matplotlib.rcParams["text.color"]
+    return colour
 
 
 def _whole(axis: Any) -> None:
-    """Set ticks at whole numbers: steps, units and batches have no halves."""
+    """Set ticks at whole numbers, for steps, units and batches."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def save(runs: Sequence[Run], paths: Sequence[Path], dark: bool = False) -> None:
-    """Draw the runs once and write the figure to every path, in the format of its suffix; light on dark if ``dark``.
+    """Draw the runs once and write the figure to every path, in the format of its suffix; ``dark``: light on dark.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -95,7 +96,7 @@ def save(runs: Sequence[Run], paths: Sequence[Path], dark: bool = False) -> None
 
 
 def _draw_norms(panel: Any, runs: Sequence[Run]) -> None:
-    # Of each run h, and the second state if it has one.
+    # For each run h, and the second state if it has one.
     columns = [[(run, state) for run in runs for state in list(run.norms)[k : k + 1]] for k in range(2)]
     cells, inits = (list(dict.fromkeys(values)) for values in zip(*((r.cell, r.init) for r in runs), strict=True))
     columns = [column for column in columns if column]
@@ -115,19 +116,19 @@ def _draw_norms(panel: Any, runs: Sequence[Run]) -> None:
         _whole(axis.xaxis)
         axis.grid(**_GRID)
     low, high = axes[0].get_ylim()
-    axes[0].set_ylim(max(low, high * 1e-24), high)  # what has vanished need not be told apart
+    axes[0].set_ylim(max(low, high * 1e-24), high)  # vanished gradients need no resolution
     panel.legend(handles=list(handles.values()), loc="outside right upper", frameon=False)
 
 
 def _positive(values: Sequence[Any]) -> np.ndarray:
-    """Zeros and what overflowed as gaps, for a logarithmic axis."""
-    found = np.array(values, np.float64)
-    found[~(found > 0) | ~np.isfinite(found)] = np.nan
-    return found
+    """Return values with gaps for zeros and overflows, for a logarithmic axis."""
+    positive = np.array(values, np.float64)
+    positive[~(positive > 0) | ~np.isfinite(positive)] = np.nan
+    return positive
 
 
 def _common_scale(runs: Sequence[Run]) -> tuple[float, float]:
-    """The powers of ten that the colours of all heat maps reach from and to."""
+    """Return the range of powers of ten for the colours of all heat maps."""
     known = [np.log10(_positive(run.heat)) for run in runs]
     known = [values[np.isfinite(values)] for values in known]
     every = np.concatenate(known) if known else np.zeros(0)
@@ -142,7 +143,7 @@ def _draw_run(panel: Any, run: Run, scale: tuple[float, float]) -> None:
     heat, matrix, step, norms = panel.subplots(1, 4, width_ratios=(1.5, 1, 1, 1.2))
     _draw_heat(panel, heat, run, scale)
     _draw_eigenvalues(matrix, run.recurrent, "eigenvalues of R", "no matrix R")
-    middle = (len(run.heat) - 1) // 2 + 1  # steps count from 1: 0 is the initial state
+    middle = (len(run.heat) - 1) // 2 + 1  # steps count from 1; 0 is the initial state
     _draw_eigenvalues(step, {"": run.step}, f"of the Jacobian of step {middle}", "not finite")
     _draw_clipping(norms, run)
 
@@ -158,7 +159,7 @@ def _draw_heat(panel: Any, axis: Any, run: Run, scale: tuple[float, float]) -> N
         vmin=low,
         vmax=high,
     )
-    axis.set_title("log₁₀ |∂L/∂h|, mean over rows", loc="left", fontsize=9)
+    axis.set_title("log₁₀ |∂L/∂h|, mean over batch rows", loc="left", fontsize=9)
     axis.set_xlabel("time")
     axis.set_ylabel("unit")
     _whole(axis.xaxis)

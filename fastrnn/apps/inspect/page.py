@@ -1,9 +1,9 @@
-"""The page of `fastrnn inspect`: one HTML file with everything in it.
+"""Page of `fastrnn inspect`: one self-contained HTML file.
 
-Values over the text are levels of 8 bits (`fastrnn.inspect.ranking.quantised`) in base64: 4/3 of a byte for each unit
-of the text and curve. A page of 1 MB has room for 25 curves or so over 20 kB of text;
-`fastrnn.apps.inspect.reading.chosen` says which. The text comes as JSON and is put into the page as text nodes, so that
-nothing in it is markup.
+Curves over the text are 8-bit levels (`fastrnn.inspect.ranking.quantised`) in base64: 4/3 of a byte for each unit of
+the text and curve. A page of 1 MB holds about 25 curves over 20 kB of text;
+`fastrnn.apps.inspect.reading.chosen` selects them. The text is stored as JSON and inserted as text nodes, so that none
+of it is interpreted as markup.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def as_html(
     """Return a reading as one self-contained HTML page.
 
     Args:
-        reading: of `fastrnn.apps.inspect.read`.
-        about: a line that says what was read by what.
-        tracks: units to have in the page whatever they track, the first of them shown first.
-        symbols: what stands for an id, a function of it; None for bytes.
-        ranks: how many units to name for each feature.
-        max_bytes: how large the page may become, if the text itself and ``tracks`` leave room.
+        reading: the result of `fastrnn.apps.inspect.read`.
+        about: a line that describes the model and the text.
+        tracks: units to include whatever they track, the first of them shown first.
+        symbols: a function from an id to its display text; None for bytes.
+        ranks: the number of units listed for each feature.
+        max_bytes: the limit for the page's size, if the text itself and ``tracks`` permit.
 
     Raises:
         ValueError: there is no such track.
@@ -73,7 +73,7 @@ def _check(reading: Reading, tracks: Sequence[Track]) -> None:
 
 
 def byte_symbol(value: int) -> str:
-    """A byte as people write it."""
+    """Return the display text of a byte."""
     return chr(value) if value < 128 else f"\\x{value:02x}"
 
 
@@ -132,7 +132,7 @@ def _base64(values: np.ndarray) -> str:
 def _joined(content: dict[str, Any], about: str) -> str:
     files = resources.files("fastrnn.apps.inspect") / "page_files"
     body, style, script = ((files / name).read_text(encoding="utf-8") for name in ("body.html", "page.css", "page.js"))
-    # Nothing in the text may end the element that it is in: without "<" there is neither "</script" nor "<!--".
+    # Nothing in the text may end its element: without "<" there is neither "</script" nor "<!--".
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.encode("utf-8", "replace").decode()
     title = html.escape(f"Looking inside: {about}" if about else "Looking inside")

@@ -1,4 +1,4 @@
-"""A language model reads a text: every unit at every place, what it expects next, and which units track what."""
+"""Reading of a text by a language model: every unit at every place, predictions, and the units that track features."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from fastrnn.inspect.states import follow
 
 #: Saturation as in Karpathy, Johnson & Fei-Fei 2015: a gate is left-saturated below 0.1, right-saturated above 0.9.
 LEFT, RIGHT = 0.1, 0.9
-#: What a page does not open on: a track with a larger share of its variance between tenths of the text, and one that
-#: follows what holds (or does not) at a smaller share of the places, where a perfect score may be chance.
+#: Tracks that a page does not open on: those with a larger share of their variance between tenths of the text, and
+#: those that follow a feature that holds (or does not) at a smaller share of the places, where a perfect score may be
+#: chance.
 DRIFTS, RARE = 0.5, 0.01
 
 
@@ -27,7 +28,7 @@ DRIFTS, RARE = 0.5, 0.01
 class Track:
     """State or gate of one unit, as a curve over the text.
 
-    Layer and unit count from 0 here, and from 1 in what is shown.
+    Layer and unit count from 0 here, and from 1 in displayed text.
     """
 
     layer: int
@@ -40,11 +41,11 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """How the levels 0 to 254 of one quantity of one layer are to be read: as centre − half to centre + half.
+    """Scale of one quantity of one layer: levels 0 to 254 represent centre − half to centre + half.
 
     Attributes:
         centre: 0 for states, 0.5 for gates.
-        half: (H), for each unit: of a state the largest modulus that it has in the text, of a gate 0.5.
+        half: (H), for each unit: for a state its largest modulus in the text, for a gate 0.5.
     """
 
     centre: float
@@ -56,16 +57,16 @@ class Reading:
     """States, gates and predictions of a model on a text of T units (bytes or characters).
 
     Attributes:
-        text: as people see it; what is no text (UTF-8) is U+FFFD.
-        ends: (characters) at which unit each character is complete.
-        names: of the layers.
-        quantities: the names of each layer's states, then gates, by layer.
-        gates: which of these are gates, by layer.
+        text: the text as displayed; invalid UTF-8 is U+FFFD.
+        ends: (characters) the unit at which each character is complete.
+        names: the names of the layers.
+        quantities: by layer, the names of its states, then of its gates.
+        gates: by layer, those of the quantities that are gates.
         hidden: H, the units of a layer.
-        levels: (H, T) uint8 by layer and quantity, with its `Scale`.
+        levels: by layer and quantity, (H, T) uint8, to be read with its `Scale`.
         saturation: by layer and gate, (2, H): the share of places at which it is left- and right-saturated.
-        expected: (T, K) ids, the likeliest units to come next, and their probabilities (T, K).
-        bits: (T) what each unit cost, −log2 of the probability that it was given; the first is NaN.
+        expected: (T, K) ids of the most likely next units, with their probabilities (T, K).
+        bits: (T) the cost of each unit, −log2 of its predicted probability; the first is NaN.
         features: by name, (T).
     """
 
@@ -93,9 +94,9 @@ class Reading:
         return sum(len(names) for names in self.quantities) * self.hidden
 
     def ranked(self, feature: str, count: int) -> list[tuple[Track, float]]:
-        """Return the tracks that follow a feature best, with their AUC or correlation; one of each unit.
+        """Return the tracks that follow a feature best, with their AUC or correlation; at most one of each unit.
 
-        The list is empty if the feature is the same everywhere.
+        Empty if the feature is constant.
         """
         best: dict[tuple[int, int], tuple[float, Track, float]] = {}
         for layer, quantity in self.levels:
@@ -111,20 +112,19 @@ class Reading:
         return [(track, score) for _, track, score in order[:count]]
 
     def strongest(self, count: int = 5) -> Track | None:
-        """Return the track that follows any feature best, of the ``count`` best of each, or None.
+        """Return the track that follows any feature best, among the ``count`` best of each; None if no feature varies.
 
-        Tracks that drift and features that hardly ever change count only if there are no others. None: no feature
-        changes in the text.
+        Tracks that drift and features that rarely change count only if there are no others.
         """
-        found: list[tuple[bool, float, Track]] = []
+        candidates: list[tuple[bool, float, Track]] = []
         for feature in FEATURES:
             values = self.features[feature]
             rare = values.dtype == bool and not RARE <= values.mean() <= 1 - RARE
             for track, score in self.ranked(feature, count):
                 levels = self.levels[track.layer, track.quantity][track.unit : track.unit + 1]
                 usable = not rare and bool(drift(levels)[0] <= DRIFTS)
-                found.append((usable, float(strength(np.array(score), values)), track))
-        return max(found, key=lambda entry: entry[:2])[2] if found else None
+                candidates.append((usable, float(strength(np.array(score), values)), track))
+        return max(candidates, key=lambda entry: entry[:2])[2] if candidates else None
 
     def _scored(self, feature: str, layer: int, quantity: str) -> np.ndarray | None:
         key = (feature, layer, quantity)
@@ -140,16 +140,16 @@ def read(
     top: int = 3,
     syntax: str = "auto",
 ) -> Reading:
-    """Run a language model over a text once, from states of zeros.
+    """Run a language model over a text once, from zero states.
 
     Args:
-        model: of `fastrnn.apps.lm.load`, or a checkpoint for it.
-        text: one unit at least; bytes are decoded as UTF-8 where the model's units are characters.
-        top: how many of the likeliest next units to keep.
+        model: a model from `fastrnn.apps.lm.load`, or a checkpoint for it.
+        text: at least one unit; bytes are decoded as UTF-8 if the model's units are characters.
+        top: the number of most likely next units to record.
         syntax: as for `fastrnn.inspect.features_of`.
 
     Raises:
-        ValueError: the text is empty or has characters that the vocabulary has not; ``top`` or ``syntax``.
+        ValueError: the text is empty or has characters outside the vocabulary; ``top`` or ``syntax`` is invalid.
         CheckpointError: see `fastrnn.apps.lm.load`.
     """
     if not isinstance(model, LanguageModel):
@@ -186,7 +186,7 @@ def read(
 
 def ids_of(model: LanguageModel, text: str | bytes) -> np.ndarray:
     if not text:
-        raise ValueError("text: expected one character at least, got none")
+        raise ValueError("text: expected at least one character, got none")
     if isinstance(text, str):
         return model.vocabulary.encode(text, "text")
     if model.vocabulary.unit == "byte":
@@ -200,7 +200,7 @@ def ids_of(model: LanguageModel, text: str | bytes) -> np.ndarray:
 
 
 def _shown(model: LanguageModel, ids: np.ndarray) -> tuple[str, np.ndarray]:
-    """The characters, and at which unit each is complete; several may be at one."""
+    """Return the characters, and the unit at which each is complete; several may be complete at one."""
     decoder, pieces, ends = model.vocabulary.decoder(), [], []
     for k, unit in enumerate(ids.tolist()):
         piece = decoder.feed(unit)
@@ -210,10 +210,10 @@ def _shown(model: LanguageModel, ids: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def _of_units(shown: str, ends: np.ndarray, steps: int, syntax: str) -> dict[str, np.ndarray]:
-    """Features of the characters, as those of the units: a unit inside a character has those of the one before it."""
-    found = features_of(shown, syntax)
+    """Map features of characters to units: a unit inside a character has those of the previous character."""
+    features = features_of(shown, syntax)
     place = np.searchsorted(ends, np.arange(steps), side="right") - 1
-    return {name: np.where(place < 0, found[name].dtype.type(0), _taken(found[name], place)) for name in FEATURES}
+    return {name: np.where(place < 0, features[name].dtype.type(0), _taken(features[name], place)) for name in FEATURES}
 
 
 def _taken(values: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -223,8 +223,10 @@ def _taken(values: np.ndarray, place: np.ndarray) -> np.ndarray:
 def _expectations(
     model: LanguageModel, hidden: torch.Tensor, ids: np.ndarray, top: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The likeliest units after each place, their probabilities, and the bits that each unit cost; in pieces, as the
-    logits (T, V) of a long text and a large vocabulary may not fit."""
+    """Return the most likely units after each place, their probabilities, and the cost of each unit in bits.
+
+    Computed in pieces, because the logits (T, V) of a long text and a large vocabulary may not fit in memory.
+    """
     T, V = len(ids), model.vocabulary.size
     count = min(top, V)
     likely, shares = np.zeros((T, count), np.int64), np.zeros((T, count), np.float32)
@@ -242,10 +244,10 @@ def _expectations(
 
 
 def _add(reading: Reading, layer: int, name: str, values: np.ndarray, is_gate: bool) -> None:
-    """Takes in one quantity (T, H): levels, scale, saturation."""
+    """Store one quantity (T, H): levels, scale, saturation."""
     largest = np.abs(values).max(0)
     if not np.isfinite(largest).all():
-        raise ValueError("model: expected finite states, got some that are not; its training has diverged")
+        raise ValueError("model: expected finite states, got infinity or NaN; its training has diverged")
     largest[largest == 0] = 1
     scale = Scale(0.5, np.full(len(largest), 0.5, np.float32)) if is_gate else Scale(0.0, largest)
     reading.scales[layer, name] = scale
@@ -255,27 +257,29 @@ def _add(reading: Reading, layer: int, name: str, values: np.ndarray, is_gate: b
 
 
 def chosen(reading: Reading, wanted: Sequence[Track], count: int, ranks: int) -> list[Track]:
-    """The tracks for a page that has room for ``count``: those wanted; then the strongest, which the page opens on;
-    then the best of each feature in turns, the second best, …; then the other quantities of these units.
+    """Return the tracks for a page with room for ``count``.
+
+    In this order: the requested ones; the strongest, which the page opens on; the best of each feature in turn, then
+    the second best, …; and the other quantities of these units.
     """
     strongest = reading.strongest(ranks)
-    found = dict.fromkeys([*wanted, *([strongest] if strongest else [])])
+    tracks = dict.fromkeys([*wanted, *([strongest] if strongest else [])])
     lists = [[track for track, _ in reading.ranked(name, ranks)] for name in FEATURES]
-    for track in _in_turns(lists):
-        found.setdefault(track)
-    for track in list(found):
+    for track in _interleaved(lists):
+        tracks.setdefault(track)
+    for track in list(tracks):
         for quantity in reading.quantities[track.layer]:
-            found.setdefault(Track(track.layer, quantity, track.unit))
+            tracks.setdefault(Track(track.layer, quantity, track.unit))
     for layer, names in enumerate(reading.quantities):
         for unit in range(reading.hidden):
-            if len(found) >= count:
+            if len(tracks) >= count:
                 break
             for quantity in names:
-                found.setdefault(Track(layer, quantity, unit))
-    return list(found)[: max(count, len(wanted))]
+                tracks.setdefault(Track(layer, quantity, unit))
+    return list(tracks)[: max(count, len(wanted))]
 
 
-def _in_turns(lists: list[list[Track]]) -> Iterator[Track]:
+def _interleaved(lists: list[list[Track]]) -> Iterator[Track]:
     for place in range(max(map(len, lists), default=0)):
         for one in lists:
             if place < len(one):

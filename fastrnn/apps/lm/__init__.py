@@ -1,4 +1,4 @@
-"""Language models of bytes or characters: train, resume, sample. ``fastrnn train`` and ``fastrnn sample`` as functions.
+"""Language models of bytes or characters: train, resume, sample; ``fastrnn train`` and ``fastrnn sample`` as functions.
 
 .. code-block:: python
 

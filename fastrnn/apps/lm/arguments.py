@@ -1,4 +1,4 @@
-"""The options of ``fastrnn train`` and ``fastrnn sample`` on the command line."""
+"""Command-line options of ``fastrnn train`` and ``fastrnn sample``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from fastrnn.apps.lm.options import Options
 
 TRAIN = (
-    "Train a language model of bytes or characters on a text file, or go on with one. Exit status: 0 at the end of the "
-    "run, 1 if it failed, 2 for wrong arguments, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP: the step is "
-    "finished and a checkpoint written first. A second Ctrl-C stops at once. Several processes: torchrun "
+    "Train a language model of bytes or characters on a text file, or resume a run. Exit status: 0 at the end of the "
+    "run, 1 if it failed, 2 for wrong arguments, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP: the current "
+    "step is completed and a checkpoint written first. A second Ctrl-C stops at once. Several processes: torchrun "
     "--nproc-per-node N -m fastrnn train …"
 )
-SAMPLE = "Write text with a model that fastrnn train has made. The same seed gives the same text."
+SAMPLE = "Generate text with a model from fastrnn train. The same seed gives the same text."
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """One argument for each option of a run; those that are not given are not in the result."""
+    """Add one argument for each option of a run; options that are not given are absent from the result."""
     parser.description = TRAIN
     parser.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="CHECKPOINT",
-        help="go on with the run of this checkpoint, or of the newest in this folder (default: that of --out); options "
-        "of text, model and training stay, those of end and output may be others",
+        help="resume the run of this checkpoint, or of the newest in this folder (default: that of --out); options "
+        "of text, model and training are fixed, those of end and output may change",
     )
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(Options):
@@ -47,7 +47,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def flag(name: str) -> str:
-    """How an option is called on the command line."""
+    """Return the command-line name of an option."""
     return "FILE" if name == "file" else "--" + name.replace("_", "-")
 
 
@@ -59,18 +59,18 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a run that the user has named."""
+    """Return the options of a run that the user has given."""
     names = {field.name for field in dataclasses.fields(Options)}
     return {name: value for name, value in vars(args).items() if name in names}
 
 
 def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `fastrnn.apps.lm.sample`."""
+    """Add the arguments of `fastrnn.apps.lm.sample`."""
     parser.description = SAMPLE
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder, for the newest in it")
-    parser.add_argument("--prime", default="", metavar="TEXT", help="text to go on from, which is written first")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0: the likeliest (default: 1)")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder: its newest")
+    parser.add_argument("--prime", default="", metavar="TEXT", help="text to continue, which is printed first")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0: most likely unit (default: 1)")
     parser.add_argument("--length", type=int, default=1000, metavar="N", help="bytes or characters (default: 1000)")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: another text each time")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest only")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the CPU (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: a different text each time")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw only among the K most likely units")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")

@@ -1,18 +1,18 @@
-"""Checkpoints: files that are there as a whole or not at all.
+"""Checkpoints, written atomically.
 
-A checkpoint is a dictionary of numbers, strings, lists and tensors in torch's own format, so that ``torch.load`` reads
-it with ``weights_only=True``; a digest of the file is at its end. It holds all that a run goes on with:
+A checkpoint is a dictionary of numbers, strings, lists and tensors in torch's own format, which ``torch.load`` reads
+with ``weights_only=True``, followed by a digest of the file. It holds the whole state of a run:
 
 ==============  ==================================================================================================
 ``format``      ``"fastrnn language model"``; ``version``: 1
-``options``     those of the run, by name
-``vocabulary``  ``unit``, and ``characters`` in order where the unit is the character
+``options``     the run's options, by name
+``vocabulary``  ``unit``, and ``characters`` in order if the unit is the character
 ``text``        ``bytes`` and ``sha256`` of the file (`fastrnn.apps.lm.data.fingerprint`)
 ``model``       the weights, by name
 ``optimizer``   the optimiser's ``state_dict``
-``step``        updates made; ``epoch`` and ``chunk``: which chunk comes next
-``states``      of all B rows, (L, B, H) each; None at the start of an epoch
-``random``      states of the random numbers: ``cpu`` and ``cuda``, one of each process
+``step``        number of updates; ``epoch`` and ``chunk`` of the next chunk
+``states``      of all B batch rows, (L, B, H) each; None at the start of an epoch
+``random``      states of the random number generators: ``cpu`` and ``cuda``, one for each process
 ``log``         ``bytes`` of the file; ``loss`` of each process, summed over the ``steps`` since the last line
 ``best``        lowest validation loss so far and its step, or None
 ``seconds``     time used so far
@@ -46,12 +46,12 @@ _KEYS |= {"states", "random", "log", "best", "seconds"}
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """The checkpoint after that many steps."""
+    """Return the checkpoint's path after that many steps."""
     return folder / f"step-{step:08d}.pt"
 
 
-def found_in(folder: Path) -> list[tuple[int, Path]]:
-    """Step and file of the checkpoints of a folder, the oldest first; without the best."""
+def numbered_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return step and file of the checkpoints in a folder, the oldest first, without the best."""
     if not folder.is_dir():
         return []
     matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
@@ -59,41 +59,42 @@ def found_in(folder: Path) -> list[tuple[int, Path]]:
 
 
 def all_in(folder: Path) -> list[tuple[int, Path]]:
-    """The same with the best, before the one of its own step; one that cannot be read counts as the first of all."""
-    best, found = folder / BEST, found_in(folder)
+    """Return the same with the best, before that of its own step; an unreadable best sorts first."""
+    best, numbered = folder / BEST, numbered_in(folder)
     if not best.is_file():
-        return found
+        return numbered
     try:
         step = int(read(best)["step"])
     except CheckpointError:
         step = -1
-    return sorted([(step, best), *found], key=lambda entry: entry[0])
+    return sorted([(step, best), *numbered], key=lambda entry: entry[0])
 
 
 def to_bytes(content: dict[str, Any]) -> bytes:
-    """A checkpoint's file, made in memory: torch's own writer is not safe against a write that fails."""
+    """Serialise a checkpoint in memory, because torch's own writer is not safe against a write that fails."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
     return sealed(buffer.getvalue())
 
 
 def sealed(archive: bytes) -> bytes:
-    """A zip archive, which torch's files are, with the SHA-256 of all of it as its comment: the archive's own
-    checksums leave out its directory, and torch does not look at them.
+    """Add the SHA-256 of a zip archive, such as a file of torch's, as its comment.
+
+    The archive's own checksums do not cover its directory, and torch does not verify them.
     """
-    body = archive[:-2] + len(_SEAL + bytes(64)).to_bytes(2, "little")  # the length of the comment comes last
+    body = archive[:-2] + len(_SEAL + bytes(64)).to_bytes(2, "little")  # ends with the comment's length
     return body + _SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there and as it was written.
+    """Return True if a file exists and is intact.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     try:
         return _is_whole(path.read_bytes())
-    except FileNotFoundError:  # another process has put it aside
+    except FileNotFoundError:  # another process has renamed it
         return False
     except OSError as error:
         raise CheckpointError(f"checkpoint: could not read {path}: {error.strerror or error}") from error
@@ -105,10 +106,10 @@ def _is_whole(content: bytes) -> bool:
 
 
 def write(path: Path, payload: bytes) -> None:
-    """Puts the payload there at once: another file is written, brought to the disk, and renamed.
+    """Write the payload atomically: to another file, which is synced to disk and renamed.
 
     Raises:
-        CheckpointError: it cannot be written. What was there before is still there.
+        CheckpointError: it cannot be written. A previous file is unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -125,7 +126,7 @@ def write(path: Path, payload: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A renamed file is safe only when its folder is."""
+    """Sync a folder, without which a rename is not durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -134,46 +135,46 @@ def _sync_folder(folder: Path) -> None:
 
 
 def clean(folder: Path, keep: int) -> None:
-    """Removes all but the newest ``keep`` checkpoints, and what an interrupted write left."""
-    for _, path in found_in(folder)[:-keep]:
+    """Remove all but the newest ``keep`` checkpoints, and files left by interrupted writes."""
+    for _, path in numbered_in(folder)[:-keep]:
         path.unlink(missing_ok=True)
     for path in folder.glob("*.pt.tmp"):
         path.unlink(missing_ok=True)
 
 
 def put_aside(path: Path) -> None:
-    """Gives a file that is no checkpoint a name that none has."""
-    with contextlib.suppress(OSError):  # another process was first, or the folder cannot be changed
+    """Rename a file that is not a valid checkpoint."""
+    with contextlib.suppress(OSError):  # another process was faster, or the folder is not writable
         path.replace(path.with_name(path.name + ".damaged"))
 
 
 def newest(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the newest checkpoint of a folder, which may be the best.
+    """Return the file itself, or the newest checkpoint of a folder, which may be the best.
 
     Raises:
         CheckpointError: there is none.
     """
     place = Path(path)
     if place.is_dir():
-        found = all_in(place)
-        if not found:
-            raise CheckpointError(f"checkpoint: expected step-….pt in the folder {place}, found none")
-        return found[-1][1]
+        checkpoints = all_in(place)
+        if not checkpoints:
+            raise CheckpointError(f"checkpoint: expected step-….pt in the folder {place}, got none")
+        return checkpoints[-1][1]
     if not place.is_file():
-        raise CheckpointError(f"checkpoint: expected a file or a folder with checkpoints, but there is no {place}")
+        raise CheckpointError(f"checkpoint: expected a file or a folder with checkpoints, but {place} does not exist")
     return place
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Nothing in the file is run.
+    """Return the content of a checkpoint, on the CPU. No code in the file is executed.
 
     Raises:
-        CheckpointError: it cannot be read, is cut short, damaged or of another kind.
+        CheckpointError: it cannot be read, is truncated, damaged or of another kind.
     """
     try:
         payload = path.read_bytes()
         if not _is_whole(payload):
-            raise CheckpointError(f"checkpoint: {path} is cut short, damaged or no checkpoint{_others(path)}")
+            raise CheckpointError(f"checkpoint: {path} is truncated, damaged or not a checkpoint{_others(path)}")
         content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -182,29 +183,29 @@ def read(path: Path) -> dict[str, Any]:
     except (*_MALFORMED, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"checkpoint: {path} is no checkpoint of a language model ({reason[0][:200] if reason else error!r})"
+            f"checkpoint: {path} is not a checkpoint of a language model ({reason[0][:200] if reason else error!r})"
             f"{_others(path)}"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint: {path} is no checkpoint of a language model made by `fastrnn train`")
+        raise CheckpointError(f"checkpoint: {path} is not a checkpoint of a language model from `fastrnn train`")
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"checkpoint: expected format version {VERSION} in {path}, got {content.get('version')!r}"
         )
     missing = sorted(_KEYS - set(content))
     if missing:
-        raise CheckpointError(f"checkpoint: {path} lacks {', '.join(missing)}")
+        raise CheckpointError(f"checkpoint: {path} has no {', '.join(missing)}")
     if problem := problem_of(content):
-        raise CheckpointError(f"checkpoint: {path} is no checkpoint of a language model ({problem})")
+        raise CheckpointError(f"checkpoint: {path} is not a checkpoint of a language model ({problem})")
     return content
 
 
 def options_of(content: dict[str, Any], path: Path) -> Options:
-    """The options in a checkpoint."""
+    """Return the options in a checkpoint."""
     try:
         return Options(**content["options"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint: {path} has options that this version does not know: {error}") from None
+        raise CheckpointError(f"checkpoint: {path} has options that this version does not support: {error}") from None
 
 
 def _others(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""``fastrnn train`` and ``fastrnn sample``: the only part of the package that prints."""
+"""``fastrnn train`` and ``fastrnn sample``; only this module prints."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["add_sample_arguments", "add_train_arguments", "run_sample", "run_tra
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Train as the parsed options say; returns the exit status."""
+    """Train with the parsed options; return the exit status."""
     return _guarded("train", lambda: _train(args))
 
 
 def run_sample(args: argparse.Namespace) -> int:
-    """Write a sample to standard output; returns the exit status."""
+    """Write a sample to standard output; return the exit status."""
     return _guarded("sample", lambda: _sample(args))
 
 
@@ -63,7 +63,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 class _Printer:
-    """Lines about a run on standard output. ``closed``: its reader has gone."""
+    """Printer of a run's events on standard output. ``closed`` is True once the output cannot be written."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -79,14 +79,14 @@ class _Printer:
             self._print(f"--- sample after {event.step:,} steps\n{printable(event.text)}\n---")
 
     def end(self, result: events.Result) -> None:
-        """The last line: where the model is, and how to go on."""
+        """Print the last line: the checkpoint, and how to resume."""
         if not result.stopped:
             if result.step == self._begun:
-                self._print(f"nothing left to do after {result.step:,} steps, where its end is: {result.checkpoint}")
+                self._print(f"nothing left to do, the run ends after {result.step:,} steps: {result.checkpoint}")
                 return
             self._print(f"done after {result.step:,} steps: {result.checkpoint}")
             return
-        self._print(f"stopped after {result.step:,} steps; to go on: fastrnn train --resume {result.checkpoint}")
+        self._print(f"stopped after {result.step:,} steps; resume with: fastrnn train --resume {result.checkpoint}")
 
     def _print(self, text: str) -> None:
         if self.closed or sys.stdout is None:  # None: it was closed before the start
@@ -94,7 +94,7 @@ class _Printer:
         try:
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), flush=True)
-        except OSError as error:  # `fastrnn train | head`, a terminal that has gone, a full disk: stop as for Ctrl-C
+        except OSError as error:  # `fastrnn train | head`, a closed terminal, a full disk: stop as for Ctrl-C
             self.closed = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and write nothing more
             if not isinstance(error, BrokenPipeError):
@@ -103,7 +103,7 @@ class _Printer:
 
 
 def started(event: events.Started) -> str:
-    """What is trained on what."""
+    """Describe the text, the model and the run."""
     options, unit = event.options, "bytes" if event.options.unit == "byte" else "characters"
     end = f"{event.total:,} steps" if event.total is not None else f"{options.minutes:g} minutes"
     lines = [
@@ -121,7 +121,7 @@ def started(event: events.Started) -> str:
 
 
 def progress(event: events.Logged) -> str:
-    """A row of the log in one line."""
+    """Format a row of the log as one line."""
     row: dict[str, Any] = event.row
     total = f"/{event.total:,}" if event.total is not None else ""
     parts = [f"step {row['step']:,}{total}", f"epoch {row['epoch']:.2f}"]
@@ -135,12 +135,12 @@ def progress(event: events.Logged) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without what would move a terminal's cursor."""
+    """Replace characters that would move a terminal's cursor."""
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 
 def _encoded(text: str, encoding: str) -> bytes:
-    """An argument as the bytes that it was given as, also where they are not text."""
+    """Return the bytes of a command-line argument, even if they are not valid text."""
     try:
         return text.encode(encoding, "surrogateescape")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold, part by part: a file can be whole, with the right seal, and still be of other making."""
+"""Validation of a checkpoint's content: an intact file may still come from another program."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _weights(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(k, str) and _tensor(v) for k, v in value.items())
 
 
-#: Of each part, what it must be, in words and as a test. Its sizes follow from the options.
+#: The expected value of each part, as text and as a test. Sizes follow from the options.
 _PARTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "options": ("a dict", lambda value: isinstance(value, dict)),
     "vocabulary": ("a dict of a unit and its characters", _vocabulary),
@@ -81,7 +81,7 @@ _PARTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def problem_of(content: dict[str, Any]) -> str:
-    """The first part that is not what it must be, whatever the options say; an empty string if there is none."""
+    """Return the problem with the first invalid part, irrespective of the options; an empty string if there is none."""
     for name, (words, fits) in _PARTS.items():
         if not fits(content[name]):
             return f"{name}: expected {words}, got {type(content[name]).__name__}"
@@ -89,12 +89,12 @@ def problem_of(content: dict[str, Any]) -> str:
 
 
 def in_a_line(error: Exception) -> str:
-    """The message of an error of torch's, which may have several lines."""
+    """Return the message of an exception, which may have several lines, as one line."""
     return " ".join(str(error).split())
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put a checkpoint's weights into a model, which must have the same dtypes: torch would convert them.
+    """Load a checkpoint's weights into a model of the same dtypes, which torch would otherwise convert.
 
     Raises:
         ValueError: a dtype differs.
@@ -107,30 +107,30 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], used: bool) -> None:
-    """Put a checkpoint's state into a new optimiser of the same options.
+    """Load a checkpoint's state into a new optimiser with the same options.
 
     Args:
-        used: whether it has made a step, and so has a state for every parameter that it needs one of.
+        used: True if the optimiser has made a step and so has a state for every parameter.
 
     Raises:
-        ValueError: a setting, a shape or a number of tensors differs from what the optimiser makes itself.
+        ValueError: a setting, a shape or a number of tensors differs from the optimiser's own.
     """
     for own, given in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for name, value in own.items():
             if name not in ("params", "lr") and name in given and given[name] != value:
                 raise ValueError(f"optimizer: expected {name} {value}, got {given[name]}")
-    for kept in state["state"].values():
-        for name, value in kept.items():
+    for parameter_state in state["state"].values():
+        for name, value in parameter_state.items():
             if isinstance(value, Tensor) and not (_tensor(value) and value.is_floating_point()):
                 raise ValueError(f"optimizer: expected dense CPU tensors of real numbers, got {name} of {value.dtype}")
     wanted = _state_of(optimizer) if used else {}
     optimizer.load_state_dict(state)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            found = optimizer.state.get(parameter, {})
-            if missing := [name for name in wanted if name not in found]:
-                raise ValueError(f"optimizer: expected {', '.join(missing)} of every parameter, got none of one")
-            for name, value in found.items():
+            loaded = optimizer.state.get(parameter, {})
+            if missing := [name for name in wanted if name not in loaded]:
+                raise ValueError(f"optimizer: expected {', '.join(missing)} of every parameter, got one without")
+            for name, value in loaded.items():
                 shape = parameter.shape if wanted.get(name, True) else torch.Size()
                 if isinstance(value, Tensor) and value.shape != shape:
                     raise ValueError(f"optimizer: expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
@@ -139,8 +139,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], used
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, bool | None]:
-    """What an optimiser keeps of a parameter after a step: tensors of its shape (True), single numbers (False), or
-    something else (None).
+    """Return an optimiser's state of a parameter after a step, by name.
+
+    True stands for a tensor of the parameter's shape, False for a single number, None for another value.
     """
     parameter = nn.Parameter(torch.zeros(2, 3))
     parameter.grad = torch.zeros_like(parameter)
@@ -148,16 +149,16 @@ def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, bool | None]:
     settings = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     probe = kind([{"params": [parameter], **settings}], lr=settings["lr"])
     probe.step()
-    kept = probe.state[parameter]
+    parameter_state = probe.state[parameter]
     return {
         name: value.shape == parameter.shape if isinstance(value, Tensor) else None
-        for name, value in kept.items()
+        for name, value in parameter_state.items()
         if value is not None
     }
 
 
 def check_progress(content: dict[str, Any], chunks: int) -> None:
-    """Raise ValueError unless the step is where the epoch and the chunk are."""
+    """Raise ValueError unless the step is consistent with the epoch and the chunk."""
     step, epoch, chunk = content["step"], content["epoch"], content["chunk"]
     if chunk >= chunks or step != epoch * chunks + chunk:
         raise ValueError(
@@ -167,7 +168,7 @@ def check_progress(content: dict[str, Any], chunks: int) -> None:
 
 
 def check_states(states: list[Tensor] | None, options: Options, layers: nn.Module) -> None:
-    """Raise ValueError unless the states of all rows are what the layers return."""
+    """Raise ValueError unless the states of all batch rows match those that the layers return."""
     if states is None:
         return
     cell = getattr(layers, "cell", None)

@@ -13,9 +13,9 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 
 def library_files() -> list[Path]:
-    """The standard library's ``*.py`` files, sorted by their parts below its folder."""
+    """Return the standard library's ``*.py`` files, sorted by their path in its folder."""
     root = Path(sysconfig.get_path("stdlib"))
-    return sorted(_sources(root), key=lambda found: found.relative_to(root).parts)
+    return sorted(_sources(root), key=lambda path: path.relative_to(root).parts)
 
 
 def _sources(root: Path) -> Iterator[Path]:
@@ -28,9 +28,9 @@ def _sources(root: Path) -> Iterator[Path]:
 
 
 def library_text() -> Path:
-    """One file with all of the standard library's source that is UTF-8, file after file in sorted order.
+    """Return a file with all of the standard library's UTF-8 source, concatenated in sorted order.
 
-    It is made once and kept in fastrnn's cache (``FASTRNN_CACHE``), under a name made of Python's version and of the
+    It is created once in fastrnn's cache (``FASTRNN_CACHE``), under a name with Python's version and a digest of the
     names, sizes and dates of the files.
 
     Raises:
@@ -41,7 +41,7 @@ def library_text() -> Path:
 
     root, files = Path(sysconfig.get_path("stdlib")), library_files()
     if not files:
-        raise ValueError(f"file: expected a text, as there is no source of the standard library in {root}")
+        raise ValueError(f"file: expected a text file, got none, and no source of the standard library in {root}")
     digest = hashlib.sha256()
     for path in files:
         facts = path.stat()
@@ -49,7 +49,7 @@ def library_text() -> Path:
     try:
         folder = private_folder()
     except BuildError as error:
-        raise OSError(f"no place for the default text, name a FILE: {error}") from None
+        raise OSError(f"cannot store the default text, give a FILE: {error}") from None
     target = folder / f"library-{platform.python_version()}-{digest.hexdigest()[:16]}.txt"
     if not target.is_file():
         _write(files, target)
@@ -57,7 +57,7 @@ def library_text() -> Path:
 
 
 def _write(files: list[Path], target: Path) -> None:
-    """Under another name first, so that nobody finds half of it."""
+    """Write under another name first, so that no incomplete file is visible."""
     from fastrnn.custom.cache import working_folder
 
     with working_folder(target.parent) as folder:

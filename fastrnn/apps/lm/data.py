@@ -1,6 +1,6 @@
-"""Text in a file of any size, and the rows of a batch that read it side by side.
+"""Text in a file of any size, and batch rows that read it in parallel.
 
-Letters: B rows, T steps of a chunk, V size of the vocabulary. A unit is a byte or a character.
+Letters: B batch rows, T time steps of a chunk, V size of the vocabulary. A unit is a byte or a character.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from torch import Tensor
 from fastrnn.apps.lm.errors import TextError
 from fastrnn.apps.lm.vocabulary import Bytes, Characters, Vocabulary
 
-_BLOCK = 1 << 14  # bytes between two entries of the index of characters
-_SCAN = 1 << 22  # bytes that are looked at at once, a multiple of _BLOCK
+_BLOCK = 1 << 14  # bytes between two entries of the character index
+_SCAN = 1 << 22  # bytes read at a time, a multiple of _BLOCK
 _SAMPLES, _SAMPLE = 64, 1 << 14
-_WHOLE = 1 << 28  # files up to so many bytes are hashed as a whole
+_WHOLE = 1 << 28  # largest file, in bytes, that is hashed as a whole
 
 
 class File:
-    """A file that is read in places.
+    """A file with random access.
 
-    It is not mapped into memory: where a mapped file has been truncated, reading it ends the process (SIGBUS).
+    It is not mapped into memory: reading a mapped file that has been truncated ends the process (SIGBUS).
 
     Attributes:
         path: the file.
-        size: its bytes when it was opened.
+        size: its size in bytes when it was opened.
 
     Raises:
-        ValueError: it is no file, or empty.
+        ValueError: it is not a file, or empty.
         OSError: it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            problem = "which is no regular file" if path.exists() else "which does not exist"
-            raise ValueError(f"file: expected a file with text, got {str(path)!r}, {problem}")
+            problem = "which is not a regular file" if path.exists() else "which does not exist"
+            raise ValueError(f"file: expected a text file, got {str(path)!r}, {problem}")
         self.path, self._handle = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._handle)
         self.size = os.fstat(self._handle).st_size
         if self.size == 0:
-            raise ValueError(f"file: expected a file with text, got {str(path)!r}, which is empty")
+            raise ValueError(f"file: expected a text file, got {str(path)!r}, which is empty")
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Bytes from ``start`` to before ``stop`` or the end, uint8.
+        """Return the bytes from ``start`` to before ``stop`` or the end, as uint8.
 
         Raises:
-            TextError: the file has become shorter, or cannot be read.
+            TextError: the file has been truncated, or cannot be read.
         """
         count = max(0, min(stop, self.size) - start)
         try:
             content = os.pread(self._handle, count, start)
-            while len(content) < count:  # at most 2 GiB at once
+            while len(content) < count:  # one call reads at most 2 GiB
                 rest = os.pread(self._handle, count - len(content), start + len(content))
                 if not rest:
                     raise self._shorter()
@@ -68,15 +68,17 @@ class File:
         return np.frombuffer(content, np.uint8)
 
     def check(self) -> None:
-        """Raises:
-        TextError: the file has become shorter.
+        """Check the file's size.
+
+        Raises:
+            TextError: the file has been truncated.
         """
         if os.fstat(self._handle).st_size < self.size:
             raise self._shorter()
 
     def _shorter(self) -> TextError:
-        found = os.fstat(self._handle).st_size
-        return TextError(f"file: expected {self.size} bytes in {self.path}, as at the start of the run, got {found}")
+        size = os.fstat(self._handle).st_size
+        return TextError(f"file: expected {self.size} bytes in {self.path}, as at the start of the run, got {size}")
 
 
 class Text:
@@ -84,25 +86,25 @@ class Text:
 
     Attributes:
         file: the file.
-        path: where it is.
+        path: its path.
         vocabulary: its units.
-        length: how many units it has.
+        length: the number of units.
     """
 
     def __init__(self, file: File, vocabulary: Vocabulary, length: int) -> None:
         self.file, self.path, self.vocabulary, self.length = file, file.path, vocabulary, length
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Ids (count) from the unit ``start`` on, int64.
+        """Return ``count`` ids from unit ``start`` on, int64.
 
         Raises:
-            TextError: the file has become shorter or is another one, or cannot be read.
+            TextError: the file has been truncated or replaced, or cannot be read.
         """
         raise NotImplementedError
 
 
 class ByteText(Text):
-    """Bytes, as they are."""
+    """Text whose units are bytes."""
 
     def __init__(self, path: Path) -> None:
         file = File(path)
@@ -113,8 +115,10 @@ class ByteText(Text):
 
 
 class CharacterText(Text):
-    """Characters of UTF-8. One pass over the file finds the vocabulary, and counts the characters before every block
-    of 16 KiB, by which any character is found.
+    """Text whose units are characters of UTF-8.
+
+    One pass over the file determines the vocabulary and counts the characters before every block of 16 KiB, which
+    serves as an index of characters.
 
     Raises:
         ValueError: the file is not UTF-8.
@@ -131,7 +135,7 @@ class CharacterText(Text):
             try:
                 characters = decoder.decode(part.tobytes(), final)
             except UnicodeDecodeError as error:
-                where = start - len(error.object) + len(part) + error.start  # the decoder had bytes left before part
+                where = start - len(error.object) + len(part) + error.start  # the decoder held bytes from before part
                 raise ValueError(f"file: expected UTF-8 in {path}, got {error.reason} at byte {where}") from None
             seen[np.frombuffer(characters.encode("utf-32-le"), "<u4")] = True
             begins = _begins(part)
@@ -144,14 +148,14 @@ class CharacterText(Text):
         try:
             first, last = self._find(start), self._find(start + count)
             ids = self.vocabulary.encode(self.file.read(first, last).tobytes().decode())
-        except (ValueError, IndexError):  # other characters, or more of them in a block
+        except (ValueError, IndexError):  # the file has changed
             ids = np.empty(0, np.int64)
         if len(ids) != min(count, self.length - start):
-            raise TextError(f"file: expected {self.path} as it was at the start of the run, got other characters in it")
+            raise TextError(f"file: expected {self.path} as it was at the start of the run, got other content")
         return ids
 
     def _find(self, index: int) -> int:
-        """At which byte that character begins."""
+        """Return the byte at which that character begins."""
         if index >= self.length:
             return self.file.size
         block = int(np.searchsorted(self._before, index, side="right")) - 1
@@ -160,24 +164,25 @@ class CharacterText(Text):
 
 
 def _begins(part: np.ndarray) -> np.ndarray:
-    """Which bytes are the first ones of a character."""
+    """Return a mask of the bytes that begin a character."""
     return (part & 0xC0) != 0x80
 
 
 def open_text(path: str | os.PathLike[str], unit: str) -> Text:
-    """The text of a file in bytes or characters.
+    """Open a text in bytes or characters.
 
     Raises:
-        ValueError: it is no file, empty, or not UTF-8 where characters are wanted.
+        ValueError: it is not a file, empty, or not UTF-8 if the units are characters.
         OSError: it cannot be opened.
-        TextError: it becomes shorter while it is read, or cannot be read.
+        TextError: it is truncated while it is read, or cannot be read.
     """
     return ByteText(Path(path)) if unit == "byte" else CharacterText(Path(path))
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What tells a text from another: its bytes, and a hash of all of it; of one of more than 256 MiB that of 64 places
-    evenly over the file and of its end.
+    """Return the size of a text and a hash that identifies it.
+
+    The hash covers all of it; for a file of more than 256 MiB only 64 evenly spaced places and the end.
     """
     content = File(path)
     size, length = content.size, _SAMPLE
@@ -191,45 +196,45 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 class Rows:
-    """B rows that read units ``first``…``last`` of a text side by side, T at a time.
+    """B batch rows that read units ``first``…``last`` of a text in parallel, T at a time.
 
-    A row is ``chunks``·T units, B rows lie one behind the other, and each chunk goes on where the last one ended. What
-    does not fill whole chunks is left over: less than B·(T+1) units. In epoch 0 the rows begin at ``first``; in every
-    later epoch all of them are moved on by the same number of units, drawn from the seed and the epoch, between 0 and
-    what is left over, so that other units begin a chunk.
+    A row has ``chunks``·T units, the rows are consecutive parts of the text, and each chunk continues the previous one.
+    Units that do not fill whole chunks are left over: fewer than B·(T+1). In epoch 0 the rows begin at ``first``; in
+    every later epoch they are shifted by a number of units between 0 and the number left over, drawn from the seed and
+    the epoch, so that chunks begin at other units.
 
     Args:
         batch: B.
         steps: T.
-        mine: which of the B rows are read here.
+        mine: the rows that this process reads.
 
     Raises:
-        ValueError: there is not one chunk for every row.
+        ValueError: there is less than one chunk for every row.
     """
 
     def __init__(
         self, text: Text, first: int, last: int, batch: int, steps: int, mine: range, seed: int, what: str = "file"
     ) -> None:
-        needed, found = batch * steps + 1, last - first
-        if found < needed:
+        needed, available = batch * steps + 1, last - first
+        if available < needed:
             raise ValueError(
-                f"{what}: expected at least {needed} {text.vocabulary.units}, as {batch} rows of {steps} need, "
-                f"got {found} in {text.path}"
+                f"{what}: expected at least {needed} {text.vocabulary.units}, for {batch} batch rows of {steps} steps, "
+                f"got {available} in {text.path}"
             )
-        self.chunks = (found - 1) // (batch * steps)
+        self.chunks = (available - 1) // (batch * steps)
         self._text, self._first, self._steps, self._mine, self._seed = text, first, steps, mine, seed
         self._length = self.chunks * steps
-        self._left_over = found - 1 - batch * self._length
+        self._left_over = available - 1 - batch * self._length
 
     def offset(self, epoch: int) -> int:
-        """By how much the rows are moved on in an epoch."""
+        """Return the shift of the rows in an epoch."""
         if epoch == 0:
             return 0
         digest = hashlib.sha256(f"{self._seed} {epoch}".encode()).digest()
         return int.from_bytes(digest[:16], "big") % (self._left_over + 1)
 
     def chunk(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Ids (T, rows read here), and those that follow them, of chunk 0…``chunks``-1."""
+        """Return the ids (T, rows of this process) of chunk 0…``chunks``-1, and the ids that follow them."""
         start = self._first + self.offset(epoch) + index * self._steps
         ids = np.empty((self._steps + 1, len(self._mine)), np.int64)
         for column, row in enumerate(self._mine):

@@ -1,4 +1,4 @@
-"""What can go wrong besides wrong arguments."""
+"""Errors of a run other than wrong arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class TrainingError(RuntimeError):
 
 
 class TextError(TrainingError):
-    """The text cannot be read to its end: its file has become shorter or is another one, or the disk fails."""
+    """The text cannot be read to its end: the file was truncated or replaced, or reading failed."""
 
 
 class CheckpointError(RuntimeError):

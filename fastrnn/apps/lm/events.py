@@ -1,4 +1,4 @@
-"""What a run tells the one who started it. The library itself prints nothing."""
+"""Events that a run reports to its caller; the library itself prints nothing."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Result:
     """Result of a run.
 
     Attributes:
-        step: updates made, those before a resume included.
-        loss: mean of the last line of the log in nats per unit, None if there was none.
+        step: number of updates, including those before a resume.
+        loss: mean in the last line of the log in nats per unit, None if there was none.
         best: lowest validation loss, None without validation.
-        checkpoint: the last one.
-        stopped: ``stop`` has ended the run before its end.
+        checkpoint: the last checkpoint.
+        stopped: True if ``stop`` ended the run early.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""The log of a run: a CSV file, and TensorBoard's if it is asked for."""
+"""Log of a run: a CSV file, and optionally one for TensorBoard."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ COLUMNS = (
 
 
 class CsvLog:
-    """Rows of numbers in a file, written at once. ``position`` is how many bytes belong to the run.
+    """Log rows in a CSV file, written without buffering. ``position`` is the number of bytes that belong to the run.
 
     Args:
-        path: the file; it is made with a heading if it is not there.
-        position: where a resumed run goes on; what comes after it is cut off. None for a new run.
+        path: the file; it is created with a heading if it does not exist.
+        position: where a resumed run continues; later rows are removed. None for a new run.
 
     Raises:
-        CheckpointError: the file is shorter than that.
-        TrainingError: it cannot be written, another run writes to it, or where a new one would begin is a file that is
-            no such log.
+        CheckpointError: the file is shorter than ``position``.
+        TrainingError: it cannot be written, another run writes to it, or a new run would overwrite a file that is not a
+            log.
     """
 
     def __init__(self, path: Path, position: int | None = None) -> None:
@@ -46,7 +46,7 @@ class CsvLog:
             if position is not None and 0 < there < position:
                 raise CheckpointError(
                     f"log: expected at least {position} bytes in {path}, as at the checkpoint, got {there}; "
-                    "move it away to begin a new one"
+                    "move it to start a new one"
                 )
             if position is None and there and path.is_file():
                 self._check_own()
@@ -56,7 +56,7 @@ class CsvLog:
         try:
             self._begin(position if position is not None and there else 0, there)
         except BaseException:
-            self._file.close()  # and with it the lock
+            self._file.close()  # also releases the lock
             raise
 
     def _begin(self, position: int, there: int) -> None:
@@ -71,24 +71,24 @@ class CsvLog:
             self._append(",".join(COLUMNS))
 
     def _check_own(self) -> None:
-        """What a run without checkpoints has left may go, a file of somebody else's not."""
+        """Allow overwriting the log of an earlier run, but not any other file."""
         heading = (",".join(COLUMNS) + "\n").encode()
         with open(self._path, "rb") as file:
             begin = file.read(len(heading))
         if not heading.startswith(begin):
-            raise TrainingError(f"log: expected no {self._path} or the log of a run, got another file")
+            raise TrainingError(f"log: expected no file or the log of a run at {self._path}, got another file")
 
     def _lock(self) -> None:
-        """For as long as the file is open: two runs would mix their rows."""
+        """Lock the file while it is open: two runs would mix their rows."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(f"log: {self._path} is in use by another run") from None
-        except OSError:  # not every file system has locks
+        except OSError:  # a file system without locks
             pass
 
     def write(self, row: dict[str, float | int | None]) -> None:
-        """One row; a column that is None or missing stays empty. Numbers are written so that they are read back equal.
+        """Write one row; a column that is None or missing stays empty. Numbers are read back equal.
 
         Raises:
             TrainingError: it cannot be written.
@@ -97,7 +97,7 @@ class CsvLog:
         self._append(",".join("" if value is None else repr(value) for value in values))
 
     def sync(self) -> None:
-        """To the disk: a checkpoint must not know of more rows than there are."""
+        """Sync to disk: a checkpoint must not refer to rows that were lost."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -112,11 +112,11 @@ class CsvLog:
         data = (line + "\n").encode()
         try:
             written = self._file.write(data)
-            while written < len(data):  # the rest says why
+            while written < len(data):  # writing the rest raises the reason
                 written += self._file.write(data[written:])
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.truncate(self.position)  # no half of a row
+                self._file.truncate(self.position)  # remove the incomplete row
             raise self._failed(error) from error
         self.position += len(data)
 
@@ -125,7 +125,7 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """The same numbers for TensorBoard.
+    """Log of the same numbers for TensorBoard.
 
     Raises:
         ValueError: the package is not installed.

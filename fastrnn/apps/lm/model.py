@@ -22,21 +22,21 @@ _FORMATS = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torc
 class LanguageModel(nn.Module):
     """Model that predicts the next unit of a text.
 
-    From one seed both engines begin with the same weights, under the same names.
+    From one seed both engines start with the same weights, under the same names.
 
-    Letters: T steps, B rows, V vocabulary, E embedding, H hidden width, L layers.
+    Letters: T time steps, B batch rows, V vocabulary, E embedding, H hidden units, L layers.
 
     Args:
-        options: of the model, among them.
+        options: the options of the run, which include those of the model.
         vocabulary: its units.
-        engine: another engine than that of the options.
+        engine: overrides the engine of the options.
 
     Attributes:
         options, vocabulary: as given.
         recurrent: the layers, a `fastrnn.LSTM`, GRU, RNN or a network of the gallery, or of torch.nn.
 
     Raises:
-        ValueError: the vocabulary is too large to do without an embedding.
+        ValueError: the vocabulary is too large for a model without embedding.
     """
 
     def __init__(self, options: Options, vocabulary: Vocabulary, engine: str | None = None) -> None:
@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(E if options.tied else H, V)
         if options.tied:
             assert self.embedding is not None
-            nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # as an output layer it must not begin with variance 1
+            nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # variance 1 would be too large for an output layer
             self.head.weight = self.embedding.weight
         if not E:
             self.register_buffer("identity", torch.eye(V), persistent=False)
@@ -80,7 +80,7 @@ class LanguageModel(nn.Module):
         """Return logits (T, B, V) for the unit after each of ids (T, B), and the final states, (L, B, H) each.
 
         Args:
-            states: of the chunk before, None for zeros.
+            states: final states of the previous chunk, None for zeros.
         """
         hx = states[0] if states is not None and len(states) == 1 else states
         dropped = self.training and self.options.dropout_embedding > 0
@@ -88,8 +88,8 @@ class LanguageModel(nn.Module):
             hidden, last = self.recurrent(ids, hx, embedding=self.rows())
         else:
             x = F.dropout(F.embedding(ids, self.rows()), self.options.dropout_embedding, self.training)
-            plain = self.engine == "torch" and not isinstance(self.recurrent, _torch.RNNBase)
-            hidden, last = self.recurrent(x, hx, **({"backend": "reference"} if plain else {}))
+            by_reference = self.engine == "torch" and not isinstance(self.recurrent, _torch.RNNBase)
+            hidden, last = self.recurrent(x, hx, **({"backend": "reference"} if by_reference else {}))
         hidden = F.dropout(hidden, self.options.dropout_output, self.training)
         return self.logits(hidden), last if isinstance(last, tuple) else (last,)
 
@@ -104,5 +104,5 @@ class LanguageModel(nn.Module):
 
 
 def autocast(options: Options, device: torch.device) -> torch.autocast:
-    """The context in which a model computes."""
+    """Return the autocast context in which a model computes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "bfloat16")

@@ -1,4 +1,4 @@
-"""The options of a training run: one list for the command line, the functions and the checkpoints."""
+"""Options of a training run: one list for the command line, the functions and the checkpoints."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-#: Steps of a run for which no end is given.
+#: Steps of a run without a given end.
 DEFAULT_STEPS = 3000
-#: The widest first layer that reads ids without an embedding: it multiplies an identity matrix (V, V).
+#: Largest vocabulary without an embedding, for which the first layer multiplies an identity matrix (V, V).
 MAX_UNEMBEDDED = 4096
 
 
@@ -19,7 +19,7 @@ _FIXED = ("text", "model", "training")  # groups of options that a resumed run c
 
 
 def _option(group: str, kind: type, default: Any, text: str, **rules: Any) -> Any:
-    """One option. Rules: ``choices``, ``low``, ``above``, ``high``, ``optional`` (None is allowed), ``fixed``."""
+    """Define an option. Rules: ``choices``, ``low``, ``above``, ``high``, ``optional`` (None is allowed), ``fixed``."""
     metadata = {"fixed": group in _FIXED, **rules, "help": text, "kind": kind, "group": group}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -36,62 +36,62 @@ class Options:
 
     Raises:
         TypeError: a value is of the wrong type.
-        ValueError: a value is out of its range, or two do not go together.
+        ValueError: a value is out of range, or two values conflict.
     """
 
     # fmt: off
     file: str | None = _text(
-        str, None, "text to learn; default: the source of Python's standard library", optional=True, fixed=False)
-    unit: str = _text(str, "byte", "what is predicted", choices=("byte", "character"))
-    validation: float = _text(float, 0.05, "share of the text, its end, that is kept for validation", low=0, high=0.9)
+        str, None, "training text; default: the source of Python's standard library", optional=True, fixed=False)
+    unit: str = _text(str, "byte", "unit of prediction", choices=("byte", "character"))
+    validation: float = _text(float, 0.05, "share of the text, at its end, for validation", low=0, high=0.9)
 
     cell: str = _model(str, "lstm", f"{', '.join(CELLS)}, or a cell of fastrnn.gallery")
     layers: int = _model(int, 2, "recurrent layers", low=1)
-    hidden: int = _model(int, 256, "width H of the layers", low=1)
-    embedding: int = _model(int, 64, "width of the embedding; 0: ids straight into the first layer", low=0)
+    hidden: int = _model(int, 256, "hidden units H of the layers", low=1)
+    embedding: int = _model(int, 64, "width of the embedding; 0: none, one-hot input", low=0)
     tied: bool = _model(bool, False, "output layer with the embedding's weights, through a projection if widths differ")
     dropout: float = _model(float, 0.0, "dropout between layers", low=0, high=1)
     dropout_embedding: float = _model(float, 0.0, "dropout on the embedding", low=0, high=1)
     dropout_output: float = _model(float, 0.0, "dropout before the output layer", low=0, high=1)
     dropout_recurrent: float = _model(
-        float, 0.0, "weight drop: dropout on the recurrent weights, one mask a chunk", low=0, high=1)
+        float, 0.0, "weight drop: dropout on the recurrent weights, one mask per chunk", low=0, high=1)
     engine: str = _model(
         str, "fastrnn", "torch: the same model on torch.nn, for comparison", choices=("fastrnn", "torch"))
 
-    batch: int = _training(int, 32, "rows B: places of the text that are read side by side", low=1)
-    truncation: int = _training(int, 64, "steps T that gradients go back", low=1)
-    optimizer: str = _training(str, "adam", "the update", choices=("adam", "adamw", "sgd", "rmsprop"))
+    batch: int = _training(int, 32, "batch rows B: places of the text read in parallel", low=1)
+    truncation: int = _training(int, 64, "time steps T of truncated backpropagation", low=1)
+    optimizer: str = _training(str, "adam", "optimizer", choices=("adam", "adamw", "sgd", "rmsprop"))
     learning_rate: float = _training(float, 2e-3, "learning rate", above=0)
     momentum: float = _training(float, 0.0, "momentum of sgd and rmsprop", low=0, high=1)
-    schedule: str = _training(str, "constant", "the learning rate over the run", choices=_RATES)
-    warmup: int = _training(int, 0, "steps over which the learning rate rises at first", low=0)
-    final_learning_rate: float = _training(float, 0.0, "where cosine and linear end", low=0)
+    schedule: str = _training(str, "constant", "schedule of the learning rate", choices=_RATES)
+    warmup: int = _training(int, 0, "steps of linear increase of the learning rate", low=0)
+    final_learning_rate: float = _training(float, 0.0, "final value of cosine and linear", low=0)
     weight_decay: float = _training(float, 0.0, "weight decay, of matrices only", low=0)
-    clip_norm: float = _training(float, 1.0, "longest gradient; 0: any", low=0)
-    clip_value: float = _training(float, 0.0, "largest element of the gradient; 0: any", low=0)
+    clip_norm: float = _training(float, 1.0, "limit for the gradient's norm; 0: none", low=0)
+    clip_value: float = _training(float, 0.0, "limit for the gradient's elements; 0: none", low=0)
     dtype: str = _training(
-        str, "float32", "number format; bfloat16: autocast over float32 weights", choices=_FORMATS)
-    seed: int = _training(int, 0, "of weights, dropout and data order", low=0, high=2**63 - 1)
+        str, "float32", "dtype; bfloat16: autocast with float32 weights", choices=_FORMATS)
+    seed: int = _training(int, 0, "seed of weights, dropout and data order", low=0, high=2**63 - 1)
 
-    threads: int | None = _machine(int, None, "threads of the CPU; default: torch's choice", optional=True, low=1)
+    threads: int | None = _machine(int, None, "CPU threads; default: torch's default", optional=True, low=1)
     device: str = _machine(str, "cpu", "cpu, cuda or cuda:N")
     compile: bool = _machine(bool, False, "torch.compile")
 
     steps: int | None = _end(
-        int, None, f"end after so many steps; default: {DEFAULT_STEPS}, if no other end is given", optional=True, low=1)
-    epochs: int | None = _end(int, None, "end after the text has been read so often", optional=True, low=1)
+        int, None, f"steps of the run; default: {DEFAULT_STEPS}, if no other end is given", optional=True, low=1)
+    epochs: int | None = _end(int, None, "epochs of the run", optional=True, low=1)
     minutes: float | None = _end(
-        float, None, "end after so much time, that before a resume included", optional=True, above=0)
+        float, None, "minutes of the run, including those before a resume", optional=True, above=0)
 
     log_every: int = _output(int, 100, "steps between lines of the log", low=1)
     validate_every: int = _output(int, 500, "steps between validations; 0: none", low=0)
-    validation_chunks: int = _output(int, 50, "chunks of B×T that a validation reads at most", low=1)
+    validation_chunks: int = _output(int, 50, "most chunks of B×T read by a validation", low=1)
     sample_every: int = _output(int, 500, "steps between samples; 0: none", low=0)
-    sample_length: int = _output(int, 200, "length of these samples", low=1)
+    sample_length: int = _output(int, 200, "length of a sample", low=1)
     checkpoint_every: int = _output(int, 500, "steps between checkpoints; 0: only at the end", low=0)
     keep: int = _output(int, 3, "checkpoints to keep, besides the best", low=1)
     out: str = _output(str, "lm-out", "folder of the log and the checkpoints")
-    tensorboard: bool = _output(bool, False, "a TensorBoard log beside the CSV file")
+    tensorboard: bool = _output(bool, False, "write a TensorBoard log besides the CSV file")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -114,10 +114,10 @@ class Options:
     def changed(self, changes: dict[str, Any]) -> Options:
         """Return these options for a resumed run, with changes.
 
-        Given steps or epochs replace every end that is not given.
+        Given steps or epochs replace all other ends.
 
         Raises:
-            ValueError: a change would make another run of it.
+            ValueError: a change is not allowed in a resumed run.
             TypeError: there is no such option.
         """
         fields = {field.name: field for field in dataclasses.fields(self)}
@@ -125,7 +125,7 @@ class Options:
             changes = {**dict.fromkeys(("steps", "epochs", "minutes")), **changes}
         for name, value in changes.items():
             if name not in fields:
-                raise TypeError(f"{name}: no option of a run")
+                raise TypeError(f"{name}: expected an option of a run, got another name")
             if fields[name].metadata["fixed"] and value != getattr(self, name):
                 raise ValueError(
                     f"{name}: expected {getattr(self, name)!r} as in the run that is resumed, got {value!r}"
@@ -160,7 +160,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
 
 def _check_together(options: Options) -> None:
     if options.dropout and options.layers == 1:
-        raise ValueError(f"dropout: expected 0 with one layer, as it lies between layers, got {options.dropout}")
+        raise ValueError(f"dropout: expected 0 with one layer, as it applies between layers, got {options.dropout}")
     if options.embedding == 0 and options.tied:
         raise ValueError("tied: expected an embedding to tie the output layer to, got embedding 0")
     if options.embedding == 0 and options.dropout_embedding:
@@ -172,7 +172,7 @@ def _check_together(options: Options) -> None:
     if options.schedule != "constant" and options.minutes and options.steps is None and options.epochs is None:
         raise ValueError(
             f"schedule: expected 'constant' where only minutes end the run, got {options.schedule!r}; "
-            "give steps or epochs"
+            "set steps or epochs"
         )
     if options.cell not in CELLS:
         from fastrnn.gallery import CELLS as GALLERY

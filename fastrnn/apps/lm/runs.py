@@ -1,4 +1,4 @@
-"""Runs from their beginning and from checkpoints."""
+"""Start and resumption of training runs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from fastrnn.apps.lm.trainer import Report, Stop, Trainer
 def train(options: Options, report: Report | None = None, stop: Stop | None = None) -> events.Result:
     """Train a language model from its first step.
 
-    torch's global random numbers are seeded, as dropout draws from them.
+    torch's global random number generators are seeded, because dropout draws from them.
 
-    Under torch.distributed's process group, if there is one, every process calls this with the same options; they share
-    the rows, and the first one writes.
+    If torch.distributed has a process group, every process calls this function with the same options; they share the
+    batch rows, and the first process writes the files.
 
     Args:
-        options: of the run.
+        options: the options of the run.
         report: called with each event, in the first process.
-        stop: called before every step; when it returns True, the run writes a checkpoint and ends.
+        stop: called before every step; if it returns True, the run writes a checkpoint and ends.
 
     Returns:
         the result of the run.
 
     Raises:
-        ValueError: text, device or batch is invalid, or the folder ``out`` has checkpoints already.
-        TrainingError: the loss is not finite, the log cannot be written, or the text cannot be read any more, as where
-            its file has become shorter. A checkpoint is written in the last case, to go on once the text is back.
-        CheckpointError: a checkpoint cannot be written. Those before are still there.
+        ValueError: text, device or batch is invalid, or the folder ``out`` already has checkpoints.
+        TrainingError: the loss is not finite, the log cannot be written, or the text can no longer be read, for example
+            because its file was truncated. In the last case a checkpoint is written, from which the run can resume.
+        CheckpointError: a checkpoint cannot be written. Earlier ones remain.
     """
-    found = checkpoint.all_in(Path(options.out))
-    if found:
+    existing = checkpoint.all_in(Path(options.out))
+    if existing:
         raise ValueError(
-            f"out: expected a folder without checkpoints for a new run, got {found[-1][1]}; resume goes on with it"
+            f"out: expected a folder without checkpoints for a new run, got {existing[-1][1]}; use resume to continue"
         )
     return _run(options, None, report, stop)
 
@@ -53,16 +53,15 @@ def resume(
     This holds for the same build, processor, threads, device and number of processes.
 
     Args:
-        path: a checkpoint, or a folder, for the newest in it.
+        path: a checkpoint, or a folder with checkpoints: its newest.
         report, stop: as for `train`.
-        changes: options with a new value: the end of the run (``steps`` or ``epochs`` take the place
-            of every end that is not named; ``minutes`` alone leave those two), intervals, ``keep``, ``out``,
-            ``threads``, ``device``, ``compile``, ``tensorboard``, ``file`` (if it was moved). ``out`` is otherwise the
-            checkpoint's folder.
+        changes: options with a new value: the end of the run (``steps`` or ``epochs`` replace all ends that are not
+            named; ``minutes`` alone does not), intervals, ``keep``, ``out``, ``threads``, ``device``, ``compile``,
+            ``tensorboard``, ``file`` (if it was moved). By default ``out`` is the checkpoint's folder.
 
     Raises:
-        CheckpointError: the file is no checkpoint, or cannot be read.
-        TypeError, ValueError: a change is not possible, or the text is another one; otherwise as `train`.
+        CheckpointError: the file is not a checkpoint, or cannot be read.
+        TypeError, ValueError: a change is not allowed, or the text is a different one. Otherwise as `train`.
     """
     file = checkpoint.newest(path)
     content = checkpoint.read(file)
@@ -76,7 +75,7 @@ def resume(
     for damaged in later:
         checkpoint.put_aside(damaged)
     if not same:
-        content["log"]["bytes"] = content["best"] = None  # another log begins there, and the best lies elsewhere
+        content["log"]["bytes"] = content["best"] = None  # a new log starts there, and the best checkpoint is elsewhere
     return _run(options, content, report, stop)
 
 
@@ -84,7 +83,7 @@ def _run(options: Options, content: dict[str, Any] | None, report: Report | None
     with _threads(options.threads):
         trainer = Trainer(options, content, report or (lambda event: None), stop or (lambda: False))
         if content is not None:
-            content.clear()  # the trainer has its own copy, and two would lie in memory for the whole run
+            content.clear()  # the trainer has its own copy; free this one
         try:
             return trainer.run()
         finally:

@@ -1,4 +1,4 @@
-"""Text out of a model, unit by unit."""
+"""Generation of text with a model, unit by unit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def load(path: str | os.PathLike[str], engine: str = "fastrnn") -> LanguageModel
     """Load the model of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
-        path: a checkpoint of ``fastrnn train``, or a folder, for the newest in it.
-        engine: ``"fastrnn"`` or ``"torch"``, whichever trained it.
+        path: a checkpoint of ``fastrnn train``, or a folder with checkpoints: its newest.
+        engine: ``"fastrnn"`` or ``"torch"``, irrespective of the one that trained it.
 
     Raises:
         CheckpointError: the file is missing, foreign, truncated or damaged.
@@ -34,11 +34,11 @@ def load(path: str | os.PathLike[str], engine: str = "fastrnn") -> LanguageModel
     content = checkpoint.read(file)
     options = checkpoint.options_of(content, file)
     try:
-        with torch.random.fork_rng([]):  # the weights that a model begins with are drawn, and not needed
+        with torch.random.fork_rng([]):  # the initial weights are drawn but not needed
             model = LanguageModel(options, vocabulary.from_dict(content["vocabulary"]), engine)
         load_weights(model, content["model"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint: {file} does not fit its own options: {in_a_line(error)}") from None
+        raise CheckpointError(f"checkpoint: {file} does not match its own options: {in_a_line(error)}") from None
     return model.eval()
 
 
@@ -53,22 +53,22 @@ def sample(
 ) -> Iterator[str]:
     """Yield text that continues ``prime``, piece by piece; ``"".join(sample(…))`` is all of it.
 
-    Bytes are joined to characters before they are given out. What is not UTF-8 comes as U+FFFD; bytes of a character
-    that is not finished at the end are left out.
+    Bytes are joined to characters first. Invalid UTF-8 is returned as U+FFFD; bytes of an incomplete character at the
+    end are dropped.
 
     Args:
-        model: of `load`, which is put into evaluation mode; or a checkpoint for it.
-        prime: text that the model reads first; it is not given out again. If it is empty the model reads a line feed
-            (where its vocabulary has none, the first unit in it).
-        length: units to draw, bytes or characters.
-        temperature: divides the logits: below 1 safer, above 1 bolder; 0 takes the likeliest unit.
-        seed: of the draws; the same seed gives the same text. None for another each time.
-        top_k: draws among the k likeliest units only.
+        model: a model from `load`, which is put into evaluation mode; or a checkpoint for it.
+        prime: text that the model reads first; it is not returned. If empty, the model reads a line feed (or the first
+            unit of a vocabulary without one).
+        length: number of units to draw, bytes or characters.
+        temperature: divides the logits: below 1 more conservative, above 1 more random; 0 takes the most likely unit.
+        seed: the same seed gives the same text; None for a different text each time.
+        top_k: draw only among the k most likely units.
 
     Raises:
-        ValueError: a number is out of its range, or ``prime`` has characters that the vocabulary has not.
+        ValueError: a number is out of range, or ``prime`` has characters outside the vocabulary.
         CheckpointError: see `load`.
-        TrainingError: the model gives no finite numbers.
+        TrainingError: the model's logits are not finite.
     """
     _check(length, temperature, seed, top_k)
     if not isinstance(model, LanguageModel):
@@ -85,7 +85,7 @@ def _sampled(model: LanguageModel, primed: np.ndarray, length: int, choose: Choo
         for before in primed[:-1].tolist():
             advance(before, False)
     for _ in range(length):
-        with torch.no_grad():  # not around the yield: what the caller does between two pieces is its own affair
+        with torch.no_grad():  # not around the yield, which would change the caller's grad mode
             unit = choose(advance(unit, True))
         piece = decoder.feed(unit)
         if piece:
@@ -111,17 +111,17 @@ def _check(length: int, temperature: float, seed: int | None, top_k: int | None)
 
 
 class Chooser:
-    """Draws a unit from logits; arguments as of `sample`."""
+    """Draws a unit from logits; arguments as for `sample`."""
 
     def __init__(self, temperature: float, seed: int | None, top_k: int | None) -> None:
         self._temperature, self._top_k = temperature, top_k
         self._random = np.random.default_rng(seed)
 
     def __call__(self, logits: np.ndarray) -> int:
-        """The unit for logits (V)."""
+        """Return a unit drawn from logits (V)."""
         best = float(logits.max())
         if not np.isfinite(best):
-            raise TrainingError("model: expected finite logits, got some that are not; its training has diverged")
+            raise TrainingError("model: expected finite logits, got infinity or NaN; its training has diverged")
         if self._temperature == 0:
             return int(logits.argmax())
         weights = np.exp((logits.astype(np.float64) - best) / self._temperature)
@@ -132,7 +132,7 @@ class Chooser:
 
 
 def _stepper(model: LanguageModel) -> Callable[[int, bool], Any]:
-    """A function that takes the model one unit further; if they are wanted it gives the logits (V) for the next."""
+    """Return a function that feeds one unit to the model and, if requested, returns the logits (V) for the next."""
     rows, device = model.rows().detach(), model.rows().device
     layers: Any = model.recurrent
     if isinstance(layers, (fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN)) and device.type == "cpu":

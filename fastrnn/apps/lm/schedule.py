@@ -1,4 +1,4 @@
-"""Optimisers, and the learning rate over a run."""
+"""Optimisers, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrnn.apps.lm.options import Options
 
 
 def make_optimizer(options: Options, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a model; weight decay is for matrices, not for biases and parameters of single units."""
+    """Return the optimiser of a model; weight decay applies to matrices, not to biases and per-unit parameters."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
@@ -26,7 +26,7 @@ def make_optimizer(options: Options, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def learning_rate(options: Options, step: int, total: int | None) -> float:
-    """The learning rate of step 0…total-1: a straight rise over ``warmup`` steps, then the schedule."""
+    """Return the learning rate of step 0…total-1: a linear increase over ``warmup`` steps, then the schedule."""
     peak, last = options.learning_rate, options.final_learning_rate
     if step < options.warmup:
         return peak * (step + 1) / options.warmup

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop, which the training loop grants after the step that it is in."""
+"""Handling of Ctrl-C, SIGTERM and SIGHUP: the training loop stops after the current step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 
 class StopSignals:
-    """While it is entered, the first SIGINT, SIGTERM or SIGHUP is remembered (SIGHUP not where it is ignored, as under
-    nohup). After it SIGINT ends the process at once, as if there was no handler, even inside of a kernel; a SIGTERM
-    that is repeated, as launchers do, changes nothing.
+    """Context that records the first SIGINT, SIGTERM or SIGHUP (SIGHUP unless it is ignored, as under nohup).
+
+    A following SIGINT ends the process at once, as without a handler, even inside a kernel; a repeated SIGTERM, which
+    launchers send, has no effect.
 
     Attributes:
-        signal: the first one's number, None so far.
+        signal: the number of the first signal, None so far.
     """
 
     def __init__(self, message: str) -> None:
@@ -37,12 +38,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Return True if the run should stop."""
         return self.signal is not None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = self.signal is None, self.signal or number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if first and self._message:
-            with contextlib.suppress(OSError):  # not print(), which the handler may have interrupted
+            with contextlib.suppress(OSError):  # print() is not safe in a signal handler
                 os.write(2, f"{self._message}\n".encode())

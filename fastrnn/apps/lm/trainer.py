@@ -1,7 +1,7 @@
-"""A run: truncated backpropagation through time over rows of text.
+"""Training run: truncated backpropagation through time over rows of text.
 
-A run is a function of its options and its text. Everything that it has come to is in a checkpoint, so that it goes on
-bit for bit where it was: a step reads nothing else.
+A run is a function of its options and its text. A checkpoint holds its whole state, and a step reads nothing else, so
+that a resumed run is bitwise identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Stop = Callable[[], bool]
 _BITS = 1 / math.log(2)
 
 
-def _elsewhere() -> TextError:
-    return TextError("file: another process could not read it, and says why")
+def _in_another_process() -> TextError:
+    return TextError("file: expected readable text in all processes, another process reports the reason")
 
 
 class Trainer:
-    """A run, from options or from a checkpoint's content; arguments and errors as of `fastrnn.apps.lm.train`."""
+    """A run, from options or from a checkpoint's content; arguments and errors as for `fastrnn.apps.lm.train`."""
 
     def __init__(self, options: Options, content: dict[str, Any] | None, report: Report, stop: Stop) -> None:
         self.options, self._stop = options, stop
@@ -60,14 +60,14 @@ class Trainer:
             self._restore(content)
         position = None if content is None else content["log"]["bytes"]
         self._in_first(lambda: self._open_logs(position))
-        self._since = self._lap = time.perf_counter()  # of the run's seconds; of the speed in the log
+        self._since = self._lap = time.perf_counter()  # start of the run's time, and of the log's current interval
         self._lap_steps = 0
         self._saved: Path | None = None
         self._payload: tuple[int, bytes] | None = None
 
     def _open_text(self, content: dict[str, Any] | None) -> Text:
         if not self.workers.first:
-            self.workers.wait()  # for the one that makes the default text
+            self.workers.wait()  # for the first process, which creates the default text
         path = Path(self.options.file) if self.options.file is not None else corpus.library_text()
         if self.workers.first:
             self.workers.wait()
@@ -76,19 +76,21 @@ class Trainer:
         if content is not None:
             same = content["text"] == self.fingerprint and content["vocabulary"] == text.vocabulary.as_dict()
             if not same:
-                raise ValueError(f"file: expected the text of the run that is resumed, got another one in {path}")
+                raise ValueError(f"file: expected the text of the resumed run, got another one in {path}")
         return text
 
     def _make_rows(self) -> tuple[Rows, Rows | None]:
-        """Of the text before its last share, and of that."""
+        """Return the rows of the training text, and those of the validation text at its end."""
         options, text = self.options, self.text
         B, T, mine = options.batch, options.truncation, self.workers.mine(options.batch)
-        kept = int(text.length * options.validation)
-        rows = Rows(text, 0, text.length - kept, B, T, mine, options.seed)
-        if not kept:
+        held_out = int(text.length * options.validation)
+        rows = Rows(text, 0, text.length - held_out, B, T, mine, options.seed)
+        if not held_out:
             return rows, None
         what = "validation: of the file"
-        return rows, Rows(text, text.length - kept, text.length, B, min(T, max(1, (kept - 1) // B)), mine, 0, what)
+        return rows, Rows(
+            text, text.length - held_out, text.length, B, min(T, max(1, (held_out - 1) // B)), mine, 0, what
+        )
 
     def _make_model(self) -> None:
         options, workers = self.options, self.workers
@@ -96,13 +98,13 @@ class Trainer:
         self.model = LanguageModel(options, self.text.vocabulary).to(workers.device)
         self.model.train()
         self.optimizer = make_optimizer(options, self.model)
-        if workers.rank:  # the same weights, other dropout
+        if workers.rank:  # the same weights, but other dropout masks
             torch.manual_seed((options.seed + workers.rank * 0x9E3779B97F4A7C15) % 2**64)
         module: Any = torch.compile(self.model) if options.compile else self.model
         self.network = workers.wrap(module)
 
     def _in_first(self, work: Callable[[], object]) -> None:
-        """What the first process does for all of them. If it fails, all of them end."""
+        """Run work that the first process does for all. If it fails, all processes end."""
         failure: Exception | None = None
         if self.workers.first:
             try:
@@ -110,7 +112,7 @@ class Trainer:
             except (TrainingError, CheckpointError, ValueError, OSError) as error:
                 failure = error
         if self.workers.most(int(failure is not None)):
-            raise failure or TrainingError("the first process could not go on, and says why")
+            raise failure or TrainingError("the first process failed and reports the reason")
 
     def _open_logs(self, position: int | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,7 @@ class Trainer:
             raise
 
     def close(self) -> None:
-        """Closes the logs."""
+        """Close the logs."""
         for log in (self.log, self.tensorboard):
             if log is not None:
                 log.close()
@@ -131,7 +133,7 @@ class Trainer:
     # The loop
 
     def run(self) -> events.Result:
-        """To the end of the run, or until it is to stop."""
+        """Train to the end of the run, or until it is stopped."""
         options = self.options
         self._report(
             events.Started(
@@ -155,14 +157,14 @@ class Trainer:
         return events.Result(self.step, self.last_loss, best, saved, stopped)
 
     def _loop(self) -> bool:
-        """Steps up to the end of the run. Returns True if it was stopped before."""
+        """Run steps up to the end of the run. Return True if it was stopped before."""
         while self.total is None or self.step < self.total:
             late = self.options.minutes is not None and self._elapsed() >= 60 * self.options.minutes
             chunk, problem = self._read()
-            # All processes have to end with the same step, whichever was asked to.
+            # All processes must end after the same step, whichever one was told to stop.
             ends = self.workers.most(3 if problem else 2 if self._stop() else int(late))
             if chunk is None or ends == 3:
-                raise problem or _elsewhere()
+                raise problem or _in_another_process()
             if ends:
                 return ends == 2
             norm = self._train_step(*chunk)
@@ -170,7 +172,7 @@ class Trainer:
         return False
 
     def _read(self) -> tuple[tuple[Tensor, Tensor] | None, TextError | None]:
-        """The next chunk, or why it cannot be read. No step is begun if the text has become shorter anywhere."""
+        """Return the next chunk, or why it cannot be read. No step starts if the text has been truncated anywhere."""
         try:
             self.text.file.check()
             return self.rows.chunk(self.epoch, self.chunk), None
@@ -178,7 +180,7 @@ class Trainer:
             return None, error
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """One update. Returns the norm of the gradient before it is clipped, if a row of the log follows."""
+        """Make one update. Return the norm of the gradient before clipping, if a row of the log follows."""
         options, parameters = self.options, self.model.parameters
         inputs, targets = inputs.to(self.workers.device), targets.to(self.workers.device)
         rate = learning_rate(options, self.step, self.total)
@@ -201,18 +203,18 @@ class Trainer:
         self.loss_steps += 1
         self.step, self.chunk = self.step + 1, self.chunk + 1
         self.states = tuple(state.detach() for state in states)
-        if self.chunk == self.rows.chunks:  # the rows begin elsewhere in the next epoch
+        if self.chunk == self.rows.chunks:  # the rows start at other units in the next epoch
             self.epoch, self.chunk, self.states = self.epoch + 1, 0, None
         return norm
 
     def _due(self, step: int) -> tuple[bool, bool]:
-        """Whether the log, and whether validation is due after a step."""
+        """Return whether the log, and whether validation, is due after a step."""
         options, last = self.options, step == self.total
         validates = self.validation_rows is not None and options.validate_every > 0
         return last or step % options.log_every == 0, validates and (last or step % options.validate_every == 0)
 
     def _after_step(self, norm: Tensor | None) -> None:
-        """What is due after a step: the log, validation, a sample, checkpoints."""
+        """Do what is due after a step: the log, validation, a sample, checkpoints."""
         options = self.options
         self._lap_steps += 1
         logs, validates = self._due(self.step)
@@ -238,7 +240,7 @@ class Trainer:
             "characters_per_second": round(self._lap_steps * units / max(now - self._lap, 1e-9), 1),
             "seconds": round(self._elapsed(), 3),
         }
-        validation = self.validate() if validates else math.nan  # first: it may fail, and then nothing has changed
+        validation = self.validate() if validates else math.nan  # before any change, because it may fail
         if logs:
             row["loss"] = float(self.workers.mean(self.loss_sum)) / self.loss_steps
             row["bits_per_character"] = row["loss"] * _BITS
@@ -266,7 +268,7 @@ class Trainer:
         self._report(event)
 
     def validate(self) -> float:
-        """Mean loss in nats per unit over the first chunks of the validation text, from a zero state.
+        """Return the mean loss in nats per unit over the first chunks of the validation text, from a zero state.
 
         Raises:
             TextError: the text cannot be read, in this process or another.
@@ -285,12 +287,12 @@ class Trainer:
                     problem = error
                     break
                 inputs, targets = (ids.to(self.workers.device) for ids in chunk)
-                # Not the compiled network: other shapes might make it compile the training step once more, differently.
+                # Not the compiled network: other shapes might make it recompile the training step, with other results.
                 logits, states = self.model(inputs, states)
                 total += self.model.loss(logits, targets)
         self.model.train()
         if self.workers.most(int(problem is not None)):
-            raise problem or _elsewhere()
+            raise problem or _in_another_process()
         return float(self.workers.mean(total)) / count
 
     def _sample(self) -> None:
@@ -298,7 +300,7 @@ class Trainer:
         try:
             text = "".join(pieces)
         except TrainingError:
-            raise self._diverged("finite logits", "others") from None
+            raise self._diverged("finite logits", "infinity or NaN") from None
         self.model.train()
         self._report(events.Sampled(self.step, text))
         if self.tensorboard is not None:
@@ -311,14 +313,14 @@ class Trainer:
     # Checkpoints
 
     def _save_last(self) -> Path:
-        """The checkpoint of this step, written unless it is there."""
+        """Return the checkpoint of this step, written if necessary."""
         if self._saved is None or self._saved != checkpoint.path_of(self.folder, self.step):
             self._save(checkpoint.path_of(self.folder, self.step))
         assert self._saved is not None
         return self._saved
 
     def _save(self, path: Path) -> None:
-        """Writes all that the run goes on with. Every process calls it, as the rows' states are shared out."""
+        """Write the whole state of the run. Every process calls it, because each has some of the batch rows."""
         states = None if self.states is None else [torch.cat(self.workers.gather(s), 1) for s in self.states]
         random = {"cpu": self.workers.gather(torch.get_rng_state()), "cuda": []}
         if self.workers.device.type == "cuda":
@@ -356,15 +358,15 @@ class Trainer:
             self._report(events.Saved(self.step, path))
 
     def _check_finite(self, losses: list[float]) -> None:
-        """A checkpoint that cannot be trained on must not push out one that can."""
+        """Raise before a checkpoint with infinity or NaN would replace a valid one."""
         weights = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
         if not weights or not all(math.isfinite(loss) for loss in losses):
-            raise self._diverged("finite weights and losses", "others")
+            raise self._diverged("finite weights and losses", "infinity or NaN")
 
     def _diverged(self, expected: str, got: object) -> TrainingError:
-        found = checkpoint.found_in(self.folder)
-        kept = f"; the last checkpoint is {found[-1][1]}" if found else ""
-        return TrainingError(f"loss: expected {expected}, got {got} at step {self.step}{kept}")
+        checkpoints = checkpoint.numbered_in(self.folder)
+        last = f"; the last checkpoint is {checkpoints[-1][1]}" if checkpoints else ""
+        return TrainingError(f"loss: expected {expected}, got {got} at step {self.step}{last}")
 
     def _restore(self, content: dict[str, Any]) -> None:
         device, mine = self.workers.device, self.workers.mine(self.options.batch)
@@ -382,9 +384,9 @@ class Trainer:
             self.loss_steps, self.seconds = content["log"]["steps"], content["seconds"]
             self.best = None if content["best"] is None else (content["best"][0], content["best"][1])
             random = content["random"]
-            if len(random["cpu"]) == self.workers.size:  # else the processes draw anew
+            if len(random["cpu"]) == self.workers.size:  # else the processes start new random sequences
                 torch.set_rng_state(random["cpu"][self.workers.rank])
                 if device.type == "cuda" and len(random["cuda"]) == self.workers.size:
                     torch.cuda.set_rng_state(random["cuda"][self.workers.rank], device)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"checkpoint: its parts do not fit its options: {in_a_line(error)}") from None
+            raise CheckpointError(f"checkpoint: its content does not match its options: {in_a_line(error)}") from None

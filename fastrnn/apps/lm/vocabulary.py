@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, or the characters of a text."""
+"""Conversion of text to ids and back: bytes, or the characters of a text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 
 class Decoder(Protocol):
-    """Turns ids into text one by one."""
+    """Converts ids to text one by one."""
 
     def feed(self, unit: int) -> str:
-        """The text that is complete with this id; often one character, sometimes none."""
+        """Return the text completed by this id: often one character, sometimes none."""
 
 
 class Bytes:
@@ -22,7 +22,7 @@ class Bytes:
     size = 256
 
     def encode(self, text: str, name: str = "text") -> np.ndarray:
-        """Ids (N) of a text; what the command line could not decode becomes its bytes again."""
+        """Return the ids (N) of a text; bytes that the command line could not decode are restored."""
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
 
     def decoder(self) -> Decoder:
@@ -33,7 +33,7 @@ class Bytes:
 
 
 class _ByteDecoder:
-    """Holds back the bytes of an unfinished character; bytes that are not UTF-8 become U+FFFD."""
+    """Holds the bytes of an incomplete character; invalid UTF-8 becomes U+FFFD."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -43,10 +43,10 @@ class _ByteDecoder:
 
 
 class Characters:
-    """The characters of a text; an id is a character's place in their order.
+    """The characters of a text; an id is the index of a character in their order.
 
     Args:
-        characters: each once, in rising order of their code points.
+        characters: each once, in increasing order of code points.
     """
 
     unit, units = "character", "characters"
@@ -54,13 +54,13 @@ class Characters:
     def __init__(self, characters: str) -> None:
         points = np.frombuffer(characters.encode("utf-32-le"), "<u4")
         if not len(points) or bool((points[1:] <= points[:-1]).any()):
-            raise ValueError("characters: expected different characters in rising order")
+            raise ValueError("characters: expected distinct characters in increasing order")
         self.characters, self.size = characters, len(points)
         self._ids = np.full(int(points[-1]) + 1, -1, np.int64)
         self._ids[points] = np.arange(self.size)
 
     def encode(self, text: str, name: str = "text") -> np.ndarray:
-        """Ids (N) of a text, which errors call ``name``.
+        """Return the ids (N) of a text, which errors call ``name``.
 
         Raises:
             ValueError: a character is not in the vocabulary.
@@ -92,6 +92,6 @@ class _CharacterDecoder:
 Vocabulary = Bytes | Characters
 
 
-def from_dict(found: dict[str, Any]) -> Vocabulary:
-    """The vocabulary that `as_dict` described."""
-    return Bytes() if found["unit"] == "byte" else Characters(found["characters"])
+def from_dict(description: dict[str, Any]) -> Vocabulary:
+    """Return the vocabulary that `as_dict` described."""
+    return Bytes() if description["unit"] == "byte" else Characters(description["characters"])

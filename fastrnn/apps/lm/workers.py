@@ -1,4 +1,4 @@
-"""The processes that train together, each with its share of the rows; most often one."""
+"""Processes that train together, each with its part of the batch rows; usually only one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 def launched() -> bool:
-    """Whether torchrun (or the like) has started this process as one of several."""
+    """Return True if torchrun or a similar launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """torch's process group as the environment describes it: gloo on the CPU, nccl on GPUs. Nothing for one process."""
+    """Initialise torch's process group from the environment: gloo on the CPU, nccl on GPUs. No-op for one process."""
     if not launched() or dist.is_initialized():
         yield
         return
@@ -33,14 +33,14 @@ def process_group() -> Iterator[None]:
 
 
 class Workers:
-    """This process among those of torch's default process group; alone where there is none.
+    """This process within torch's default process group, if there is one.
 
     Attributes:
-        rank, size: which one of how many.
-        device: where this one computes.
+        rank, size: the index of this process, and their number.
+        device: the device of this process.
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: the device does not exist.
     """
 
     def __init__(self, device: str) -> None:
@@ -52,14 +52,14 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """True for the process that writes the files."""
         return self.rank == 0
 
     def mine(self, batch: int) -> range:
-        """This one's share of B rows.
+        """Return this process's part of B batch rows.
 
         Raises:
-            ValueError: they cannot be shared out evenly.
+            ValueError: they cannot be divided evenly.
         """
         if batch % self.size:
             raise ValueError(f"batch: expected a multiple of the {self.size} processes, got {batch}")
@@ -67,18 +67,18 @@ class Workers:
         return range(self.rank * share, (self.rank + 1) * share)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the processes."""
+        """Return the module with gradients averaged over the processes."""
         if self.size == 1:
             return module
         data_parallel = nn.parallel.DistributedDataParallel
         known = inspect.signature(data_parallel).parameters
-        # No buffer of the model ever changes. Newer releases of torch have another name for it.
+        # The model's buffers never change. Newer releases of torch have renamed the option.
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {name: False}
         return data_parallel(module, **options)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the processes."""
+        """Return the mean of a tensor over the processes."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -86,24 +86,24 @@ class Workers:
         return value
 
     def most(self, value: int) -> int:
-        """The largest of everybody's numbers."""
+        """Return the largest of all processes' numbers."""
         if self.size == 1:
             return value
-        found = torch.tensor([value], dtype=torch.int32, device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found.item())
+        largest = torch.tensor([value], dtype=torch.int32, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest.item())
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """Everybody's tensor of this shape, in the order of ranks, on the CPU."""
+        """Return all processes' tensors of this shape, in the order of ranks, on the CPU."""
         if self.size == 1:
             return [value.detach().cpu().clone()]
         value = value.detach().to(self.device).contiguous()
-        found = [torch.empty_like(value) for _ in range(self.size)]
-        dist.all_gather(found, value)
-        return [one.cpu() for one in found]
+        tensors = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(tensors, value)
+        return [one.cpu() for one in tensors]
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
@@ -118,6 +118,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ValueError(f"device: expected one of the {count} GPUs that torch can use, got {name!r}")
+            raise ValueError(f"device: expected one of the {count} GPUs available to torch, got {name!r}")
         torch.cuda.set_device(device)
     return device

@@ -49,7 +49,7 @@ def test_competitors_that_do_not_start_are_reported_and_gone(monkeypatch):
     started, popen = [], subprocess.Popen
     monkeypatch.setattr(runner, "_COMPETITOR", "import time; print('no', flush=True); time.sleep(60)")
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    with pytest.raises(RuntimeError, match="did not start"), runner.busy_processes(2):
+    with pytest.raises(RuntimeError, match="expected a busy process to start"), runner.busy_processes(2):
         pass
     assert len(started) == 2
     assert all(is_gone(process.pid) for process in started)

@@ -49,7 +49,7 @@ def test_wrong_shapes_say_what_was_expected(text):
 
 def test_wrong_names_say_what_was_expected():
     assert parse_names("gru,lstm,gru", CELLS) == ("gru", "lstm")
-    with pytest.raises(ValueError, match=r"lstm, gru, rnn; found 'lsmt'"):
+    with pytest.raises(ValueError, match=r"lstm, gru, rnn; got 'lsmt'"):
         parse_names("lsmt", CELLS)
 
 

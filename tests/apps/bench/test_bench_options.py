@@ -12,10 +12,10 @@ from fastrnn.apps.bench import cli
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--cells", "lsmt"], "argument --cells: expected a comma-separated list of lstm, gru, rnn; found 'lsmt'"),
+        (["--cells", "lsmt"], "argument --cells: expected a comma-separated list of lstm, gru, rnn; got 'lsmt'"),
         (["--shapes", "1x2"], "argument --shapes: expected BxTxH"),
         (["--dtype", "int8"], "argument --dtype: expected"),
-        (["--threads", "0"], "argument --threads: expected a whole number of at least 1, found '0'"),
+        (["--threads", "0"], "argument --threads: expected a whole number of at least 1, got '0'"),
         (["--repeats", "x"], "argument --repeats: expected a whole number"),
         (["--lm-steps", "-3"], "argument --lm-steps: expected a whole number"),
         (["--text", "no-such-file"], "argument --text: expected a file that can be read"),
@@ -75,10 +75,10 @@ def test_rows_on_a_gpu_are_listed_without_one(capsys):
 @pytest.mark.parametrize("more", [("--busy", 1), ("--scaling",)])
 def test_what_only_the_cpu_does(more, tmp_path, capsys):
     assert cli.run(parse("--device", "cuda", "--out", tmp_path, *more)) == 2
-    assert f"argument {more[0]}: expected --device cpu, found cuda" in capsys.readouterr().err
+    assert f"argument {more[0]}: expected --device cpu, got cuda" in capsys.readouterr().err
 
 
 def test_no_gpu(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.run(parse("--device", "cuda", "--out", tmp_path)) == 2
-    assert "argument --device: expected a GPU that torch can use, found none" in capsys.readouterr().err
+    assert "argument --device: expected a GPU available to torch, got none" in capsys.readouterr().err

@@ -42,9 +42,9 @@ def model_crowded(found):
 
 DISTURBANCES = {
     crowded: "other processes took 33 % of its time",
-    spread: "rounds of total are",
+    spread: "rounds of total differ by",
     impossible: "1591 % of the machine's limit",
-    model_spread: "language model: its blocks are",
+    model_spread: "language model: its blocks differ",
     model_crowded: "language model: other processes took 40 %",
 }
 

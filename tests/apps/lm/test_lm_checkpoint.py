@@ -61,7 +61,7 @@ def test_a_file_cut_short(run, share):
     path = run / "step-00000012.pt"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    refused(path, "is cut short, damaged or no checkpoint; the newest other one is .*best.pt")
+    refused(path, "is truncated, damaged or not a checkpoint; the newest other one is .*best.pt")
 
 
 def test_a_damaged_bit_anywhere_is_found(run):
@@ -72,25 +72,25 @@ def test_a_damaged_bit_anywhere_is_found(run):
         damaged = bytearray(content)
         damaged[place] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(lm.CheckpointError, match="is cut short, damaged or no checkpoint"):
+        with pytest.raises(lm.CheckpointError, match="is truncated, damaged or not a checkpoint"):
             checkpoint.read(path)
-    refused(path, "is cut short, damaged or no checkpoint; the newest other one is .*best.pt")
+    refused(path, "is truncated, damaged or not a checkpoint; the newest other one is .*best.pt")
 
 
 def test_foreign_files(run, tmp_path):
     path = tmp_path / "other.pt"
     for content in (b"text", b"\x80\x04N.", pickle.dumps({"a": 1})):
         path.write_bytes(content)
-        refused(path, "is cut short, damaged or no checkpoint")
+        refused(path, "is truncated, damaged or not a checkpoint")
     torch.save({"weight": torch.zeros(3)}, path)
-    refused(path, "is cut short, damaged or no checkpoint")
+    refused(path, "is truncated, damaged or not a checkpoint")
     for content in ({"weight": torch.zeros(3)}, [1, 2]):
         save(content, path)
-        refused(path, "is no checkpoint of a language model made by")
+        refused(path, "is not a checkpoint of a language model from")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", "b")
     path.write_bytes(checkpoint.sealed(path.read_bytes()))
-    refused(path, "is no checkpoint of a language model")
+    refused(path, "is not a checkpoint of a language model")
     refused(tmp_path / "none.pt", "there is no")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "found none")
@@ -107,7 +107,7 @@ class _Opens:
 def test_code_in_a_file_is_not_run(run, tmp_path):
     content = checkpoint.read(run / "best.pt")
     save({**content, "states": _Opens(tmp_path / "opened")}, tmp_path / "evil.pt")
-    refused(tmp_path / "evil.pt", "is no checkpoint of a language model")
+    refused(tmp_path / "evil.pt", "is not a checkpoint of a language model")
     assert not (tmp_path / "opened").exists()
 
 
@@ -115,7 +115,7 @@ def test_code_in_a_file_is_not_run(run, tmp_path):
     ("change", "message"),
     [
         ({"version": 2}, "expected format version 1 .*, got 2"),
-        ({"options": {"hiden": 3}}, "options that this version does not know"),
+        ({"options": {"hiden": 3}}, "options that this version does not support"),
         ({"options": lm.Options(hidden=5, out="x").as_dict()}, "fit its.* options"),
         ({"model": {}}, "fit its.* options"),
     ],
@@ -135,7 +135,7 @@ def test_parts_that_do_not_fit(run, change, message):
 def test_an_unknown_vocabulary(run):
     path = run / "step-00000012.pt"
     save({**checkpoint.read(path), "vocabulary": {"unit": "word"}}, path)
-    with pytest.raises(lm.CheckpointError, match="does not fit its own options"):
+    with pytest.raises(lm.CheckpointError, match="does not match its own options"):
         lm.load(path)
 
 
@@ -144,7 +144,7 @@ def test_missing_parts(run):
     content = checkpoint.read(path)
     del content["random"], content["log"]
     save(content, path)
-    refused(path, "lacks log, random")
+    refused(path, "has no log, random")
 
 
 def full_disk(path):
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_good_checkpoints(tmp_p
     options = tiny(tmp_path, cell="rnn_relu", optimizer="sgd", learning_rate=1e30, clip_norm=0.0, checkpoint_every=1)
     with pytest.raises(lm.TrainingError, match=r"loss: expected .*finite"):
         lm.train(options)
-    for _, path in checkpoint.found_in(tmp_path / "run"):
+    for _, path in checkpoint.numbered_in(tmp_path / "run"):
         assert all(bool(torch.isfinite(p).all()) for p in lm.load(path).parameters())
 
 

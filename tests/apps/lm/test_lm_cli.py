@@ -69,7 +69,7 @@ def test_resume_goes_on_and_keeps_to_its_options(run, capsys):
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["train", "nothing.txt"], 2, "argument FILE: expected a file with text, got 'nothing.txt', which does not"),
+        (["train", "nothing.txt"], 2, "argument FILE: expected a text file, got 'nothing.txt', which does not"),
         (["train", "--learning-rate", "0"], 2, "argument --learning-rate: expected more than 0, got 0.0"),
         (["train", "--cell", "lstn"], 2, "argument --cell: expected one of lstm, gru,"),
         (["train", "--device", "tpu"], 2, "argument --device: expected cpu, cuda or cuda:N, got 'tpu'"),

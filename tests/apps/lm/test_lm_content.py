@@ -179,10 +179,10 @@ def test_a_wrong_state_of_the_optimizer(folders, tmp_path, capsys, run):
         place = ("optimizer", "state", 0, key)
         for value in (lambda t: torch.zeros(5), lambda t: "x", lambda t: t.cfloat(), lambda t: t.to("meta")):
             save(changed(content, place, value), path)
-            assert "do not fit its options" in resumed(path, capsys)
+            assert "does not match its options" in resumed(path, capsys)
         if len(SHAPES[run]) > 1:
             save(without(content, place), path)
-            assert "do not fit its options" in resumed(path, capsys)
+            assert "does not match its options" in resumed(path, capsys)
 
 
 @pytest.mark.parametrize("run", ["adam", "sgd", "rmsprop", "gallery"])

@@ -149,7 +149,7 @@ def test_a_file_that_is_overwritten_by_other_characters(tmp_path, content):
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.write(content * (size // len(content)) + b" " * (size % len(content)))
-    problem = r"file: expected .*/t as it was at the start of the run, got other characters in it"
+    problem = r"file: expected .*/t as it was at the start of the run, got other content"
     with pytest.raises(TextError, match=problem):
         text.read(text.length - 300, 300)
 

@@ -107,7 +107,7 @@ def test_a_signal_ends_a_run_cleanly(tmp_path, number, status):
     step = int(rows(out)[-1]["step"])
     (file,) = out.glob("step-*.pt")
     assert file.name == f"step-{step:08d}.pt"
-    assert output.splitlines()[-1] == f"stopped after {step:,} steps; to go on: fastrnn train --resume {file}"
+    assert output.splitlines()[-1] == f"stopped after {step:,} steps; resume with: fastrnn train --resume {file}"
     assert errors == "stopping after this step; Ctrl-C again stops at once\n"
     assert lm.resume(out, steps=step + 2).step == step + 2
 
@@ -163,7 +163,7 @@ def test_what_may_change_and_what_may_not(tmp_path):
     for name, value in (("hidden", 10), ("seed", 1), ("optimizer", "sgd"), ("batch", 8), ("unit", "character")):
         with pytest.raises(ValueError, match=f"{name}: expected .* as in the run that is resumed, got {value!r}"):
             lm.resume(out, **{name: value})
-    with pytest.raises(TypeError, match="stepps: no option"):
+    with pytest.raises(TypeError, match="stepps: expected an option"):
         lm.resume(out, stepps=3)
     assert lm.resume(out, steps=14, log_every=2, keep=1, hidden=9).step == 14
     assert [path.name for path in sorted(out.glob("step-*"))] == ["step-00000014.pt"]
@@ -175,7 +175,7 @@ def test_another_text_is_refused(tmp_path):
     text = tmp_path / "text.txt"
     content = text.read_bytes()
     text.write_bytes(content.replace(b"cell", b"bell"))
-    with pytest.raises(ValueError, match="file: expected the text of the run that is resumed"):
+    with pytest.raises(ValueError, match="file: expected the text of the resumed run"):
         lm.resume(tmp_path / "run", steps=14)
     (tmp_path / "moved").write_bytes(content)
     assert lm.resume(tmp_path / "run", steps=14, file=str(tmp_path / "moved")).step == 14
@@ -235,7 +235,7 @@ def test_a_damaged_checkpoint_does_not_stand_in_the_way(tmp_path, validate_every
     last = out / "step-00000012.pt"
     last.write_bytes(last.read_bytes()[:-50])
     other = "best" if validate_every else "step-00000009"
-    with pytest.raises(lm.CheckpointError, match=rf"is cut short, .*the newest other one is .*{other}\.pt"):
+    with pytest.raises(lm.CheckpointError, match=rf"is truncated, .*the newest other one is .*{other}\.pt"):
         lm.resume(out)
     assert lm.resume(out / f"{other}.pt").step == 12
     assert rows(out) == whole

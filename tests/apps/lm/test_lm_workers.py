@@ -52,7 +52,7 @@ def test_what_the_first_process_cannot_do_ends_both_with_a_line_each(tmp_path):
     assert process.returncode == 1
     assert errors.count("fastrnn train: error: ") == 2, errors
     assert errors.count("File exists") == 1
-    assert errors.count("error: the first process could not go on, and says why") == 1
+    assert errors.count("error: the first process failed and reports the reason") == 1
 
 
 def test_rows_are_shared_out_evenly(monkeypatch):
