@@ -30,7 +30,7 @@ struct lstm {
   FASTRNN_FN static void backward(const V (&saved)[4], const V (&s)[2], const V (&s_new)[2], const V (&ds_new)[2],
                                   V (&da)[4], V (&)[4], V (&ds)[2]) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
-    const V squashed = M::tanh(s_new[1]);  // again: cheaper than another T·B·H of memory
+    const V squashed = M::tanh(s_new[1]);  // recomputed: cheaper than saving another T·B·H values
     const V dc = fma(ds_new[0] * o, tanh_slope(squashed), ds_new[1]);
     da[0] = dc * g * sigmoid_slope(i);
     da[1] = dc * s[1] * sigmoid_slope(f);
@@ -40,7 +40,7 @@ struct lstm {
     ds[1] = dc * f;
   }
 
-  // Replaces the values that only ∂L/∂h is multiplied with, for a step whose h has no gradient: zero times NaN is NaN.
+  // Replaces the values that multiply ∂L/∂h only, for a step whose h has no gradient, because zero times NaN is NaN.
   template <class V>
   FASTRNN_FN static void leave_out_hidden(V (&saved)[4], V (&s_new)[2]) {
     saved[3] = s_new[1] = V::zero();

@@ -13,7 +13,7 @@ struct rnn_relu {
 
   template <class M, class V>
   FASTRNN_FN static void forward(const V (&wx)[1], const V (&rh)[1], const V (&)[1], V (&s_new)[1], V (&)[1]) {
-    s_new[0] = max(V::zero(), wx[0] + rh[0]);  // the order of the arguments lets NaN through
+    s_new[0] = max(V::zero(), wx[0] + rh[0]);  // this order of the arguments propagates NaN
   }
 
   template <class M, class V>

@@ -1,8 +1,9 @@
-// What the torch-facing code hands to a sequence driver. Plain data and pointers: no torch, no standard library.
+// Arguments of the sequence drivers, from the torch-facing code. Plain data and pointers: no torch, no standard
+// library.
 //
-// Rows. Step t has counts[t] rows, stored together from row offsets[t] of every (N, ·) array, N = Σ counts. Counts
-// never grow with t, so that the rows of a step are a prefix of the batch: a padded batch has counts[t] = B, packed
-// input and `lengths` have their rows sorted by length. Direction only changes the order in which steps are visited.
+// Rows. Time step t has counts[t] rows, stored together from row offsets[t] of every (N, ·) array, N = Σ counts. Counts
+// never increase with t, so that the rows of a step are a prefix of the batch: a padded batch has counts[t] = B; packed
+// input and `lengths` have their rows sorted by length. The direction only changes the order of visiting the steps.
 #pragma once
 
 #include <stdint.h>
@@ -11,17 +12,17 @@
 
 namespace fastrnn {
 
-// What kernels call that were compiled into another shared object: a user's cell.
+// Functions called by kernels compiled into another shared object (a custom cell)
 #define FASTRNN_SHARED __attribute__((visibility("default")))
 
 constexpr int kMaxStates = 8;
 
-// kFloat32TwoParts and kFloat32OnePart are float32 in memory, the factors of their products sums of so many bfloat16
-// parts (cpu/parts.h).
+// kFloat32TwoParts and kFloat32OnePart are float32 in memory; the factors of their products are sums of that many
+// bfloat16 parts (cpu/parts.h).
 enum class Format : int { kFloat32, kFloat64, kBFloat16, kFloat16, kFloat32TwoParts, kFloat32OnePart };
 constexpr int kFormats = 6;
 
-// How the work of one step is shared. kAuto leaves it to the cost model in plan.cpp.
+// Division of a time step's work among threads; kAuto: chosen by the cost model in plan.cpp
 enum class Split : int { kAuto, kNone, kRows, kUnits };
 
 struct Sequence {
@@ -33,28 +34,28 @@ struct Sequence {
   const int64_t* offsets;  // [T]
   const uint8_t* reset;    // [N] true at the first step of a segment, or null
   bool reverse;
-  int threads;  // most that may be used
+  int threads;  // maximum number of threads
   Split split;
 };
 
-// T below is the storage format, C what it is computed in (float64 for float64, float32 for the rest).
+// Below, T is the storage dtype, C the compute dtype (float64 for float64, else float32).
 struct ForwardArgs {
   Sequence seq;
-  const void* w_hh;                 // T [R·H, P]; R: gates that have a recurrent product
+  const void* w_hh;                 // T [R·H, P]; R: gates with a recurrent product
   const void* b_ih;                 // T [G·H] or null: added to wx
   const void* b_hh;                 // T [R·H] or null
   const void* w_hr;                 // T [P, H] or null: no projection
-  const void* parameters;           // T [Q, H], a cell's numbers for each unit
-  const void* rh;                   // T [B, R·H] or null: R·h + b_hh of the only step, if T = 1 and the caller has it
+  const void* parameters;           // T [Q, H], per-unit parameters
+  const void* rh;                   // T [B, R·H] or null: R·h + b_hh of the only step, if T = 1 and precomputed
   const void* initial[kMaxStates];  // T [B, P] for h, [B, H] for others; null = zeros
-  const void* restart[kMaxStates];  // the same of the states at seq.reset
+  const void* restart[kMaxStates];  // the same for the states at seq.reset
   void* gates;                      // T [N, G·H] in: W·x; out, if training: the first min(G, K) saved values
   void* extra;                      // T [N, (K-G)·H], training and K > G
-  void* cells;                     // C [N, (S-1)·H + sums], training: states other than h after each step; a row's sums
-  void* unprojected;               // T [N, H], training and projection: h before it; else the vectors that are
-                                   // multiplied besides h, [N, vectors·H]
-  void* y;                         // T [N, P]
-  void* final_states[kMaxStates];  // T [B, P or H]
+  void* cells;                      // C [N, (S-1)·H + sums], training: states other than h after each step; row sums
+  void* unprojected;                // T [N, H], training and projection: h before it; else the vectors that are
+                                    // multiplied besides h, [N, vectors·H]
+  void* y;                          // T [N, P]
+  void* final_states[kMaxStates];   // T [B, P or H]
   bool training;
 };
 
@@ -74,28 +75,28 @@ struct BackwardArgs {
   const void* grad_final[kMaxStates];  // T [B, P or H] or null
   void* da;                            // T [N, G·H]
   void* drh;                           // T [N, (R - split_from)·H], ∂L/∂rh of the gates where it differs from da
-  void* dparameters;                   // C [B, Q·H], zeros: ∂L/∂parameters of a row's steps is added to it
+  void* dparameters;                   // C [B, Q·H], zeros: ∂L/∂parameters of a row's steps is added
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
-  void* grad_restart[kMaxStates];      // T [B, P or H]; null: restart is initial, and grad_initial the sum of both
-  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
+  void* grad_restart[kMaxStates];      // T [B, P or H]; null: restart is initial, and grad_initial is the sum of both
+  void* dh;                            // T [N, P] or null: ∂L/∂h_t, summed over all paths, at the step
   void* later[kMaxStates];             // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
-  double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
+  double clip;                         // > 0: elements of ∂L/∂h_t are clipped to ±clip before they pass through a step
   bool hidden_unused;    // no gradient, not even zeros, reaches the h of the last step (loss on the cell state alone)
-  bool initial_product;  // false: leave drh·R of rows' first steps out of grad_initial (T = 1: the caller adds it)
+  bool initial_product;  // false: omit drh·R of rows' first steps from grad_initial (T = 1: the caller adds it)
 };
 
-// A product of few rows N. See cpu/small.h.
+// A product of few rows N; see cpu/small.h.
 struct SmallProduct {
   int64_t rows, columns, depth;
   const void *a, *b, *bias;  // bias: or null
   void* out;
-  int64_t a_row, b_row, out_row;  // from one row to the next
-  bool add;                       // to what is there
-  const float* scales = nullptr;  // of narrow kernels with int8: what a row of b is multiplied with
+  int64_t a_row, b_row, out_row;  // distance between rows
+  bool add;                       // to the previous values
+  const float* scales = nullptr;  // for narrow kernels with int8: the scales of b's rows
 };
 
-// out (M, N) = a (M, K) · b (K, N), plus bias (N) unless null, or plus what is there with `add`. Of each operand's two
-// strides, one is 1. See cpu/dense_matmul.h and cpu/parts_matmul.h.
+// out (M, N) = a (M, K) · b (K, N), plus bias (N) unless null, or plus the previous values with `add`. One of each
+// operand's two strides is 1. See cpu/dense_matmul.h and cpu/parts_matmul.h.
 struct LargeProduct {
   int64_t rows, columns, depth;  // M, N, K
   const void* a;
@@ -109,23 +110,23 @@ struct LargeProduct {
   int threads;
 };
 
-// Products of an instruction set. Arrays of small and large ones are by dtype: float32, float64.
+// Products of an instruction set. Arrays of small and large products are indexed by dtype: float32, float64.
 struct ProductKernels {
   void (*by_rows[2])(const SmallProduct&);     // out (N, columns) = a (N, depth) · b (columns, depth)ᵀ + bias
   void (*by_columns[2])(const SmallProduct&);  // out (N, columns) = a (N, depth) · b (depth, columns)
   void (*outer[2])(const SmallProduct&);       // out (depth, columns) = a (N, depth)ᵀ · b (N, columns)
-  // by_rows of float32 with b in bfloat16, or in int8.
+  // by_rows of float32 with b in bfloat16 or int8
   void (*narrow[2])(const SmallProduct&);
-  // Large ones return 0, or -1 out of memory, or -2 a write past the end of scratch memory (checked in debugging only).
-  // The same bits for any number of threads.
+  // Large products return 0, or -1 if out of memory, or -2 for a write past the end of scratch memory (only checked in
+  // debugging). Their bits do not depend on the number of threads.
   int (*large[2])(const LargeProduct&);
-  // float32 by the number of parts, one and two; null where float32 itself is as fast.
+  // float32 by the number of parts, one and two; null where float32 itself is as fast
   int (*in_parts[2])(const LargeProduct&);
 };
 
 struct CellKernels : CellTraits {
-  // By Format. Null: this instruction set has nothing for it (formats of parts alone). They return 0, or -1 out of
-  // memory, or -2 a write past the end of scratch memory (checked in debugging only).
+  // By Format; null if this instruction set has no kernels for it. They return 0, or -1 if out of memory, or -2 for a
+  // write past the end of scratch memory (only checked in debugging).
   int (*forward[kFormats])(const ForwardArgs&);
   int (*backward[kFormats])(const BackwardArgs&);
 };

@@ -1,10 +1,10 @@
-// The backward driver, for the same cells, layouts and ways of sharing the work as the forward one.
+// Backward driver, for the same cells, layouts and thread divisions as the forward driver.
 //
-// Visits go through the steps in the opposite order. Visit n begins with the product that the visit before it left:
-// ∂L/∂h of this step = drh of the step visited before, times R. Rows that the step visited before was the first of (or
-// the first of a segment) hand that gradient to their initial state instead. Of a cell with two products a visit goes
-// on with the second one: from the gradient of its result to that of the vector it multiplied, and then the whole
-// cell's.
+// The steps are visited in the opposite order. Visit n begins with the product for the previous visit: ∂L/∂h of this
+// step = drh of the step visited before, times R. For rows whose first step (or first step of a segment) was the
+// previous visit, that gradient belongs to their initial state instead. For a cell with two products, the visit
+// continues with the second one: from the gradient of its result to that of the vector it multiplies, and then the
+// whole cell's.
 #pragma once
 
 #include "cpu/engine.h"
@@ -26,11 +26,11 @@ struct Backward {
   static constexpr int kSplitFrom = Cell::kSplitFrom, kSplit = R - kSplitFrom;
   static constexpr bool kCanLeaveOutHidden =
       requires(V (&saved)[K > 0 ? K : 1], V (&after)[S]) { Cell::leave_out_hidden(saved, after); };
-  // The product reads drh where the caller wants it.
+  // The product reads drh directly from the caller's memory.
   static constexpr bool kInPlace = Engine::kReadsStates && sizeof(T) == sizeof(C) && kSplit == 0;
 
   const BackwardArgs& args;
-  Sequence seq;  // in the order of the visits: its direction is the opposite of the forward pass's
+  Sequence seq;  // in visiting order: opposite to the forward pass
   const Steps steps;
   const int64_t H, P;
   const bool projecting;
@@ -38,12 +38,12 @@ struct Backward {
   Workspace workspace;
   Plan plan;
   Weights recurrent, second, projection;
-  Operand operand[2];            // (B, R1·H) drh of a step, in turns, unless in place
-  Operand total;                 // (B, P) ∂L/∂h before a projection; (B, R2·H) of the second product's result
-  C* incoming[kMaxStates] = {};  // (B, H padded): gradients of the new states, until the second product is there
-  C* direct[kMaxStates] = {};    // (B, width(s)): gradient of the states a step starts from, without the product's part
+  Operand operand[2];            // (B, R1·H) drh of a step, alternating, unless in place
+  Operand total;                 // (B, P) ∂L/∂h before a projection; (B, R2·H) for the second product's result
+  C* incoming[kMaxStates] = {};  // (B, H padded): gradients of the new states, until the second product is computed
+  C* direct[kMaxStates] = {};    // (B, width(s)): gradient of a step's old states, without the product's contribution
   C* initial[kMaxStates] = {};   // (B, width(s)): gradient of the initial states
-  C* restart[kMaxStates] = {};   // the same of those of a restart
+  C* restart[kMaxStates] = {};   // the same for the restart states
   int64_t stride[kMaxStates];
   size_t at_recurrent, at_second = 0, at_incoming[kMaxStates] = {}, at_projection = 0, at_operand[2] = {}, at_total = 0,
                        at_direct[kMaxStates], at_initial[kMaxStates], at_restart[kMaxStates];
@@ -52,7 +52,7 @@ struct Backward {
       : args(a), seq(opposite(a.seq)), steps{seq}, H(seq.hidden), P(seq.projected), projecting(a.w_hr != nullptr) {
     for (int s = 0; s < S; ++s)
       want_initial = want_initial || args.grad_initial[s] != nullptr || args.grad_restart[s] != nullptr;
-    const int64_t depth = R > 0 ? R * H : 16;  // of a cell without a product: its element-wise work
+    const int64_t depth = R > 0 ? R * H : 16;  // for a cell without a product: its element-wise work
     const int barriers = projecting || R2 > 0 ? 2 : 1;
     plan = make_plan(seq, {seq.batch, depth, P, Panels<C>::groups(P), Engine::kBytes, barriers, Engine::kSpeed});
     recurrent = Engine::template weights<1>(R1 * H, P, rows_of_a_thread(plan, seq));
@@ -114,7 +114,7 @@ struct Backward {
 
   Range units_of(int s, const Part& part) const {
     const Range groups = s == 0 ? part.projected_groups : part.groups;
-    return {groups.begin * kLanes, groups.end * kLanes};  // of the padded rows of scratch memory
+    return {groups.begin * kLanes, groups.end * kLanes};  // within the padded rows of scratch memory
   }
 
   bool meet_again(Member& member, Part& part) const {
@@ -137,7 +137,7 @@ struct Backward {
       if (!meet_again(member, part)) return;
     }
     if (!want_initial) return;
-    hidden_gradient(part, seq.steps);  // no row is left: all that remains belongs to the initial states
+    hidden_gradient(part, seq.steps);  // no rows left: the remaining gradients belong to the initial states
     if (projecting || R2 > 0) unproject(part, seq.steps);
     finish(part);
   }
@@ -176,7 +176,7 @@ struct Backward {
     }
   }
 
-  // Rows whose last step is that of visit n start from the gradient of their final states.
+  // Rows whose last step is that of visit n start with the gradient of their final states.
   void enter(const Part& part, int64_t n) const {
     const int64_t from = larger(part.rows.begin, steps.rows(n - 1));
     const int64_t to = smaller(part.rows.end, steps.rows(n));
@@ -193,13 +193,13 @@ struct Backward {
     for (int64_t u = larger(end, units.begin); u < units.end; ++u) to[u] = C(0);
   }
 
-  // Of visit n: whether row i has a step here whose new state the step visited before started from (or was its last).
+  // Return true if row i has a step in visit n whose new state the step visited before started from (or was its last).
   bool goes_on(int64_t n, int64_t i) const {
     return i < steps.rows(n) && (i >= steps.rows(n - 1) || !steps.reset(n, i));
   }
 
-  // Gradient that arrives at state s of row i: at the step of visit n, or else at the initial state or, where the row
-  // has a step here, at that of a restart.
+  // The gradient reaching state s of row i: at the step of visit n, or else at its initial state or, if the row has a
+  // step here, at a restart state.
   FASTRNN_FN V arriving(int s, int64_t n, int64_t i, int64_t unit, V product) const {
     const V gradient = product + V::load(direct[s] + i * stride[s] + unit);
     if (goes_on(n, i)) return gradient;
@@ -220,7 +220,7 @@ struct Backward {
     return operand[n & 1];
   }
 
-  // The product left by visit n-1, and with it the cell's backward for the step of visit n (no step for n = T).
+  // The product for visit n-1, and the cell's backward for the step of visit n (no step for n = T)
   void hidden_gradient(const Part& part, int64_t n) const {
     const int64_t before = steps.rows(n - 1), now = steps.rows(n);
     const Range rows{part.rows.begin, smaller(part.rows.end, larger(before, now))};
@@ -247,7 +247,7 @@ struct Backward {
     }
   }
 
-  // States other than h of a row that has no step in visit n.
+  // Stores the states' gradients, other than h's, of a row without a step in visit n.
   FASTRNN_FN void hand_over(int64_t n, int64_t i, int64_t unit) const {
     FASTRNN_UNROLL
     for (int s = 1; s < S; ++s) arriving(s, n, i, unit, V::zero());
@@ -267,7 +267,7 @@ struct Backward {
     const int64_t at = (steps.offset(n) + i) * P + unit;
     store_later(0, n, i, unit, lanes, dh);
     if (args.grad_y != nullptr) dh = dh + lanes.load(static_cast<const T*>(args.grad_y) + at);
-    if (args.clip > 0) {  // a NaN stays one
+    if (args.clip > 0) {  // NaN stays NaN
       const V bound(static_cast<C>(args.clip));
       dh = max(-bound, min(bound, dh));
     }
@@ -282,7 +282,7 @@ struct Backward {
     }
   }
 
-  // The gradient of the second product's result.
+  // The gradient of the second product's result
   template <bool Full>
   FASTRNN_FN void before_second(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V dh) const {
     Values v;
@@ -318,7 +318,7 @@ struct Backward {
         .run(rows, smaller(part.rows.end, now), stage);
   }
 
-  // State s of row i before the step of visit n.
+  // State s of row i before the step of visit n
   template <bool Full>
   FASTRNN_FN V state_before(int s, int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes) const {
     const bool continues = i < steps.rows(n + 1);
@@ -331,12 +331,12 @@ struct Backward {
     return first == nullptr ? V::zero() : lanes.load(static_cast<const T*>(first) + i * H + unit);
   }
 
-  // What the cell's gradient is computed from, one vector each.
+  // Inputs of the cell's gradient, one vector each
   struct Values {
     V saved[K > 0 ? K : 1], before[S], after[S], vector[1], parameters[Q > 0 ? Q : 1], ds_new[S];
   };
 
-  // All but ds_new, for row i of visit n.
+  // Loads all but ds_new, for row i of visit n.
   template <bool Full>
   FASTRNN_FN void load(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, Values& v) const {
     const int64_t row = steps.offset(n) + i;
@@ -358,7 +358,8 @@ struct Backward {
     for (int q = 0; q < Q; ++q) v.parameters[q] = lanes.load(static_cast<const T*>(args.parameters) + q * H + unit);
   }
 
-  // The cell, on one vector of units of row i. `gradient`: of the new h; with two products of the second's vector.
+  // Runs the cell on one vector of units of row i. `gradient`: of the new h, or with two products of the second's
+  // vector
   template <bool Full>
   FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, Lanes<Full> lanes, V gradient) const {
     const int64_t row = steps.offset(n) + i;
@@ -368,7 +369,7 @@ struct Backward {
     if constexpr (kCanLeaveOutHidden) {
       if (args.hidden_unused && n == 0) {
         Cell::leave_out_hidden(v.saved, v.after);
-        gradient = V::zero();  // also where the projection is not finite
+        gradient = V::zero();  // even if the projection is not finite
       }
     }
     FASTRNN_UNROLL
@@ -407,7 +408,7 @@ struct Backward {
     for (int s = projecting ? 1 : 0; s < S; ++s) ds[s].store(direct[s] + i * stride[s] + unit);
   }
 
-  // Gradients of the initial states; a row without any step passes those of its final states on.
+  // Gradients of the initial states; for a row without any step, those of its final states.
   void finish(const Part& part) const {
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);

@@ -1,4 +1,4 @@
-// How the threads of a large product share a chunk of its depth.
+// Division of a depth chunk of a large product among threads.
 #pragma once
 
 #include "cpu/pack.h"
@@ -7,14 +7,14 @@ namespace FASTRNN_NAMESPACE {
 
 class Chunks {
  public:
-  // One chunk, by every member of the team: first its panels are laid out, then its pieces are computed. Whoever is
-  // free takes the next one. False: nothing is left to do for this member. `alone`: true from the start in a team of
-  // one.
+  // Runs one chunk, called by every member of the team: first its panels are packed, then its pieces are computed; free
+  // members take the next one. Returns false if nothing is left to do for this member. `alone`: initially true in a
+  // team of one.
   template <class LayOut, class Compute>
   bool run(Member& member, bool& alone, int64_t panels, int64_t pieces, const LayOut& lay_out, const Compute& compute) {
     for (int64_t p = next_panel_++; p < panels; p = next_panel_++) lay_out(p);
     if (!meet(member, alone)) return false;
-    if (member.rank == 0) next_panel_ = 0;  // all are past it, and come back to it after the next barrier
+    if (member.rank == 0) next_panel_ = 0;  // no member uses it until the next barrier
     for (int64_t p = next_piece_++; p < pieces; p = next_piece_++) compute(p);
     if (!meet(member, alone)) return false;
     if (member.rank == 0) next_piece_ = 0;

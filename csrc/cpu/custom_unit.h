@@ -1,7 +1,7 @@
-// A user's cell as a shared object of its own: its units (cpu/unit.h) for the instruction sets asked for, and the table
-// that load_cells() reads. What the kernels call is found in the library that loads it. The build writes
-//   #define FASTRNN_CUSTOM_CELLS(entry) entry(my_cell, avx512, amx) …, "amx": for which set it serves
-// and includes this file in one source of its own.
+// A custom cell as a shared object: its units (cpu/unit.h) for the requested instruction sets, and the table that
+// load_cells() reads. Functions that kernels call are resolved in the library that loads it. The build writes
+//   #define FASTRNN_CUSTOM_CELLS(entry) entry(my_cell, avx512, amx) …, "amx": the capability that it serves
+// and includes this file in one source.
 #pragma once
 
 #include "cpu/registry.h"

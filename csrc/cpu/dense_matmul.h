@@ -1,9 +1,9 @@
-// Large products of float32 or float64 matrices, by the tiles of the recurrence (product.h).
+// Large products of float32 or float64 matrices, with the tiles of the recurrence (product.h)
 //
-// The depth goes in chunks, whose sums are added up one after the other; within a chunk, in chains (product.h). So the
-// sum of an output depends on its row of a, its column of b and the depth alone: not on the size of the matrices, nor
-// on the number of threads. Of a chunk all of b is laid out in panels first; then every thread takes pieces of the
-// output: blocks of rows, for which a panel is read from the L2 cache, of all columns or a share of them.
+// The depth is divided into chunks, whose sums are accumulated in turn; within a chunk, into chains (product.h). The
+// sum of an output therefore depends on its row of a, its column of b and the depth only: not on the size of the
+// matrices, nor on the number of threads. For each chunk all of b is first packed in panels; then every thread takes
+// pieces of the output: blocks of rows, for which a panel is read from the L2 cache, for all columns or a part of them.
 #pragma once
 
 #include "cpu/chunks.h"
@@ -38,12 +38,12 @@ class DenseMatmul {
  private:
   using V = Vec<C>;
   static constexpr int kLanes = V::kLanes;
-  static constexpr int64_t kPart = kMaxBlocks * kRowsOf<1>;  // rows for which a chain of a panel is read once
-  static constexpr int64_t kRows = 2 * kPart;                // of a block: with a panel they fit the L2 cache
+  static constexpr int64_t kPart = kMaxBlocks * kRowsOf<1>;  // rows per reading of a chain of a panel
+  static constexpr int64_t kRows = 2 * kPart;                // rows of a block: with a panel they fit the L2 cache
   static constexpr int64_t kChunk = 8 * kChain;
   static constexpr int64_t kStride = kChunk + 64 / static_cast<int64_t>(sizeof(C));
 
-  // A chunk of the depth.
+  // A chunk of the depth
   struct Chunk {
     int64_t from, depth;
   };
@@ -107,7 +107,7 @@ class DenseMatmul {
     }
   }
 
-  // The columns of a panel for some rows; `a`: of the first of them.
+  // The columns of a panel for some rows; `a`: the first of these rows
   void some_columns(const Chunk& chunk, const Panels<C>& b, int64_t panel, Range rows, const C* a,
                     int64_t stride) const {
     const int64_t first = panel * b.width, width = smaller(b.width, b.groups() - first);

@@ -44,8 +44,8 @@ bool multiplies_bfloat16() {
 #endif
 }
 
-// Return true if its product instruction does more arithmetic than that of float32. AMD's does twice as much; Intel's,
-// of processors whose matrix unit is meant for it, half as much.
+// Return true if the bfloat16 product instruction does more arithmetic per cycle than that of float32: twice as much on
+// AMD, half as much on Intel, where AMX is meant for it.
 bool bfloat16_pays() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("amd") != 0;
@@ -54,8 +54,8 @@ bool bfloat16_pays() {
 #endif
 }
 
-// Return true if the processor has the matrix unit, and the system lets this process use it: its registers are 8 KiB a
-// thread, which Linux sets aside only for those who ask (once, for all threads).
+// Return true if the processor has AMX, the matrix unit of x86-64, and the system permits it to this process: its
+// registers are 8 KiB a thread, which Linux allocates only on request (once, for all threads).
 bool ask_for_matrix_unit() {
 #if defined(FASTRNN_EMULATE_MATRIX_UNIT)
   return multiplies_bfloat16();
@@ -72,7 +72,7 @@ bool ask_for_matrix_unit() {
 }
 
 #if defined(__x86_64__)
-// Conversion of float16. Neither gcc 10 nor clang 14 can be asked for it by name.
+// Return true for conversion of float16, which neither gcc 10 nor clang 14 can query by name.
 bool converts_float16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kConverts = 1u << 29;
@@ -100,7 +100,7 @@ int first_choice() {
   return k < 0 ? best : k;
 }
 
-// Cells from shared objects, the latest first. Read without a lock, so nothing is changed once it is in the list.
+// Cells from shared objects, the latest first. Read without a lock, so entries never change.
 struct LoadedCell {
   const char *cell, *capability;
   CellKernels kernels;
@@ -166,7 +166,7 @@ const CellKernels* find_cell(const char* name) {
 std::string load_cells(const char* path) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
-  // The kernels call back into this library, which Python has loaded without making its names known to others.
+  // The kernels call back into this library, which Python loaded without exporting its symbols globally.
   Dl_info self{};
   if (dladdr(reinterpret_cast<void*>(&load_cells), &self) == 0 ||
       dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL) == nullptr) {
@@ -192,7 +192,7 @@ std::string load_cells(const char* path) {
   return "";
 }
 
-// For programs in C++, which find it by dlsym: null, or what is wrong (valid until the next call of this thread).
+// For C++ programs, which find it by dlsym. Returns null, or the problem (valid until this thread's next call).
 extern "C" __attribute__((visibility("default"))) const char* fastrnn_load_cells(const char* path) {
   thread_local std::string problem_of_load;
   problem_of_load = load_cells(path);

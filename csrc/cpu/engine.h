@@ -1,8 +1,8 @@
-// How the products of a step are computed. A driver is the same for every engine; an engine says
-//   Weights        weights as its product reads them, laid out by pack_rows_as_lanes and pack_columns_as_lanes
-//   Operand        rows as its product reads them; written by the element-wise stage, vector by vector
-//   sweep<NV>()    all products of a step, handed to the element-wise stage group by group (see Sweep)
-// This one multiplies vectors in the format that the cell is computed in.
+// Engines, which compute the products of a step. A driver is the same for every engine; an engine defines
+//   Weights        packed weights, laid out by pack_rows_as_lanes and pack_columns_as_lanes
+//   Operand        packed rows; written by the element-wise stage, vector by vector
+//   sweep<NV>()    all products of a step, passed to the element-wise stage group by group (see Sweep)
+// This one multiplies SIMD vectors in the compute dtype of the cell.
 #pragma once
 
 #include "cpu/product.h"
@@ -28,14 +28,14 @@ struct PlainRows {
 
 template <class C>
 struct Plain {
-  static constexpr bool kReadsStates = true;  // rows of a state or of a gradient can be the operand as they are
-  static constexpr int kGroupsPast = 0;       // groups behind the last one whose biases may be read
-  static constexpr int kBytes = sizeof(C);    // of a weight
+  static constexpr bool kReadsStates = true;  // rows of a state or gradient can be the operand directly
+  static constexpr int kGroupsPast = 0;       // groups after the last one whose biases may be read
+  static constexpr int kBytes = sizeof(C);    // bytes of a weight
   static constexpr double kSpeed = 4.0 / sizeof(C);
   using Weights = Panels<C>;
   using Operand = PlainRows<C>;
 
-  // For products with NV blocks of weights and so many rows at a time.
+  // For products with NV blocks of weights and `rows` rows at a time
   template <int NV>
   static Weights weights(int64_t depth, int64_t units, int64_t rows) {
     return {nullptr, depth, units, NV, tile_width<NV>(rows)};

@@ -1,12 +1,12 @@
-// How the processor rounds and whether it takes subnormal numbers for zero. Both belong to a thread, and
-// torch.set_flush_denormal changes only the thread that calls it.
+// Rounding mode, and flushing of subnormal numbers to zero. Both are per-thread states, and torch.set_flush_denormal
+// changes only the thread that calls it.
 #pragma once
 
 #include <stdint.h>
 
 namespace fastrnn {
 
-// The calling thread computes in this mode for the life of the object.
+// Sets this mode for the calling thread while alive.
 class FloatMode {
  public:
   explicit FloatMode(uint64_t mode) : before_(current()), changed_(mode != before_) {
@@ -18,9 +18,9 @@ class FloatMode {
   FloatMode(const FloatMode&) = delete;
   FloatMode& operator=(const FloatMode&) = delete;
 
-  // The calling thread's mode, but with subnormal results flushed to zero (on ARM operands too, which cannot be told
-  // apart). A processor may need 150 cycles for each: a gradient that vanishes over hundreds of steps would take its
-  // time on the way to zero. Numbers that are given are read as they are.
+  // The calling thread's mode with subnormal results flushed to zero (on ARM also operands, which has no separate
+  // switch). A processor may need 150 cycles for each: a gradient that vanishes over hundreds of steps would be slow on
+  // its way to zero. Subnormal inputs are read as they are.
   static uint64_t flushing() {
 #if defined(__x86_64__)
     constexpr uint64_t kResults = 0x8000;
@@ -35,7 +35,7 @@ class FloatMode {
 
   static uint64_t current() {
 #if defined(__x86_64__)
-    constexpr unsigned kHappened = 0x3f;  // exceptions, of which a thread keeps its own account
+    constexpr unsigned kHappened = 0x3f;  // exception flags, which remain those of the thread
     return __builtin_ia32_stmxcsr() & ~kHappened;
 #elif defined(__aarch64__)
     uint64_t mode;

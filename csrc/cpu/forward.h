@@ -1,5 +1,4 @@
-// The forward driver of cells with at most two products per step, for any cell, direction, packing and way of sharing
-// the work.
+// Forward driver of cells with at most two products per step, for any cell, direction, packing and thread division
 #pragma once
 
 #include "cpu/engine.h"
@@ -29,18 +28,18 @@ struct Forward {
   Workspace workspace;
   Plan plan;
   Weights recurrent, second, projection;
-  C* bias = nullptr;             // b_hh of the first product, packed; behind it b_ih, and b_hh of the second
-  C* first = nullptr;            // (B, R1·H padded): the first product, until the second one is there
-  Operand raw;                   // (B, H), h before a projection; or what the second product multiplies
-  Operand operand[2];            // (B, P), h as the product reads it: before and after a step, in turns
-  C* state[2][kMaxStates] = {};  // (B, width(s)): before and after a step, in turns
+  C* bias = nullptr;             // b_hh of the first product, packed; then b_ih, and b_hh of the second
+  C* first = nullptr;            // (B, R1·H padded): the first product, until the second one is computed
+  Operand raw;                   // (B, H), h before a projection; or the vector of the second product
+  Operand operand[2];            // (B, P), h packed for the product: before and after a step, alternating
+  C* state[2][kMaxStates] = {};  // (B, width(s)): before and after a step, alternating
   int64_t stride[kMaxStates];
   size_t at_recurrent, at_bias, at_second = 0, at_first = 0, at_projection = 0, at_raw = 0, at_operand[2] = {},
                                 at_state[2][kMaxStates];
 
   explicit Forward(const ForwardArgs& a)
       : args(a), seq(a.seq), steps{a.seq}, H(a.seq.hidden), P(a.seq.projected), projecting(a.w_hr != nullptr) {
-    const int64_t columns = larger(R1 + R2, 1) * H;  // of a cell without a product: its element-wise work
+    const int64_t columns = larger(R1 + R2, 1) * H;  // for a cell without a product: its element-wise work
     const int64_t barriers = projecting || R2 > 0 ? 2 : 1;
     const int64_t groups = Panels<C>::groups(H), depth = R1 + R2 > 0 ? P : 16;
     plan =
@@ -94,7 +93,7 @@ struct Forward {
   int64_t width(int s) const { return s == 0 ? P : H; }
   bool multiplies() const { return R1 > 0 && args.rh == nullptr; }
   int64_t groups() const { return Panels<C>::groups(H); }
-  // The first product's biases may be read so far behind the last group.
+  // The first product's biases may be read up to this far after the last group.
   C* input_bias() const { return bias + (groups() + Engine::kGroupsPast) * R1 * kLanes; }
   int64_t biases_of_second() const { return (groups() + Engine::kGroupsPast) * R1 * kLanes + groups() * G * kLanes; }
 
@@ -151,8 +150,8 @@ struct Forward {
     }
   }
 
-  // After visit n, whose new states are in state[now]: rows that end here hand over their states; rows that begin with
-  // the next visit get the initial ones; those that begin a new segment there, the ones of a restart.
+  // After visit n, whose new states are in state[now]: rows that end here store their final states; rows that begin
+  // with the next visit get their initial states; those that begin a new segment there get the restart states.
   void between(const Part& part, int64_t n, int now) const {
     const int64_t here = steps.rows(n), next = steps.rows(n + 1);
     const auto clip = [&](int64_t row) { return larger(part.rows.begin, smaller(part.rows.end, row)); };
@@ -184,7 +183,7 @@ struct Forward {
     }
   }
 
-  // Final states of `rows`, from `states` or (null) from the initial ones.
+  // Final states of `rows`, from `states` or (null) from the initial states
   void finish(const Part& part, Range rows, C* const* states) const {
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);
@@ -247,7 +246,7 @@ struct Forward {
     }
   }
 
-  // With one product the cell; with two, what the second one multiplies, on one vector of units of row i.
+  // On one vector of units of row i: with one product the cell, with two the vector of the second product
   template <bool Full>
   FASTRNN_FN void between_products(int64_t n, int64_t i, int64_t unit, int lanes_left, const C* sum) const {
     if constexpr (R2 == 0) {
@@ -277,7 +276,7 @@ struct Forward {
     }
   }
 
-  // The cell, on one vector of units of row i. `sum`: of the first product; `after_vector`: of the second.
+  // The cell on one vector of units of row i. `sum`: of the first product; `after_vector`: of the second
   template <bool Full>
   FASTRNN_FN void element(int64_t n, int64_t i, int64_t unit, int lanes_left, const C* sum,
                           [[maybe_unused]] const C* after_vector) const {
@@ -286,7 +285,7 @@ struct Forward {
     const int64_t row = steps.offset(n) + i;
     T* gates = static_cast<T*>(args.gates) + row * G * H + unit;
     V wx[G], rh[kBlocks], before[S], after[S], saved[K > 0 ? K : 1];
-    // W·x of the next step: another core may have computed it, and hold it.
+    // Prefetches W·x of the next step, which another core may have computed and hold in its cache.
     const int64_t next = (seq.reverse ? -seq.batch : seq.batch) * G * H;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
@@ -321,7 +320,7 @@ struct Forward {
       if constexpr (!Engine::kReadsStates) operand[!now].store(after[0], i, unit, lanes);
       T* y = static_cast<T*>(args.y) + row * H + unit;
       lanes.store(after[0], y);
-      // The next step's line, to be there by then: stores wait in order, and what they hold up is the operand.
+      // Prefetches the next step's line of y: stores retire in order, and a stall would delay the operand.
       __builtin_prefetch(y + (seq.reverse ? -seq.batch : seq.batch) * H, 1, 3);
     }
     if (!args.training) return;

@@ -1,9 +1,9 @@
-// Weights laid out in the order in which a product reads them.
+// Packed weights, in the order in which a product reads them.
 //
-// Panels: units are grouped by the lanes of a vector, and as many groups as a tile computes at a time lie side by side
-// (`width`; the last may have fewer): for each depth k, for each group j of them and each of NV blocks (gates), there
-// is one vector:  packed[j / width][k][j % width][v][lane] = weight of block v, unit j·lanes + lane, at depth k.  So a
-// tile reads one stream. Units past the end are zero.
+// Panels: units are grouped by the lanes of a vector, and as many groups as a tile computes at a time are adjacent
+// (`width`; the last panel may have fewer): for each depth k, for each group j of them and each of NV blocks (gates),
+// there is one vector:  packed[j / width][k][j % width][v][lane] = weight of block v, unit j·lanes + lane, at depth k.
+// A tile thus reads one stream. Units past the end are zero.
 #pragma once
 
 #include "simd/storage.h"
@@ -17,7 +17,7 @@ FASTRNN_FN int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Range {
   int64_t begin, end;
 };
-// The part of [0, n) that belongs to `rank` of `size`.
+// The part of [0, n) that belongs to `rank` of `size`
 FASTRNN_FN Range share(int64_t n, int rank, int size) { return {n * rank / size, n * (rank + 1) / size}; }
 
 template <class C>
@@ -28,19 +28,19 @@ struct Panels {
   C* data;
   int64_t depth, units;
   int blocks;     // NV
-  int width = 1;  // groups side by side
+  int width = 1;  // adjacent groups
 
   static int64_t groups(int64_t units) { return divide_up(units, kLanes); }
   int64_t groups() const { return groups(units); }
   int64_t size() const { return groups() * depth * blocks * kLanes; }
   bool far() const { return size() * static_cast<int64_t>(sizeof(C)) > (1 << 20); }
 
-  // Where group j begins, and how far it is from one depth to the next.
+  // The start of group j, and the distance from one depth to the next
   C* group(int64_t j) const { return data + ((j - j % width) * depth + j % width) * blocks * kLanes; }
   int64_t step(int64_t j) const { return smaller(width, groups() - (j - j % width)) * blocks * kLanes; }
 };
 
-// From w [blocks·units, depth], the layout of w_hh in forward, its rows `stride` apart: they become lanes.
+// From w [blocks·units, depth], the layout of w_hh in forward, with rows `stride` apart: rows become lanes.
 template <class T, class C>
 void pack_rows_as_lanes(const T* w, int64_t stride, const Panels<C>& panels, Range groups) {
   using V = Vec<C>;
@@ -72,12 +72,13 @@ void pack_rows_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
   pack_rows_as_lanes(w, panels.depth, panels, groups);
 }
 
-// From w [depth, units], the layout of w_hh in backward, its rows `stride` apart: columns are lanes already. One block.
+// From w [depth, units], the layout of w_hh in backward, with rows `stride` apart: columns are lanes already. One
+// block.
 template <class T, class C>
 void pack_columns_as_lanes(const T* w, int64_t stride, const Panels<C>& panels, Range groups) {
   constexpr int kLanes = Vec<C>::kLanes;
   for (int64_t j = groups.begin; j < groups.end;) {
-    const int64_t beside = smaller(groups.end, j - j % panels.width + panels.width);  // groups that lie side by side
+    const int64_t beside = smaller(groups.end, j - j % panels.width + panels.width);  // adjacent groups
     const int64_t step = panels.step(j);
     C* out = panels.group(j);
     for (int64_t k = 0; k < panels.depth; ++k, out += step) {
@@ -97,7 +98,7 @@ void pack_columns_as_lanes(const T* w, const Panels<C>& panels, Range groups) {
   pack_columns_as_lanes(w, panels.units, panels, groups);
 }
 
-// A bias [blocks·units] in the same groups: packed[j][v][lane]; zeros where there is none.
+// A bias [blocks·units] in the same groups: packed[j][v][lane]; zeros if missing.
 template <class T, class C>
 void pack_bias(const T* bias, int blocks, int64_t units, C* packed, Range groups) {
   constexpr int kLanes = Vec<C>::kLanes;

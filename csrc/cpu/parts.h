@@ -1,14 +1,14 @@
-// Numbers as sums of bfloat16 parts, and tiles made of them.
+// Numbers as sums of bfloat16 parts, and tiles of parts.
 //
-// x = x₀ + x₁, the second part what the first leaves, each rounded to nearest (ties to even): one part holds 8 bits of
-// a float32, two hold 16, and a float16 exactly. A product of two numbers of two parts is the sum of three products of
-// parts, exact each, added in float32; x₁·w₁, which is left out, is at most 2^-16 of it.
+// x = x₀ + x₁, where the second part is the remainder of the first, each rounded to nearest (ties to even): one part
+// holds 8 bits of a float32, two hold 16, and a float16 exactly. A product of two numbers of two parts is the sum of
+// three products of parts, each exact, accumulated in float32; the omitted x₁·w₁ is at most 2^-16 of it.
 //
-// An infinite or NaN number is its first part alone, and so is one beyond the largest bfloat16 (3.39e38), which counts
-// as infinite. Parts below 2^-126 are zero.
+// An infinity or NaN is its first part only, and so is a number beyond the largest bfloat16 (3.39e38), which becomes
+// infinite. Parts below 2^-126 are zero.
 //
-// A tile is 16 rows of 32 parts, 1 KiB. Its pair form has at row k the 16 lanes' parts at depths 2k and 2k + 1, side by
-// side; its lane form has at row i lane i's 32 parts. Seen as 16 × 16 pairs, one is the other's transpose.
+// A tile is 16 rows of 32 parts, 1 KiB. Its pair layout has in row k the 16 lanes' parts at depths 2k and 2k + 1,
+// adjacent; its lane layout has in row i lane i's 32 parts. Seen as 16 × 16 pairs, the two are transposes.
 #pragma once
 
 #include "cpu/pack.h"
@@ -19,7 +19,7 @@ constexpr int kTileDepth = 32;
 constexpr int kTileLanes = 16;
 constexpr int64_t kTileSize = 512;  // parts in a tile
 
-// The next part of x, as the lower halves of 32-bit lanes; x becomes what it leaves.
+// The next part of x, in the lower halves of 32-bit lanes; x becomes the remainder.
 FASTRNN_FN __m256i take_part(Vec<float>& x) {
   const __m256bh part = _mm512_cvtneps_pbh(x.v);
   const __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)part), 16));
@@ -29,7 +29,7 @@ FASTRNN_FN __m256i take_part(Vec<float>& x) {
   return (__m256i)part;
 }
 
-// Writes the parts of the first n lanes of x, one part `apart` elements behind the other.
+// Writes the parts of the first n lanes of x, `apart` elements from one part to the next.
 template <int Parts, bool Full>
 FASTRNN_FN void store_parts(Vec<float> x, uint16_t* to, int64_t apart, Lanes<Full> lanes) {
   FASTRNN_UNROLL
@@ -49,8 +49,8 @@ FASTRNN_FN Vec<float> load_or_zero(const T* p, int64_t n) {
   return n > 0 ? load_some(p, static_cast<int>(n)) : Vec<float>::zero();
 }
 
-// A tile from numbers that lie along the depth: lane i's from from[i·stride] on; `lanes` and `depth` of them are there,
-// the others are zero. `Pairs` asks for the pair form, else it is the lane form. Parts follow each other.
+// A tile from numbers stored along the depth: lane i's start at from[i·stride]; `lanes` and `depth` of them exist, the
+// others are zero. `Pairs` selects the pair layout, else the lane layout. Parts follow each other.
 template <int Parts, bool Pairs, class T>
 void tile_of_rows(const T* from, int64_t stride, int64_t lanes, int64_t depth, uint16_t* to) {
   Vec<float> part[Parts][kTileLanes];  // 32 bfloat16 each
@@ -72,7 +72,7 @@ void tile_of_rows(const T* from, int64_t stride, int64_t lanes, int64_t depth, u
   }
 }
 
-// The same from numbers that lie along the lanes: those of depth k from from[k·stride] on.
+// The same from numbers stored along the lanes: those of depth k start at from[k·stride].
 template <int Parts, bool Pairs, class T>
 void tile_of_columns(const T* from, int64_t stride, int64_t lanes, int64_t depth, uint16_t* to) {
   Vec<float> part[Parts][kTileLanes];

@@ -1,8 +1,8 @@
-// Large products of float32 matrices by parts in bfloat16.
+// Large products of float32 matrices by parts in bfloat16
 //
-// Blocks: the depth in chunks of 512, each a chain of its own, added up in float32. Of a chunk all of b is laid out in
-// tiles first; then every thread takes blocks of a's rows, lays them out where its L2 cache keeps them, and
-// reads b's tiles past them.
+// Blocking: the depth is divided into chunks of 512, each a separate chain, accumulated in float32. For each chunk all
+// of b is first packed in tiles; then every thread takes blocks of a's rows, packs them so that they stay in its L2
+// cache, and streams b's tiles past them.
 #pragma once
 
 #include "cpu/chunks.h"
@@ -11,8 +11,8 @@
 namespace FASTRNN_NAMESPACE {
 
 constexpr int64_t kChunk = 512;
-constexpr int64_t kMostRows = 256;  // of a block of a: 256 KiB a part in tiles
-constexpr int64_t kGroup = 128;     // of them at a time: their sums are kept by the L1 cache
+constexpr int64_t kMostRows = 256;  // rows of a block of a: 256 KiB per part in tiles
+constexpr int64_t kGroup = 128;     // rows at a time: their sums stay in the L1 cache
 constexpr int64_t kPair = 32;       // rows and columns of two tiles
 
 template <int kParts>
@@ -39,7 +39,7 @@ class PartsMatmul {
   }
 
  private:
-  // A chunk of the depth.
+  // A chunk of the depth
   struct Chunk {
     int64_t from, depth, deep;
     bool first() const { return from == 0; }
@@ -68,7 +68,8 @@ class PartsMatmul {
     multiply(chunk, rows, a);
   }
 
-  // As many blocks for each thread, of sizes that differ by a pair of tiles at most: nobody waits for a last one.
+  // The same number of blocks for each thread, with sizes that differ by at most a pair of tiles: no thread waits for a
+  // last block.
   Range block(int64_t b) const {
     const auto border = [&](int64_t k) { return smaller(row_pairs_ * k / blocks_ * kPair, args_.rows); };
     return {border(b), border(b + 1)};
@@ -89,8 +90,7 @@ class PartsMatmul {
     }
   }
 
-  // By TileUnit::kNear tiles along the depth, in each of which rows follow each other: in the order in which they are
-  // read.
+  // In groups of TileUnit::kNear tiles along the depth, within which rows are consecutive: the order of reading
   void pack_rows(const Chunk& chunk, Range rows, uint16_t* a) const {
     const int64_t tiles = divide_up(rows.end - rows.begin, kPair) * 2;
     for (int64_t t = 0; t < tiles; ++t) {
@@ -107,13 +107,13 @@ class PartsMatmul {
     }
   }
 
-  // Where tile t of the rows begins at depth 32·k.
+  // The start of tile t of the rows at depth 32·k
   static uint16_t* at_row(const Chunk& chunk, uint16_t* a, int64_t tiles, int64_t t, int64_t k) {
     const int64_t first = k / TileUnit::kNear * TileUnit::kNear, near = smaller(TileUnit::kNear, chunk.deep - first);
     return a + (first * tiles + t * near + (k - first)) * kParts * kTileSize;
   }
 
-  // All columns of a block of rows.
+  // All columns of a block of rows
   void multiply(const Chunk& chunk, Range rows, uint16_t* a) const {
     TileUnit unit;
     unit.use(kTileLanes, Shape::kPair);
@@ -125,7 +125,7 @@ class PartsMatmul {
     }
   }
 
-  // The c-th pair of columns for a group of the rows.
+  // The c-th pair of columns for a group of the rows
   void multiply(const TileUnit& unit, const Chunk& chunk, int64_t c, Range all, Range rows, uint16_t* a) const {
     alignas(64) float sums[kGroup * kPair];
     const TileColumns<kParts> b{workspace_.at<uint16_t>(at_b_), chunk.deep};
@@ -148,8 +148,8 @@ class PartsMatmul {
     hand_over(chunk, c, rows, sums);
   }
 
-  // Fetches, to be written to, what the c-th pair of columns will find at some of the rows: far apart, and so
-  // unforeseen by the processor.
+  // Prefetches for writing the output of the c-th pair of columns at some of the rows: they are far apart, so the
+  // hardware does not prefetch them.
   void fetch_output(Range rows, int64_t from, int64_t to, int64_t c) const {
     const int64_t end = smaller(rows.begin + to, rows.end);
     for (int64_t i = rows.begin + from; i < end; ++i) {
@@ -159,7 +159,7 @@ class PartsMatmul {
     }
   }
 
-  // As in tiles.h, from the operands themselves.
+  // As in tiles.h, from the operands themselves
   void mend(const Chunk& chunk, int64_t i, int64_t column, int64_t lanes, float* sums) const {
     for (int64_t j = 0; j < lanes; ++j) {
       if (sums[j] == sums[j]) continue;

@@ -12,23 +12,23 @@ namespace fastrnn {
 
 namespace {
 
-// Orders of magnitude of a current core. Only their ratios matter, and only near a border between two plans.
+// Orders of magnitude for a current core. Only their ratios matter, and only near the border between two plans.
 constexpr double kMultiplyAddsPerSecond = 8e10;
-constexpr double kNearBytesPerSecond = 1.2e11;    // weights in the second-level cache
+constexpr double kNearBytesPerSecond = 1.2e11;    // weights in the L2 cache
 constexpr double kFarBytesPerSecond = 2e10;       // weights beyond it, by one core
 constexpr double kAllFarBytesPerSecond = 1.2e11;  // the same, by all cores together
-constexpr double kKept = 0.7;                     // of that cache, by weights from one step to the next
+constexpr double kKept = 0.7;                     // fraction of that cache that retains weights between steps
 constexpr double kBarrierSeconds = 5e-7;          // of two threads
-constexpr double kLineSeconds = 8e-8;             // a cache line of another thread more that a thread reads in it
-constexpr double kExchangeBytesPerSecond = 1e10;  // what one core wrote, read by another
+constexpr double kLineSeconds = 8e-8;             // each further cache line of another thread read in it
+constexpr double kExchangeBytesPerSecond = 1e10;  // data written by one core and read by another
 constexpr double kRegionSeconds = 5e-6;           // entering and leaving a parallel region
-constexpr double kGain = 0.9;                     // a plan with more threads must take at most this part of the time
+constexpr double kGain = 0.9;                     // upper limit of the time with more threads, as a fraction
 
 // The time that the slowest of `threads` threads takes for its part.
 double step_seconds(double rows, double columns, int threads, const StepWork& work) {
   const auto depth = static_cast<double>(work.depth);
   const double bytes = depth * columns * work.element;
-  // Sweeps go back and forth, so that what the last one read at its end is still near.
+  // Sweeps alternate in direction, so that the end of the previous one is still cached.
   const double far = std::max(0.0, bytes - kKept * near_cache_bytes());
   const double far_speed = std::min(kFarBytesPerSecond, kAllFarBytesPerSecond / threads);
   const double read = (bytes - far) / kNearBytesPerSecond + far / far_speed;

@@ -1,4 +1,4 @@
-// How the work of a sequence is shared among threads: the one place where it is decided.
+// Division of a sequence's work among threads; decided only here.
 #pragma once
 
 #include "cpu/args.h"
@@ -10,16 +10,16 @@ struct Plan {
   int threads;
 };
 
-// One step's product: rows × (depth → columns), its weights `element` bytes each.
+// Product of one time step: rows × (depth → columns), with weights of `element` bytes each
 struct StepWork {
   int64_t rows, depth, columns;
   int64_t groups;  // of units: a thread has whole ones
   int element;
   int barriers;      // barriers a step needs when units are split
-  double speed = 1;  // of the multiply-adds, float32 arithmetic being 1
+  double speed = 1;  // speed of the multiply-adds relative to float32
 };
 
-// Size of the L2 cache, which each core has for itself.
+// Size of a core's own L2 cache
 double near_cache_bytes();
 
 FASTRNN_SHARED Plan make_plan(const Sequence& seq, const StepWork& work);

@@ -1,6 +1,6 @@
-// The products of one instruction set: the whole of a translation unit. The build writes a source for each,
+// Products of one instruction set: the whole of a translation unit. The build writes a source for each,
 //   #define FASTRNN_ISA_AVX512 1 / FASTRNN_ISA_NAME avx512
-// and includes this file. On what is included before the target region see unit.h.
+// and includes this file. On includes before the target region see unit.h.
 #pragma once
 
 #include <stddef.h>

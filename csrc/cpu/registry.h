@@ -1,4 +1,4 @@
-// The tables of all kernels. The build writes their one source file, with a line for each cell and instruction set.
+// Tables of all kernels. The build writes their source file, with a line for each cell and instruction set.
 #pragma once
 
 #include "cpu/args.h"
@@ -11,7 +11,7 @@ struct RegistryEntry {
   const CellKernels* (*kernels)();
 };
 
-// Changes with everything that kernels in another shared object have in common with this one.
+// Incremented with every change of the interface to kernels in other shared objects
 constexpr int kCellInterface = 7;
 
 extern const RegistryEntry kRegistry[];  // ends with a null cell

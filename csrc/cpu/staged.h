@@ -1,14 +1,14 @@
-// The drivers of cells whose step has several stages: products of more than one vector, one product after another, and
-// numbers that all units of a row have in common (a mean over H). Only cells made by fastrnn.custom have them.
+// Drivers of cells whose step has several stages: products of several vectors, chained products, and values shared by
+// all units of a row (a mean over H). Only cells made by fastrnn.custom have them.
 //
 // Such a cell describes its step as `Ahead` and the step's gradient as `Back`. Each has
 //   kStages, kTemps, kTotals, kOperands, kGroups, kValues (counts)
 //   kGroup[kGroups]       the products (StagedGroup)
-//   kTotalStage[kTotals]  the stage before which a sum over the units is there
-//   of_row<stage, Math>(row, values)  what has one value for all units of a row: roots and reciprocals of sums, say
+//   kTotalStage[kTotals]  the stage before which a sum over the units is complete
+//   of_row<stage, Math>(row, values)  values shared by all units of a row, such as roots and reciprocals of sums
 //   run<stage, Math>(row) the element-wise work of a stage on one vector of units, which reads and writes through `row`
-// A stage begins with its products and sums; behind it the threads meet. What a stage computed and a later one reads is
-// kept in `temps`, for the thread's own units; operands of products and the parts of sums are for all of them.
+// A stage begins with its products and sums; threads synchronise after it. Values computed by one stage and read by a
+// later one are stored in `temps`, for the thread's own units; operands of products and parts of sums are shared.
 #pragma once
 
 #include "cpu/engine.h"
@@ -18,13 +18,13 @@
 namespace FASTRNN_NAMESPACE {
 
 struct StagedGroup {
-  int stage;    // that begins with this product
-  int blocks;   // matrices (H, H), one below the other in w_hh
-  int from;     // the first of them
-  int operand;  // what is multiplied: an operand, or (forward) ~s for state s as it was before the step
+  int stage;    // the stage that begins with this product
+  int blocks;   // matrices (H, H), stacked in w_hh
+  int from;     // index of the first one
+  int operand;  // an operand, or (forward) ~s for state s before the step
 };
 
-// The sum of a vector's lanes, in pairs: the same for every way of sharing the work.
+// The sum of a vector's lanes, pairwise: the same for every thread division
 template <class C>
 FASTRNN_FN C sum_lanes(Vec<C> x) {
   alignas(64) C lane[Vec<C>::kLanes];
@@ -36,8 +36,8 @@ FASTRNN_FN C sum_lanes(Vec<C> x) {
   return lane[0];
 }
 
-// Memory, products and sums of either direction. With Transposed, a product is that of all its blocks together with
-// the transposed matrices: operands (B, blocks·H), results (B, H).
+// Memory, products and sums of either direction. With Transposed, a product is the sum over all its blocks of products
+// with the transposed matrices: operands (B, blocks·H), results (B, H).
 template <class Program, int kStates, class T, bool Transposed>
 struct Stages {
   using C = Compute<T>;
@@ -46,14 +46,14 @@ struct Stages {
   static constexpr int kLanes = V::kLanes, kGroups = Program::kGroups, kArray = kGroups > 0 ? kGroups : 1;
   static constexpr int blocks(int k) { return Transposed ? 1 : Program::kGroup[k].blocks; }
 
-  Sequence seq;  // in the order of the visits
+  Sequence seq;  // in visiting order
   const Steps steps;
   const int64_t B, H, groups, stride;
   Plan plan;
   Workspace workspace;
   Panels<C> weights[kArray];
   C *bias[kArray], *result[kArray], *operand[Program::kOperands + 1], *temps, *parts, *totals;
-  C* state[2][kMaxStates];  // (B, H padded): before and after a visit, in turns
+  C* state[2][kMaxStates];  // (B, H padded): before and after a visit, alternating
   size_t at_weights[kArray], at_bias[kArray], at_result[kArray], at_operands, at_temps, at_parts, at_totals, at_states;
   int64_t operand_stride[Program::kOperands + 1];
 
@@ -126,7 +126,7 @@ struct Stages {
     }
   }
 
-  // The products that stage `stage` of visit n begins with.
+  // Computes the products that stage `stage` of visit n begins with.
   template <int K = 0>
   void products(int stage, const Part& part, int64_t n, Range rows) const {
     if constexpr (K < kGroups) {
@@ -150,7 +150,7 @@ struct Stages {
     return result[product] + ((i * groups + group) * blocks(product) + block) * kLanes;
   }
 
-  // The sums that stage `stage` begins with; each thread computes those of all its rows.
+  // Computes the sums that stage `stage` begins with; each thread does so for all its rows.
   void sum_up(int stage, Range rows, int rank) const {
     for (int k = 0; k < Program::kTotals; ++k) {
       if (Program::kTotalStage[k] != stage) continue;
@@ -163,7 +163,8 @@ struct Stages {
     }
   }
 
-  // All stages of a visit of these rows. `driver` makes the `row` of a vector of units. False: nothing is left to do.
+  // Runs all stages of a visit for these rows. `driver` makes the `row` of a vector of units. Returns false if nothing
+  // is left to do.
   template <int kStage = 0, class Driver>
   bool run_stages(const Driver& driver, Member& member, Part& part, int64_t n, Range rows) const {
     if constexpr (kStage < Program::kStages) {
@@ -196,7 +197,7 @@ struct Stages {
 
   Range units_of(const Part& part) const { return {part.groups.begin * kLanes, part.groups.end * kLanes}; }
 
-  // Sets state s of row i, of the thread's own units, from (H) numbers or (null) to zero.
+  // Sets state s of row i, for the thread's own units, from (H) numbers or (null) to zero.
   void set_state(const Part& part, int now, int s, int64_t i, const T* from) const {
     const Range units = units_of(part);
     C* to = state[now][s] + i * stride;
@@ -206,7 +207,7 @@ struct Stages {
   }
 };
 
-// What a stage of either direction has: one vector of units of one row. `D`: the driver's Stages.
+// Data of a stage of either direction: one vector of units of one row. `D`: the driver's Stages
 template <class D, bool Full>
 struct StagedRow {
   using C = typename D::C;
@@ -214,11 +215,11 @@ struct StagedRow {
   using Program = typename D::Its;
   static constexpr int kLanes = V::kLanes;
   const D& d;
-  const int64_t n, i, group;  // visit, row of the batch, which vector
+  const int64_t n, i, group;  // visit, batch row, index of the vector
   const Lanes<Full> lanes;
   const int rank;
-  const C* const values;    // what has one value for all units of the row, on all lanes
-  const int64_t unit, row;  // the first unit; the row of what has one for each step
+  const C* const values;    // values shared by all units of the row, on all lanes
+  const int64_t unit, row;  // the first unit; the row in (N, ·) arrays
 
   StagedRow(const D& driver, int64_t visit, int64_t r, int64_t g, Lanes<Full> l, int thread, const C* of_row)
       : d(driver),
@@ -240,7 +241,7 @@ struct StagedRow {
   FASTRNN_FN void set_temp(int k, V x) const {
     x.store(d.stages.temps + (k * d.stages.B + i) * d.stages.stride + unit);
   }
-  // A part of total k.
+  // Adds a part of total k.
   FASTRNN_FN void add(int k, V x) const {
     C part;
     if constexpr (Full) {

@@ -1,4 +1,4 @@
-// The backward driver of cells whose step has stages: their gradient has stages too. See staged.h.
+// Backward driver of cells whose step has stages, and so does their gradient; see staged.h.
 #pragma once
 
 #include "cpu/staged.h"
@@ -17,7 +17,7 @@ struct StagedBackward {
 
   const BackwardArgs& args;
   Scratch stages;                            // its states: the gradients of a step's states
-  C *initial = nullptr, *restart = nullptr;  // gradients of the initial states, and of those of a restart
+  C *initial = nullptr, *restart = nullptr;  // gradients of the initial states, and of the restart states
   size_t at_initial, at_restart;
 
   static Sequence opposite(Sequence s) {
@@ -69,9 +69,9 @@ struct StagedBackward {
 
   C* row_of(C* gradients, int s, int64_t i) const { return gradients + (s * stages.B + i) * stages.stride; }
 
-  // Before visit n: rows whose last step it is start from the gradient of their final states; what has come to a row
-  // that had its first step belongs to its initial state, and to that of a restart where it was the first of a later
-  // segment. Then the outputs' gradients.
+  // Before visit n: rows whose last step it is start with the gradient of their final states; the gradient that reaches
+  // a row after its first step belongs to its initial state, or to its restart state if that began a later segment.
+  // Then the outputs' gradients are added.
   void between(const Part& part, int64_t n) const {
     const Steps& steps = stages.steps;
     const int64_t before = steps.rows(n - 1), here = steps.rows(n);
@@ -118,7 +118,7 @@ struct StagedBackward {
     const T* gradient = static_cast<const T*>(args.grad_y);
     for (int64_t u = units.begin; u < end; ++u) {
       if (gradient != nullptr) dh[u] = dh[u] + widen(gradient[at + u]);
-      if (args.clip > 0) {  // a NaN stays one
+      if (args.clip > 0) {  // NaN stays NaN
         const C bound = static_cast<C>(args.clip);
         dh[u] = dh[u] > bound ? bound : dh[u] < -bound ? -bound : dh[u];
       }
@@ -131,7 +131,7 @@ struct StagedBackward {
     const int64_t end = smaller(units.end, stages.H);
     for (int s = 0; s < S; ++s) {
       for (int64_t i = part.rows.begin; i < part.rows.end; ++i) {
-        const T* passed = i >= stages.seq.counts[0] ? final_gradient(s, i) : nullptr;  // a row without any step
+        const T* passed = i >= stages.seq.counts[0] ? final_gradient(s, i) : nullptr;  // no step
         const auto store = [&](void* gradient, C* from) {
           T* to = static_cast<T*>(gradient) + i * stages.H;
           for (int64_t u = units.begin; gradient != nullptr && u < end; ++u) narrow(from[u], to + u);

@@ -1,4 +1,4 @@
-// The forward driver of cells whose step has stages. See staged.h.
+// Forward driver of cells whose step has stages; see staged.h.
 #pragma once
 
 #include "cpu/staged.h"
@@ -63,7 +63,7 @@ struct StagedForward {
     }
   }
 
-  // Row i of a state [B, H], or null.
+  // Row i of a state [B, H], or null
   const T* row_of(const void* state, int64_t i) const {
     return state == nullptr ? nullptr : static_cast<const T*>(state) + i * stages.H;
   }
@@ -72,7 +72,7 @@ struct StagedForward {
     for (int s = 0; s < S; ++s) stages.set_state(part, now, s, i, row_of(states[s], i));
   }
 
-  // Final states of `rows`: those in state[now], or (-1) the initial ones.
+  // Final states of `rows`: those in state[now], or (-1) the initial ones
   void finish(const Part& part, Range rows, int now) const {
     const Range units = stages.units_of(part);
     const int64_t end = smaller(units.end, stages.H);
@@ -90,7 +90,7 @@ struct StagedForward {
     }
   }
 
-  // Before the last stage of row i, by one thread: keeps its sums.
+  // Before the last stage of row i, by one thread: saves its sums.
   void complete(int64_t n, int64_t i, int rank) const {
     if (!args.training) return;
     const int64_t width = (S - 1) * stages.H + Its::kTotals;

@@ -1,4 +1,4 @@
-// Which steps, rows and units there are to visit, and whose they are.
+// Steps, rows and units to visit, and their assignment to threads.
 #pragma once
 
 #include "cpu/args.h"
@@ -8,15 +8,15 @@
 
 namespace FASTRNN_NAMESPACE {
 
-// Steps in the order of the direction, and the rows that begin, go on, or end between two of them.
+// Steps in visiting order, and the rows that begin, continue or end between two of them
 struct Steps {
   const Sequence& seq;
   int64_t at(int64_t n) const { return seq.reverse ? seq.steps - 1 - n : n; }
-  // Rows of the n-th visited step; none before the first and after the last.
+  // Number of rows of the n-th visited step; zero before the first and after the last.
   int64_t rows(int64_t n) const { return n < 0 || n >= seq.steps ? 0 : seq.counts[at(n)]; }
   int64_t offset(int64_t n) const { return seq.offsets[at(n)]; }
-  // Whether a new segment of row i begins between visits n-1 and n, both of which have the row. A segment's flag stands
-  // at its first step in time, which in reverse is the step visited before the border.
+  // Return true if a new segment of row i begins between visits n-1 and n, both of which have the row. A segment's flag
+  // is at its first step in time, which in reverse is the step visited before the border.
   bool reset(int64_t n, int64_t i) const {
     return seq.reset != nullptr && seq.reset[(seq.reverse ? offset(n - 1) : offset(n)) + i] != 0;
   }
@@ -28,16 +28,15 @@ FASTRNN_FN void copy(const From* from, To* to, int64_t n) {
   for (int64_t k = 0; k < n; ++k) narrow(widen(from[k]), to + k);
 }
 
-// What one thread does: its rows of all units, or all rows of its units.
+// Work of one thread: its rows of all units, or all rows of its units
 struct Part {
   Range rows;
   Range groups;            // of hidden units
-  Range projected_groups;  // of h, which a projection makes narrower
-  bool alone;              // no other thread needs what this one writes
+  Range projected_groups;  // of h, which is narrower with a projection
+  bool alone;              // no other thread reads this one's results
 };
 
-// The first row at which `rank` of `size` shares of the work begin. Of rows sorted by length, the first are the
-// longest.
+// The first row of part `rank` of `size` equal parts of the work. Rows are sorted by length, the longest first.
 inline int64_t first_row(const Sequence& seq, int64_t rank, int64_t size) {
   if (seq.counts[seq.steps - 1] == seq.batch) return seq.batch * rank / size;
   if (rank == size) return seq.batch;
@@ -68,7 +67,8 @@ inline Part part_of(const Plan& plan, const Sequence& seq, const Member& member,
           true};
 }
 
-// The barrier between two stages of a step, of which one reads what the other wrote. False: nothing is left to do.
+// The barrier between two stages of a step, of which one reads the results of the other. Returns false if nothing is
+// left to do.
 inline bool meet(Member& member, const Sequence& seq, Part& part, int64_t groups, int64_t projected) {
   if (part.alone) return true;
   const Next next = member.wait();

@@ -1,6 +1,6 @@
-// Begins the region compiled for an instruction set (FASTRNN_ISA_…), to be included after all standard headers;
-// target_off.h ends it. Neither has an include guard. After tiles_of.h: a compiler that does not know the instructions
-// for products of parts refuses their names, and gets what is around the kernels as for AVX-512.
+// Begins the region compiled for an instruction set (FASTRNN_ISA_…), included after all standard headers; target_off.h
+// ends it. Neither has an include guard. After tiles_of.h: a compiler without the instructions for products of parts
+// rejects their names, and compiles the code around the kernels as for AVX-512.
 #if defined(FASTRNN_HAS_TILES) && defined(FASTRNN_TILES_ON_VECTORS)
 #define FASTRNN_TARGET "avx512bf16,avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
 #define FASTRNN_TARGET_GCC FASTRNN_TARGET ",prefer-vector-width=512"

@@ -4,7 +4,7 @@
 #include <atomic>
 #include <thread>
 
-#include "cpu/crowd.h"
+#include "cpu/contention.h"
 #include "cpu/float_mode.h"
 
 #ifdef _OPENMP
@@ -26,7 +26,7 @@ void pause() {
 #endif
 }
 
-// About 20 µs: longer than a step in which all members have a core, far shorter than a scheduler's time slice.
+// About 20 µs: longer than a step in which all members have a core, far shorter than a time slice of the scheduler
 constexpr int kSpins = 500;
 
 std::atomic<int64_t> patience{500'000};
@@ -35,11 +35,11 @@ std::atomic<int64_t> patience{500'000};
 
 void set_patience(int64_t nanoseconds) { patience = nanoseconds; }
 
-// Each member announces the round it has come to, in a cache line of its own, and reads the others': a line travels
+// Each member announces the round it has reached, in its own cache line, and reads those of the others: a line travels
 // once from core to core. In a team of more than kGroup members only the first of a group reads its members' lines; it
 // then announces the group, and all read the groups' lines. What a member wrote before it announced a round is seen by
 // all who have passed it, as reads acquire what the group's first has acquired and released. The lowest bit of the
-// first member's line says that it goes on alone.
+// first member's line signals that it continues alone.
 struct Barrier {
   struct alignas(64) Place {
     std::atomic<int64_t> announced{0};
@@ -101,7 +101,7 @@ bool Member::gives_up(int64_t since) {
   const int64_t waited = nanoseconds() - since, stage = (since - begin - waited_so_far) / (round - 1);
   waited_so_far += waited;
   if (waited <= std::max(most, stage) || !long_wait_again()) return false;
-  report_crowd();
+  report_contention();
   return true;
 }
 
@@ -112,7 +112,7 @@ void run_team(int threads, void (*body)(void*, Member&), void* context) {
     Barrier barrier;
     const int most = threads < kMostMembers ? threads : kMostMembers;
     const Watch region;
-    // No num_threads clause: a team of another size than the last makes GOMP rebuild its pool. Threads too many return.
+    // No num_threads clause: a team of another size than the last makes GOMP rebuild its pool. Excess threads return.
 #pragma omp parallel
     {
       const int granted = omp_get_num_threads();
@@ -120,7 +120,7 @@ void run_team(int threads, void (*body)(void*, Member&), void* context) {
       const int rank = omp_get_thread_num();
       if (rank < size) {
         region.arrived();
-        const FloatMode same(mode);  // not before the region: threads that it makes keep the mode of their maker
+        const FloatMode same(mode);  // inside the region: new threads would keep the mode of their creator
         Member member{rank, size, &barrier};
         body(context, member);
       }

@@ -1,4 +1,4 @@
-// The engine that multiplies parts in bfloat16, on the matrix unit or on vectors; engine.h says what an engine is.
+// Engine that multiplies bfloat16 parts, in AMX (the matrix unit) or on SIMD vectors; see engine.h.
 #pragma once
 
 #if defined(FASTRNN_TILES_ON_VECTORS)
@@ -9,11 +9,11 @@
 
 namespace FASTRNN_NAMESPACE {
 
-// Groups computed together: as few as make whole passes.
+// Groups computed together: the smallest number that fills whole passes
 constexpr int groups_of_a_pass(int blocks) { return blocks % 4 == 0 ? 1 : (blocks % 2 == 0 ? 2 : 4); }
 
-// Columns are the blocks (gates) of the first 16 units, then those of the next; zeros behind the last, as many as a
-// pass that begins there reads, and at depths past the end.
+// Columns are the blocks (gates) of the first 16 units, then those of the next; zeros after the last, as many as a pass
+// that begins there reads, and at depths past the end.
 template <int Parts>
 struct TileWeights {
   using Element = uint16_t;
@@ -59,8 +59,8 @@ void pack_columns_as_lanes(const T* w, const TileWeights<Parts>& to, Range group
   if (groups.end == to.groups()) to.clear_rest();
 }
 
-// Rows in parts: row r, part p, depth k at data[(r·Parts + p)·deep + k], and some room between rows, so that not all of
-// them fall into the same sets of the cache. Zeros at depths past the end.
+// Rows in parts: row r, part p, depth k at data[(r·Parts + p)·deep + k], with padding between rows, so that they do not
+// all map to the same cache sets. Zeros at depths past the end.
 template <int Parts>
 struct PartRows {
   using Element = uint16_t;
@@ -85,7 +85,7 @@ struct PartRows {
   TileRows from(int64_t row) const { return {data + row * stride, stride, kTileDepth, deep}; }
 };
 
-// Rows [begin, begin + count) in blocks of one size, at most 16: the last one may begin within the one before it.
+// Rows [begin, begin + count) in blocks of one size, at most 16; the last block may overlap the previous one.
 struct TileBlocks {
   int64_t begin, number, count, size;
   TileBlocks(int64_t b, int64_t n)
@@ -94,7 +94,7 @@ struct TileBlocks {
   Range own(int64_t b) const { return {begin + b * size, begin + smaller((b + 1) * size, number)}; }
 };
 
-// As Sweep in product.h.
+// Counterpart of Sweep in product.h
 template <int NV, int Parts>
 struct TileSweep {
   static constexpr int kGroups = groups_of_a_pass(NV);
@@ -124,10 +124,10 @@ struct TileSweep {
  private:
   const float* bias_of(int64_t column) const { return bias != nullptr ? bias + column * kTileLanes : nullptr; }
 
-  // The `part`-th of `parts` shares of the columns that come after `column`, for a product over the depth.
+  // The `part`-th of `parts` parts of the columns after `column`, to be prefetched, for a product over the depth
   Fetch ahead(int64_t column, bool more, int64_t part, int64_t parts) const {
     if (!more || !weights.far()) return {};
-    const int64_t lines = divide_up(kColumns * Parts * kTileSize * 2, 64 * parts);  // at each depth
+    const int64_t lines = divide_up(kColumns * Parts * kTileSize * 2, 64 * parts);  // cache lines at each depth
     const int64_t next = larger(0, column + (backwards ? -kColumns : kColumns));
     return {reinterpret_cast<const char*>(weights.tile(next, 0)) + part * lines * weights.deep() * 64,
             static_cast<int>(lines)};
@@ -160,7 +160,7 @@ struct TileSweep {
     hand_over(blocks, b, here, sums[0], stage);
   }
 
-  // The rows of block b that no block before it had.
+  // Passes on the rows of block b that are in no previous block.
   template <class Stage>
   void hand_over(const TileBlocks& blocks, int64_t b, Range here, float* sums, const Stage& stage) const {
     const Range own = blocks.own(b);
@@ -189,7 +189,7 @@ struct TileSweep {
 template <int Parts>
 struct Tiles {
   static constexpr bool kReadsStates = false;
-  static constexpr int kGroupsPast = 3;  // that a pass reads behind the last one at most
+  static constexpr int kGroupsPast = 3;  // that a pass reads after the last one at most
   static constexpr int kBytes = 2 * Parts;
   static constexpr double kSpeed = TileUnit::kSpeed / (Parts == 1 ? 1 : 3);
   using Weights = TileWeights<Parts>;

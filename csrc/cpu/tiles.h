@@ -1,19 +1,19 @@
-// Products of parts: their operands, and what is common to the units of a processor that compute them (unit_matrix.h,
-// unit_vector.h). One of these is a struct TileUnit with
-//   use(rows, shape)  says what is called next; only one unit of a thread may be in use
-//   pair<Parts>()     two blocks of so many rows × two columns, over a piece of the depth
-//   single<Parts>()   one block of rows × kPass columns, over all of it
-//   kNear             tiles along the depth that a pair of columns should be multiplied with at a time
-//   kNearBytes        weights of more bytes should be fetched ahead
-//   kSpeed            multiply-adds of parts in the time of one of float32
+// Products of parts: their operands, and the common code of the two implementations, AMX (unit_matrix.h) and SIMD
+// vectors (unit_vector.h). Each defines a struct TileUnit with
+//   use(rows, shape)  declares the following calls; only one unit of a thread may be in use
+//   pair<Parts>()     two blocks of `rows` rows × two columns, over a piece of the depth
+//   single<Parts>()   one block of rows × kPass columns, over the whole depth
+//   kNear             tiles along the depth that a pair of columns should be multiplied by at a time
+//   kNearBytes        weights of more bytes should be prefetched
+//   kSpeed            speed of the multiply-adds of parts relative to float32
 //
-// A sum goes over the depth 32 at a time and, within these, over the products of parts in one order: (1, 0) (0, 0) (0,
-// 1) of (operand's, weights') parts where they exist, whatever the shape in which it is computed: the same bits for any
-// number of rows, columns and threads. Two products are added at a time at least, so that chains are short; numbers
-// below 2^-126 count as zero.
+// A sum runs over the depth 32 at a time and, within these, over the products of parts in one order: (1, 0) (0, 0) (0,
+// 1) of (operand's, weights') parts as far as they exist, for every shape: the same bits for any number of rows,
+// columns and threads. At least two products are accumulated at a time, so that chains are short; numbers below 2^-126
+// count as zero.
 //
-// Units know infinities and NaN, but parts do not go with them: ∞·w is ∞·w₀ + ∞·w₁, which may be ∞ - ∞. A sum that
-// turns out to be NaN is therefore computed again from the whole numbers (mend).
+// The instructions handle infinities and NaN, but parts do not: ∞·w becomes ∞·w₀ + ∞·w₁, which may be ∞ - ∞. A sum that
+// is NaN is therefore recomputed from the whole numbers (mend).
 #pragma once
 
 #include "cpu/parts.h"
@@ -22,14 +22,14 @@ namespace FASTRNN_NAMESPACE {
 
 constexpr int kPass = 4;  // columns (of 16 outputs each) computed together
 
-// Rows of numbers in parts: row r at depth 32·k, part p begins at data[r·row + k·block + p·part].
+// Rows of numbers in parts: row r at depth 32·k, part p starts at data[r·row + k·block + p·part].
 struct TileRows {
   const uint16_t* data;
   int64_t row, block, part;
   TileRows from(int64_t r) const { return {data + r * row, row, block, part}; }
 };
 
-// Weights in parts: the pair-form tile of column c, depth 32·k, part p begins at data[((c·blocks) + k)·Parts + p
+// Weights in parts: the pair-layout tile of column c, depth 32·k, part p starts at data[((c·blocks) + k)·Parts + p
 // tiles].
 template <int Parts>
 struct TileColumns {
@@ -38,7 +38,7 @@ struct TileColumns {
   const uint16_t* tile(int64_t c, int64_t k) const { return data + (c * blocks + k) * Parts * kTileSize; }
 };
 
-// What is fetched into the second-level cache meanwhile: so many lines at each depth.
+// Data to prefetch into the L2 cache meanwhile: `lines` cache lines at each depth
 struct Fetch {
   const char* from = nullptr;
   int lines = 0;
@@ -47,8 +47,8 @@ struct Fetch {
   }
 };
 
-// Where sums go: those of a row at first + row·stride + 16·column, those of a pair's second block from `second` on.
-// They begin at depth 0 with `bias` (of the columns; null: zero), elsewhere with what is there.
+// Destination of sums: those of a row at first + row·stride + 16·column, those of a pair's second block from `second`
+// on. At depth 0 they start with `bias` (of the columns; null: zero), elsewhere with the stored values.
 struct TileSums {
   float *first, *second;
   int64_t stride;
@@ -57,7 +57,7 @@ struct TileSums {
 
 enum class Shape { kPair, kSingle };
 
-// One row times one column (from a bias on), from whole numbers.
+// One row times one column (starting with a bias), from whole numbers
 template <int Parts>
 __attribute__((noinline)) Vec<float> plain_product(const TileRows& x, const TileColumns<Parts>& w, int64_t column,
                                                    const float* bias) {
@@ -95,7 +95,7 @@ FASTRNN_FN bool any_nan(const float* sums) {
   return __builtin_expect(nan != 0, 0);
 }
 
-// Computes the lanes of a sum of x's first row that are NaN again.
+// Recomputes the lanes of a sum of x's first row that are NaN.
 template <int Parts>
 void mend(const TileRows& x, const TileColumns<Parts>& w, int64_t column, const float* bias, float* out) {
   const __m512 sum = _mm512_loadu_ps(out);

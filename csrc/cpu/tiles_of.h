@@ -1,12 +1,12 @@
-// Which instructions compute products of parts (cpu/parts.h) for the instruction set of a unit, if this compiler knows
-// them: FASTRNN_HAS_TILES, and FASTRNN_TILES_ON_VECTORS for those on vectors. FASTRNN_EMULATE_MATRIX_UNIT has the
-// matrix unit's kernels compute on vectors, to test what is around its instructions without one.
+// Instructions for products of parts (cpu/parts.h) in the instruction set of a unit, if this compiler supports them:
+// FASTRNN_HAS_TILES, and FASTRNN_TILES_ON_VECTORS for SIMD vectors. FASTRNN_EMULATE_MATRIX_UNIT makes the AMX kernels
+// compute on vectors, to test the code around its instructions without AMX.
 #pragma once
 
 #include "cpu/target.h"
 
 #if defined(FASTRNN_ISA_AMX) || defined(FASTRNN_ISA_AVX512_BF16)
-#define FASTRNN_ISA_AVX512 1  // all that is not about parts
+#define FASTRNN_ISA_AVX512 1  // everything else
 #define FASTRNN_WANTS_TILES 1
 #endif
 #if defined(FASTRNN_ISA_AVX512_BF16) || (defined(FASTRNN_ISA_AMX) && defined(FASTRNN_EMULATE_MATRIX_UNIT))

@@ -11,8 +11,8 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kFence = 64;
-constexpr unsigned char kPoison = 0xff;    // NaN in every format
-constexpr unsigned char kSentinel = 0xa5;  // differs from the poison, which is written inside a block alone
+constexpr unsigned char kPoison = 0xff;    // NaN in every dtype
+constexpr unsigned char kSentinel = 0xa5;  // differs from the poison, which is only written inside a block
 std::atomic<bool> poisoned{false};
 
 }  // namespace
@@ -23,7 +23,7 @@ bool poison() { return poisoned; }
 Workspace::~Workspace() { free(base_); }
 
 size_t Workspace::add(int64_t count, size_t size) {
-  if (blocks_ == kMaxBlocks) abort();  // a fault of ours, found by the first test that meets it
+  if (blocks_ == kMaxBlocks) abort();  // an internal error, found by any test that reaches it
   const size_t offset = bytes_;
   const size_t end = offset + static_cast<size_t>(count) * size;
   ends_[blocks_++] = end;

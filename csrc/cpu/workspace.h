@@ -1,4 +1,4 @@
-// Scratch memory of one call: measured first, then taken in one piece. No exceptions: a caller asks ok().
+// Scratch memory of one call: first measured, then allocated in one piece. No exceptions: a caller checks ok().
 #pragma once
 
 #include <stddef.h>
@@ -8,7 +8,7 @@
 
 namespace fastrnn {
 
-// While true, scratch is filled with NaN before use and fenced by sentinels that are checked at the end (for tests).
+// While true, scratch memory is filled with NaN before use and fenced by sentinels that are checked at the end (tests).
 void set_poison(bool on);
 bool poison();
 
@@ -19,15 +19,15 @@ class FASTRNN_SHARED Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  // Adds a block of `count` elements of `size` bytes and says at which offset it will lie (64-byte aligned, fenced).
+  // Adds a block of `count` elements of `size` bytes and returns its offset (64-byte aligned, fenced).
   size_t add(int64_t count, size_t size);
-  // Takes the memory of all blocks; false if there is none.
+  // Allocates the memory of all blocks; returns false if that fails.
   bool allocate();
   template <class C>
   C* at(size_t offset) const {
     return reinterpret_cast<C*>(base_ + offset);
   }
-  // False if anything wrote past the end of a block. Always true without poison.
+  // Returns false if anything was written past the end of a block. Always true without poison.
   bool intact() const;
 
  private:

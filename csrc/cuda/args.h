@@ -1,8 +1,8 @@
-// What the host and the kernels say to each other. Raw device pointers and sizes: no header of torch, none of CUDA.
+// Interface between host and kernels. Raw device pointers and sizes: no headers of torch or CUDA.
 //
-// T time steps, B rows of the batch, H hidden size, P size of h (H, or that of the projection), G gates, R recurrent
-// products (R1 of h, R2 of a vector that a step computes), Q numbers that each unit has of its own, S states, K saved
-// values, N rows of all steps together. Offsets are 64 bits wide, those within a step of persistent kernels 32.
+// T time steps, B batch rows, H hidden size, P size of h (H, or that of the projection), G gates, R recurrent products
+// (R1 of h, R2 of a vector computed in the step), Q per-unit parameters, S states, K saved values, N rows of all time
+// steps. Offsets are 64 bits wide, those within a step of persistent kernels 32.
 #pragma once
 
 #include <stdint.h>
@@ -13,41 +13,41 @@ namespace fastrnn::cuda {
 
 constexpr int kMaxStates = 4;
 
-// A persistent kernel's block, and the tiles of its product (cuda/product.h).
+// Block of a persistent kernel, and the tiles of its product (cuda/product.h)
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kTileRows = 16;    // of the matrix: M of the tensor cores
-constexpr int kTileColumns = 8;  // rows of the batch: N
-constexpr int kRowTiles = 2;     // of a warp
-constexpr int kColumnTiles = 4;  // of a pass
-constexpr int kGranule = 8;      // units of a block, and those of a gate in an operand, are counted in eights
+constexpr int kTileRows = 16;    // matrix rows: M of the tensor cores
+constexpr int kTileColumns = 8;  // batch rows: N
+constexpr int kRowTiles = 2;     // row tiles of a warp
+constexpr int kColumnTiles = 4;  // column tiles of a pass
+constexpr int kGranule = 8;      // granularity of a block's units, and of a gate's units in an operand
 
-// How the rows of a call lie: padded (row t·B + b), padded with lengths, or packed.
+// Row layout of a call: padded (row t·B + b), padded with lengths, or packed
 struct Rows {
   int64_t steps, batch;
-  const int64_t* offsets;  // packed: [T + 1], the first row of each step; else null
-  const int64_t* lengths;  // padded: [B], the steps of each row; or null
+  const int64_t* offsets;  // packed: [T + 1], the first row of each time step; else null
+  const int64_t* lengths;  // padded: [B], the time steps of each batch row; or null
   const bool* reset;       // padded: [T·B], true at the first step of a segment; or null
   bool reverse;
 
-  // The step that is computed k-th.
+  // The time step that is computed k-th
   FASTRNN_FN int64_t step(int64_t k) const { return reverse ? steps - 1 - k : k; }
   FASTRNN_FN int64_t first_row(int64_t t) const { return offsets != nullptr ? offsets[t] : t * batch; }
   FASTRNN_FN int64_t row(int64_t t, int64_t b) const { return first_row(t) + b; }
-  // Whether there is memory for row b at step t, and whether the network takes a step there.
+  // Return true if there is memory for row b at step t, and if the network runs a step there.
   FASTRNN_FN bool exists(int64_t t, int64_t b) const { return offsets == nullptr || b < offsets[t + 1] - offsets[t]; }
   FASTRNN_FN bool active(int64_t t, int64_t b) const { return lengths != nullptr ? t < lengths[b] : exists(t, b); }
   // Return true if the k-th step of row b, k > 0, begins a later segment. Segments are the same in both directions: the
-  // flag stands at their first step in time.
+  // flag is at their first step in time.
   FASTRNN_FN bool anew(int64_t k, int64_t b) const {
     if (reset == nullptr) return false;
     const int64_t flagged = reverse ? step(k) + 1 : step(k);
     return reset[flagged * batch + b] && active(flagged, b);
   }
-  // Steps that row b takes, from the first in time on.
+  // Number of time steps of row b
   FASTRNN_FN int64_t length(int64_t b) const {
     if (lengths != nullptr) return lengths[b] < steps ? lengths[b] : steps;
     if (offsets == nullptr) return steps;
-    int64_t from = 0, to = steps;  // of packed input, whose steps have ever fewer rows
+    int64_t from = 0, to = steps;  // packed input, whose steps have decreasing numbers of rows
     while (from < to) {
       const int64_t middle = (from + to) / 2;
       if (exists(middle, b)) {
@@ -58,51 +58,51 @@ struct Rows {
     }
     return from;
   }
-  // Whether the k-th step of row b begins with what its (k-1)-th step computed.
+  // Return true if the k-th step of row b starts from the result of its (k-1)-th step.
   FASTRNN_FN bool continues(int64_t k, int64_t b) const { return k > 0 && active(step(k - 1), b) && !anew(k, b); }
 };
 
-// The b-th row of a step whose first row is `first`. Index: of offsets within a step.
+// The b-th row of a step whose first row is `first`. Index: type of offsets within a step
 template <class Index>
 struct StepRow {
   int64_t first;
   Index b;
 
-  // Unit u of block k in an array of `blocks` blocks of `width` numbers a row.
+  // Unit u of block k in an array with `blocks` blocks of `width` numbers in each row
   template <class T>
   FASTRNN_FN T* at(T* array, int blocks, int k, Index width, Index u) const {
     return array + first * blocks * width + ((b * blocks + k) * width + u);
   }
 };
 
-// How the persistent drivers cut a call: blocks (unit slice, row slice); the unit slices of one row slice form a group
-// that exchanges its states every step, groups do not know of each other.
+// Division of a call by the persistent drivers: blocks (unit slice, row slice); the unit slices of one row slice form a
+// group that exchanges its states at every step; groups are independent.
 struct Tiling {
-  int units;         // of a block, of all gates
+  int units;         // units of a block, for all gates
   int unit_slices;   // blocks of a group
-  int rows;          // of a group
+  int rows;          // batch rows of a group
   int row_slices;    // groups
   int matrix_rows;   // rows of a block's part of the matrix, rounded up to 8
   int64_t depth;     // columns of the matrix, rounded up to the product's block
-  int warps_across;  // warps side by side along the matrix's rows, the others share its depth
+  int warps_across;  // warps along the matrix's rows; the others divide its depth
   int warps_deep;
   int64_t shared_bytes;
   bool cluster;
 };
 
-// Memory of the persistent drivers' exchange between blocks (grid only), zeros at the start.
+// Memory of the persistent drivers' exchange between blocks (grid only), initially zero
 struct Exchange {
   void* buffers;       // [row_slices, 2, rows rounded up to 8, depth] operands
   uint32_t* counters;  // [row_slices]
 };
 
-// Memory of the step-wise driver, B rows each. C: the format that T is computed in. A step's second product, if it has
-// one, is that of a projection, W2 = W_hr [P, H], or a cell's own, W2 [R2·H, H]; W is what W2 has rows.
+// Memory of the step-wise driver, B rows each. C: compute dtype of T. A step's second product, if any, is that of a
+// projection, W2 = W_hr [P, H], or a cell's own, W2 [R2·H, H]; W is the number of rows of W2.
 struct StepMemory {
   void* product;             // C [B, R1·H]: R·h; in backward C [B, P]: Rᵀ·∂L/∂rh; null if R1 = 0
   void* operand;             // T [B, P]: h; in backward T [B, R1·H]: ∂L/∂rh
-  void* inner;               // T [B, H], what W2 multiplies; in backward T [B, W], its product's gradient; null: no W2
-  void* outer;               // C [B, W], the product with W2; in backward C [B, H]
+  void* inner;               // T [B, H], operand of W2; in backward T [B, W], its product's gradient; null: no W2
+  void* outer;               // C [B, W], product with W2; in backward C [B, H]
   void* states[kMaxStates];  // C [B, P or H]; in backward their gradients
 };
 
@@ -113,11 +113,11 @@ struct ForwardArgs {
   const void* b_hh;                 // T [R·H] or null
   const void* parameters;           // T [Q, H]
   const void* initial[kMaxStates];  // T [B, P or H] or null
-  const void* restart[kMaxStates];  // the same of the states at rows.reset
+  const void* restart[kMaxStates];  // the same for the states at rows.reset
   void* gates;                      // T [N, G·H]: W·x + b_ih, then (training) the first G saved values
   void* extra;                      // T [N, (K-G)·H], training, or null
   void* cells;                      // C [N, (S-1)·H], training, or null
-  void* unprojected;                // T [N, H], training and a second product: what it multiplies; or null
+  void* unprojected;                // T [N, H], training and a second product: its operand; or null
   void* y;                          // T [N, P]
   void* final_states[kMaxStates];   // T [B, P or H]
   bool training;
@@ -136,19 +136,19 @@ struct BackwardArgs {
   const void* gates;
   const void* extra;
   const void* cells;
-  const void* unprojected;  // of a cell with a second product
+  const void* unprojected;  // for a cell with a second product
   const void* y;
   const void* grad_y;                  // T [N, P] or null
   const void* grad_final[kMaxStates];  // T [B, P or H] or null
   void* da;                            // T [N, G·H]
-  void* drh;                           // T [N, (R - split_from)·H], or null where nothing is split
-  void* dparameters;                   // T [N, Q·H], ∂L/∂parameters as each row has it
+  void* drh;                           // T [N, (R - split_from)·H], or null if nothing is split
+  void* dparameters;                   // T [N, Q·H], ∂L/∂parameters of each row
   void* grad_initial[kMaxStates];      // T [B, P or H] or null
   void* restarts[kMaxStates];          // C [B, P or H], zeros: gradients of the states at rows.reset; or null
-  bool own_restart;                    // restart is not initial: `restarts` is no part of grad_initial
-  void* dh;                            // T [N, P] or null: ∂L/∂h_t, all paths together, as it goes through the step
+  bool own_restart;                    // restart differs from initial: `restarts` is not part of grad_initial
+  void* dh;                            // T [N, P] or null: ∂L/∂h_t, summed over all paths, at the step
   void* later[kMaxStates];             // C [N, P or H] or null: the part of ∂L/∂state_t that comes from later steps
-  double clip;                         // > 0: elements of ∂L/∂h_t are cut to ±clip before they go through a step
+  double clip;                         // > 0: elements of ∂L/∂h_t are clipped to ±clip before they pass through a step
   bool projection;
   Tiling tiling;
   Exchange exchange;

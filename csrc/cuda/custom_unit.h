@@ -1,8 +1,8 @@
-// A user's cell on GPUs as a shared object of its own: its kernels in the formats asked for, compiled by nvcc, and the
-// table that load_cell() reads. The build writes
+// A custom cell on GPUs as a shared object: its kernels for the requested dtypes, compiled by nvcc, and the table that
+// load_cell() reads. The build writes
 //   #define FASTRNN_ISA_CUDA 1 / FASTRNN_ISA_NAME cuda / FASTRNN_CELL_HEADER "cell.h" / FASTRNN_CELL_NAME my_cell
 //   #define FASTRNN_FORMATS …, a bit for each Format
-// and includes this file in one source of its own.
+// and includes this file in one source.
 #pragma once
 
 #if defined(FASTRNN_CUDA_EMULATED)

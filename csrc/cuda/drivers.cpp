@@ -50,7 +50,7 @@ Error stepwise_backward(const FormatKernels& kernels, const BackwardArgs& args, 
   if (kernels.whole_backward.launch != nullptr) return kernels.whole_backward.launch(args, 0, stream);
   Error error = kernels.begin_backward.launch(args, 0, stream);
   for (int64_t undone = 0; undone < args.rows.steps && error == 0; ++undone) {
-    // All rows: those that take no part have a gradient of zero, and must not find an old product.
+    // All rows: inactive ones have zero gradient, and must not use an old product.
     error = backward_step(kernels, args, undone, counts.batch, library, stream);
   }
   if (error == 0 && wants_initial(args)) error = kernels.initial.launch(args, 0, stream);

@@ -1,7 +1,9 @@
-// How the blocks of a group tell each other their part of the next operand, once a step. Two buffers take turns: who
-// writes the next operand has seen that everybody has read the one before it, by the barrier in between.
+// Exchange of the parts of the next operand between the blocks of a group, once per step. There are two alternating
+// buffers: before a block writes the next operand, all blocks have read the one before the last, by the barrier
+// between.
 //
-// Operands are numbered from 0. A block publishes its numbers of one, sends them, and waits for those of the others.
+// Operands are numbered from 0. A block publishes its numbers of an operand, sends them, and waits for those of the
+// others.
 #pragma once
 
 #include "cuda/args.h"
@@ -11,20 +13,20 @@ namespace fastrnn::cuda {
 
 FASTRNN_FN int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// An operand and a block's part of it. A row holds a number of every unit, of each of `gates` gates; gates begin at
+// An operand and a block's part of it. A row holds one number for every unit of each of `gates` gates; gates begin at
 // multiples of 16 bytes.
 struct OperandPart {
   int gates, gate_numbers;  // h: one gate; ∂L/∂rh: all
   int rows, units, first_unit;
   int stride;            // bytes between rows
-  int64_t buffer_bytes;  // of all rows
+  int64_t buffer_bytes;  // for all rows
 
   FASTRNN_FN static int64_t numbers_of_gate(int64_t hidden) { return round_up(hidden, kGranule); }
-  // The place of a number among those of its row.
+  // Index of a number in its row
   FASTRNN_FN int place(int gate, int unit) const { return gate * gate_numbers + first_unit + unit; }
 };
 
-// Through global memory, with a counter for a barrier; every block of the grid must be on the machine at once.
+// Exchange through global memory, with a counter as barrier; all blocks of the grid must be resident at once.
 template <class Format>
 struct ThroughGrid {
   using Storage = typename Format::Storage;
@@ -34,7 +36,7 @@ struct ThroughGrid {
   uint32_t members, target;
 
   struct Load {
-    static constexpr int kInFlight = 8;  // a thread's loads of 16 bytes before the first is used: 32 registers
+    static constexpr int kInFlight = 8;  // loads of 16 bytes in flight per thread: 32 registers
     FASTRNN_DEVICE Bits128 operator()(const char* p) const { return load_fresh(p); }
   };
 
@@ -64,30 +66,30 @@ struct ThroughGrid {
   }
 };
 
-// Through the shared memory of a cluster: every block has a copy of the operand and pushes its part into those of the
-// others, 16 bytes at a time, which a barrier of the receiver counts. No block waits for a fence.
+// Exchange through the shared memory of a cluster: every block has a copy of the operand and pushes its part to the
+// others, 16 bytes at a time, counted by a barrier of the receiver. No fence is needed.
 template <class Format>
 struct ThroughCluster {
   using Storage = typename Format::Storage;
   static constexpr int kMost = 16;  // blocks of a cluster
   const OperandPart& part;
-  PushBarrier* arrived;  // of each buffer
+  PushBarrier* arrived;  // one for each buffer
   char* memory;
   int members;
-  uint32_t awaited;  // bytes of an operand from other blocks
+  uint32_t awaited;  // bytes of an operand expected from other blocks
 
   struct Load {
-    static constexpr int kInFlight = 4;  // shared memory is near
+    static constexpr int kInFlight = 4;  // low latency of shared memory
     FASTRNN_DEVICE Bits128 operator()(const char* p) const { return *reinterpret_cast<const Bits128*>(p); }
   };
 
-  // Rows a multiple of 128 bytes apart would lie on the same banks.
+  // Rows a multiple of 128 bytes apart would use the same banks.
   FASTRNN_FN static int64_t stride(const Tiling& t) {
     const int64_t bytes = t.depth * static_cast<int64_t>(sizeof(Storage));
     return round_up(bytes - Format::kRowOffset, 128) + Format::kRowOffset;
   }
   FASTRNN_FN static int64_t shared_bytes(int64_t buffer_bytes) { return 16 + 2 * buffer_bytes; }
-  // Of the units of one gate and row.
+  // Number of 16-byte pieces of the units of one gate and row
   FASTRNN_FN static int chunks(int units) { return (units * static_cast<int>(sizeof(Storage)) + 15) / 16; }
 
   template <class Args>
@@ -99,7 +101,7 @@ struct ThroughCluster {
     const int last = static_cast<int>(a.hidden) - (members - 1) * a.tiling.units;
     const int others = chunks(a.tiling.units) * (members - 1) + chunks(last) - chunks(part.units);
     awaited = static_cast<uint32_t>(16 * part.gates * part.rows * others);
-    // The padding of the depth and of the rows counts as zero.
+    // The padding of the depth and of the rows is zero.
     for (int n = block.thread(); n < static_cast<int>(2 * part.buffer_bytes / 16); n += block.threads()) {
       reinterpret_cast<Bits128*>(memory)[n] = {0, 0, 0, 0};
     }
@@ -115,7 +117,7 @@ struct ThroughCluster {
   FASTRNN_DEVICE void publish(int n, int row, int gate, int unit, float value) const {
     Format::operand(value, reinterpret_cast<Storage*>(buffer(n) + row * part.stride) + part.place(gate, unit));
   }
-  // A warp takes a row, its lanes the others' ranks and the pieces of 16 bytes.
+  // Each warp sends a row; its lanes cover the other blocks and the pieces of 16 bytes.
   FASTRNN_DEVICE void send(Block& block, int n) {
     block.sync();
     const int rank = block.thread() % kMost, pieces = chunks(part.units);
@@ -130,10 +132,10 @@ struct ThroughCluster {
       }
     }
   }
-  // The barrier's n/2-th phase is over when all of operand n is there; the next one counts operand n + 2, of which
-  // nobody sends anything before this block has sent its part of n + 1.
+  // The barrier's n/2-th phase ends when operand n is complete; the next one counts operand n + 2, of which no block
+  // sends its part before this block has sent its part of n + 1.
   FASTRNN_DEVICE void wait(Block& block, int n) {
-    if (members == 1) return;  // phases without pushes would be over before all threads have seen it
+    if (members == 1) return;  // phases without pushes would end before all threads have seen them
     await(block, arrived + (n & 1), static_cast<uint32_t>(n >> 1 & 1));
     if (block.thread() == 0) expect(arrived + (n & 1), awaited);
   }

@@ -1,4 +1,4 @@
-// Launching on a GPU. Compiled by nvcc alone.
+// Launching on a GPU; compiled only by nvcc.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kStepThreads)
 }
 
 struct GpuLauncher {
-  // A configuration with its attributes; they must outlive the launch, so it is not copied.
+  // A configuration with its attributes; not copyable, because the attributes must outlive the launch.
   struct Configured {
     cudaLaunchConfig_t config{};
     cudaLaunchAttribute attributes[1]{};
@@ -49,15 +49,15 @@ struct GpuLauncher {
     Configured& operator=(const Configured&) = delete;
   };
 
-  // Lets a kernel have all that the current device allows, once: a launch then costs no further call, and threads that
-  // launch at the same time cannot take each other's setting away. What a block gets is what its launch asks for.
+  // Sets a kernel's limits to what the current device allows, once: launches then need no further call, and concurrent
+  // launches cannot change each other's setting. Each launch requests the actual size.
   template <class Kernel>
   static cudaError_t prepare(bool cluster) {
-    static std::atomic<uint64_t> prepared{0};  // a bit for each device
+    static std::atomic<uint64_t> prepared{0};  // one bit for each device
     int device = 0, most = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error != cudaSuccess) return error;
-    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;  // those beyond are asked every time
+    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;  // further devices are set every time
     if ((prepared.load() & bit) != 0) return cudaSuccess;
     const auto entry = reinterpret_cast<const void*>(&persistent_entry<Kernel>);
     error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -97,7 +97,7 @@ struct GpuLauncher {
     return cudaLaunchKernelEx(&launch.config, &persistent_entry<Kernel>, a);
   }
 
-  // A block is of one row of the batch, so that no thread has to divide; x is the grid's widest dimension.
+  // A block covers one batch row, so that threads need no division; x is the grid's widest dimension.
   template <class Kernel>
   static Error step(const typename Kernel::Args& a, int64_t k, int64_t width, Stream stream) {
     const dim3 grid(static_cast<unsigned>(a.rows.batch),

@@ -9,7 +9,7 @@ namespace fastrnn::cuda {
 
 namespace {
 
-constexpr int kChunk = 480;  // arguments of a kernel have 4 KB
+constexpr int kChunk = 480;  // kernel arguments are limited to 4 KB
 constexpr int kBlock = 256;
 
 struct Chunk {

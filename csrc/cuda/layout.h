@@ -1,27 +1,26 @@
-// How rows lie, told to a GPU and asked of it: small kernels beside those of the cells.
+// Kernels for row layouts on a GPU.
 #pragma once
 
 #include "cuda/kernels.h"
 
 namespace fastrnn::cuda {
 
-// The first row of each step of packed input, [T + 1] in device memory, from the rows of each step, [T] on the host.
-// The numbers travel as arguments of kernels: nothing is copied from memory of the host, so nothing waits for it, and a
-// captured graph holds them.
+// The first row of each time step of packed input, [T + 1] in device memory, from the rows of each step, [T] on the
+// host. The numbers are passed as kernel arguments: nothing is copied from host memory, so nothing synchronises, and a
+// captured graph contains them.
 Error write_offsets(const int64_t* counts, int64_t steps, int64_t* offsets, Stream stream);
 
-// h before each step of each row, [N, width] in the order of y: what R was multiplied with. Zeros where no step is
-// taken. `initial`, `restart`: h at the first step and at rows.reset, [B, width] or null for zeros; `bytes`: of an
-// element, 2, 4 or 8.
+// h before each time step of each row, [N, width] in the order of y: the operand of R. Zeros in padding. `initial`,
+// `restart`: h at the first step and at rows.reset, [B, width] or null for zeros; `bytes`: of an element, 2, 4 or 8.
 Error hidden_before(const Rows& rows, const void* y, const void* initial, const void* restart, void* out, int64_t width,
                     int bytes, Stream stream);
 
-// The virtual architecture (80, 90) that the kernels which run on the current device were compiled for.
+// The virtual architecture (80, 90) that the kernels for the current device were compiled for
 Error compiled_for(int* architecture);
-// All of them: "sm_80, sm_90".
+// All of them: "sm_80, sm_90"
 const char* architectures();
 
-// The n-th element that hidden_before writes, counted over all steps, rows and units.
+// The n-th element written by hidden_before, counted over all steps, rows and units
 template <class Word>
 FASTRNN_FN void copy_before(const Rows& rows, const Word* y, const Word* initial, const Word* restart, Word* out,
                             int64_t width, int64_t n) {

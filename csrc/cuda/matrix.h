@@ -1,4 +1,4 @@
-// R as a persistent kernel packs it (cuda/product.h): rows of a block's part of the matrix, 16 bytes at a time, zeros
+// R, packed for a persistent kernel (cuda/product.h): rows of a block's part of the matrix, 16 bytes at a time, zeros
 // beyond its ends.
 #pragma once
 
@@ -11,7 +11,7 @@ FASTRNN_FN uint32_t raw(BFloat16 x) { return x.bits; }
 FASTRNN_FN uint32_t raw(Float16 x) { return x.bits; }
 FASTRNN_FN uint32_t raw(float x) { return bit_cast<uint32_t>(x); }
 
-// The first `count` numbers of a row or column, `stride` apart, and zeros after them.
+// The first `count` numbers of a row or column, `stride` apart, followed by zeros
 template <class T>
 FASTRNN_DEVICE Bits128 gather(const T* from, int64_t stride, int count) {
   constexpr int kInWord = 4 / static_cast<int>(sizeof(T)), kNumbers = 4 * kInWord;
@@ -23,7 +23,7 @@ FASTRNN_DEVICE Bits128 gather(const T* from, int64_t stride, int count) {
   return {words[0], words[1], words[2], words[3]};
 }
 
-// Forward: the gates of a unit side by side, the columns those of R.
+// Forward: the gates of a unit are adjacent rows; columns are those of R.
 template <class T, int R>
 struct MatrixRows {
   const T* w;
@@ -47,8 +47,7 @@ struct MatrixRows {
   }
 };
 
-// Backward: a row is a column of R. Its numbers are those of the gates one after the other, each with room for
-// `gate_numbers`.
+// Backward: a row is a column of R, with the gates' numbers in turn, each padded to `gate_numbers`.
 template <class T>
 struct MatrixColumns {
   const T* w;

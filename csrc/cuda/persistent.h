@@ -1,8 +1,7 @@
-// A whole sequence in one kernel, its matrix in shared memory. A block owns all gates of `units` hidden units for
-// `rows` rows of the batch; the blocks of a group exchange h (forward) or ∂L/∂rh (backward) once a step.
+// A whole sequence in one kernel, with the matrix in shared memory. A block owns all gates of `units` hidden units for
+// `rows` batch rows; the blocks of a group exchange h (forward) or ∂L/∂rh (backward) at every step.
 //
-// Offsets within a step are of 32 bits (Unit::Index); cuda/plan.cpp leaves calls for which that is too little to the
-// step-wise driver.
+// Offsets within a step have 32 bits (Unit::Index); cuda/plan.cpp leaves larger calls to the step-wise driver.
 #pragma once
 
 #include "cuda/exchange.h"
@@ -12,26 +11,26 @@
 
 namespace fastrnn::cuda {
 
-// One unit of one row of the block's share. `column`: the row's place in a pass; `first`: the one that its thread takes
-// first in a step.
+// One unit of one row of the block's share. `column`: the row's index in a pass; `first`: true for the thread's first
+// element in a step
 struct Element {
   int row, unit, column;
   bool first;
 };
 
-// The block's share, and where its shared memory begins: matrix, partial sums, states, numbers of each unit, lengths of
-// the rows, then the exchange's.
+// The block's share, and its parts of shared memory: matrix, partial sums, states, per-unit numbers, lengths of the
+// rows, then that of the exchange
 template <class Args, class Format, class Through, int kStates, int kNumbers>
 struct Share {
   const Args& a;
-  int units, rows;  // of this block: fewer at the ends
+  int units, rows;  // of this block; fewer in the last blocks
   int first_unit, first_row;
   char* matrix;
   Partials partials;
   float* states;   // [S, rows, units]
   float* numbers;  // [kNumbers, units]: b_hh and parameters
-  int* lengths;    // [rows], the steps of each
-  // A thread's place among rows and units, and from there to its next one.
+  int* lengths;    // [rows], number of time steps of each row
+  // A thread's first row and unit, and the distance to its next ones
   int row, unit, row_step, unit_step;
 
   FASTRNN_FN static int64_t matrix_bytes(const Tiling& t) {
@@ -84,8 +83,8 @@ struct Share {
   }
   FASTRNN_DEVICE float& number(int n, int unit) const { return numbers[n * a.tiling.units + unit]; }
 
-  // Reads what does not change from step to step: memory is far away, and what a block has read of it is forgotten at
-  // every barrier of the grid. `number(n, u)`: that of unit u of the network. To be followed by a sync.
+  // Reads values that are constant over the steps, because global memory is slow and L1 contents are invalidated at
+  // every barrier of the grid. `number(n, u)`: that of unit u of the network. Must be followed by a sync.
   template <class Number>
   FASTRNN_DEVICE void load(Block& block, const Number& given) const {
     for (int n = 0; n < kNumbers; ++n) {
@@ -96,7 +95,7 @@ struct Share {
     }
   }
 
-  // Calls `each(element)` for the units of `columns` rows from `from` on, shared by the threads.
+  // Calls `each(element)` for the units of `columns` rows from `from` on, divided among the threads.
   template <class Each>
   FASTRNN_DEVICE void each_unit(Block& block, int from, int columns, const Each& each) const {
     Element e{row, unit, row, from == 0};
@@ -130,12 +129,12 @@ struct PersistentForward {
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::shared_bytes(t); }
   static constexpr int kWidest = U::kWidest;
 
-  // What an element needs of memory, and whether its next step begins a later segment.
+  // Values that an element reads from memory, and whether its next step begins a later segment
   struct Fetched {
     typename U::Waiting unit;
     bool anew;
   };
-  // What it leaves in memory; stored after the operand is on its way.
+  // Values that it writes to memory, stored after the operand has been sent
   struct Left {
     typename U::Outcome unit;
     bool active;
@@ -168,7 +167,7 @@ struct PersistentForward {
       through.wait(block, k);
       for (int from = 0; from < mine.rows; from += kPassColumns) {
         const int columns = mine.pass_columns(from);
-        if (from > 0) block.sync();  // the partial sums have been read
+        if (from > 0) block.sync();  // all threads have read the partial sums
         multiply<Format>(block, part, mine.matrix, through.buffer(k) + from * operand.stride, operand.stride, columns,
                          mine.partials, typename Through::Load());
         block.sync();
@@ -204,7 +203,7 @@ struct PersistentForward {
     out.anew = k + 1 < static_cast<int>(a.rows.steps) && a.rows.anew(k + 1, mine.first_row + e.row);
   }
 
-  // Takes the element's step and returns h as the next one reads it.
+  // Runs the element's step and returns h as the next product reads it.
   static FASTRNN_DEVICE float step(const Args& a, const Mine& mine, int k, const Element& e, const Fetched& fetched,
                                    Left& left) {
     V states[S];
@@ -259,18 +258,18 @@ struct PersistentBackward {
   static FASTRNN_FN int64_t shared_bytes(const Tiling& t) { return Mine::shared_bytes(t); }
   static constexpr int kWidest = U::kWidest;
 
-  // What an element needs of memory, and whether the step after this one began a later segment.
+  // Values that an element reads from memory, and whether the step after this one began a later segment
   struct Fetched {
     typename U::WaitingKnown unit;
     bool anew_after;
   };
-  // What it leaves in memory; stored after the operand is on its way.
+  // Values that it writes to memory, stored after the operand has been sent
   struct Left {
     typename U::Gradients unit;
     bool active;
   };
 
-  // states: gradients of the states after the step at hand, of h less the path through the next step's product.
+  // states: gradients of the states after the current step; of h without the path through the next step's product.
   static FASTRNN_DEVICE void run(Block& block, const Args& a) {
     const Mine mine(block, a);
     const OperandPart operand = mine.operand_part(R);
@@ -329,7 +328,7 @@ struct PersistentBackward {
     }
     return false;
   }
-  // The place of the step before the last `undone` ones.
+  // Index of the step before the last `undone` ones
   static FASTRNN_DEVICE int place(const Args& a, int undone) { return static_cast<int>(a.rows.steps) - 1 - undone; }
   static FASTRNN_DEVICE Row row_of(const Args& a, const Mine& mine, int k, const Element& e) {
     return {a.rows.first_row(a.rows.step(k)), mine.first_row + e.row};
@@ -348,7 +347,7 @@ struct PersistentBackward {
     U::fetch_output(a, row, u, out.unit);
   }
 
-  // Undoes the element's step before the last `undone` ones; when all are undone, the gradients are those of the
+  // Runs backward the element's step before the last `undone` ones; after all steps the gradients are those of the
   // initial states.
   static FASTRNN_DEVICE void step(const Args& a, const Mine& mine, int undone, const Element& e, const Fetched& fetched,
                                   Left& left) {

@@ -7,15 +7,15 @@ namespace fastrnn::cuda {
 
 namespace {
 
-// The rule's thresholds. No GPU has set them yet: benchmarks/gpu_run.sh measures the drivers beside each other.
-constexpr int64_t kLeastSteps = 3;     // below, the kernel's start costs more than it spares
-constexpr int64_t kClusterUnits = 16;  // of a block, before a cluster takes one more
-constexpr int64_t kMostRows = 512;     // of a group; beyond, the products of cuBLAS use the machine better
+// Thresholds of the rule. They have not been tuned on a GPU yet: benchmarks/gpu_run.sh compares the drivers.
+constexpr int64_t kLeastSteps = 3;     // below, the kernel's start costs more than it saves
+constexpr int64_t kClusterUnits = 16;  // units of a block before a cluster uses one more
+constexpr int64_t kMostRows = 512;     // rows of a group; beyond, cuBLAS products use the GPU better
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// A block's part of the matrix, and how its warps share it.
+// A block's part of the matrix, and its division among warps
 template <class Args>
 Tiling tiling_of(const PersistentKernel<Args>& kernel, const Problem& p, int64_t units, int64_t rows, bool cluster) {
   Tiling t{};
@@ -33,8 +33,8 @@ Tiling tiling_of(const PersistentKernel<Args>& kernel, const Problem& p, int64_t
   return t;
 }
 
-// Groups of as many blocks as the units make, and as many groups as there is room for. Rows and units are rounded to
-// whole tiles, so of two cuts with equal tiles the one on fewer multiprocessors is taken.
+// As many blocks in a group as the units need, and as many groups as fit. Rows and units are rounded to whole tiles; of
+// two divisions with equal tiles the one on fewer multiprocessors is taken.
 template <class Args>
 Tiling cut(const PersistentKernel<Args>& kernel, const Problem& p, int processors, int largest_cluster) {
   const bool cluster = largest_cluster > 0;
@@ -77,7 +77,7 @@ bool driver_named(const std::string& name, Driver* driver) {
 
 namespace {
 
-// Why no persistent kernel can run the call, whatever the machine; empty if one may.
+// The reason why no persistent kernel can run the call on any GPU; empty if one can
 template <class Args>
 std::string obstacle(const PersistentKernel<Args>& kernel, const Problem& p) {
   if (p.projection) return "a projection needs a second product in every step";
@@ -90,8 +90,8 @@ std::string obstacle(const PersistentKernel<Args>& kernel, const Problem& p) {
   return "";
 }
 
-// The cut of a persistent driver that the machine can hold, or why there is none. Where less than the whole machine is
-// to be had, the call is cut for what there is, and clusters become smaller.
+// The division of a persistent driver that fits the GPU, or the reason why there is none. If less than the whole GPU is
+// available, the call is divided for that, and clusters become smaller.
 template <class Args>
 Choice persistent(const PersistentKernel<Args>& kernel, const Problem& p, const Machine& m, Driver driver) {
   const bool cluster = driver == Driver::kCluster;
@@ -132,7 +132,7 @@ Choice persistent(const PersistentKernel<Args>& kernel, const Problem& p, const 
   return choice;
 }
 
-// Why a persistent driver that could run the call is left alone; empty if it is not.
+// The reason why a persistent driver that could run the call is not used; empty if it is
 std::string better_stepwise(const Problem& p, const Tiling& t) {
   if (p.steps < kLeastSteps) return "the sequence is short";
   if (t.rows > kMostRows) return "there are many rows";

@@ -1,6 +1,6 @@
-// The recurrent product of one block: its part of the matrix, packed once into shared memory, times the operand of some
-// rows of the batch. Matrix rows lie along M of the tensor cores' tiles and rows of the batch along N, so that a small
-// batch wastes little; the depth is shared by warps, whose partial sums meet in shared memory in a fixed order.
+// Recurrent product of one block: its part of the matrix, packed once into shared memory, times the operand of some
+// batch rows. Matrix rows are along M of the tensor cores' tiles and batch rows along N, so that a small batch wastes
+// little; the depth is divided among warps, whose partial sums are added in shared memory in a fixed order.
 #pragma once
 
 #include <math.h>
@@ -13,17 +13,17 @@ namespace fastrnn::cuda {
 
 constexpr int kPassColumns = kTileColumns * kColumnTiles;
 
-// Of a warp; n: column tiles.
+// Accumulators of a warp; n: column tiles
 template <int n>
 using Sums = float[kRowTiles][n][4];
 
-// Tensor cores. The order of the depth inside a block of 64 bytes is free as long as both factors agree: a thread takes
-// 16 bytes in a row of the operand, which are two instructions' worth.
+// Tensor cores. The order of the depth within a block of 64 bytes is arbitrary as long as both factors agree: a thread
+// loads 16 bytes in a row of the operand, for two instructions.
 template <class T, class Kind>
 struct TensorCores {
   using Storage = T;
-  static constexpr int kBlock = 64 / static_cast<int>(sizeof(T));  // of the depth
-  // Rows of the operand in shared memory begin this many bytes after a multiple of 128: a quarter of a warp reads two.
+  static constexpr int kBlock = 64 / static_cast<int>(sizeof(T));  // depth of a block
+  // Rows of the operand in shared memory begin this many bytes after a multiple of 128: a quarter-warp reads two rows.
   static constexpr int kRowOffset = 64;
 
   static FASTRNN_DEVICE void operand(float x, T* p) {
@@ -34,8 +34,8 @@ struct TensorCores {
     }
   }
 
-  // Packs a matrix of `rows` rows: [block][half block][tile][lane][16 bytes], the last tile's lanes 8 bytes if it has
-  // but 8 rows. `matrix(row, column)`: 16 bytes of a row from that column on.
+  // Packs a matrix of `rows` rows: [block][half block][tile][lane][16 bytes], with 8 bytes for each lane of a last tile
+  // of only 8 rows. `matrix(row, column)`: 16 bytes of a row starting at that column.
   template <class Matrix>
   static FASTRNN_DEVICE void pack(Block& block, char* to, int rows, int blocks, const Matrix& matrix) {
     const int lane = block.thread() % 32, warps = block.threads() / 32;
@@ -67,12 +67,12 @@ struct TensorCores {
     }
   }
 
-  // A thread's part of the operand, one block of the depth of n column tiles.
-  static constexpr int kLoads = 1;  // for each column tile
+  // A thread's part of the operand: one block of the depth of n column tiles
+  static constexpr int kLoads = 1;  // loads for each column tile
   template <int n>
   using Operand = Bits128[n];
 
-  // `b`: the operand, rows `stride` bytes apart, read by `load`.
+  // `b`: the operand, rows `stride` bytes apart, read by `load`
   template <int tiles, class Load>
   static FASTRNN_DEVICE void fetch(Block& block, Operand<tiles>& right, const char* b, int stride, int k,
                                    const Load& load) {
@@ -83,7 +83,7 @@ struct TensorCores {
     }
   }
 
-  // One block of the depth. `a`: as packed.
+  // One block of the depth. `a`: the packed matrix
   template <int tiles>
   static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile, int k,
                                         const Operand<tiles>& right) {
@@ -113,11 +113,11 @@ struct TensorCores {
   }
 };
 
-// float32, exact: no tensor core takes it. The sums lie over the threads as theirs do.
+// Exact float32, without tensor cores. The sums are distributed over the threads as with tensor cores.
 struct PlainFloat {
   using Storage = float;
   static constexpr int kBlock = 4;
-  static constexpr int kRowOffset = 16;  // a quarter of a warp reads four rows, every other one, 16 bytes of each
+  static constexpr int kRowOffset = 16;  // a quarter-warp reads 16 bytes of every other row, four rows
 
   static FASTRNN_DEVICE void operand(float x, float* p) { *p = x; }
 
@@ -163,7 +163,7 @@ struct PlainFloat {
     FASTRNN_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       const int row = (first_tile + m) * kTileRows + lane / 4;
-      // Past the end the sums are not used; any row that there is will do.
+      // Sums past the end are not used; any valid row will do.
       floats(packed[row < rows ? row : lane / 4], left[m][0]);
       floats(packed[row + 8 < rows ? row + 8 : lane / 4], left[m][1]);
     }
@@ -186,8 +186,8 @@ struct PlainFloat {
   }
 };
 
-// What a pass leaves in shared memory: [warps deep][columns][matrix rows + 4]; the four keep a warp's stores on
-// different banks. As many columns as the widest pass of a group has.
+// Results of a pass in shared memory: [warps deep][columns][matrix rows + 4]; the four extra rows put a warp's stores
+// on different banks. As many columns as the widest pass of a group.
 struct Partials {
   float* memory;
   int rows, deep, columns;
@@ -203,8 +203,8 @@ struct Partials {
   }
   FASTRNN_DEVICE float* at(int part, int column) const { return memory + (part * columns + column) * stride(); }
 
-  // The products of n rows of the matrix from `row` on with a column. Compiled for each power of two of parts, so that
-  // all loads of them are under way at once.
+  // The products of n rows of the matrix, from `row` on, with a column. Instantiated for each power of two of parts, so
+  // that all their loads are in flight at once.
   template <int n, class V>
   FASTRNN_DEVICE void sums(int row, int column, V (&out)[n]) const {
     if (deep <= 1) return sum_parts<1>(row, column, out);
@@ -246,12 +246,12 @@ struct Partials {
   }
 };
 
-// A warp's part of every product of a kernel: two row tiles, and some blocks of the depth. Worked out once, as it takes
-// divisions.
+// A warp's part of every product of a kernel: two row tiles, and some blocks of the depth. Computed once, because it
+// needs divisions.
 struct WarpPart {
-  int rows;  // of the matrix
+  int rows;  // rows of the matrix
   int first_tile;
-  int deep;  // its place among the warps that share the depth
+  int deep;  // its index among the warps that divide the depth
   int begin, end;
 
   FASTRNN_DEVICE WarpPart(Block& block, const Tiling& tiling, int depth_block)
@@ -262,12 +262,12 @@ struct WarpPart {
     begin = blocks * deep / tiling.warps_deep;
     end = deep < tiling.warps_deep ? blocks * (deep + 1) / tiling.warps_deep : begin;
   }
-  // Warps that are too many have no place in the partial sums.
+  // Surplus warps have no place in the partial sums.
   FASTRNN_DEVICE bool idle(const Partials& partials) const { return deep >= partials.deep; }
 };
 
-// Of a pass that is `tiles` column tiles wide: a warp asks for several blocks' operand before it uses the first, or
-// it would wait for memory once for each.
+// Product of a pass of `tiles` column tiles: a warp loads several blocks of the operand before it uses the first, so
+// that it does not wait for memory once per block.
 template <class Format, int tiles, class Load>
 FASTRNN_DEVICE void multiply_tiles(Block& block, const WarpPart& part, const char* a, const char* b, int stride,
                                    const Partials& partials, const Load& load) {
@@ -307,7 +307,7 @@ FASTRNN_DEVICE void multiply_tiles(Block& block, const WarpPart& part, const cha
   }
 }
 
-// The product of one pass of columns into `partials`; to be followed by a sync.
+// The product of one pass of columns into `partials`; must be followed by a sync.
 template <class Format, class Load>
 FASTRNN_DEVICE void multiply(Block& block, const WarpPart& part, const char* a, const char* b, int stride, int columns,
                              const Partials& partials, const Load& load) {

@@ -10,7 +10,7 @@ namespace fastrnn::cuda {
 
 namespace {
 
-// Cells from shared objects, the latest first. Read without a lock, so nothing is changed once it is in the list.
+// Cells from shared objects, the latest first. Read without a lock, so entries never change.
 struct LoadedCell {
   CellKernels kernels;
   int capability;

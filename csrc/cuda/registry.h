@@ -1,5 +1,5 @@
-// The cells that have kernels on a GPU. The build writes the table, a source file with a line for each cell; those of a
-// user's own are loaded from shared objects.
+// Cells with kernels for GPUs. The build writes the table, a source file with a line for each cell; custom cells are
+// loaded from shared objects.
 #pragma once
 
 #include <string>
@@ -15,13 +15,13 @@ struct RegistryEntry {
 
 extern const RegistryEntry kRegistry[];  // ends with a null cell
 
-// Null if there is no such cell. `capability`: of the GPU, 10 times its compute capability (80, 90).
+// Null if there is no such cell. `capability`: 10 times the compute capability of the GPU (80, 90)
 const CellKernels* find_cell(const char* name, int capability);
-// The k-th built-in cell's name, by alphabet; null past the last.
+// The k-th built-in cell's name in alphabetical order; null past the last
 const char* cell_name(int k);
 
-// Adds a user's cell out of a shared object (cuda/custom_unit.h) that was compiled for GPUs of that capability, or
-// formats to one that is there. Returns what is wrong with it, or an empty string.
+// Adds a custom cell from a shared object (cuda/custom_unit.h) compiled for GPUs of that capability, or further dtypes
+// of a known cell. Returns the problem, or an empty string.
 std::string load_cell(const char* path, int capability);
 
 }  // namespace fastrnn::cuda

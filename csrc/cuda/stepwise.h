@@ -1,13 +1,13 @@
-// The element-wise kernels of the step-wise driver: a product of the vendor's library, then one of these, every step.
-// A thread takes one unit of one row. With a projection, or in a cell that multiplies twice, the library has two
-// products a step, and there are two kernels; a cell that multiplies nothing goes through all its steps in one.
+// Element-wise kernels of the step-wise driver: at every step a cuBLAS product, then one of these. A thread handles one
+// unit of one row. With a projection, or in a cell with two products, there are two products and two kernels per step;
+// a cell without products runs all its steps in one kernel.
 #pragma once
 
 #include "cuda/unit.h"
 
 namespace fastrnn::cuda {
 
-// The thread's row and its unit among `width`, or none. A block works on one row.
+// The thread's row and its unit among `width`, or none. A block handles one row.
 struct Place {
   int64_t b, u;
   bool none;
@@ -48,7 +48,7 @@ struct Stepwise {
     for (int s = 0; s < S; ++s) states[s] = out.next[s];
   }
 
-  // What state s of row b is for the next step, and h as the next product reads it.
+  // Stores state s of row b for the next step, and h for the next product.
   static FASTRNN_FN void settle(const ForwardArgs& a, int s, int64_t k, int64_t b, int64_t u, C value) {
     const C next = conclude(a, s, k, b, u, value);
     state(a, s, b, u) = next;
@@ -61,7 +61,7 @@ struct Stepwise {
     U::add_bias(a, u, 0, R1, in.rh);
   }
 
-  // The initial states, of the widest width that there is.
+  // The initial states, for the widest state
   struct Begin {
     using Args = ForwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
@@ -77,7 +77,7 @@ struct Stepwise {
     }
   };
 
-  // After R·h.
+  // After R·h
   struct Forward {
     using Args = ForwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
@@ -100,7 +100,7 @@ struct Stepwise {
         if (!projection) U::put_output(a, row, u, C(0));
         U::put_unprojected(a, row, u, C(0));
       }
-      // From 0: an index that is not a constant would put the states into local memory.
+      // From 0: a non-constant index would put the states into local memory.
       FASTRNN_UNROLL
       for (int s = 0; s < S; ++s) {
         if (s > 0 || !projection) settle(a, s, k, b, u, states[s].v);
@@ -108,7 +108,7 @@ struct Stepwise {
     }
   };
 
-  // After the projection.
+  // After the projection
   struct Project {
     using Args = ForwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
@@ -126,7 +126,7 @@ struct Stepwise {
     }
   };
 
-  // After the first product of two: what the second one multiplies.
+  // After the first of two products: the operand of the second one
   struct Inner {
     using Args = ForwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
@@ -148,7 +148,7 @@ struct Stepwise {
     }
   };
 
-  // After the second product.
+  // After the second product
   struct Second {
     using Args = ForwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t k) {
@@ -174,7 +174,7 @@ struct Stepwise {
     }
   };
 
-  // All steps of a cell that multiplies nothing.
+  // All steps of a cell without products
   struct Whole {
     using Args = ForwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {
@@ -211,7 +211,7 @@ struct Stepwise {
     }
   };
 
-  // The gradient of state s after the k-th step, all that came after it together.
+  // The gradient of state s after the k-th step, summed over all later paths
   static FASTRNN_FN C gathered(const BackwardArgs& a, int s, int64_t k, int64_t b, int64_t u) {
     C value = state(a, s, b, u);
     if (k + 1 < a.rows.steps) {
@@ -226,7 +226,7 @@ struct Stepwise {
     if (a.rows.exists(t, b)) U::store_later(a, s, row_of(a, t, b), a.rows.active(t, b), u, value);
   }
 
-  // ∂L/∂h of the k-th step, with its output's.
+  // ∂L/∂h of the k-th step, including that of its output
   static FASTRNN_FN C output_too(const BackwardArgs& a, int64_t k, int64_t b, int64_t u, C value) {
     const int64_t t = a.rows.step(k);
     if (!a.rows.exists(t, b)) return value;
@@ -236,7 +236,7 @@ struct Stepwise {
     U::put_hidden_gradient(a, row, u, active ? value : C(0));
     return value;
   }
-  // One step of a row: its gradients, or zeros where it takes none.
+  // One step of a row: its gradients, or zeros if it is inactive
   static FASTRNN_FN void step_backward(const BackwardArgs& a, int64_t k, int64_t b, int64_t u, C dm, V (&grads)[S],
                                        V (&drh)[or_one(R)]) {
     const int64_t t = a.rows.step(k);
@@ -254,7 +254,7 @@ struct Stepwise {
     }
   }
 
-  // Projection, first half: the gradient after it, for the product with W_hr.
+  // Projection, first half: the gradient after it, for the product with W_hr
   struct ProjectBackward {
     using Args = BackwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t undone) {
@@ -321,7 +321,7 @@ struct Stepwise {
     }
   };
 
-  // All steps of a cell that multiplies nothing.
+  // All steps of a cell without products
   struct WholeBackward {
     using Args = BackwardArgs;
     static FASTRNN_DEVICE void run(Block& block, const Args& a, int64_t) {

@@ -1,7 +1,7 @@
-// Fills in a cell's table of kernels for one format. `Launcher` says how a kernel is launched:
+// Fills a cell's table of kernels for one dtype. `Launcher` defines how a kernel is launched:
 //   template <class Kernel> static Error persistent(const Args&, Stream)
 //   template <class Kernel> static Error capacity(const Tiling&, int* count)
-//   template <class Kernel> static Error step(const Args&, int64_t k, int64_t width, Stream): `width` threads a row
+//   template <class Kernel> static Error step(const Args&, int64_t k, int64_t width, Stream): `width` threads per row
 #pragma once
 
 #include "cuda/kernels.h"
@@ -67,7 +67,7 @@ void add_steps(FormatKernels& kernels) {
   }
 }
 
-// T: storage. Formats: those of the recurrent product, none or one.
+// T: storage dtype. Formats: that of the recurrent product, none or one
 template <class Launcher, class Cell, class T, class... Formats>
 FormatKernels make_kernels() {
   FormatKernels kernels;
@@ -90,8 +90,8 @@ void add_format(CellKernels& cell) {
   }
 }
 
-// The tf32 kernels differ from those of float32 in the persistent product alone. `formats`: which to compile, a bit
-// each (Format): of the built-in cells all of them.
+// The tf32 kernels differ from those of float32 only in the persistent product. `formats`: which ones to compile, one
+// bit each (Format); all for the built-in cells
 template <class Launcher, class Cell, unsigned formats = (1u << kFormats) - 1>
 CellKernels cell_table(const char* name) {
   static constexpr int kVectorBlocks[1] = {Cell::kSecond};

@@ -1,4 +1,4 @@
-// One hidden unit of one row at one step: the element-wise stage that every driver shares. C is what T is computed in.
+// One hidden unit of one row at one step: the element-wise stage, shared by all drivers. C is the compute dtype of T.
 #pragma once
 
 #include "cuda/args.h"
@@ -17,47 +17,47 @@ FASTRNN_FN void put(Compute<T> x, void* p, int64_t k) {
   narrow(x, static_cast<T*>(p) + k);
 }
 
-// No array has no element.
+// C++ has no empty arrays.
 constexpr int or_one(int n) { return n > 0 ? n : 1; }
 constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-// Index: of offsets within a step.
+// Index: type of offsets within a step
 template <class Cell, class T, class Index>
 struct Unit {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, Q = Cell::kParameters;
   static constexpr int R = Cell::kRecurrent, R2 = Cell::kSecond, R1 = R - R2;
   static constexpr int kInGates = K < G ? K : G, kExtra = K > G ? K - G : 0, kSplit = R - Cell::kSplitFrom;
-  static constexpr bool kExtended = Q > 0 || R2 > 0;  // the cell's functions take all arrays
+  static constexpr bool kExtended = Q > 0 || R2 > 0;  // the cell's functions have all arguments
   using C = Compute<T>;
   using V = Vec<C>;
   using Row = StepRow<Index>;
 
-  // Of an array of a step, the most numbers that a unit of a row has.
+  // Most numbers per unit and row in any array of a step
   static constexpr int kWidest = larger(larger(G, kExtra), larger(larger(R, Q), S));
 
-  // What a step is computed from, products with their biases; an array that a cell has no use for has one element.
+  // Inputs of a step, products with their biases; an unused array has one element.
   struct Inputs {
     V wx[G], rh[or_one(R1)], rm[or_one(R2)], parameters[or_one(Q)];
   };
-  // The same in memory's format, of what no other unit has a part in: can be read long before it is used.
+  // The same in the storage dtype, for values independent of other units: can be loaded long before their use
   struct Waiting {
     T wx[G];
   };
-  // What its gradient is computed from: the states before and after it, `vector`: what the second product multiplied.
+  // Inputs of its gradient: the states before and after it; `vector`: the operand of the second product
   struct Known {
     V saved[or_one(K)], before[S], after[S], vector[1], parameters[or_one(Q)];
   };
-  // The same in memory's format; with ∂L/∂y.
+  // The same in the storage dtype, with ∂L/∂y
   struct WaitingKnown {
     T saved[or_one(K)], h_before, h_after, vector, grad_y;
-    C before[S], after[S];  // but h
+    C before[S], after[S];  // except h
   };
 
   template <class Args>
   FASTRNN_FN static Index hidden(const Args& a) {
     return static_cast<Index>(a.hidden);
   }
-  // h is as wide as the projection makes it, the other states have H units.
+  // h has the width of the projection, the other states have H units.
   template <class Args>
   FASTRNN_FN static Index width(const Args& a, int s) {
     return static_cast<Index>(s == 0 ? a.projected : a.hidden);
@@ -66,7 +66,7 @@ struct Unit {
   FASTRNN_FN static C initial(const Args& a, int s, Index b, Index u) {
     return widen(first(a, a.initial, s, b, u));
   }
-  // Of the initial states or those of a restart.
+  // The initial states or the restart states
   template <class Args>
   FASTRNN_FN static T first(const Args& a, const void* const* states, int s, Index b, Index u) {
     return states[s] != nullptr ? static_cast<const T*>(states[s])[b * width(a, s) + u] : T{};
@@ -81,7 +81,7 @@ struct Unit {
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) out.wx[g] = *row.at(static_cast<const T*>(a.gates), G, g, hidden(a), u);
   }
-  // The products and parameters are for the caller to fill in.
+  // The caller fills in the products and parameters.
   FASTRNN_FN static void load_input(const Waiting& from, Inputs& in) {
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) in.wx[g] = widen(from.wx[g]);
@@ -92,21 +92,21 @@ struct Unit {
     load_input(waiting, in);
     load_parameters(a, u, in.parameters);
   }
-  // Adds the biases to `count` products from the `first` one on.
+  // Adds the biases to `count` products, starting with number `first`.
   FASTRNN_FN static void add_bias(const ForwardArgs& a, Index u, int first, int count, V* products) {
     if (a.b_hh == nullptr) return;
     FASTRNN_UNROLL
     for (int g = 0; g < count; ++g) products[g] = products[g] + V(get<T>(a.b_hh, (first + g) * hidden(a) + u));
   }
 
-  // What the second product multiplies; `in` without rm.
+  // The operand of the second product; `in` without rm
   FASTRNN_FN static V inner(Inputs& in, const V (&states)[S]) {
     V vector[1];
     Cell::template inner<Exact>(in.wx, in.rh, states, in.parameters, vector);
     return vector[0];
   }
 
-  // What a step leaves: the states after it, and what is saved for backward.
+  // Results of a step: the states after it, and the values saved for backward
   struct Outcome {
     V next[S], saved[or_one(K)];
   };
@@ -135,8 +135,8 @@ struct Unit {
     if (a.unprojected != nullptr) narrow(value, row.at(static_cast<T*>(a.unprojected), 1, 0, hidden(a), u));
   }
 
-  // State s of row b and unit u after a step is `value`: leaves it where it has to be, and returns what the next step
-  // begins with. `last`: it is the last step; `anew`: the next one begins a later segment.
+  // Stores `value`, the state s of row b and unit u after a step, where required, and returns the value that the next
+  // step starts from. `last`: it is the last step; `anew`: the next one begins a later segment.
   FASTRNN_FN static C conclude(const ForwardArgs& a, int s, bool last, bool anew, Index b, Index u, C value) {
     if (last) {
       put<T>(value, a.final_states[s], b * width(a, s) + u);
@@ -145,13 +145,13 @@ struct Unit {
     return anew ? widen(first(a, a.restart, s, b, u)) : value;
   }
 
-  // What the k-th step of a row left. `continues`: it began with what the step before, at `previous`, computed;
-  // `anew`: with a later segment.
+  // Results of the k-th step of a row. `continues`: it started from the result of the previous step, at `previous`;
+  // `anew`: it began a later segment.
   FASTRNN_FN static void fetch(const BackwardArgs& a, const Row& row, const Row& previous, bool continues, bool anew,
                                Index u, WaitingKnown& out) {
     const void* const* states = anew ? a.restart : a.initial;
     const T* y = static_cast<const T*>(a.y);
-    // With a projection y holds what comes after it, and the cell reads no h.
+    // With a projection y holds the projected h, and the cell does not read h.
     out.h_before = out.h_after = T{};
     if (!a.projection) {
       out.h_before = continues ? *previous.at(y, 1, 0, hidden(a), u) : first(a, states, 0, row.b, u);
@@ -172,12 +172,12 @@ struct Unit {
     }
     if constexpr (R2 > 0) out.vector = *row.at(static_cast<const T*>(a.unprojected), 1, 0, hidden(a), u);
   }
-  // ∂L/∂y; only the drivers that add it in the same kernel need it here.
+  // ∂L/∂y; needed here only by drivers that add it in the same kernel.
   FASTRNN_FN static void fetch_output(const BackwardArgs& a, const Row& row, Index u, WaitingKnown& out) {
     out.grad_y = a.grad_y != nullptr ? *row.at(static_cast<const T*>(a.grad_y), 1, 0, width(a, 0), u) : T{};
   }
 
-  // The parameters are for the caller to fill in.
+  // The caller fills in the parameters.
   FASTRNN_FN static void load_known(const WaitingKnown& from, Known& known) {
     known.before[0] = widen(from.h_before);
     known.after[0] = widen(from.h_after);
@@ -199,7 +199,7 @@ struct Unit {
     load_parameters(a, u, known.parameters);
   }
 
-  // The gradient of the second product's result, from that of the states after the step.
+  // The gradient of the second product's result, from that of the states after the step
   FASTRNN_FN static void inner_gradient(const BackwardArgs& a, int64_t k, const Row& row, Index u, const V (&grads)[S],
                                         V (&drm)[or_one(R2)]) {
     Known known;
@@ -208,12 +208,12 @@ struct Unit {
                                          drm);
   }
 
-  // What a step gives back, but for the states: ∂L/∂a, ∂L/∂rh, ∂L/∂parameters.
+  // Results of a backward step except the states: ∂L/∂a, ∂L/∂rh, ∂L/∂parameters
   struct Gradients {
     V da[G], drh[or_one(R)], dparameters[or_one(Q)];
   };
-  // `grads`: of the states after the step; they become those of the states before it, less the path through rh. `dm`:
-  // of what the second product multiplied.
+  // `grads`: of the states after the step; on return of those before it, without the path through rh. `dm`: of the
+  // second product's operand.
   FASTRNN_FN static void backward(const Known& known, C dm, V (&grads)[S], Gradients& out) {
     V ds[S];
     if constexpr (kExtended) {
@@ -242,15 +242,15 @@ struct Unit {
       narrow(out.dparameters[q].v, row.at(static_cast<T*>(a.dparameters), Q, q, hidden(a), u));
     }
   }
-  // Of a row that takes no step but has memory for one.
+  // For a row that is inactive at a step but has memory for it
   FASTRNN_FN static void no_step(const BackwardArgs& a, const Row& row, Index u) {
     for (int g = 0; g < G; ++g) narrow(C(0), row.at(static_cast<T*>(a.da), G, g, hidden(a), u));
     for (int g = 0; g < kSplit; ++g) narrow(C(0), row.at(static_cast<T*>(a.drh), kSplit, g, hidden(a), u));
     for (int q = 0; q < Q; ++q) narrow(C(0), row.at(static_cast<T*>(a.dparameters), Q, q, hidden(a), u));
   }
 
-  // The gradient of state s before a step, `value`, as the step before has to take it: if the step began a later
-  // segment, it belongs to a restart and is put aside.
+  // Returns the gradient of state s for the previous step: `value`, or zero if the step began a later segment; then
+  // `value` belongs to a restart state and is stored.
   FASTRNN_FN static C divert(const BackwardArgs& a, int s, bool anew, Index b, Index u, C value) {
     if (!anew) return value;
     if (a.restarts[s] != nullptr) static_cast<C*>(a.restarts[s])[b * width(a, s) + u] += value;
@@ -264,7 +264,7 @@ struct Unit {
   FASTRNN_FN static C final_gradient(const BackwardArgs& a, int s, Index b, Index u) {
     return a.grad_final[s] != nullptr ? get<T>(a.grad_final[s], b * width(a, s) + u) : C(0);
   }
-  // ∂L/∂h of a step, out of what later steps gave (`value`) and the gradient of its output; clipped if requested.
+  // ∂L/∂h of a step, from that of later steps (`value`) and of its output; clipped if requested
   FASTRNN_FN static C with_output(const BackwardArgs& a, const Row& row, Index u, C value) {
     if (a.grad_y != nullptr) value += widen(*row.at(static_cast<const T*>(a.grad_y), 1, 0, width(a, 0), u));
     return clipped(a, value);
@@ -272,7 +272,7 @@ struct Unit {
   FASTRNN_FN static C clipped(const BackwardArgs& a, C value) {
     const C bound = static_cast<C>(a.clip);
     if (bound > 0 && value > bound) return bound;
-    return bound > 0 && value < -bound ? -bound : value;  // a NaN stays one
+    return bound > 0 && value < -bound ? -bound : value;  // NaN stays NaN
   }
   FASTRNN_FN static void put_hidden_gradient(const BackwardArgs& a, const Row& row, Index u, C value) {
     if (a.dh != nullptr) narrow(value, row.at(static_cast<T*>(a.dh), 1, 0, width(a, 0), u));

@@ -1,11 +1,11 @@
-// The backward pass of a call, on every device: the recurrence in reverse, and the gradients of weights from it.
+// Backward pass of a call on every device: the recurrence in reverse, then the gradients of the weights.
 #pragma once
 
 #include "ops/forward.h"
 
 namespace fastrnn {
 
-// The tensors of a backward pass as the driver takes them: contiguous, rows in the order of the layout.
+// Tensors of a backward pass, as the driver takes them: contiguous, rows in the order of the layout.
 struct BackwardPass {
   Tensor w_hh, w_hr;
   Tensors states, restart;                  // as in ForwardPass
@@ -17,11 +17,11 @@ struct BackwardPass {
   // Outputs.
   Tensor da;             // (N, G·H)
   Tensor drh;            // (N, (R - split_from)·H): where it differs from da
-  Tensor dparameters;    // (…, Q·H), to be summed over rows
+  Tensor dparameters;    // (…, Q·H), still to be summed over rows
   Tensor dh;             // (N, P) or undefined
-  Tensors grad_states;   // (B, ·); empty if not wanted
-  Tensors grad_restart;  // (B, ·); empty if not wanted, or if there is no restart
-  Tensors later;         // of each state (N, ·); empty if not wanted
+  Tensors grad_states;   // (B, ·); empty if not requested
+  Tensors grad_restart;  // (B, ·); empty if not requested, or without restart
+  Tensors later;         // of each state (N, ·); empty if not requested
 };
 
 template <class Device, class Args>
@@ -45,8 +45,7 @@ void fill(const Checked<Device>& c, const BackwardPass& pass, Args& args) {
   }
 }
 
-// The state of a forward pass: y and its saved tensors, checked. What was right then may have been given other memory
-// since.
+// Takes y and the saved tensors of a forward pass, with checks: their memory may have been replaced since.
 template <class Device>
 void take_results(const Checked<Device>& c, const Tensor& y, at::TensorList saved, BackwardPass& pass) {
   TORCH_CHECK(saved.size() == kSavedTensors, "reserve: expected what a forward pass with training=True returned, got ",
@@ -66,7 +65,7 @@ void take_results(const Checked<Device>& c, const Tensor& y, at::TensorList save
   }
 }
 
-// `grads`: of y, then (or not at all) of the final states, undefined where there is none.
+// `grads`: of y, then (optionally) of the final states; undefined for a missing one.
 template <class Device>
 void take_gradients(const Checked<Device>& c, at::TensorList grads, BackwardPass& pass) {
   const int S = c.cell->states;
@@ -82,7 +81,7 @@ void take_gradients(const Checked<Device>& c, at::TensorList grads, BackwardPass
     c.check(grads[s + 1], {c.layout.batch, c.width(s)}, "grad_final");
     pass.grad_finals[s] = c.layout.sort(grads[s + 1]);
   }
-  // In torch, rows that end before the last step get zeros, as parts of a step that goes on.
+  // As in torch, rows that end before the last step get zeros, which are slices of a step that continues.
   pass.hidden_unused = !grads[0].defined() && (grads.size() == 1 || !grads[1].defined());
 }
 
@@ -105,7 +104,7 @@ void make_outputs(const Checked<Device>& c, const LayerCall& call, const Wanted&
   }
 }
 
-// ∂L/∂(R·h), (N, R·H).
+// ∂L/∂(R·h), (N, R·H)
 template <class Device>
 Tensor recurrent_products(const Checked<Device>& c, const BackwardPass& pass) {
   const int64_t split = c.recurrent_width() - c.split_width();
@@ -113,8 +112,8 @@ Tensor recurrent_products(const Checked<Device>& c, const BackwardPass& pass) {
   return split == 0 ? pass.drh : Device::columns(pass.da, split, pass.drh);
 }
 
-// Some rows of ∂L/∂w_hh = Σ drhᵀ·h: those of the gates whose drh is given, (N, ·), into `out` (·, P). `before`:
-// h before each row's step, where it takes more than a shift by one step to find.
+// Some rows of ∂L/∂w_hh = Σ drhᵀ·h, those of the gates whose drh (N, ·) is given, into `out` (·, P). `before`: h before
+// each row's time step, if that is not simply y shifted by one step.
 template <class Device>
 void recurrent_gradient_into(Tensor out, const Checked<Device>& c, const BackwardPass& pass, const Tensor& drh,
                              const Tensor& before) {
@@ -133,7 +132,7 @@ void recurrent_gradient_into(Tensor out, const Checked<Device>& c, const Backwar
   products::add_of_weight(out, first, pass.states[0]);
 }
 
-// ∂L/∂w_hh of a cell that multiplies other vectors than h.
+// ∂L/∂w_hh of a cell that multiplies other vectors than h
 template <class Device>
 void vector_gradients_into(const Tensor& out, const Checked<Device>& c, const BackwardPass& pass,
                            const Tensor& before) {
@@ -150,7 +149,7 @@ void vector_gradients_into(const Tensor& out, const Checked<Device>& c, const Ba
 
 template <class Device>
 Tensor recurrent_gradient(const Checked<Device>& c, const BackwardPass& pass) {
-  constexpr int64_t kFew = 64;  // rows that are put together sooner than multiplied in two parts
+  constexpr int64_t kFew = 64;  // rows for which concatenating is faster than two products
   Tensor out = Device::products::empty(pass.w_hh.sizes(), pass.w_hh);
   const int64_t first = c.first_width(), width = c.recurrent_width();
   const int64_t rest = c.split_width(), split = width - rest;
@@ -170,7 +169,7 @@ Tensor recurrent_gradient(const Checked<Device>& c, const BackwardPass& pass) {
   return out;
 }
 
-// ∂L/∂b_hh = Σ drh. `input`: ∂L/∂b_ih if it is known; never one tensor for two gradients.
+// ∂L/∂b_hh = Σ drh. `input`: ∂L/∂b_ih, if known; the two gradients never share a tensor.
 template <class Device>
 Tensor bias_gradient(const Checked<Device>& c, const BackwardPass& pass, const Tensor& input) {
   const int64_t rest = c.split_width(), split = c.recurrent_width() - rest;
@@ -183,7 +182,7 @@ Tensor bias_gradient(const Checked<Device>& c, const BackwardPass& pass, const T
   return out;
 }
 
-// Gradients of the initial states and of those of a restart, from what the driver gave. `first`: see initial_states.
+// Gradients of the initial states and the restart states, from the driver's results. `first`: see initial_states.
 template <class Device>
 void state_gradients(const Checked<Device>& c, const Tensor& first, const Wanted& wanted, BackwardPass& pass,
                      Gradients& out) {
@@ -200,8 +199,7 @@ void state_gradients(const Checked<Device>& c, const Tensor& first, const Wanted
   if (wanted[kRestart]) out.restart = std::move(pass.grad_restart);
 }
 
-// `saved`: the tensors that run_forward returned as such. Of `wanted` nothing is left out but gradients of inputs that
-// are not there.
+// `saved`: the tensors saved by run_forward. Everything in `wanted` is computed, except gradients of missing inputs.
 template <class Device>
 Gradients run_backward(const LayerCall& call, at::TensorList grads, const Tensor& y, at::TensorList saved,
                        const Wanted& wanted) {
@@ -224,7 +222,7 @@ Gradients run_backward(const LayerCall& call, at::TensorList grads, const Tensor
   Gradients out;
   const auto& layout = c.layout;
   const Tensor &w_ih = call.w_ih(), &da = pass.da;
-  if (wanted[kProducts]) {  // no tensor twice among an operator's outputs
+  if (wanted[kProducts]) {  // an operator must not return a tensor twice
     out.products = {layout.scatter(da.clone()), layout.scatter(recurrent_products(c, pass).clone())};
   }
   if (wanted[kX]) out.fixed[kX] = layout.scatter(w_ih.defined() ? products::of_input(da, present(w_ih)) : da);

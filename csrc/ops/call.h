@@ -14,22 +14,22 @@ namespace fastrnn {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
-// `Tensor[]?` of the schemas. None and an empty list mean the same: AOTInductor passes None where an exported program
-// has an empty list.
+// `Tensor[]?` of the schemas. None and an empty list are equivalent: AOTInductor passes None for an exported program's
+// empty list.
 using OptionalTensors = std::optional<at::TensorList>;
 
 inline OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
 
-// The differentiable inputs, by their place in LayerCall::inputs.
+// The differentiable inputs, by index in LayerCall::inputs.
 enum Input : size_t { kX, kWIh, kWHh, kBIh, kBHh, kWHr, kFixedInputs };
 
 struct LayerCall {
   std::string cell;
   bool reverse = false;
-  double clip = 0;  // > 0: elements of ∂L/∂h_t are clipped to ±clip before they go through the step
+  double clip = 0;  // > 0: elements of ∂L/∂h_t are clipped to ±clip before they pass through the step
   OptionalTensor batch_sizes, lengths, reset;
-  // x, w_ih, w_hh, b_ih, b_hh, w_hr (undefined: left out), then the initial states (or none: zeros), then the states
-  // from which segments after a reset start (or none: the initial ones).
+  // x, w_ih, w_hh, b_ih, b_hh, w_hr (undefined: missing), then the initial states (none: zeros), then the states that
+  // segments after a reset start from (none: the initial ones).
   Tensors inputs;
   size_t restarts = 0;  // number of the latter
 
@@ -44,8 +44,8 @@ struct LayerCall {
   }
   at::TensorList restart() const { return at::TensorList(inputs).slice(inputs.size() - restarts); }
 
-  // Raises for tensors inside a `Tensor[]?` that only a subclass of Tensor can read: the dispatcher does not look into
-  // such a list, so they arrive here if the other arguments are ordinary.
+  // Raises for tensors in a `Tensor[]?` that only a Tensor subclass can read: the dispatcher does not inspect such a
+  // list, so they arrive here if the other arguments are ordinary.
   void set_states(const OptionalTensors& states, const OptionalTensors& restart) {
     const bool excluded = c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::Python);
     const auto append = [&](const OptionalTensors& given, const char* name) {
@@ -62,20 +62,20 @@ struct LayerCall {
   }
 };
 
-// What a backward pass is asked for. First gradients: of the fixed inputs by their place, of the initial states, of the
-// states after a reset. Then what analyses look at.
+// Results requested from a backward pass: gradients of the fixed inputs by index, of the initial states and of the
+// states after a reset, then intermediate gradients for analyses.
 enum Want : size_t {
   kStates = kFixedInputs,
   kRestart,
   kProducts,  // ∂L/∂(W·x) (…, G·H) and ∂L/∂(R·h) (…, R·H)
-  kHidden,    // ∂L/∂h_t, all paths together (…, P)
+  kHidden,    // ∂L/∂h_t, summed over all paths (…, P)
   kLater,     // the part of each state's gradient that comes from later steps (…, P or H)
   kWants
 };
 using Wanted = std::array<bool, kWants>;
 
-// Gradients, as `layer_backward` returns them one after the other: an undefined tensor or an empty list where they are
-// not wanted.
+// Gradients, in the order in which `layer_backward` returns them: an undefined tensor or an empty list if not
+// requested.
 struct Gradients {
   std::array<Tensor, kFixedInputs> fixed;
   Tensors states, restart, products, hidden, later;

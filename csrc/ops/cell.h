@@ -1,4 +1,4 @@
-// Cells as the operators of every device see them: sizes that follow from their traits, and the search for kernels.
+// Cells for the operators of every device: sizes that follow from their traits, and the lookup of kernels.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -14,32 +14,33 @@
 
 namespace fastrnn {
 
-// Compiles and loads the kernels of a custom cell: (cell, scalar type as c10::toString has it, device) -> why there are
-// none; empty if they are there now, and for a cell that Python does not know. Called without the Python GIL.
+// Compiles and loads the kernels of a custom cell: (cell, scalar type as in c10::toString, device) -> the problem;
+// empty if they are available now, or if Python has no such cell. Called without the Python GIL.
 using Preparation = std::function<std::string(const std::string&, const std::string&, const std::string&)>;
 
-// Return true if h may be projected. The rows of w_hh must give H, so it is the matrix of one product with rows for
-// every gate and nothing else; and the element-wise stage must not read h, which is narrower than H then.
+// Return true if h may be projected. H must follow from the rows of w_hh, so that must be the matrix of a single
+// product with rows for every gate and nothing else; and the element-wise stage must not read h, which is then narrower
+// than H.
 inline bool projectable(const CellTraits& cell) {
   return cell.recurrent == cell.gates && cell.second == 0 && cell.parameters == 0 && !cell.reads_hidden;
 }
 
-// H, out of the shape (R·H + Q, P) of w_hh; of a cell without recurrent products it is P.
+// H, from the shape (R·H + Q, P) of w_hh; for a cell without recurrent products it is P.
 inline int64_t hidden_units(const CellTraits& cell, int64_t rows, int64_t projected) {
   return cell.recurrent > 0 ? (rows - cell.parameters) / cell.recurrent : projected;
 }
 
-// One of the tensors that a forward pass saves for backward: `per_unit`·H + `constant` values for each time step of
-// each batch row; none if both are 0.
+// A tensor that a forward pass saves for backward: `per_unit`·H + `constant` values for each time step of each batch
+// row; not saved if both are 0.
 struct SavedTensor {
   int64_t per_unit, constant;
-  bool compute;  // in the dtype that is computed in
+  bool compute;  // stored in the compute dtype
 
   int64_t width(int64_t hidden) const { return per_unit * hidden + constant; }
 };
 
-// Those of a cell: the first min(G, K) saved values, in place of W·x; the others; states other than h, and sums over
-// the units; the vectors besides h that are multiplied, or with a projection h before it.
+// The saved tensors of a cell: the first min(G, K) saved values, in place of W·x; the others; states other than h, and
+// sums over the units; the vectors multiplied besides h, or with a projection h before it.
 constexpr size_t kSavedTensors = 4;
 inline std::array<SavedTensor, kSavedTensors> saved_tensors(const CellTraits& cell, bool projection) {
   return {{{cell.saved > 0 ? cell.gates : 0, 0, false},
@@ -48,10 +49,10 @@ inline std::array<SavedTensor, kSavedTensors> saved_tensors(const CellTraits& ce
            {projection ? 1 : cell.vectors, 0, false}}};
 }
 
-// The dtype that a storage dtype is computed in.
+// The dtype that a storage dtype is computed in
 inline at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
-// The kernel format of a storage dtype, in a device's own enumeration. Raises TypeError for dtypes without kernels.
+// The kernel format of a storage dtype, in a device's enumeration. Raises TypeError for dtypes without kernels.
 template <class Format>
 Format storage_format(at::ScalarType type) {
   switch (type) {
@@ -68,7 +69,7 @@ Format storage_format(at::ScalarType type) {
   }
 }
 
-// A bound for H that keeps the products of sizes within int64; no memory holds such a layer.
+// Limit for H that keeps products of sizes within int64; such a layer would fit in no memory.
 constexpr int64_t kTooManyUnits = int64_t{1} << 40;
 
 // Names of custom cells end in twelve digits of a digest of their source (fastrnn/custom/definition.py).
@@ -78,7 +79,7 @@ inline bool names_custom_cell(const std::string& name) {
   return std::all_of(name.end() - kDigits, name.end(), [](unsigned char c) { return isxdigit(c) != 0; });
 }
 
-// The message for a name that no cell has. `cell_name`: the k-th built-in cell, null past the last.
+// Error message for an unknown cell name. `cell_name`: the k-th built-in cell, null past the last.
 inline std::string unknown_cell(const std::string& name, const char* (*cell_name)(int)) {
   if (names_custom_cell(name)) {
     return "cell: expected a cell that is defined in this process, got '" + name +

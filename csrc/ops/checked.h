@@ -1,4 +1,4 @@
-// A checked call: the cell's kernels on a device, its sizes, and how its rows lie.
+// A checked call: the cell's kernels on a device, its sizes, and its row layout.
 #pragma once
 
 #include <cmath>
@@ -8,11 +8,11 @@
 
 namespace fastrnn {
 
-// How tensors of the caller's leading dimensions (T, B) or, packed, (N) are stored as rows; each device has its own
-// kind. The checks of the arguments that describe it are here.
+// Storage of tensors with the caller's leading dimensions (T, B) or, packed, (N) as rows. Each device has its own
+// subclass; the arguments that describe the layout are checked here.
 struct RowLayout {
   int64_t steps = 0, batch = 0, rows = 0;  // T, B, N
-  std::vector<int64_t> counts;             // of packed input, the rows of each step
+  std::vector<int64_t> counts;             // for packed input, the rows of each time step
   std::vector<int64_t> shape;              // leading dimensions of the caller's x and y
 
   std::vector<int64_t> sizes(int64_t width) const {
@@ -22,19 +22,18 @@ struct RowLayout {
   }
 
  protected:
-  // Raises what a user should read if an argument does not fit. Values of lengths are checked where they are on the
-  // CPU.
+  // Raises the error for invalid arguments. Values of lengths are checked if they are on the CPU.
   RowLayout(const LayerCall& call, const Tensor& rows_like);
 };
 
-// Device, as csrc/ops/cpu/device.h and csrc/ops/cuda/device.h define it:
-//   Cell, Layout        the table of a cell's kernels, derived from CellTraits; its kind of RowLayout
+// Device, defined by csrc/ops/cpu/device.h and csrc/ops/cuda/device.h:
+//   Cell, Layout        the table of a cell's kernels, derived from CellTraits; its RowLayout
 //   Kernels             the kernels of one dtype
 //   Inside              dispatcher state inside an operator
-//   Memory              allocates what kernels write
+//   Memory              allocator of the kernels' outputs
 //   of(call, like)      the device of a call, checked
-//   cell, kernels       looked up by name and dtype; a custom cell's are compiled if need be
-//   products            linear products around the recurrence
+//   cell, kernels       looked up by name and dtype; compiled on demand for a custom cell
+//   products            linear products before and after the recurrence
 //   run                 the driver, forward or backward
 template <class Device>
 struct Checked {
@@ -48,7 +47,7 @@ struct Checked {
   typename Device::Kernels kernels{};
   at::TensorOptions options;
 
-  // `rows_like`: the tensor whose leading dimensions say how rows lie (x, or y in backward).
+  // `rows_like`: the tensor whose leading dimensions give the row layout (x, or y in backward).
   Checked(const LayerCall& call, const Tensor& rows_like)
       : device(Device::of(call, rows_like)),
         cell(Device::cell(call.cell, call.w_hh().scalar_type(), device)),
@@ -89,12 +88,12 @@ struct Checked {
   }
 
   int64_t gate_width() const { return cell->gates * hidden; }
-  // Of R·h; of that part which is multiplied with h itself; of that part whose gradient is not ∂L/∂(W·x).
+  // Width of R·h; of its part that is multiplied by h itself; of its part whose gradient differs from ∂L/∂(W·x).
   int64_t recurrent_width() const { return cell->recurrent * hidden; }
   int64_t first_width() const { return (cell->recurrent - cell->second) * hidden; }
   int64_t split_width() const { return (cell->recurrent - cell->split_from) * hidden; }
   int64_t width(int s) const { return s == 0 ? projected : hidden; }
-  // Rows of w_hh: those that multiply h, those that multiply other vectors, and behind them the per-unit parameters.
+  // Rows of w_hh: those that multiply h, those that multiply other vectors, then the per-unit parameters.
   Tensor first_product(const Tensor& w_hh) const {
     return first_width() == w_hh.size(0) ? w_hh : w_hh.narrow(0, 0, first_width());
   }
@@ -109,7 +108,7 @@ struct Checked {
   at::ScalarType compute_type() const { return fastrnn::compute_type(type()); }
   std::array<SavedTensor, kSavedTensors> saved() const { return saved_tensors(*cell, projection); }
 
-  // Raises unless `t` has these sizes and this call's dtype, and lies on its device.
+  // Raises unless `t` has these sizes and this call's dtype and device.
   void check(const Tensor& t, at::IntArrayRef sizes, const char* name) const {
     TORCH_CHECK(t.device() == device && t.layout() == at::kStrided, name, ": expected a dense tensor on ",
                 device.is_cpu() ? "the CPU" : device.str(), ", got ", t.layout(), " on ", t.device());

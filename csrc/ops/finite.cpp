@@ -6,7 +6,7 @@ namespace fastrnn {
 
 namespace {
 
-// All bits of the exponent are set in infinities and NaN alone. A loop without exits, which compilers vectorise.
+// Infinities and NaN are the values with all exponent bits set. A loop without early exit, which compilers vectorise.
 template <class Bits>
 bool rows_finite(const at::Tensor& t, Bits exponent) {
   const auto* row = static_cast<const Bits*>(t.const_data_ptr());

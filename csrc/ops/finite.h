@@ -1,4 +1,4 @@
-// A look at many numbers at once.
+// Check of many values for infinity and NaN.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -1,4 +1,4 @@
-// The forward pass of a call, on every device: input product, recurrence, saved tensors.
+// Forward pass of a call on every device: input product, recurrence, saved tensors.
 #pragma once
 
 #include "ops/checked.h"
@@ -6,17 +6,17 @@
 
 namespace fastrnn {
 
-// The tensors of a forward pass as the driver takes them: contiguous, rows in the order of the layout.
+// Tensors of a forward pass, as the driver takes them: contiguous, rows in the order of the layout.
 struct ForwardPass {
   Tensor w_hh, b_ih, b_hh, w_hr;        // b_ih: undefined if it is in `gates` already
   Tensors states, restart;              // (B, ·); none: zeros, the initial states
-  Tensor gates;                         // (N, G·H): W·x, to which the driver writes if `training`
-  Tensor extra, cells, unprojected, y;  // (N, ·); the first three undefined where they are not saved
+  Tensor gates;                         // (N, G·H): W·x; the driver overwrites it if `training`
+  Tensor extra, cells, unprojected, y;  // (N, ·); the first three undefined if not saved
   Tensors finals;                       // (B, ·)
   bool training;
 };
 
-// The part of a driver's arguments that has the same names on every device. `c`: the call.
+// Fills the part of a driver's arguments that is common to all devices. `c`: the call.
 template <class Device, class Pass, class Args>
 void fill_common(const Checked<Device>& c, const Pass& pass, Args& args) {
   args.w_hh = data_of(pass.w_hh);
@@ -43,19 +43,19 @@ struct Forward {
   Tensors finals, saved;  // saved: kSavedTensors, undefined where a cell saves none; empty unless `training`
 };
 
-// (B, 1): rows whose first step has a flag, so that it begins a segment after a reset. Undefined where there are none,
-// and in reverse, where the first step in time is the last one.
+// (B, 1): rows with a reset at their first time step. Undefined if there are none, and in reverse, where the first step
+// in time is the last one.
 template <class Device>
 Tensor first_resets(const Checked<Device>& c, const LayerCall& call) {
   if (call.restarts == 0 || c.reverse || c.layout.batch == 0) return {};
   Tensor flags = call.reset->select(0, 0).to(c.device, /*non_blocking=*/true);
   if (call.lengths) flags = flags.logical_and(call.lengths->to(c.device, /*non_blocking=*/true) > 0);
-  if (c.device.is_cpu() && !flags.any().template item<bool>()) return {};  // on a GPU the answer has to be waited for
+  if (c.device.is_cpu() && !flags.any().template item<bool>()) return {};  // on a GPU this would synchronise
   return flags.unsqueeze(1);
 }
 
-// The states that rows start from, in the order of the rows: the initial ones, or none for zeros; those of a restart
-// for the rows `first`.
+// The initial states of the rows, in the layout's row order: the given ones, or none for zeros; restart states for the
+// rows `first`.
 template <class Device>
 Tensors initial_states(const Checked<Device>& c, const LayerCall& call, const Tensor& first) {
   const at::TensorList given = call.states();
@@ -79,7 +79,7 @@ Tensors restart_states(const Checked<Device>& c, const LayerCall& call) {
   return states;
 }
 
-// W·x for all rows, in memory that the driver may write to if `training`. `bias`: b_ih, if it is to be added here.
+// W·x for all rows, in memory that the driver may overwrite if `training`. `bias`: b_ih, if it is to be added here.
 template <class Device>
 Tensor input_product(const Checked<Device>& c, const LayerCall& call, const Tensor& bias, bool training,
                      typename Device::Memory& memory) {

@@ -1,5 +1,5 @@
-// torch.ops.fastrnn: the operators' schemas, and a call taken out of their arguments and put into them. The only place
-// where a call is a long list of arguments.
+// torch.ops.fastrnn: schemas of the operators, and conversion of a call from and to their arguments. Only here is a
+// call a long list of arguments.
 #pragma once
 
 #include <c10/util/string_view.h>
@@ -16,10 +16,10 @@ constexpr const char* kForwardSchema =
     "sequence_forward(str cell, Tensor x, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
     "Tensor[]? states, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, bool reverse, bool training, "
     "Tensor[]? restart=None) -> (Tensor, Tensor[], Tensor[])";
-// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr (empty tensors where they are not wanted); then what
-// else is wanted, in the order of enum Want: gradients of the initial states, of the states after a reset (none without
-// restart); ∂L/∂(W·x) and ∂L/∂(R·h); ∂L/∂h_t; of each state the gradient from later steps, in the dtype that is
-// computed in. Those of rows have the caller's leading dimensions.
+// layer_backward: gradients of x, w_ih, w_hh, b_ih, b_hh, w_hr (empty tensors if not requested); then the other
+// requested results, in the order of enum Want: gradients of the initial states, of the states after a reset (none
+// without restart); ∂L/∂(W·x) and ∂L/∂(R·h); ∂L/∂h_t; for each state the gradient from later steps, in the compute
+// dtype. Row tensors have the caller's leading dimensions.
 constexpr const char* kBackwardSchema =
     "layer_backward(str cell, Tensor? grad_y, Tensor?[] grad_final, Tensor x, Tensor? w_ih, Tensor w_hh, "
     "Tensor? w_hr, Tensor[]? states, Tensor y, Tensor[] saved, Tensor? batch_sizes, Tensor? lengths, "
@@ -28,14 +28,14 @@ static_assert(kWants == 11);
 
 using ForwardResult = std::tuple<Tensor, Tensors, Tensors>;
 
-// A tensor, or one without elements in place of an undefined one.
+// Replaces undefined tensors by empty ones.
 inline void fill(Tensors& tensors, at::IntArrayRef sizes, const at::TensorOptions& options) {
   for (Tensor& t : tensors) {
     if (!t.defined()) t = at::empty(sizes, options);
   }
 }
 
-// An operator returns no undefined tensor.
+// An operator must not return undefined tensors.
 inline void fill_saved(Tensors& saved, const LayerCall& call) {
   const auto options = call.w_hh().options().requires_grad(false);
   for (size_t k = 0; k < saved.size(); ++k) {
@@ -82,7 +82,7 @@ void register_operators(torch::Library& m) {
   m.impl("layer_backward", &layer_backward<Device>);
 }
 
-// The same two, called through torch's dispatcher.
+// The two operators, called through torch's dispatcher.
 ForwardResult dispatch_forward(const LayerCall& call, bool training);
 Tensors dispatch_backward(const LayerCall& call, at::TensorList grads, const Tensor& y, at::TensorList saved,
                           const Wanted& wanted);

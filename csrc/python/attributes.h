@@ -1,11 +1,11 @@
-// What a module of ours has in its __dict__, read without asking the module.
+// Attributes of a module, read from its __dict__ without calling Python.
 #pragma once
 
 #include "python/plain.h"
 
 namespace fastrnn {
 
-// Names of attributes, made once.
+// Interned attribute names
 struct Names {
   PyObject *mode = intern("mode"), *input_size = intern("input_size"), *hidden_size = intern("hidden_size"),
            *bias = intern("bias"), *batch_first = intern("batch_first"), *dropout = intern("dropout"),
@@ -20,7 +20,7 @@ inline const Names& names() {
   return *all;
 }
 
-// The attributes of a module, as its __dict__ has them.
+// Reader of the attributes in a module's __dict__
 struct Attributes {
   PyObject* dict;
   bool usual = true;
@@ -54,7 +54,7 @@ struct Attributes {
     usual = usual && (found == Py_True || found == Py_False);
     return found == Py_True;
   }
-  // A parameter of that name, or null. Read anew at each call: whatever was done to the module shows.
+  // A parameter of that name, or null. Read at each call, so that changes of the module take effect.
   const at::Tensor* weight(PyObject* parameters, PyObject* name, at::ScalarType type) {
     PyObject* found = PyDict_GetItemWithError(parameters, name);
     if (found == nullptr || PyDict_Contains(dict, name) != 0) {

@@ -1,4 +1,4 @@
-// A layer in plain eager mode: its operators run without the dispatcher, and their autograd node in C++.
+// A layer in eager mode: operators called without the dispatcher, and an autograd node in C++.
 #pragma once
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -6,29 +6,29 @@
 #include <functional>
 
 #include "ops/backward.h"
-#include "python/form.h"
+#include "python/caller_layout.h"
 
 namespace fastrnn {
 
-// A call whose x and states, and so outputs and gradients too, are in the caller's layout.
+// A call whose x and states, and therefore outputs and gradients, are in the caller's layout
 struct EagerCall : LayerCall {
-  Form form;
+  CallerLayout caller;
 };
 
 // Computes a backward pass that is itself to be differentiated: (call, wanted, gradients of y and the final states, y
-// and the saved tensors) -> gradients in the order of the inputs. In the operators' own layout.
+// and the saved tensors) -> gradients in the order of the inputs, in the operators' layout.
 using HigherOrder = std::function<Tensors(const LayerCall&, const Wanted&, const Tensors&, const Tensors&)>;
 void set_higher_order(HigherOrder function);
 
-// Return true if the operators may be called directly: plain CPU tensors, and no mode that wants to see every call.
+// Return true if the operators may be called directly: ordinary CPU tensors, and no mode that must see every call.
 bool is_plain(const LayerCall& call);
 
 // Return true if x has one time step.
 bool is_single_step(const EagerCall& call);
 
-// y, then the final states; differentiable if grad mode is on and an input requires it.
+// y, then the final states, with their graph if grad mode is on and an input requires a gradient
 Tensors run_layer(EagerCall call);
-// The same for two calls that do not depend on each other, at once where that is better.
+// The same for two independent calls, run concurrently if that is faster
 std::array<Tensors, 2> run_both(std::array<EagerCall, 2> calls);
 
 }  // namespace fastrnn

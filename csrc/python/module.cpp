@@ -1,4 +1,4 @@
-// What is not an operator: build information, the instruction set, switches for tests and experiments.
+// Module functions that are not operators: build information, instruction set, switches for tests and experiments.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Dtype.h>
@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/crowd.h"
+#include "cpu/contention.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
 #include "cpu/workspace.h"
@@ -20,8 +20,8 @@
 #include "ops/cpu/device.h"
 #include "ops/finite.h"
 #include "python/eager.h"
+#include "python/fast_path.h"
 #include "python/range.h"
-#include "python/short.h"
 #include "python/stream.h"
 
 namespace py = pybind11;
@@ -69,7 +69,7 @@ py::dict cell_traits(const std::string& name) {
   return traits;
 }
 
-// Whether a cell has kernels of a format ("float32", …) for the instruction set in use.
+// Return true if a cell has kernels of a dtype for the current instruction set.
 bool has_kernels(const std::string& name, at::ScalarType type) {
   const CellKernels* cell = find_cell(name.c_str());
   return cell != nullptr && cell->forward[static_cast<int>(storage_format<Format>(type))] != nullptr;
@@ -80,7 +80,7 @@ void load_cells_from(const std::string& path) {
   if (!problem.empty()) throw py::import_error(path + ": " + problem);
 }
 
-// For fastrnn/_missing.py, which finds it in a file that cannot be loaded.
+// Read by fastrnn/_missing.py from a file that cannot be loaded.
 [[gnu::used]] const char kBuiltFor[] = "fastrnn kernels built for torch " TORCH_VERSION ", Python " PY_VERSION ";";
 
 std::map<std::string, std::string> build_info() {
@@ -103,7 +103,7 @@ std::map<std::string, std::string> build_info() {
   return info;
 }
 
-// Writes one byte past scratch memory and past an output, with poison on: both must be noticed.
+// Writes one byte past scratch memory and one past an output, with poison on; returns true if both are detected.
 bool guards_work() {
   const bool before = poison();
   set_poison(true);
@@ -140,7 +140,7 @@ void choose_split(const std::string& name) {
   set_split(found->second);
 }
 
-// A call in Python's flat form (fastrnn/_call.py): cell, reverse, clip, number of initial states, batch_sizes,
+// A call in Python's flat caller (fastrnn/_call.py): cell, reverse, clip, number of initial states, batch_sizes,
 // lengths, reset, and the inputs.
 constexpr size_t kSettings = 4;
 
@@ -182,7 +182,7 @@ py::tuple flat_of(const LayerCall& call) {
   return flat;
 }
 
-// One layer, directly: its outputs, or None where the dispatcher has to see the operators (see is_plain).
+// Runs one layer directly; returns None if the dispatcher must see the operators (see is_plain).
 std::optional<Tensors> layer(const py::tuple& flat) {
   EagerCall call{call_of(flat), {}};
   if (!is_plain(call)) return std::nullopt;
@@ -210,9 +210,9 @@ std::vector<Tensors> tensors_of(const Layers& layers) {
   return out;
 }
 
-// Backward of backward is plain torch, written in Python.
+// Backward of backward is computed in plain PyTorch, in Python.
 void use_higher_order(const py::function& function) {
-  // Never destroyed: at exit there may be no interpreter left to do it.
+  // Never destroyed: at exit the interpreter may be gone.
   const auto* held = new py::function(function);
   set_higher_order([held](const LayerCall& call, const Wanted& wanted, const Tensors& grads, const Tensors& results) {
     const py::gil_scoped_acquire gil;
@@ -228,7 +228,7 @@ void use_higher_order(const py::function& function) {
   });
 }
 
-// Custom cells are compiled by Python.
+// Custom cells are compiled from Python.
 void use_preparation(const py::function& function) {
   const auto* held = new py::function(function);  // never destroyed, as above
   set_preparation([held](const std::string& cell, const std::string& type, const std::string& device) {
@@ -257,7 +257,7 @@ PYBIND11_MODULE(_C, m) {
       "set_patience", [](double seconds) { fastrnn::set_patience(static_cast<int64_t>(seconds * 1e9)); },
       py::arg("seconds"),
       "How long a thread waits for another before it goes on alone; 0: always goes on alone (tests).");
-  m.def("set_crowd", &fastrnn::set_crowd, py::arg("seen"),
+  m.def("set_contention", &fastrnn::set_contention, py::arg("seen"),
         "Behave as if other programs were seen to want the cores, or forget that they were (tests).");
   m.def("guards_work", &fastrnn::guards_work, "Whether the checks that set_poison switches on notice a stray write.");
   m.def("layer", &fastrnn::layer, py::arg("call"),
@@ -282,7 +282,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cells", &fastrnn::cells, "Names of the cells that have kernels.");
   m.def("cell_traits", &fastrnn::cell_traits, py::arg("name"),
         "The sizes of a cell, and of what it saves for backward.");
-  PyModule_AddFunctions(m.ptr(), fastrnn::short_methods());
+  PyModule_AddFunctions(m.ptr(), fastrnn::fast_path_methods());
   PyModule_AddFunctions(m.ptr(), fastrnn::stream_methods());
   m.def(
       "plain_copy", [](const fastrnn::Tensor& t) { return fastrnn::or_none(fastrnn::plain_copy(t)); },

@@ -18,7 +18,7 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-using NodePointer = decltype(torch::autograd::Edge::function);  // which smart pointer depends on torch's version
+using NodePointer = decltype(torch::autograd::Edge::function);  // the kind of smart pointer depends on torch's version
 
 template <class T>
 auto make_node() {
@@ -29,14 +29,14 @@ auto make_node() {
   }
 }
 
-// Saved after the inputs: batch_sizes, lengths, reset, y, and the tensors of the forward pass.
+// Saved after the inputs: batch_sizes, lengths, reset, y, and the forward pass's saved tensors
 constexpr size_t kSavedBesides = 4 + kSavedTensors;
 
-// Only for compiled autograd (torch._dynamo.compiled_autograd), which traces a C++ Function: a node of this kind then
-// stands in for ours. Strings, bools and floats of saved_data are constants of the traced graph; an
-// integer would become a symbol.
+// Only for compiled autograd (torch._dynamo.compiled_autograd), which can trace a C++ Function: a node of this class
+// replaces ours. Strings, bools and floats of saved_data are constants of the traced graph; an integer would become a
+// symbol.
 struct Layer : torch::autograd::Function<Layer> {
-  // While it is traced, `backward` sees fake tensors. It reads no values and calls the operators by the dispatcher.
+  // While traced, `backward` gets fake tensors. It reads no values and calls the operators through the dispatcher.
   static constexpr bool is_traceable = true;
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -49,38 +49,37 @@ struct Layer : torch::autograd::Function<Layer> {
     call.reverse = data["reverse"].toBool();
     call.clip = data["clip"].toDouble();
     call.restarts = data["restarts"].toStringRef().size();
-    call.form = {data["batch_first"].toBool(), data["no_steps"].toBool(), data["no_batch"].toBool(),
-                 data["layered"].toBool()};
+    call.caller = {data["batch_first"].toBool(), data["no_steps"].toBool(), data["no_batch"].toBool(),
+                   data["layered"].toBool()};
     return layer_gradients(
         std::move(call), saved.size() - kSavedBesides, saved, data["changed"].toBool(),
         [&](size_t edge) { return ctx->needs_input_grad(edge); }, grads);
   }
 };
 
-// Whether the first derivative needs the value of the k-th input: of x for that of w_ih, of w_ih for that of x, of the
-// biases never.
+// Return true if the first derivative needs the value of input k: x for that of w_ih, w_ih for that of x, biases never.
 bool is_read(const Tensors& inputs, size_t k) {
   if (k == 0) return inputs[1].defined() && inputs[1].requires_grad();
   if (k == 1) return inputs[0].requires_grad();
   return k != 3 && k != 4;
 }
 
-// An input that the first derivative does not read. torch.nn does not keep it, so that whoever changes it in between
-// must not hear of it; what else reads it must find what was there.
+// An input that the first derivative does not read. torch.nn does not save it, so changing it in place must not raise;
+// other readers must find the old values.
 struct Unread {
   Tensor tensor;
   uint32_t version = 0;
 
-  // A leaf that requires a gradient as it is. Anything else, as it may be changed in place to depend on the output,
-  // would then hold the node that holds it: of that, the memory alone.
-  void keep(const Tensor& t) {
+  // A leaf that requires a gradient is stored itself. For any other tensor only the memory is stored: after a change in
+  // place it may depend on the output, and would then own the node that owns it.
+  void save(const Tensor& t) {
     const auto& counter = t.unsafeGetTensorImpl()->version_counter();
     version = t.is_inference() ? 0 : counter.current_version();
     tensor =
         t.requires_grad() && t.is_leaf() ? t : Tensor(t.getIntrusivePtr()->shallow_copy_and_detach(counter, false));
   }
 
-  // As it was given, or an error. `edge`: where its gradient goes.
+  // The saved value, or an error if it has changed. `edge`: the target of its gradient.
   Tensor unpack(size_t k, const torch::autograd::Edge& edge) const {
     constexpr std::array<const char*, kFixedInputs> kNames{"x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
     constexpr const char* kWhy = ". It is needed where gradients are differentiated, or an output was changed in place";
@@ -99,14 +98,14 @@ struct Unread {
 struct LayerNode : Node {
   EagerCall call{};  // without its tensors
   size_t inputs = 0, outputs = 0;
-  std::vector<SavedVariable> saved;         // nothing in place of an unread input
-  std::array<Unread, kFixedInputs> unread;  // nothing in place of a saved one
-  c10::VariableVersion watched;             // y's own: tells whether the caller has changed it
+  std::vector<SavedVariable> saved;         // empty for an unread input
+  std::array<Unread, kFixedInputs> unread;  // empty for a saved one
+  c10::VariableVersion watched;             // version counter of y, to detect changes by the caller
   mutable NodePointer stand_in;
 
   std::string name() const override { return "FastrnnLayerBackward"; }
 
-  // `all`: unread inputs are to be read.
+  // `all`: unpack unread inputs too.
   variable_list unpacked(bool all) {
     variable_list tensors;
     tensors.reserve(saved.size());
@@ -150,10 +149,10 @@ struct LayerNode : Node {
     data["reverse"] = call.reverse;
     data["clip"] = call.clip;
     data["restarts"] = std::string(call.restarts, '+');
-    data["batch_first"] = call.form.batch_first;
-    data["no_steps"] = call.form.no_steps;
-    data["no_batch"] = call.form.no_batch;
-    data["layered"] = call.form.layered;
+    data["batch_first"] = call.caller.batch_first;
+    data["no_steps"] = call.caller.no_steps;
+    data["no_batch"] = call.caller.no_batch;
+    data["layered"] = call.caller.layered;
     data["changed"] = changed;
     node->ctx_.set_materialize_grads(false);
     node->ctx_.save_for_backward(const_cast<LayerNode*>(this)->unpacked(changed));
@@ -163,7 +162,7 @@ struct LayerNode : Node {
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    stand_in = nullptr;  // y may have been changed since the last backward pass
+    stand_in = nullptr;  // y may have changed since the last backward pass
     function().compiled_args(args);
   }
   variable_list apply_with_saved(const variable_list& grads,
@@ -172,8 +171,8 @@ struct LayerNode : Node {
   }
 };
 
-// Return true if only y and h depend on what requires a gradient: the projection alone, which the other states do not
-// meet within a single step.
+// Return true if only y and h depend on inputs that require a gradient: the projection alone does, which does not
+// affect the other states within a single step.
 bool depends_by_hidden_alone(const EagerCall& call) {
   if (!call.w_hr().defined() || !is_single_step(call)) return false;
   for (size_t k = 0; k < call.inputs.size(); ++k) {
@@ -184,7 +183,7 @@ bool depends_by_hidden_alone(const EagerCall& call) {
 
 }  // namespace
 
-void record_layer(EagerCall call, Tensors& outputs, const Tensor& kept, const Tensors& saved) {
+void record_layer(EagerCall call, Tensors& outputs, const Tensor& own_y, const Tensors& saved) {
   auto node = make_node<LayerNode>();
   node->inputs = call.inputs.size();
   node->saved.reserve(call.inputs.size() + kSavedBesides);
@@ -197,15 +196,15 @@ void record_layer(EagerCall call, Tensors& outputs, const Tensor& kept, const Te
       node->saved.emplace_back();
     }
   };
-  // Small, and made in inference mode now and then: changes of such a tensor leave no trace.
+  // Small tensors, sometimes created in inference mode, where changes are not tracked: cloned.
   const auto save_own = [&](const Tensor& t) { save(t.defined() && t.is_inference() ? t.clone() : t); };
-  // Hooks take what is kept elsewhere: all of it.
+  // With hooks for saved tensors everything must be saved.
   const bool hooks = at::SavedTensorDefaultHooks::get_hooks().has_value();
   for (size_t k = 0; k < call.inputs.size(); ++k) {
     const Tensor& t = call.inputs[k];
     if (t.defined()) edges.push_back(torch::autograd::impl::gradient_edge(t));
     if (t.defined() && !is_read(call.inputs, k) && (!hooks || t.is_inference())) {
-      node->unread[k].keep(t);
+      node->unread[k].save(t);
       node->saved.emplace_back();
     } else if (k < kFixedInputs) {
       save(t);
@@ -214,9 +213,9 @@ void record_layer(EagerCall call, Tensors& outputs, const Tensor& kept, const Te
     }
   }
   for (const OptionalTensor& t : {call.batch_sizes, call.lengths, call.reset}) save_own(t.value_or(Tensor()));
-  save(kept);
+  save(own_y);
   for (const Tensor& t : saved) save(t);
-  const size_t differentiable = depends_by_hidden_alone(call) ? 2 : outputs.size();  // y and h
+  const size_t differentiable = depends_by_hidden_alone(call) ? 2 : outputs.size();  // only y and h
   call.inputs.clear();
   call.batch_sizes = call.lengths = call.reset = std::nullopt;
   node->call = std::move(call);

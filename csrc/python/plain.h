@@ -1,13 +1,13 @@
-// Tensors of which nothing is to be feared; and calls without Python's lock.
+// Fast-path check for ordinary dense CPU tensors; RAII guard that releases the GIL.
 #pragma once
 
 #include <torch/csrc/python_headers.h>
-// after Python's
+// after Python.h
 #include <torch/csrc/autograd/python_variable.h>
 
 namespace fastrnn {
 
-// A dense tensor on the CPU, of the very class Tensor or Parameter, or null.
+// Return a dense CPU tensor whose class is exactly Tensor or Parameter, or null.
 inline const at::Tensor* plain_tensor(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const at::Tensor& t = THPVariable_Unpack(object);
@@ -16,7 +16,7 @@ inline const at::Tensor* plain_tensor(PyObject* object) {
   return (t.key_set().raw_repr() & ~kUsual.raw_repr()) == 0 ? &t : nullptr;
 }
 
-// Other threads of Python run for its life.
+// Releases the Python GIL while alive.
 struct NoGil {
   PyThreadState* state = PyEval_SaveThread();
   NoGil() = default;

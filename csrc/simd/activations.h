@@ -1,9 +1,9 @@
-// Activation functions of a vector, and their derivatives taken from the *output*.
+// Activation functions of a vector, and their derivatives in terms of the *output*
 //
 // Largest errors, tested against float64 (tests/kernels/test_activations.py, test_custom_operations.py):
 //   tanh: 1.5 ULP in float32, 3 in float64; exp: 2 ULP, sigmoid, log and softplus: 3 ULP in both (sigmoid is zero
-//   below about 1.6e-38 in float32 and 1e-307 in float64 instead of running into subnormal numbers).
-// NaN gives NaN; infinities give the limits, exactly: a closed gate is zero, and zero times an infinite number is NaN.
+//   below about 1.6e-38 in float32 and 1e-307 in float64 instead of subnormal).
+// NaN gives NaN; infinities give the limits, exactly: a closed gate is zero, and zero times infinity is NaN.
 #pragma once
 
 #include "simd/vec.h"
@@ -12,17 +12,16 @@ namespace FASTRNN_NAMESPACE {
 
 template <class C>
 struct ExpConstants;
-// kQ: (exp(r) - 1 - r) / r² as a polynomial on |r| ≤ ln2/2. For float32 of least relative error (in exp: 4e-9, found by
-// Lawson's iteration), for float64 Taylor's.
+// kQ: (exp(r) - 1 - r) / r² as a polynomial on |r| ≤ ln2/2. For float32 the one with least relative error (in exp:
+// 4e-9, by Lawson's iteration), for float64 the Taylor polynomial.
 template <>
 struct ExpConstants<float> {
   static constexpr float kLog2e = 1.44269504088896341f;
-  static constexpr float kLn2High =
-      0.693145751953125f;  // 1.4286e-6 short of ln 2, with zeros at the end: n·high is exact
+  static constexpr float kLn2High = 0.693145751953125f;  // ln 2 - 1.4286e-6, with trailing zero bits: n·high is exact
   static constexpr float kLn2Low = 1.42860682030941723e-6f;
   static constexpr float kLimit = 87.0f;
   static constexpr int kMantissa = 23;
-  // 1.5 · 2^23: adding it rounds to an integer, held in the low bits; and the bias of exponents, held there with it.
+  // 1.5 · 2^23: adding it rounds to an integer in the low bits; plus the exponent bias, added along with it.
   static constexpr float kRound = 12582912.0f + 127.0f;
   static constexpr float kQ[] = {0.49999994f, 0.16666521f, 0.041668389f, 0.0083687454f, 0.0013814541f};
 };
@@ -39,8 +38,8 @@ struct ExpConstants<double> {
                                   1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 };
 
-// Σ kQ[k]·r^k for k from K on, by Horner's rule; by recursion, because a GPU's compiler takes an array's elements as
-// constants only where their index is one.
+// Σ kQ[k]·r^k for k from K on, by Horner's rule; recursive, because GPU compilers treat array elements as constants
+// only if their index is one.
 template <class Constants, int K = 0, class C>
 FASTRNN_FN Vec<C> polynomial(Vec<C> r) {
   constexpr int kTerms = sizeof(Constants::kQ) / sizeof(C);
@@ -68,7 +67,7 @@ struct SplitExp {
   }
 };
 
-// The larger and the smaller of two; NaN if either is.
+// The larger and the smaller of two values; NaN if either is NaN
 template <class V>
 FASTRNN_FN V larger_of(V a, V b) {
   return where_at_most(a, a, max(a, b), a);
@@ -85,7 +84,7 @@ template <>
 struct LogConstants<float> {
   static constexpr float kLeast = 1.17549435e-38f, kInfinity = __builtin_inff(), kNaN = __builtin_nanf("");
   static constexpr float kHalfOfLargestScale = 0x1p127f;
-  static constexpr int kRootHalf = 0x3f3504f3, kBias = 127, kInteger = 0x4b000000;  // the last: bits of 2^23
+  static constexpr int kRootHalf = 0x3f3504f3, kBias = 127, kInteger = 0x4b000000;  // kInteger: bits of 2^23
   static constexpr float kIntegerBias = 8388608.0f + 127.0f;
   static constexpr float kQ[] = {1.0f / 3, 1.0f / 5, 1.0f / 7, 1.0f / 9, 1.0f / 11};
 };
@@ -99,7 +98,7 @@ struct LogConstants<double> {
                                   1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23};
 };
 
-// The mathematics a cell is written in. Linear stands in for it where a test wants a chain that it can follow exactly.
+// The functions that a cell uses. Tests replace them by Linear for a recurrence that can be computed exactly.
 struct Exact {
   // 1 / (1 + exp(-x))
   template <class C>
@@ -108,7 +107,7 @@ struct Exact {
     const SplitExp<C> e(max(low, -x));  // meaningless for x < low
     return where_less(x, low, Vec<C>::zero(), reciprocal(fma(e.scale, e.p, e.scale) + Vec<C>(C(1))));
   }
-  // x + x³·P(x²) near zero, 1 - 2 / (1 + exp(2|x|)) from where that is the larger part; then the sign of x.
+  // x + x³·P(x²) near zero, 1 - 2 / (1 + exp(2|x|)) where that is at least 0.5; then the sign of x
   FASTRNN_FN static Vec<float> tanh(Vec<float> x) {
     const Vec<float> a = abs(x), z = a * a;
     const Vec<float> near = fma(a * z, tanh_polynomial(z), a);
@@ -117,24 +116,24 @@ struct Exact {
     const Vec<float> far = fma(Vec<float>(-2.0f), q, Vec<float>(1.0f));
     return copysign(where_not_positive(a - Vec<float>(kTanhIsHalf), near, far), x);
   }
-  // -t / (t + 2) with t = expm1(-2|x|), which loses nothing near zero; then the sign of x.
+  // -t / (t + 2) with t = expm1(-2|x|), which is accurate near zero; then the sign of x
   FASTRNN_FN static Vec<double> tanh(Vec<double> x) {
     const SplitExp<double> e(max(Vec<double>(-ExpConstants<double>::kLimit), Vec<double>(-2.0) * abs(x)));
     const Vec<double> t = fma(e.scale, e.p, e.scale - Vec<double>(1.0));
     return copysign(t / (t + Vec<double>(2.0)), x);
   }
-  // Infinite where torch's is; zero where the result is subnormal.
+  // Infinite where torch's is; zero where the result would be subnormal
   template <class C>
   FASTRNN_FN static Vec<C> exp(Vec<C> x) {
     const C high = sizeof(C) == 4 ? C(89) : C(710), low = sizeof(C) == 4 ? C(-87.3) : C(-708.3);
     const Vec<C> infinity(LogConstants<C>::kInfinity);
     const SplitExp<C> e(min(Vec<C>(high), max(Vec<C>(low), x)));
-    // Results from √½·2^128 (2^1024) on are finite, but their scale is not: they are twice those of half the scale.
+    // Results from √½·2^128 (2^1024) on are finite, but their scale is not: they use twice the half of the scale.
     const Vec<C> scale = where_less(e.scale, infinity, e.scale, Vec<C>(LogConstants<C>::kHalfOfLargestScale));
-    const Vec<C> y = scale * (e.p + Vec<C>(C(1)));  // not scale·p + scale, whose first part may be subnormal
+    const Vec<C> y = scale * (e.p + Vec<C>(C(1)));  // not scale·p + scale, whose first term may be subnormal
     return where_less(x, Vec<C>(low), Vec<C>::zero(), where_less(e.scale, infinity, y, y + y));
   }
-  // Of subnormal numbers that of the least normal one.
+  // For subnormal numbers, the value for the smallest normal number
   template <class C>
   FASTRNN_FN static Vec<C> log(Vec<C> x) {
     using K = LogConstants<C>;
@@ -150,7 +149,7 @@ struct Exact {
     const Vec<C> otherwise = where_at_most(zero, x, Vec<C>(-K::kInfinity), Vec<C>(K::kNaN));
     return where_less(zero, x, finite, otherwise);
   }
-  // log(1 + exp(x)), with what rounding takes from 1 + exp(-|x|) given back.
+  // log(1 + exp(x)), compensated for the rounding of 1 + exp(-|x|)
   template <class C>
   FASTRNN_FN static Vec<C> softplus(Vec<C> x) {
     const Vec<C> one(C(1)), u = exp(-abs(x)), w = one + u;
@@ -158,9 +157,9 @@ struct Exact {
   }
 
  private:
-  static constexpr float kTanhIsHalf = 0.55f, kTanhIsOne = 20.0f;  // the latter's is a bound of 2|x|
+  static constexpr float kTanhIsHalf = 0.55f, kTanhIsOne = 20.0f;  // kTanhIsOne is compared with 2|x|
 
-  // (tanh(x) - x) / x³ of z = x², z ≤ 0.55²; found as kQ was, tanh's error by it is at most 1.1e-9.
+  // (tanh(x) - x) / x³ as a function of z = x², z ≤ 0.55²; fitted like kQ, with an error of at most 1.1e-9 in tanh
   FASTRNN_FN static Vec<float> tanh_polynomial(Vec<float> z) {
     Vec<float> p = fma(Vec<float>(-0.006266697775572538f), z, Vec<float>(0.021066656336188316f));
     p = fma(p, z, Vec<float>(-0.053851168602705f));
@@ -169,7 +168,7 @@ struct Exact {
   }
 };
 
-// d sigmoid / dx and d tanh / dx, from y = sigmoid(x) and y = tanh(x).
+// d sigmoid / dx and d tanh / dx, from y = sigmoid(x) and y = tanh(x)
 template <class V>
 FASTRNN_FN V sigmoid_slope(V y) {
   return y * (V(typename V::Lane(1)) - y);

@@ -1,4 +1,4 @@
-// The sizes of a cell that its kernels, the operators and Python have in common. No torch, no standard library.
+// Sizes of a cell that its kernels, the operators and Python share. No torch, no standard library.
 #pragma once
 
 namespace fastrnn {
@@ -6,14 +6,14 @@ namespace fastrnn {
 struct CellTraits {
   int gates;                 // G
   int recurrent;             // R, gates with a recurrent product, R·h
-  int second;                // how many of them multiply another vector than h
+  int second;                // number of those that multiply another vector than h
   int states;                // S
-  int saved;                 // K, values of each unit and time step that are saved for backward
-  int split_from;            // ∂L/∂(R·h) is ∂L/∂(W·x) for the gates before this one
-  int parameters;            // Q, per-unit parameters; rows of w_hh behind the gates'
+  int saved;                 // K, values saved for backward for each unit and time step
+  int split_from;            // ∂L/∂(R·h) equals ∂L/∂(W·x) for the gates before this one
+  int parameters;            // Q, per-unit parameters; rows of w_hh after those of the gates
   bool reads_hidden;         // the element-wise stage reads h
-  int vectors;               // vectors besides h that are multiplied; a projection's is not among them
-  const int* vector_blocks;  // [vectors] how many of the `second` matrices each of them has
+  int vectors;               // vectors besides h that are multiplied, not counting a projection's
+  const int* vector_blocks;  // [vectors] number of the `second` matrices for each of them
   int totals;                // sums over all units of a batch row
   bool staged;               // see cpu/staged.h
 };

@@ -1,11 +1,11 @@
-// Which format a storage format is computed in, and single numbers between the two.
+// Compute dtype of each storage dtype, and conversion of single numbers between the two
 #pragma once
 
 #include "simd/half.h"
 
 namespace FASTRNN_NAMESPACE {
 
-// The format that a storage format is computed in.
+// The compute dtype of a storage dtype
 template <class T>
 struct ComputeOf {
   using type = float;

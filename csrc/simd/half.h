@@ -1,4 +1,4 @@
-// 16-bit storage formats. Arithmetic is never done in them: they are widened on load and rounded on store.
+// 16-bit storage dtypes. Arithmetic is never done in them: they are widened on load and rounded on store.
 #pragma once
 
 #include <stdint.h>
@@ -30,7 +30,7 @@ FASTRNN_FN To bit_cast(const From& from) {
 FASTRNN_FN float widen(int8_t x) { return static_cast<float>(x); }
 FASTRNN_FN float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
-// Round to nearest, ties to even; NaN stays a (quiet) NaN.
+// Rounds to nearest, ties to even; NaN stays a (quiet) NaN.
 FASTRNN_FN BFloat16 round_bfloat16(float x) {
 #if defined(__CUDA_ARCH__)
   uint16_t bits;
@@ -43,7 +43,7 @@ FASTRNN_FN BFloat16 round_bfloat16(float x) {
 #endif
 }
 
-// No float32 in between is subnormal: the thread may take such numbers for zero.
+// No intermediate float32 is subnormal, as the thread may flush such numbers to zero.
 FASTRNN_FN float widen(Float16 x) {
 #if defined(__CUDA_ARCH__)
   float value;

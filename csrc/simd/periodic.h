@@ -1,7 +1,7 @@
-// sin, cos and the remainder of a division, for the cells that use them.
+// sin, cos and remainder, for the cells that use them
 //
-// Largest errors, tested against float64 and longdouble (tests/custom/test_custom_operations.py): sin and cos 0.9 ULP,
-// for arguments of any size; the remainder is exact where it has the sign of a, and rounded once elsewhere.
+// Largest errors, tested against float64 and longdouble (tests/custom/test_custom_operations.py): sin and cos 0.9 ULP
+// for arguments of any size; the remainder is exact if it has the sign of a, and rounded once otherwise.
 #pragma once
 
 #include "simd/activations.h"
@@ -19,8 +19,8 @@ FASTRNN_FN Vec<double> truncated_remainder(Vec<double> a, Vec<double> b) { retur
 
 #else
 
-// kHalfPi: the sum of its parts is π/2. Products of the first three with n are exact, up to kLimit: they have 13 (33)
-// bits, n has 11 (20). kRound: as in ExpConstants, with the low bits zero.
+// kHalfPi: parts with the sum π/2. Products of the first three with n are exact, up to kLimit: they have 13 (33) bits,
+// n has 11 (20). kRound: as in ExpConstants, with zero low bits.
 template <class C>
 struct QuadrantConstants;
 template <>
@@ -34,7 +34,7 @@ struct QuadrantConstants<double> {
   static constexpr double kHalfPi[] = {0x1.921fb544p+0, 0x1.0b4611a6p-34, 0x1.3198a2ep-69, 0x1.b839a252049c1p-104};
 };
 
-// Taylor's coefficients of (sin(r) - r) / r³ and (cos(r) - 1 + r²/2) / r⁴ in r², for |r| ≤ π/4: what they leave out is
+// Taylor coefficients of (sin(r) - r) / r³ and (cos(r) - 1 + r²/2) / r⁴ in r², for |r| ≤ π/4; the truncation error is
 // below 0.05 ULP.
 template <class C>
 struct SineConstants;
@@ -59,13 +59,13 @@ struct CosineConstants<double> {
                                   1.0 / 479001600, -1.0 / 87178291200, 1.0 / 20922789888000, -1.0 / 6402373705728000};
 };
 
-// sin(a + Shift·π/2), for a from 0 to kLimit.
+// sin(a + Shift·π/2), for a from 0 to kLimit
 template <int Shift, class C>
 FASTRNN_FN Vec<C> shifted_sine(Vec<C> a) {
   using K = QuadrantConstants<C>;
   constexpr C kTwoOverPi = C(0.63661977236758134308);
   const Vec<C> one(C(1)), shifted = fma(a, Vec<C>(kTwoOverPi), Vec<C>(K::kRound)), n = shifted - Vec<C>(K::kRound);
-  // r + low = a - n·π/2; `lost`: what rounding takes from the differences.
+  // r + low = a - n·π/2; `lost`: the rounding errors of the differences
   Vec<C> r = a - n * Vec<C>(K::kHalfPi[0]), lost = Vec<C>::zero();
   FASTRNN_UNROLL
   for (int k = 1; k < 3; ++k) {
@@ -84,7 +84,7 @@ FASTRNN_FN Vec<C> shifted_sine(Vec<C> a) {
   return from_bits<C>(chosen ^ ((quadrant & 2) << (static_cast<int>(sizeof(C)) * 8 - 2)));
 }
 
-// Lane by lane with the C library's function: float, then double.
+// Lane by lane with the C library's function: float, then double
 #define FASTRNN_BY_LANES(name, function)                                                        \
   template <class C>                                                                            \
   __attribute__((noinline)) void name(Vec<C>& x) {                                              \
@@ -124,7 +124,7 @@ FASTRNN_FN Vec<C> cos(Vec<C> x) {
   return shifted_sine<1>(a);
 }
 
-// a - b·trunc(a / b), exact. By the C library, since a quotient may be of any size.
+// a - b·trunc(a / b), exact; by the C library, because the quotient may have any size
 template <class C>
 FASTRNN_FN Vec<C> truncated_remainder(Vec<C> a, Vec<C> b) {
   for (int k = 0; k < Vec<C>::kLanes; ++k) {
@@ -135,7 +135,7 @@ FASTRNN_FN Vec<C> truncated_remainder(Vec<C> a, Vec<C> b) {
 
 #endif
 
-// a - b·floor(a / b), with the sign of b.
+// a - b·floor(a / b), with the sign of b
 template <class C>
 FASTRNN_FN Vec<C> remainder(Vec<C> a, Vec<C> b) {
   const Vec<C> zero = Vec<C>::zero(), r = truncated_remainder(a, b), other = r + b;

@@ -1,4 +1,4 @@
-// What marks a function that is compiled for every target: each CPU instruction set, and the GPU.
+// Qualifiers of functions that are compiled for every target: each CPU instruction set, and the GPU.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -13,7 +13,7 @@
 #define FASTRNN_UNROLL _Pragma("GCC unroll 64")
 #endif
 
-// Every instruction set has a namespace of its own, so that the linker never merges one set's functions into another's.
+// Every instruction set has its own namespace, so that the linker never merges functions of different sets.
 #ifndef FASTRNN_ISA_NAME
 #define FASTRNN_ISA_NAME baseline
 #endif

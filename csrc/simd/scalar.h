@@ -1,4 +1,4 @@
-// Vec of one lane: what a GPU's thread, and whatever stands in for one, computes with. Included by math/vec.h.
+// Vec of one lane, for a GPU thread or its emulation. Included by simd/vec.h.
 #pragma once
 
 #include <math.h>
@@ -41,7 +41,7 @@ struct Vec {
 FASTRNN_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return ::fmaf(a.v, b.v, c.v); }
 FASTRNN_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return ::fma(a.v, b.v, c.v); }
 
-// a > b ? a : b, and so on; a NaN in the *second* argument is kept.
+// a > b ? a : b, and so on; a NaN in the *second* argument is propagated.
 template <class C>
 FASTRNN_FN Vec<C> max(Vec<C> a, Vec<C> b) {
   return a.v > b.v ? a.v : b.v;
@@ -50,8 +50,8 @@ template <class C>
 FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
   return a.v < b.v ? a.v : b.v;
 }
-// 1 / b within 1 ULP of it, and on a GPU without the zeros that follow subnormal numbers: the instruction takes no
-// branch for the numbers that it cannot take, as a division does. Off a GPU the worst answer that it may give.
+// 1 / b with an error of at most 1 ULP, on a GPU without branches for special values, unlike a division. Off the GPU
+// the worst result that the instruction may return.
 FASTRNN_FN float approximate_reciprocal(float b) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -62,19 +62,19 @@ FASTRNN_FN float approximate_reciprocal(float b) {
   return bit_cast<float>(bit_cast<int32_t>(y) + ((bit_cast<int32_t>(b) & 1) != 0 ? 1 : -1));
 #endif
 }
-// Of b from 1 to 8e37, which is what activations divide by, and of NaN. A Newton step squares the relative error of
-// 2^-23 of the approximation: what is left is that of one rounding, 2^-24, and 2^-46.
+// For b from 1 to 8e37, the divisors in activations, and for NaN. A Newton step squares the approximation's relative
+// error of 2^-23; what remains is one rounding, 2^-24, plus 2^-46.
 FASTRNN_FN Vec<float> reciprocal(Vec<float> b) {
   const float y = approximate_reciprocal(b.v);
   return ::fmaf(::fmaf(-b.v, y, 1.0f), y, y);
 }
 FASTRNN_FN Vec<double> reciprocal(Vec<double> b) { return 1.0 / b.v; }
-// x ≤ 0 ? a : b; NaN is not ≤ 0.
+// x ≤ 0 ? a : b; false for NaN
 template <class C>
 FASTRNN_FN Vec<C> where_not_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
   return x.v <= C(0) ? a.v : b.v;
 }
-// a < b ? c : d, and a ≤ b ? c : d; neither holds of NaN.
+// a < b ? c : d, and a ≤ b ? c : d; both false for NaN
 template <class C>
 FASTRNN_FN Vec<C> where_less(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
   return a.v < b.v ? c.v : d.v;

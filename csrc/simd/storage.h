@@ -1,5 +1,5 @@
-// Loads and stores between a storage format (float, double, BFloat16, Float16; int8_t to load) and the vector it is
-// computed in. `n` is the number of valid lanes: nothing past it is read or written, and lanes past it load as zero.
+// Loads and stores between a storage dtype (float, double, BFloat16, Float16; int8_t for loads) and the vector of its
+// compute dtype. `n` is the number of valid lanes: nothing past it is read or written, and lanes past it load as zero.
 #pragma once
 
 #include "simd/compute.h"
@@ -75,7 +75,7 @@ FASTRNN_FN void store(Vec<float> x, T* p) {
 }
 #endif
 
-// The first n < kLanes lanes.
+// The first n < kLanes lanes
 template <class T>
 FASTRNN_FN Vec<Compute<T>> load_some(const T* p, int n) {
 #if defined(FASTRNN_ISA_AVX512)
@@ -99,7 +99,8 @@ FASTRNN_FN void store_some(Vec<Compute<T>> x, T* p, int n) {
   for (int k = 0; k < n; ++k) narrow(lanes[k], p + k);
 }
 
-// The lanes of one vector of a row: all of them, or the row's last few. Full is known at compile time in the hot loop.
+// The lanes of one vector of a row: all of them, or the row's last few. Full is a compile-time constant in the hot
+// loop.
 template <bool Full>
 struct Lanes {
   int n;

@@ -1,9 +1,10 @@
-// The vector the kernels compute with: Vec<float> or Vec<double>, as wide as the instruction set's registers.
+// The SIMD vector that kernels compute with: Vec<float> or Vec<double>, as wide as the registers of the instruction
+// set.
 //
-// Arithmetic is that of the compiler's vector extension, which gives SSE2, AVX2, AVX-512 and NEON from one text; only
-// what the extension cannot say (fused multiply-add, 16-bit conversions, partial loads of AVX-512) is written with
-// intrinsics. Included inside the target region of an instruction set: no function of the standard library may be used
-// here.
+// Arithmetic uses the compiler's vector extension, which yields SSE2, AVX2, AVX-512 and NEON from one source; only
+// operations without an equivalent there (fused multiply-add, 16-bit conversions, partial loads of AVX-512) use
+// intrinsics. Included in the target region of an instruction set, where no function of the standard library may be
+// used.
 #pragma once
 
 #include "simd/half.h"
@@ -29,7 +30,7 @@ constexpr int kVectorBytes = 16;
 constexpr int kVectorRegisters = 16;
 #endif
 
-// The compiler's vector of C, and that of its bits. (Spelled out: GCC drops the attribute from a dependent type.)
+// The compiler's vector of C, and that of its bits. (Explicit, because GCC drops the attribute from a dependent type.)
 template <class C>
 struct VectorOf;
 template <>
@@ -74,7 +75,7 @@ struct Vec {
   friend FASTRNN_FN Vec operator-(Vec a) { return -a.v; }
 };
 
-// a·b + c, rounded once where the hardware can (x86-64 without FMA rounds twice).
+// a·b + c, rounded once if the hardware can (x86-64 without FMA rounds twice)
 #if defined(FASTRNN_ISA_AVX512)
 FASTRNN_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 FASTRNN_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
@@ -95,7 +96,7 @@ FASTRNN_FN Vec<C> fma(Vec<C> a, Vec<C> b, Vec<C> c) {
 }
 #endif
 
-// a > b ? a : b, and so on; a NaN in the *second* argument is kept, as the limits below need.
+// a > b ? a : b, and so on; a NaN in the *second* argument is propagated, as the clamps below require.
 template <class C>
 FASTRNN_FN Vec<C> max(Vec<C> a, Vec<C> b) {
   return a.v > b.v ? a.v : b.v;
@@ -104,7 +105,7 @@ template <class C>
 FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
   return a.v < b.v ? a.v : b.v;
 }
-// 1 / b, correct to 2 ULP; |b| from 2^-126 to 2^125.
+// 1 / b with an error of at most 2 ULP; |b| from 2^-126 to 2^125
 template <class C>
 FASTRNN_FN Vec<C> reciprocal(Vec<C> b) {
   return Vec<C>(C(1)) / b;
@@ -112,8 +113,8 @@ FASTRNN_FN Vec<C> reciprocal(Vec<C> b) {
 #if defined(FASTRNN_ISA_AVX512)
 FASTRNN_FN Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a.v, b.v); }
 FASTRNN_FN Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a.v, b.v); }
-// The divider takes 16 cycles for a vector, and an LSTM unit has five quotients: a reciprocal good to 14 bits and a
-// step of Newton's take three.
+// A vector division takes 16 cycles, and an LSTM unit has five quotients: a reciprocal of 14 bits and a Newton step
+// take three.
 FASTRNN_FN Vec<float> reciprocal(Vec<float> b) {
   const __m512 guess = _mm512_rcp14_ps(b.v);
   return _mm512_fmadd_ps(_mm512_fnmadd_ps(b.v, guess, _mm512_set1_ps(1.0f)), guess, guess);
@@ -122,12 +123,12 @@ FASTRNN_FN Vec<float> reciprocal(Vec<float> b) {
 FASTRNN_FN Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a.v, b.v); }
 FASTRNN_FN Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a.v, b.v); }
 #endif
-// x ≤ 0 ? a : b; NaN is not ≤ 0.
+// x ≤ 0 ? a : b; false for NaN
 template <class C>
 FASTRNN_FN Vec<C> where_not_positive(Vec<C> x, Vec<C> a, Vec<C> b) {
   return x.v <= typename Vec<C>::Native{} ? a.v : b.v;
 }
-// a < b ? c : d, and a ≤ b ? c : d; neither holds of NaN.
+// a < b ? c : d, and a ≤ b ? c : d; both false for NaN
 template <class C>
 FASTRNN_FN Vec<C> where_less(Vec<C> a, Vec<C> b, Vec<C> c, Vec<C> d) {
   return a.v < b.v ? c.v : d.v;
@@ -159,14 +160,14 @@ template <class C>
 FASTRNN_FN Vec<C> abs(Vec<C> x) {
   return from_bits<C>(bits(x) & ~sign_mask<C>());
 }
-// |magnitude| with the sign of `sign`.
+// |magnitude| with the sign of `sign`
 template <class C>
 FASTRNN_FN Vec<C> copysign(Vec<C> magnitude, Vec<C> sign) {
   return from_bits<C>((bits(magnitude) & ~sign_mask<C>()) | (bits(sign) & sign_mask<C>()));
 }
 
-// Rows become lanes: block[i] lane k and block[k] lane i change places. Blocks of half the size are exchanged first,
-// then blocks of a quarter, down to single lanes.
+// Transposes: block[i] lane k and block[k] lane i are exchanged, first in blocks of half the size, then of a quarter,
+// down to single lanes.
 template <int... I>
 struct Numbers {};
 template <int N, int... I>

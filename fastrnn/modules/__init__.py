@@ -11,6 +11,6 @@ from .stream import Stream
 
 allow_layers(RecurrentLayers)
 register((LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell))
-_C.use_short((LSTM, GRU, RNN), (LSTMCell, GRUCell, RNNCell), MODES)
+_C.use_fast_path((LSTM, GRU, RNN), (LSTMCell, GRUCell, RNNCell), MODES)
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Stream", "convert"]

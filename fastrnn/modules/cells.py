@@ -55,7 +55,7 @@ class RecurrentCell(ExportedKeywords, _torch.RNNCellBase):
     def _step(self, cell: str, input: Any, states: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
         """Return the new states, (B, H) or (H) like the input (B, I) or (I); None to leave the call to torch."""
         if self.backend == "auto" and not here.is_compiling():
-            result = _C.short_cell(self, cell, input, states)
+            result = _C.fast_path_cell(self, cell, input, states)
             if result is not None:
                 if _paths.recorders:
                     _paths.record(cell, "fast path")

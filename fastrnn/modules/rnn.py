@@ -27,7 +27,7 @@ class RecurrentLayers(Recurrent, _torch.RNNBase):
     """
 
     _torch_class: type[nn.RNNBase]
-    _fast_path = staticmethod(_C.short_layers)
+    _fast_path = staticmethod(_C.fast_path_layers)
 
     def __init__(self, *args: Any, learn_initial_state: bool = False, **kwargs: Any) -> None:
         self._torch_class.__init__(self, *args, **kwargs)

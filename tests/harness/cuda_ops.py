@@ -1,7 +1,8 @@
 """torch.ops.fastrnn_emulated: the operators of csrc/ops/cuda on the CPU, built over the emulator of tests/cuda.
 
-A tensor on the CPU passes for one on a GPU, and the kernels run in the emulator; all that is between torch and them is
-what runs on a GPU. The build is kept in build/cuda_ops and made again only when a file that it includes has changed.
+A CPU tensor stands for one on a GPU, and the kernels run in the emulator; the code between torch and the kernels is
+the one that runs on a GPU. The build is kept in build/cuda_ops and redone only when a file that it includes has
+changed.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
 OWN = ROOT / "tests" / "cuda_ops"
 #: The emulated GPU's compute capability, times ten.
 CAPABILITY = 90
-#: What knows the runtime or the GPU itself, and is replaced by tests/cuda_ops.
+#: Sources that depend on the runtime or the GPU itself; tests/cuda_ops replaces them.
 REPLACED = ("graphs.cpp", "machine.cpp", "module.cpp")
-#: Of the emulator, what its own tests call.
+#: Sources of the emulator that only its own tests call.
 NOT_NEEDED = ("library.cpp", "mistakes.cpp")
 CELLS = ("gru", "lstm", "rnn_tanh")
 
 
 def load() -> None:
-    """Builds and loads the library. Raises emulated.BuildError."""
+    """Build and load the library. Raises emulated.BuildError."""
     if not hasattr(torch.ops.fastrnn_emulated, "sequence_forward"):
         torch.ops.load_library(str(build()))
 
@@ -52,7 +53,7 @@ def build() -> Path:
     plain += [*(p for p in sorted((ROOT / "tests" / "cuda").glob("*.cpp")) if p.name not in NOT_NEEDED)]
     includes = [f"-I{OWN / 'include'}", f"-isystem{torch_include}"]
     includes += [f"-isystem{torch_include / 'torch' / 'csrc' / 'api' / 'include'}"]
-    # Kernels in a shared object of their own (load_own) call the emulator.
+    # The kernels of custom cells, in shared objects of their own (load_own), call the emulator.
     flags = [
         *(f for f in emulated.FLAGS if f != "-fvisibility=hidden"),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
@@ -62,7 +63,7 @@ def build() -> Path:
     folder = ROOT / "build" / "cuda_ops" / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes at once
         units = emulated.generated(folder / "units", CELLS)
         units.append(registry(folder / "units"))
         libraries = [f"-L{torch_include.parent / 'lib'}", "-lc10", "-ltorch_cpu", "-Wl,--no-undefined"]
@@ -77,7 +78,7 @@ def build() -> Path:
 
 
 def registry(folder: Path) -> Path:
-    """The built-in cells' table, as tools/generate_units.py writes it for a GPU."""
+    """Write the table of the built-in cells with tools/generate_units.py, as for a GPU."""
     entries = "".join(f'{{"{cell}", &table<{k}>}}, ' for k, cell in enumerate(CELLS))
     path = folder / "emulated_registry.cpp"
     text = (
@@ -91,13 +92,13 @@ def registry(folder: Path) -> Path:
 
 
 def load_own(name: str, header: str, formats: int) -> None:
-    """Compiles a cell of Python from the sources that nvcc gets, for the emulator, and loads it, unless that is done.
+    """Compile a custom cell for the emulator, from the sources that nvcc gets, and load it, unless that has been done.
 
     formats: a bit for each of emulated.FORMATS.
     """
     if formats & ~torch.ops.fastrnn_emulated.formats(name, CAPABILITY) == 0:
         return
-    whole = build()  # what the kernels call
+    whole = build()  # the library that the kernels call
     compiler = emulated.tools()
     files = build_cuda.sources(name, header, formats)
     command = [*compiler.command, *emulated.FLAGS, "-I.", "-shared", "-x", "c++", "cell.cu", "-x", "none", str(whole)]
@@ -119,7 +120,7 @@ def load_own(name: str, header: str, formats: int) -> None:
 def ninja_file(
     command: list[str], plain: list[Path], binding: list[Path], extra: list[str], libraries: list[str]
 ) -> str:
-    """`extra`: flags of what includes torch; `libraries`: flags of the link."""
+    """Write build.ninja. `extra`: flags of sources that include torch; `libraries`: flags of the linker."""
 
     def escape(path: object) -> str:
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
@@ -144,21 +145,21 @@ def ninja_file(
 
 
 def runs() -> dict[str, int]:
-    """How many sequences ran by each driver."""
+    """Return the number of sequences that each driver ran."""
     return dict(zip(emulated.DRIVERS, torch.ops.fastrnn_emulated.runs(), strict=True))
 
 
 @contextlib.contextmanager
 def instead() -> Iterator[None]:
-    """fastrnn computes with these operators, in the way it does with tensors on a GPU."""
+    """Make fastrnn compute with these operators, as it computes with those for tensors on a GPU."""
     ours = torch.ops.fastrnn_emulated
     names = ("sequence_forward", "layer_backward", "layer")
     before = {name: getattr(_ops, name) for name in names}
     _ops.sequence_forward = ours.sequence_forward.default
     _ops.layer_backward = ours.layer_backward.default
     _ops.layer = lambda *_: None
-    prepared, _paths._prepared = _paths._prepared, lambda *_: ""  # cells of Python: load_own
-    _C.set_short(False)
+    prepared, _paths._prepared = _paths._prepared, lambda *_: ""  # custom cells: load_own
+    _C.set_fast_path(False)
     ours.set_poison(True)
     try:
         yield
@@ -166,7 +167,7 @@ def instead() -> Iterator[None]:
         for name, value in before.items():
             setattr(_ops, name, value)
         _paths._prepared = prepared
-        _C.set_short(True)
+        _C.set_fast_path(True)
         ours.set_driver("auto")
         ours.limit_machine(0, 0, 0)
         ours.set_refusing(False)

@@ -1,6 +1,6 @@
 """The quick subset, ``pytest -m quick``: a case of each test function, more of the central ones, none of the slow ones.
 
-A new test is in the subset without further ado. Which case of a parametrised function is taken follows from the
+New tests join the subset by themselves. Which case of a parametrised function is taken follows from the
 function's name, so that the cases of different functions spread over cells, layouts, dtypes and instruction sets.
 """
 
@@ -15,7 +15,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 
-#: Functions with more than one case in the subset, by file and name.
+#: Functions with more than one case in the subset, and their number, by file and name.
 CASES: dict[str, dict[str, int]] = {
     "cuda/test_cuda_emulated.py": {"test_layouts": 6, "test_sizes": 6},
     "custom/test_custom_module.py": {"test_whole_sequences": 4},
@@ -36,12 +36,12 @@ CASES: dict[str, dict[str, int]] = {
     "kernels/test_parity.py": {"test_on_every_instruction_set": 8},
     "kernels/test_small.py": {"test_right_against_float64": 12},
     "modules/test_modules_keywords.py": {"test_lengths_do_what_packing_does": 8},
-    "modules/test_short.py": {"test_layers_have_the_bits_of_the_usual_way": 12},
+    "modules/test_fast_path.py": {"test_layers_have_the_bits_of_the_usual_way": 12},
     "modules/test_stream.py": {"test_bits_of_step": 8},
     "modules/test_tokens_modules.py": {"test_modules": 8},
 }
 
-#: Functions left out because a case takes more than some two seconds, by file; None stands for the whole file.
+#: Functions that are left out because a case takes more than about two seconds, by file; None: the whole file.
 SLOW: dict[str, set[str] | None] = {
     "apps/bench/test_bench_busy.py": {
         "test_busy_run",
@@ -130,7 +130,7 @@ SLOW: dict[str, set[str] | None] = {
 
 
 def chosen(count: int, wanted: int, name: str) -> list[int]:
-    """Indices of `wanted` of `count` cases, evenly spaced from a start that follows from the name."""
+    """Return `wanted` of `count` indices, evenly spaced from a start that follows from the name."""
     wanted = min(count, wanted)
     start = zlib.crc32(name.encode()) % count
     return sorted({(start + k * count // wanted) % count for k in range(wanted)}) if wanted else []
@@ -150,12 +150,12 @@ def mark(items: Sequence[pytest.Item]) -> None:
 
 
 def files() -> Iterable[Path]:
-    """All test modules."""
+    """Yield all test modules."""
     return sorted(TESTS.rglob("test_*.py"))
 
 
 def functions_of(file: Path) -> set[str]:
-    """Names of the test functions of a file, those of classes included."""
+    """Return the names of the test functions of a file, including those in classes."""
     return {
         node.name
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))

@@ -29,7 +29,7 @@ FLAGS = ["-O1", "-g1", "-std=c++20", f"-I{ROOT / 'csrc'}", "-ffp-contract=off"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr,pointer-overflow"]
 ADDRESS += ["-fno-sanitize-recover=all"]
 CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]
-# What differs between cells (states, projection, gradients apart) and between instruction sets, each at least once.
+# Each difference between cells (states, projection, separate gradients) and between instruction sets at least once.
 FEW_UNITS = {("lstm", "baseline"), ("lstm", "avx512"), ("gru", "baseline"), ("gru", "avx2")}
 
 
@@ -170,7 +170,7 @@ def test_no_race_between_threads(tools, tmp_path):
 
 
 def test_when_a_team_breaks_up(tools, tmp_path):
-    sources = [NATIVE / "check_team.cpp", NATIVE / "team_threads.cpp", ROOT / "csrc" / "cpu" / "crowd.cpp"]
+    sources = [NATIVE / "check_team.cpp", NATIVE / "team_threads.cpp", ROOT / "csrc" / "cpu" / "contention.cpp"]
     program = tmp_path / "check_team"
     command = [*tools.compiler.command, *FLAGS, "-pthread", *map(str, sources), "-o", str(program)]
     subprocess.run(command, check=True)
@@ -179,7 +179,7 @@ def test_when_a_team_breaks_up(tools, tmp_path):
 
 
 def test_clang_understands_the_sources(tools, tmp_path):
-    """Where the kernels are built with gcc, and clang is there: what only one of them knows would go unnoticed."""
+    """Kernels built with gcc also compile with clang, if it is installed: this finds code that only gcc accepts."""
     clang = next((found for name in ("clang++", "clang++-14") if (found := shutil.which(name))), None)
     if clang is None or tools.compiler.version.startswith("clang"):
         pytest.skip("no second compiler")

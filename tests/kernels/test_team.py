@@ -18,7 +18,7 @@ from fastrnn.cells import CELLS
 def _restored():
     yield
     _C.set_patience(5e-4)
-    _C.set_crowd(False)
+    _C.set_contention(False)
 
 
 def assert_same_bits(found, wanted):
@@ -63,20 +63,20 @@ def test_more_threads_than_cores(cell, split, threads):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (40, 8, 130, 96), (100, 1, 256, 256)], ids=str)
-def test_crowd_does_not_change_bits(shape, dtype):
+def test_contention_does_not_change_bits(shape, dtype):
     """Large enough that products are cut into pieces, which one thread then computes by itself."""
     torch.set_num_threads(2)
     T, B, inputs, H = shape
     p = Problem("lstm", T, B, inputs, H, dtype=dtype)
     wanted = p.run()
-    _C.set_crowd(True)
+    _C.set_contention(True)
     assert_same_bits(p.run(), wanted)
     assert torch.get_num_threads() == 2
 
 
 def test_own_number_of_threads_is_kept():
     torch.set_num_threads(2)
-    _C.set_crowd(True)
+    _C.set_contention(True)
     Problem("gru", 3, 2, 4, 5).run()
     with pytest.raises(RuntimeError, match="dtype"):
         torch.ops.fastrnn.sequence_forward(
@@ -106,12 +106,12 @@ def test_two_directions_at_once(name, training):
     x = torch.randn(50, 3, 40, requires_grad=training)
     found = []
     for at_once in (True, False):
-        _C.set_short(at_once)
+        _C.set_fast_path(at_once)
         with torch.set_grad_enabled(training):
             y, _ = module(x)
         grads = torch.autograd.grad(y.sin().sum(), [x, *module.parameters()]) if training else ()
         found.append((y, *grads))
-    _C.set_short(True)
+    _C.set_fast_path(True)
     for ours, wanted in zip(*found, strict=True):
         assert torch.equal(ours, wanted)
 
@@ -129,7 +129,7 @@ def test_two_directions_in_inference_mode():
 
 
 def test_failure_of_one_of_two_directions():
-    """What a second thread raises reaches the caller."""
+    """An exception in a second thread reaches the caller."""
     torch.set_num_threads(2)
     module = fastrnn.LSTM(64, 96, bidirectional=True)
     module.weight_hh_l0_reverse = torch.nn.Parameter(torch.randn(384, 95))

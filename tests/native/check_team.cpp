@@ -1,11 +1,11 @@
-// When a team breaks up: not for weights that take long to pack, nor because one thread's part of a long stage takes
-// longer than the other's, but when a thread is late again and again in stages that are over at once.
+// Conditions for dissolving a team: neither weights that take long to pack, nor one thread's longer part of a long
+// stage, but a thread that is late again and again in stages that end at once.
 #include <stdio.h>
 
 #include <chrono>
 #include <thread>
 
-#include "cpu/crowd.h"
+#include "cpu/contention.h"
 #include "cpu/team.h"
 
 namespace fastrnn {
@@ -15,10 +15,10 @@ void run_team(int threads, void (*body)(void* context, Member& member), void* co
 namespace {
 
 struct Stages {
-  int64_t count, length;  // of a stage, in milliseconds, as all that follows
+  int64_t count, length;  // of stages; of one stage in milliseconds, like all that follows
   int64_t late_first;     // how much longer the second member takes for the first stage
-  int64_t late;           // and for each other
-  int64_t together = 0;   // stages after which both go on
+  int64_t late;           // and for each later one
+  int64_t together = 0;   // stages after which both members continue
 };
 
 void work(void* context, Member& member) {
@@ -36,17 +36,17 @@ void work(void* context, Member& member) {
 }
 
 Stages run(Stages stages) {
-  set_crowd(false);
+  set_contention(false);
   run_team(2, &work, &stages);
   return stages;
 }
 
-// Whether the team stays together; other programs may really be in the way of one that should.
+// Checks whether the team stays together; repeated because other programs may delay a team that should.
 int check(const char* what, Stages stages, bool stays) {
   for (int attempt = 0; attempt < 5; ++attempt) {
     const Stages found = run(stages);
     if ((found.together == found.count) == stays && better_alone(0) != stays) return 0;
-    printf("%s: %d of %d stages together, crowd %s\n", what, static_cast<int>(found.together),
+    printf("%s: %d of %d stages together, contention %s\n", what, static_cast<int>(found.together),
            static_cast<int>(found.count), better_alone(0) ? "seen" : "not seen");
   }
   return 1;

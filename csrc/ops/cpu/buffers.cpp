@@ -14,7 +14,7 @@ constexpr uint8_t kSentinel = 0xa5;
 }  // namespace
 
 at::Tensor Buffers::empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  if (!poison()) return at::Tensor(at::detail::empty_cpu(sizes, options));  // no dispatcher: an eighth of the time
+  if (!poison()) return at::Tensor(at::detail::empty_cpu(sizes, options));  // without the dispatcher
   const auto bytes = c10::multiply_integers(sizes) *
                      static_cast<int64_t>(c10::elementSize(c10::typeMetaToScalarType(options.dtype())));
   at::Tensor raw = at::full({bytes + kFence}, 0xff, options.dtype(at::kByte));

@@ -1,4 +1,4 @@
-// Output memory of the kernels, guarded in debugging.
+// Output memory of the kernels, with guards for debugging.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,8 +7,8 @@
 
 namespace fastrnn {
 
-// Allocates what a kernel writes. With poison on (cpu/workspace.h) it is filled with NaN, and sentinels behind each
-// tensor are checked by verify().
+// Allocates the kernels' outputs. With poison on (cpu/workspace.h) they are filled with NaN, and verify() checks
+// sentinels after each tensor.
 class Buffers {
  public:
   at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);

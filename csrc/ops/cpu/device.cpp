@@ -12,8 +12,8 @@ namespace {
 
 Preparation preparation;
 
-// R·h + b_hh of a sequence's only step: no use packing weights that are read once. Without initial states all rows are
-// one row's; it is multiplied all the same, as zero times an infinite weight is NaN.
+// R·h + b_hh of a sequence's only time step: packing weights that are read once does not pay. Without initial states
+// the product of a single zero row is computed and shared, because zero times an infinite weight is NaN.
 Tensor only_product(const Checked<Cpu>& c, const ForwardPass& pass) {
   const Tensor matrix = c.first_product(pass.w_hh);
   if (!pass.states.empty()) return products::forward(pass.states[0], matrix, optional(pass.b_hh));
@@ -104,7 +104,7 @@ Tensor Cpu::parameter_gradients(const Checked<Cpu>& c, Memory& memory) {
 Tensor Cpu::hidden_before(const Checked<Cpu>& c, const BackwardPass& pass) {
   const CpuLayout& layout = c.layout;
   const int64_t N = layout.rows, B = layout.batch;
-  // In `source`, row N + i is the initial state of row i; behind these there are those of a restart.
+  // In `source`, row N + i is the initial state of row i; the restart states follow.
   std::vector<Tensor> parts{pass.y, pass.states.empty() ? at::zeros({B, c.projected}, c.options) : pass.states[0]};
   const int64_t restart = N + (pass.restart.empty() ? 0 : B);
   if (!pass.restart.empty()) parts.push_back(pass.restart[0]);

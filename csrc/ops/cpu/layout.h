@@ -1,4 +1,4 @@
-// Row layout on the CPU: packed, or padded. Padded rows with lengths are run as packed ones, sorted by length.
+// Row layout on the CPU: packed or padded. Padded rows with lengths are converted to packed rows, sorted by length.
 #pragma once
 
 #include "cpu/args.h"
@@ -7,9 +7,9 @@
 namespace fastrnn {
 
 struct CpuLayout : RowLayout {
-  // `counts` is that of each step, padded or packed.
-  std::vector<int64_t> offsets;  // of each step, its first row
-  Tensor order;                  // [B] original row of each sorted row; undefined if rows stay as they are
+  // `counts` holds the rows of each time step, padded or packed.
+  std::vector<int64_t> offsets;  // the first row of each time step
+  Tensor order;                  // [B] original row of each sorted row; undefined if rows are not sorted
   Tensor index;                  // [N] t·B + row of each packed row; likewise
   Tensor reset;                  // [N] bool, in the order of the rows
 
@@ -18,24 +18,24 @@ struct CpuLayout : RowLayout {
   // The caller's (…, W) tensor as contiguous (N, W) in the order of the rows.
   Tensor gather(const Tensor& padded) const;
   Tensor gather_without_padding(const Tensor& padded) const { return gather(padded); }
-  // The way back: rows into a tensor of the caller's shape, zeros where there is no step.
+  // The inverse: rows to a tensor of the caller's shape, zeros in padding.
   Tensor scatter(const Tensor& packed) const;
   // A tensor of capacity() rows with the caller's leading dimensions, as a view.
   Tensor shaped(const Tensor& rows) const;
-  // A state (B, W) in the order of the rows, contiguous, and back.
+  // A state (B, W) in the layout's row order, contiguous, and the inverse.
   Tensor sort(const Tensor& state) const;
   Tensor unsort(Tensor state) const;
-  // Rows allocated for what is saved for backward: N, or T·B where N depends on the lengths' values.
+  // Number of rows allocated for tensors saved for backward: N, or T·B if N depends on the values of lengths.
   int64_t capacity() const;
-  // Return true if h before a step is y of the step before, for every row alike.
+  // Return true if h before a time step is y of the previous step, for all rows.
   bool plain() const { return !order.defined() && !reset.defined() && counts.back() == batch; }
 
   Sequence sequence(int64_t hidden, int64_t projected, bool reverse) const;
 };
 
-// Number of threads torch would use now.
+// The number of threads that torch would use now
 int threads();
-// Overrides the choice of plan.cpp (experiments, tests).
+// Overrides the choice of plan.cpp (for experiments and tests).
 void set_split(Split split);
 
 }  // namespace fastrnn

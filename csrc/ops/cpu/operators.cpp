@@ -1,4 +1,4 @@
-// Defines the operators, and registers them for the CPU.
+// Definition of the operators, and their registration for the CPU.
 #include "ops/operators.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -9,18 +9,18 @@
 #include "cpu/dispatch.h"
 #include "cpu/float_mode.h"
 #include "cpu/team.h"
+#include "ops/cpu/blas.h"
 #include "ops/cpu/buffers.h"
-#include "ops/cpu/library.h"
-#include "ops/cpu/modest.h"
 #include "ops/cpu/precision.h"
+#include "ops/cpu/thread_limit.h"
 
 namespace fastrnn {
 
 namespace {
 
-// Few rows are a matter of what surrounds the product: the library takes some microseconds before it begins. Reading
-// the weights once takes both the same time; the library's arithmetic is the better one, so that each further row gives
-// back some of the gain. (Beyond kMost products have threads.)
+// For few rows the overhead dominates: BLAS takes some microseconds before it starts. Reading the weights once takes
+// both the same time, but BLAS computes faster, so that each further row reduces the gain. (Above kMost products use
+// threads.)
 constexpr int64_t kMostRows = 8, kFurther = 200'000, kMost = 3'000'000;
 
 std::atomic<bool> invariant{false};
@@ -31,7 +31,7 @@ bool dense_matrix(const Tensor& t) {
   return !t.is_neg() && (t.stride(0) == 1 || t.stride(1) == 1) && t.stride(0) > 0 && t.stride(1) > 0;
 }
 
-// The kernel for a float32 product by parts, where that is allowed and faster, or null.
+// The kernel for a float32 product by parts, if allowed and faster, else null
 auto in_parts(int64_t rows, int64_t columns, int64_t depth) -> int (*)(const LargeProduct&) {
   constexpr int64_t kLeast = 32, kLeastProducts = 1 << 20;
   const auto& kernels = product_kernels().in_parts;
@@ -41,7 +41,7 @@ auto in_parts(int64_t rows, int64_t columns, int64_t depth) -> int (*)(const Lar
   return parts > 0 ? kernels[parts - 1] : nullptr;
 }
 
-// The kernel for a large product of these matrices, or null: it is the library's.
+// The kernel for a large product of these matrices, or null to use BLAS
 auto large_kernel(const Tensor& out, const Tensor& a, const Tensor& b) -> int (*)(const LargeProduct&) {
   const auto type = a.scalar_type();
   const bool single = type == at::kFloat, known = single || type == at::kDouble;
@@ -52,16 +52,16 @@ auto large_kernel(const Tensor& out, const Tensor& a, const Tensor& b) -> int (*
   const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1);
   if (rows == 0 || columns == 0 || depth == 0) return nullptr;
   if (const auto kernel = single ? in_parts(rows, columns, depth) : nullptr) return kernel;
-  // Laying out b takes as long as multiplying some 30 rows, which the library does not need for few.
+  // Packing b takes as long as multiplying about 30 rows; BLAS skips it for few rows.
   constexpr int64_t kLeastRows = 512, kLeast = 32;
   const bool pays = rows >= kLeastRows && columns >= kLeast && depth >= kLeast && rows * columns * depth >= kMost;
   return pays || products::batch_invariant() ? product_kernels().large[single ? 0 : 1] : nullptr;
 }
 
-// out = a·b (+ bias), or with `add` out + a·b.
+// out = a·b (+ bias), or with `add` out + a·b
 void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& bias, bool add, int64_t links = 0) {
   const auto kernel = large_kernel(out, a, b);
-  if (kernel == nullptr) return library::product(out, a, b, bias, add, links);
+  if (kernel == nullptr) return blas::product(out, a, b, bias, add, links);
   const OptionalTensor dense_bias = bias ? OptionalTensor(bias->contiguous()) : bias;
   LargeProduct args{};
   args.rows = out.size(0), args.columns = out.size(1), args.depth = a.size(1);
@@ -70,11 +70,11 @@ void large(Tensor& out, const Tensor& a, const Tensor& b, const OptionalTensor& 
   args.bias = data_of(dense_bias);
   args.out = out.mutable_data_ptr(), args.out_row = out.stride(0);
   args.add = add;
-  args.threads = Modest::alone() ? 1 : static_cast<int>(Modest::threads());
+  args.threads = ThreadLimit::alone() ? 1 : static_cast<int>(ThreadLimit::threads());
   Buffers().verify(kernel(args));
 }
 
-// Where in ProductKernels the product of N rows with a matrix of so many elements is, or -1: it is a large one.
+// Index in ProductKernels of the product of N rows with a matrix of this many elements, or -1 for a large one
 int small(const Tensor& a, const Tensor& b, int64_t rows, int64_t elements) {
   if (products::batch_invariant() || rows == 0 || rows > kMostRows || (rows - 1) * elements > kFurther ||
       elements == 0) {
@@ -89,9 +89,9 @@ int small(const Tensor& a, const Tensor& b, int64_t rows, int64_t elements) {
 struct SmallJob {
   void (*kernel)(const SmallProduct&);
   SmallProduct product;
-  enum Along { kColumns, kRowsOfB, kDepth } along;  // what threads share: columns of b and out, rows of b, or the depth
+  enum Along { kColumns, kRowsOfB, kDepth } along;  // divided among threads: columns of b and out, rows of b, or depth
   int64_t elements;                                 // of the matrix that is read or written once
-  int64_t bytes, bytes_of_b;                        // of an element
+  int64_t bytes, bytes_of_b;                        // of one element
 
   void compute(int64_t piece, int64_t pieces) const {
     constexpr int64_t kGrain = 64;
@@ -119,14 +119,14 @@ struct SmallJob {
   }
 };
 
-// Jobs whose matrices are worth the cores' caches, or their reading speed, together. The sum of no output depends on
-// the pieces. A thread begins with the same pieces every time, as they may still be in its core's own cache.
+// Jobs whose matrices are together large enough to use all cores' caches or bandwidth. No output's sum depends on the
+// pieces. A thread starts with the same pieces every time, because they may still be in its core's private cache.
 struct Shared {
   const SmallJob* jobs;
   int64_t count, pieces;
   std::atomic<uint64_t> taken{0};
 
-  static constexpr int64_t kMostPieces = 32;  // of two jobs: a bit for each
+  static constexpr int64_t kMostPieces = 32;  // of each of two jobs: one bit per piece in `taken`
 
   void take(int64_t job, int64_t piece) {
     const uint64_t bit = uint64_t{1} << (job * kMostPieces + piece);
@@ -142,12 +142,12 @@ struct Shared {
   }
 };
 
-// One or two jobs.
+// Runs one or two jobs.
 void run_small(std::initializer_list<SmallJob> jobs) {
-  constexpr int64_t kWorthSharing = 600'000;  // bytes: some 10 µs for one thread, a parallel region takes 3
+  constexpr int64_t kWorthSharing = 600'000;  // bytes: about 10 µs for one thread; a parallel region costs 3 µs
   int64_t bytes = 0;
   for (const SmallJob& job : jobs) bytes += job.elements * job.bytes_of_b;
-  const int threads = Modest::alone() || bytes < kWorthSharing ? 1 : Modest::threads();
+  const int threads = ThreadLimit::alone() || bytes < kWorthSharing ? 1 : ThreadLimit::threads();
   if (threads == 1) {
     const FloatMode flush(FloatMode::flushing());
     for (const SmallJob& job : jobs) job.compute(0, 1);
@@ -157,7 +157,7 @@ void run_small(std::initializer_list<SmallJob> jobs) {
   run_team(static_cast<int>(shared.pieces), &Shared::work, &shared);
 }
 
-// That of x·wᵀ (+ bias) by the kernel for few rows; scales: of the rows of w, if it is int8.
+// The job of x·wᵀ (+ bias) with the kernel for few rows.
 SmallJob rows_job(void (*kernel)(const SmallProduct&), const products::Forward& f) {
   const int64_t depth = f.w.size(1), columns = f.w.size(0);
   SmallProduct product{f.x.size(0),
@@ -175,7 +175,7 @@ SmallJob rows_job(void (*kernel)(const SmallProduct&), const products::Forward& 
   return {kernel, product, SmallJob::kRowsOfB, f.w.numel(), f.x.element_size(), f.w.element_size()};
 }
 
-// The kernel for few rows that computes f, or null: it is a large product.
+// The kernel for few rows that computes f; null if f is a large product.
 auto kernel_for_few_rows(const products::Forward& f) -> void (*)(const SmallProduct&) {
   if (f.w.scalar_type() != f.x.scalar_type()) return product_kernels().narrow[f.scales ? 1 : 0];
   const bool dense = f.out.is_contiguous() && (!f.bias || f.bias->is_contiguous());
@@ -194,8 +194,8 @@ void by_columns(Tensor& out, const Tensor& g, const Tensor& w, bool add) {
   run_small({{product_kernels().by_columns[kind], product, SmallJob::kColumns, w.numel(), bytes, bytes}});
 }
 
-// Where in ProductKernels the sum of N outer products is, or -1. Up to where BLAS has threads its ceremony costs more
-// than our own kernel takes: it packs both factors.
+// Index in ProductKernels of the sum of N outer products, or -1. Up to the size where BLAS uses threads, its overhead
+// exceeds the time of our own kernel, because it packs both factors.
 int outer_kind(const Tensor& out, const Tensor& g, const Tensor& x) {
   const auto type = g.scalar_type();
   const auto rows_dense = [&](const Tensor& t) {
@@ -203,7 +203,7 @@ int outer_kind(const Tensor& out, const Tensor& g, const Tensor& x) {
   };
   const int64_t rows = g.size(0);
   if (rows <= kMostRows && g.is_contiguous() && x.is_contiguous()) return small(g, x, rows, out.numel());
-  // BLAS is least exact where the result is narrow, and far from its speed.
+  // BLAS is least accurate for narrow results, and far below its peak speed.
   constexpr int64_t kNarrow = 16, kMostNarrow = 10 * kMost;
   if (rows * out.numel() >= (out.size(1) < kNarrow ? kMostNarrow : kMost) || out.numel() == 0 || rows == 0 ||
       !out.is_contiguous() || !rows_dense(g) || !rows_dense(x) ||
@@ -214,8 +214,8 @@ int outer_kind(const Tensor& out, const Tensor& g, const Tensor& x) {
 }
 
 void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
-  // BLAS adds up some 400 products in one chain, torch.nn those of each step, and then these sums: with 20 steps of 20
-  // rows half the error.
+  // BLAS accumulates about 400 products in one chain; torch.nn accumulates each step and then the steps: with 20 steps
+  // of 20 rows half the error.
   constexpr int64_t kLinks = 96;
   const int kind = out.is_contiguous() ? outer_kind(out, g, x) : -1;
   if (kind < 0) return large(out, g.t(), x, {}, add, kLinks);

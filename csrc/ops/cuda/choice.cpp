@@ -22,15 +22,15 @@ struct Slices {
 };
 std::atomic<Slices> asked_slices{Slices{0, 0}};
 
-// The kernels, device, T, B, H, projection, driver and slices asked for. Asking the GPU how many blocks it holds takes
-// longer than a launch, so answers are kept; a program of more shapes than kMost begins again.
+// The kernels, device, T, B, H, projection, driver and slices. Querying how many blocks fit on the GPU takes longer
+// than a launch, so answers are cached; a program with more than kMost shapes clears the cache.
 using Key = std::tuple<const void*, c10::DeviceIndex, int64_t, int64_t, int64_t, bool, Driver, int, int>;
 constexpr size_t kMost = 4096;
 std::mutex choices_mutex;
 std::map<Key, Choice> choices;
 
-// The memory through which the blocks of a grid exchange: counters, and behind them the buffers. Of this call alone, so
-// that calls on two streams know nothing of each other.
+// The memory for exchange between the blocks of a grid: counters, then buffers. Allocated for each call, so that calls
+// on two streams do not share it.
 template <class Args>
 Tensor exchange(Args& args, const PersistentKernel<Args>& kernel, const at::TensorOptions& options) {
   const Tiling& t = args.tiling;
@@ -85,7 +85,7 @@ Choice choice_of(const PersistentKernel<Args> (&kernels)[2], const Problem& prob
   asked.unit_slices = slices.units;
   asked.row_slices = slices.rows;
   Choice choice = choose(kernels, asked, machine(device.index()), wanted);
-  forget_error();  // of a question that the GPU answered with one
+  forget_error();  // of a query that failed
   const std::lock_guard lock(choices_mutex);
   if (choices.size() >= kMost) choices.clear();
   choices.emplace(key, choice);

@@ -1,4 +1,4 @@
-// Which driver runs a call: the choice of cuda/plan.h, remembered, and what overrules it.
+// Driver of a call: the cached choice of cuda/plan.h, and overrides.
 #pragma once
 
 #include <array>
@@ -9,10 +9,10 @@
 
 namespace fastrnn::cuda {
 
-// Overrules the choice for all threads: auto, stepwise, grid or cluster. Raises ValueError for another name.
+// Overrides the choice for all threads: auto, stepwise, grid or cluster. Raises ValueError for another name.
 void set_driver(const std::string& name);
 Driver wanted_driver();
-// Into how many slices persistent drivers cut the units and the rows of the batch, for all threads; 0: by the rule of
+// Number of slices into which persistent drivers cut the units and the batch rows, for all threads; 0: by the rule of
 // cuda/plan.cpp. For measurements and tests.
 void set_slices(int units, int rows);
 
@@ -20,16 +20,16 @@ template <class Args>
 Choice choice_of(const PersistentKernel<Args> (&kernels)[2], const Problem& problem, const at::Device& device,
                  Driver wanted);
 
-// Launches a persistent driver that was chosen, or leaves it to the step-wise one and returns false: it was chosen
-// itself, or the GPU refused the launch. Raises RuntimeError where a driver that was asked for by name cannot be had.
+// Launches the chosen persistent driver. Returns false to use the step-wise one: it was chosen, or the GPU refused the
+// launch. Raises RuntimeError if a driver requested by name cannot run.
 template <class Args>
 bool run_persistent(const Call& call, Args args, const PersistentKernel<Args> (&kernels)[2], bool backward);
 
-// Forgets what was chosen, as another machine is to be believed in (tests).
+// Clears cached choices, when another machine is simulated (tests).
 void forget_choices();
-// The next launches of persistent drivers are refused, as on a GPU that is taken (tests).
+// Makes the next launches of persistent drivers fail, as on a GPU in use (tests).
 void set_refusing(bool on);
-// How many sequences ran by each driver, by Driver.
+// Number of sequences run by each driver, indexed by Driver
 std::array<int64_t, 4> runs();
 void count_run(Driver driver);
 

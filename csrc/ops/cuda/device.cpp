@@ -13,8 +13,8 @@ namespace fastrnn::cuda {
 
 namespace {
 
-// As torch decides it for the products of cuBLAS. (Its older question, allowTF32CuBLAS, raises where a program has used
-// the newer setting.)
+// Torch's setting for cuBLAS products. (Its older query, allowTF32CuBLAS, raises if a program has used the newer
+// setting.)
 bool tf32_allowed() {
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
          at::Float32Precision::TF32;

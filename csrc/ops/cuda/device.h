@@ -1,4 +1,4 @@
-// GPUs for the operators of csrc/ops: see ops/checked.h.
+// GPUs as a Device of csrc/ops: see ops/checked.h.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -12,13 +12,13 @@
 
 namespace fastrnn::cuda {
 
-// The kernel format of a dtype: of float32, where torch allows its own products TF32 and the GPU has it, kTf32. Raises
+// The kernel format of a dtype; for float32 kTf32 if torch allows its own products TF32 and the GPU supports it. Raises
 // TypeError for dtypes without kernels.
 Format format_of(at::ScalarType type, const at::Device& device);
-// Null where there is no such cell, or no such format.
+// Null if there is no such cell or no such format
 const FormatKernels* kernels_of(const CellKernels* cell, Format format);
-// A cell with kernels for a dtype on a GPU; those of a custom cell are made if need be. Raises ValueError for an
-// unknown cell, RuntimeError where its kernels cannot be made, TypeError for other dtypes.
+// A cell with kernels for a dtype on a GPU; a custom cell's are compiled on demand. Raises ValueError for an unknown
+// cell, RuntimeError if the kernels cannot be compiled, TypeError for other dtypes.
 const CellKernels* cell_named(const std::string& name, at::ScalarType type, const at::Device& device);
 void set_preparation(Preparation function);
 
@@ -28,7 +28,7 @@ struct Cuda {
   using Kernels = const FormatKernels*;
   using products = cuda::products;
 
-  // Autocast off, outputs not tracked as views, and the call's GPU the current one.
+  // Dispatcher state inside an operator: autocast off, outputs not tracked as views, the call's GPU current
   struct Inside {
     explicit Inside(const LayerCall& call) {
       if (on_gpu(call.w_hh())) device.set_device(call.w_hh().device());
@@ -42,8 +42,7 @@ struct Cuda {
   };
   struct Memory {
     Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return fresh(sizes, options); }
-    // For what is saved for backward, a function of the inputs alone: rows of padding, which kernels do not write, are
-    // zeros.
+    // Memory for tensors saved for backward, deterministic: zero in padding, which kernels do not write.
     Tensor saved(const CudaLayout& layout, int64_t width, const at::TensorOptions& options);
   };
 
@@ -59,9 +58,9 @@ struct Cuda {
   static void run(const Checked<Cuda>& c, const ForwardPass& pass, Memory& memory);
   static void run(const Checked<Cuda>& c, BackwardPass& pass, Memory& memory);
 
-  // (N, Q·H), as each row has them.
+  // (N, Q·H), one row of gradients for each row
   static Tensor parameter_gradients(const Checked<Cuda>& c, Memory& memory);
-  // h before each row's step, (N, P): what R was multiplied with.
+  // h before each row's time step, (N, P): the operand of R
   static Tensor hidden_before(const Checked<Cuda>& c, const BackwardPass& pass);
   static Tensor unprojected(const Checked<Cuda>& c, const BackwardPass& pass);
   // The first `count` columns of `left` and all of `right`, side by side.
@@ -71,11 +70,11 @@ struct Cuda {
   static Tensor sum_rows(const Tensor& t) { return t.sum(0); }
   static Tensor copy(const Tensor& t) { return t.clone(); }
   static void clear(Tensor& t) { t.zero_(); }
-  // On the CPU NaN where drh is not finite; here the answer would have to be waited for.
+  // On the CPU, NaN where drh is not finite; here that would need a synchronisation.
   static void add_of_zeros(const Tensor&, const Tensor&) {}
 };
 
-// A checked call, as drivers take it.
+// A checked call, as drivers take it
 using Call = Checked<Cuda>;
 
 }  // namespace fastrnn::cuda

@@ -15,7 +15,7 @@ void check(Error error, const char* doing) {
 bool is_refusal(Error error) {
   switch (error) {
     case cudaErrorInvalidConfiguration:
-    case cudaErrorInvalidValue:  // of an attribute: more shared memory than a block may have here
+    case cudaErrorInvalidValue:  // from setting an attribute: more shared memory than a block may have
     case cudaErrorLaunchOutOfResources:
     case cudaErrorCooperativeLaunchTooLarge:
     case cudaErrorInvalidClusterSize:

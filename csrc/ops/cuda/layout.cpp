@@ -10,7 +10,7 @@ namespace fastrnn::cuda {
 
 namespace {
 
-// Copies from the CPU do not wait: memory that is not pinned is read before the call returns.
+// Copies from the CPU are asynchronous: memory that is not pinned is read before the call returns.
 Tensor on_device(const Tensor& t, const at::Device& device, at::ScalarType type) {
   return t.to(device, type, /*non_blocking=*/true).contiguous();
 }

@@ -1,5 +1,4 @@
-// Row layout on a GPU: padded, with lengths or without, or packed. Nothing here waits for the device, nor reads from
-// it.
+// Row layout on a GPU: padded, with or without lengths, or packed. No synchronisation with the device.
 #pragma once
 
 #include "cuda/args.h"
@@ -8,7 +7,7 @@
 namespace fastrnn::cuda {
 
 struct CudaLayout : RowLayout {
-  // `rows` are those in memory: T·B with or without lengths.
+  // `rows` counts the rows in memory: T·B with or without lengths.
   Tensor offsets;  // packed: [T + 1]
   Tensor lengths;  // [B] int64, or undefined
   Tensor reset;    // [T, B] bool, or undefined
@@ -16,18 +15,18 @@ struct CudaLayout : RowLayout {
   // On a GPU, a length beyond T counts as T, a negative one as 0.
   CudaLayout(const LayerCall& call, const Tensor& rows_like, const at::Device& device);
 
-  // The caller's (…, W) tensor as contiguous (N, W).
+  // The caller's (…, W) tensor as contiguous (N, W)
   Tensor gather(const Tensor& given) const;
-  // The same, with zeros where no step is taken: padding may hold NaN, and a product has no predicates.
+  // The same, with zeros in padding, which may hold NaN: products have no predicates.
   Tensor gather_without_padding(const Tensor& given) const;
-  // (N, W) with the caller's leading dimensions, as a view.
+  // (N, W) with the caller's leading dimensions, as a view
   Tensor scatter(const Tensor& rows) const { return shaped(rows); }
   Tensor shaped(const Tensor& rows) const;
-  // States lie in the caller's order.
+  // States are in the caller's order.
   Tensor sort(const Tensor& state) const;
   Tensor unsort(Tensor state) const { return state; }
   int64_t capacity() const { return rows; }
-  // Return true if h before a step is y of the step before, for every row alike.
+  // Return true if h before a time step is y of the previous step, for all rows.
   bool plain() const { return !lengths.defined() && !reset.defined() && (counts.empty() || counts.back() == batch); }
 
   Rows describe(bool reverse) const;

@@ -14,7 +14,7 @@ namespace fastrnn::cuda {
 
 namespace {
 
-constexpr int kLargestCluster = 16;  // beyond 8 only where a GPU allows it, which the occupancy calculator knows
+constexpr int kLargestCluster = 16;  // above 8 only if the GPU allows it, as reported by the occupancy calculator
 
 struct Known {
   Machine machine{};
@@ -41,7 +41,7 @@ Known ask(c10::DeviceIndex device) {
   out.machine.shared_bytes = static_cast<int64_t>(found.sharedMemPerBlockOptin);
   out.machine.major = found.major;
   out.machine.minor = found.minor;
-  // Kernels compiled for an older architecture run here too, but know nothing of clusters.
+  // Kernels compiled for an older architecture run here too, but without clusters.
   out.machine.largest_cluster = found.major >= 9 && architecture >= 90 ? kLargestCluster : 0;
   return out;
 }

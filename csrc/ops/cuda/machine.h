@@ -1,4 +1,4 @@
-// What the GPUs are.
+// Properties of the GPUs.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -9,12 +9,12 @@
 
 namespace fastrnn::cuda {
 
-// Read once for each device. Of a slice of a GPU (MIG), the slice's numbers.
+// Read once for each device. For a slice of a GPU (MIG), the numbers of the slice.
 Machine machine(c10::DeviceIndex device);
-// Why no kernel of this build can run there; empty if they can.
+// Return why no kernel of this build can run on the device; empty if they can.
 std::string device_problem(c10::DeviceIndex device);
 
-// Lets every GPU seem this small, each limit 0 for what it is (tests).
+// Limits the reported size of every GPU; 0: the actual one (tests).
 void limit_machine(int processors, int64_t shared_bytes, int largest_cluster);
 
 }  // namespace fastrnn::cuda

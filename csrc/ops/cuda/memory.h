@@ -1,4 +1,4 @@
-// Memory of the kernels. All of it comes from torch's caching allocator.
+// Memory of the kernels, all from torch's caching allocator.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,13 +7,13 @@
 
 namespace fastrnn::cuda {
 
-// Not initialised; with poison on filled with NaN.
+// Uninitialised; filled with NaN with poison on
 Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options);
 
-// Fill what kernels write, and their scratch memory, with NaN first (tests).
+// Sets whether outputs and scratch memory of kernels are first filled with NaN (tests).
 void set_poison(bool on);
 
-// In the emulated build of tests/cuda_ops the CPU passes for a GPU.
+// In the emulated build of tests/cuda_ops the CPU counts as a GPU.
 inline bool on_gpu(const Tensor& t) {
 #ifdef FASTRNN_CUDA_EMULATED
   return t.is_cpu();

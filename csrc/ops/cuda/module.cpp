@@ -1,4 +1,4 @@
-// fastrnn._cuda: registers the operators for CUDA. Importing it touches no GPU.
+// fastrnn._cuda: registration of the operators for CUDA. Importing it does not initialise a GPU.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -70,7 +70,7 @@ py::dict explain(int device, const std::string& cell_name, int64_t steps, int64_
   return out;
 }
 
-// Whether a cell has kernels of a format on a GPU.
+// Return true if a cell has kernels of a format on a GPU.
 bool has_kernels(const std::string& name, const std::string& dtype, int device) {
   const at::Device where(at::kCUDA, static_cast<c10::DeviceIndex>(device));
   const CellKernels* cell = find_cell(name.c_str(), machine(where.index()).capability());
@@ -117,9 +117,9 @@ std::map<std::string, std::string> build_info() {
   return info;
 }
 
-// Custom cells are compiled by Python.
+// Custom cells are compiled from Python.
 void use_preparation(const py::function& function) {
-  const auto* held = new py::function(function);  // never destroyed: at exit there may be no interpreter left to do it
+  const auto* held = new py::function(function);  // never destroyed: at exit the interpreter may be gone
   set_preparation([held](const std::string& cell, const std::string& type, const std::string& device) {
     const py::gil_scoped_acquire gil;
     return (*held)(cell, type, device).cast<std::string>();

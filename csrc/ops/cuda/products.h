@@ -1,5 +1,5 @@
-// The products of cuBLAS, by torch: around a recurrence, and within the steps of the step-wise driver. torch's settings
-// (TF32, reduced precision) hold for them as for its own.
+// cuBLAS products through torch, before and after the recurrence and within the steps of the step-wise driver. torch's
+// settings (TF32, reduced precision) apply as to its own products.
 #pragma once
 
 #include "cuda/drivers.h"
@@ -8,22 +8,22 @@
 namespace fastrnn::cuda {
 
 struct products {
-  // Memory for a result, of the type of `like`.
+  // Uninitialised memory for a result, with the dtype of `like`
   static Tensor empty(at::IntArrayRef sizes, const Tensor& like);
-  // x·wᵀ (+ bias): x (N, K), w (M, K), bias (M).
+  // x·wᵀ (+ bias): x (N, K), w (M, K), bias (M)
   static Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias);
   static void forward_into(Tensor out, const Tensor& x, const Tensor& w, const OptionalTensor& bias);
-  // g·w, the gradient of x: g (N, M), w (M, K).
+  // g·w, the gradient of x: g (N, M), w (M, K)
   static Tensor of_input(const Tensor& g, const Tensor& w);
-  // gᵀ·x, the gradient of w: g (N, M), x (N, K).
+  // gᵀ·x, the gradient of w: g (N, M), x (N, K)
   static Tensor of_weight(const Tensor& g, const Tensor& x);
   static void of_weight_into(Tensor out, const Tensor& g, const Tensor& x);
   // Adds gᵀ·x to `sum` (M, K).
   static void add_of_weight(Tensor sum, const Tensor& g, const Tensor& x);
 };
 
-// A product of the step-wise driver: the first rows of `out` = those of `operand` · `matrix`. Sums of 16-bit numbers
-// come out in float32.
+// A product of the step-wise driver: the first rows of `out` = those of `operand` · `matrix`. Sums of 16-bit values are
+// float32.
 class StepProduct {
  public:
   StepProduct() = default;
@@ -33,7 +33,7 @@ class StepProduct {
 
  private:
   Tensor out_, operand_, matrix_;
-  Tensor some_out_, some_operand_;  // views of as many rows as the last time
+  Tensor some_out_, some_operand_;  // views of the last call's number of rows
 };
 
 struct StepLibrary final : Library {

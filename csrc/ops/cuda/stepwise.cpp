@@ -16,7 +16,7 @@ Counts counts_of(const CudaLayout& layout) {
   return {layout.counts.empty() ? nullptr : layout.counts.data(), layout.batch};
 }
 
-// The matrix of a step's second product, if it has one: that of a projection, or the cell's own.
+// The matrix of a step's second product, if any: that of a projection, or the cell's own.
 OptionalTensor second_matrix(const Call& call, const Tensor& w_hh, const OptionalTensor& w_hr) {
   return call.cell->second > 0 ? OptionalTensor(call.second_product(w_hh)) : w_hr;
 }

@@ -1,4 +1,4 @@
-// The step-wise driver of a call: its memory, its products, and how its launches reach the GPU.
+// Step-wise driver of a call: its memory, its products and its launches.
 #pragma once
 
 #include "ops/cuda/device.h"

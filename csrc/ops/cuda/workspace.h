@@ -11,7 +11,7 @@ struct Workspace {
   Tensors states;
   StepLibrary library;
 
-  // `first`, `second`: the matrices as the products take them, of one pass.
+  // `first`, `second`: the matrices of the pass, as the products take them
   Workspace(const Call& call, bool backward, const Tensor& first, const OptionalTensor& second);
   StepMemory pointers() const;
 };

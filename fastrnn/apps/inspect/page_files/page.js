@@ -28,7 +28,7 @@
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
   const named = { "\n": "↵", " ": "␣", "\t": "⇥" };
   const symbol = (c) => named[c] ?? visible(c);
-  // Control characters as their pictures: they have no width, or move things.
+  // Control characters are shown as symbols, because they have no width or change the layout.
   const visible = (c) => (c < " " && c !== "\n" && c !== "\t" ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : c === "\x7f" ? "␡" : c);
 
   // ---- the data --------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@
     if (event.key === "n" || event.key === "p") move(event.key === "n" ? 1 : -1);
   });
 
-  // ---- the place that is looked at -------------------------------------------------------------------------------
+  // ---- the selected place -------------------------------------------------------------------------------
   let at = 0;
   const lineOf = (k) => {
     let low = 0, high = lines.length - 1;
@@ -145,14 +145,14 @@
     return low;
   };
 
-  // Of all units that a character is made of.
+  // Sum over all units of a character.
   function costOf(k) {
     const first = Math.min(k > 0 ? ends[k - 1] + 1 : 1, ends[k]);
     const own = bits.subarray(first, ends[k] + 1);
     const sum = own.reduce((total, one) => total + one, 0) / 16;
     return own.includes(255) ? `more than ${(Math.floor(10 * sum) / 10).toFixed(1)}` : sum.toFixed(1);
   }
-  // The sign of the first byte of a character that has several.
+  // The symbol of a multi-byte character's first byte.
   const leadOf = (c) => (c === null || c < "\x80" || c === "\ufffd" ? null : `\\x${new TextEncoder().encode(c)[0].toString(16)}`);
 
   function look(k) {

@@ -1,4 +1,4 @@
-#include "cpu/crowd.h"
+#include "cpu/contention.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,7 +9,7 @@ namespace fastrnn {
 namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
-constexpr int64_t kLate = kMillisecond / 2;  // a sleeping thread with a free core is there within a tenth of that
+constexpr int64_t kLate = kMillisecond / 2;  // a sleeping thread with a free core starts within a tenth of that
 constexpr int64_t kShortest = 50 * kMillisecond, kLongest = 800 * kMillisecond;
 constexpr double kLongJob = 60e-3;  // seconds: several regions of several time slices
 
@@ -24,10 +24,10 @@ int64_t nanoseconds() {
       .count();
 }
 
-void report_crowd() {
+void report_contention() {
   const int64_t now = nanoseconds(), until = alone_until.load();
-  if (now < until) return;  // one sign among several of the same event
-  // Soon after the last while: the trial of threads failed.
+  if (now < until) return;  // several signs of the same event count once
+  // Soon after the last period: using threads again has failed.
   const bool again = now - until < 2 * last_while.load();
   const int64_t length = again ? std::min(kLongest, 2 * last_while.load()) : kShortest;
   last_while = length;
@@ -41,7 +41,7 @@ bool long_wait_again() {
 
 bool better_alone(double seconds) { return seconds < kLongJob && nanoseconds() < alone_until.load(); }
 
-void set_crowd(bool seen) {
+void set_contention(bool seen) {
   last_while = last_wait = 0;
   alone_until = seen ? nanoseconds() + 3600 * 1000 * kMillisecond : 0;
 }
@@ -49,7 +49,7 @@ void set_crowd(bool seen) {
 Watch::Watch() : begin_(nanoseconds()) {}
 
 void Watch::arrived() const {
-  if (nanoseconds() - begin_ > kLate) report_crowd();
+  if (nanoseconds() - begin_ > kLate) report_contention();
 }
 
 }  // namespace fastrnn

@@ -1,12 +1,12 @@
-// How the tensors of a call are laid out for its caller, where that is not the operators' own way.
+// Caller layout of a call's tensors, if it differs from the operators' layout.
 #pragma once
 
 #include "ops/tensors.h"
 
 namespace fastrnn {
 
-// The operators know x and y as (T, B, ·) and states as (B, ·).
-struct Form {
+// The operators use (T, B, ·) for x and y, and (B, ·) for states.
+struct CallerLayout {
   bool batch_first = false;  // x and y are (B, T, ·)
   bool no_steps = false;     // x and y have no dimension T
   bool no_batch = false;     // nothing has a dimension B
@@ -14,13 +14,13 @@ struct Form {
 
   bool plain() const { return !(batch_first || no_steps || no_batch || layered); }
 
-  // As the operators know them: without a call of the dispatcher, unknown to autograd.
+  // Views in the operators' layout: without the dispatcher, invisible to autograd
   Tensor rows(const Tensor& t) const;
   Tensor state(const Tensor& t) const;
-  // Gives a new tensor (contiguous, nobody else's) that the operators made the caller's layout.
+  // Converts a new contiguous tensor of the operators to the caller's layout, in place.
   void give_rows(Tensor& t) const;
   void give_state(Tensor& t) const;
-  // The same by operations of torch, which autograd sees.
+  // The same by torch operations that autograd records
   Tensor tracked_rows(const Tensor& t) const;
   Tensor tracked_state(const Tensor& t) const;
   Tensor tracked_back_rows(const Tensor& t) const;

@@ -1,4 +1,4 @@
-#include "ops/cpu/library.h"
+#include "ops/cpu/blas.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
@@ -8,21 +8,21 @@
 
 #include "cpu/float_mode.h"
 #include "cpu/team.h"
-#include "ops/cpu/modest.h"
+#include "ops/cpu/thread_limit.h"
 
-namespace fastrnn::library {
+namespace fastrnn::blas {
 
 namespace {
 
 using at::Tensor;
 
-// A product of fewer multiply-adds is over before a second thread has begun.
+// A product of fewer multiply-adds finishes before a second thread has started.
 constexpr int64_t kLeast = 3'000'000;
-// Long products are computed in pieces of so many: by one thread each, a few times as many as there are threads.
+// Long products are cut into pieces of this many multiply-adds, one thread each, a few times as many as threads.
 constexpr int64_t kPiece = 10'000'000, kMostPieces = 16;
-// A piece should have so many rows or columns: below, the library packs more than it computes.
+// Minimum rows or columns of a piece: with fewer, BLAS spends more time packing than computing.
 constexpr int64_t kLeastRows = 16;
-// The library adds up a product with a vector, or of few results, one by one: its error grows with the depth.
+// BLAS accumulates products with a vector, or with few results, sequentially: their error grows with the depth.
 constexpr int64_t kChain = 64, kFewSums = 16;
 constexpr int64_t kMostChains = 16;
 
@@ -34,7 +34,7 @@ struct Job {
   bool add;
   int64_t pieces;
   bool by_rows;
-  int64_t chains;  // pieces of the depth, added up one after the other
+  int64_t chains;  // pieces of the depth, accumulated in turn
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
@@ -62,8 +62,8 @@ struct Job {
   // An exception must not leave a parallel region.
   void work() {
     const FloatMode flush(FloatMode::flushing());
-    // Within a team too: the library has other ways, and other bits, where it may start threads though it would not.
-    const Modest::Single single;
+    // Even inside a team: BLAS takes other code paths, with other bits, if it could start threads.
+    const ThreadLimit::Single single;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const at::AutoDispatchBelowADInplaceOrView plain;
     for (int64_t piece = next++; piece < pieces; piece = next++) {
@@ -78,10 +78,10 @@ struct Job {
 
 void member_works(void* job, Member&) { static_cast<Job*>(job)->work(); }
 
-// out = a·b, or out + a·b: sums of kChain products each, and then the sum of these.
+// out = a·b, or out + a·b: sums of kChain products each, then the sum of these
 void in_chains(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   const FloatMode flush(FloatMode::flushing());
-  const Modest::Single single;
+  const ThreadLimit::Single single;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const at::AutoDispatchBelowADInplaceOrView plain;
   const int64_t chains = a.size(1) / kChain, even = chains * kChain;
@@ -107,18 +107,18 @@ void product(Tensor& out, const Tensor& a, const Tensor& b, const std::optional<
   }
   const bool by_rows = rows >= columns || rows >= kLeastRows * kMostPieces;
   const int64_t size = by_rows ? rows : columns;
-  // The same pieces, and so the same bits, for any number of threads.
+  // The same pieces, and therefore the same bits, for any number of threads
   const int64_t wanted = std::min(kMostPieces, std::max<int64_t>(2, work / kPiece));
   const int64_t pieces = work < kLeast ? 1 : std::max<int64_t>(1, std::min(wanted, size / kLeastRows));
-  // In 16 bits each chain would be rounded.
+  // In 16 bits each partial sum would be rounded.
   const int64_t chains = links == 0 || a.element_size() < 4 ? 1 : std::min(kMostChains, (depth + links - 1) / links);
   Job job{out, a, b, bias, add, pieces, by_rows, chains};
-  if (pieces == 1 || Modest::alone()) {
+  if (pieces == 1 || ThreadLimit::alone()) {
     job.work();
   } else {
-    run_team(static_cast<int>(std::min<int64_t>(Modest::threads(), pieces)), &member_works, &job);
+    run_team(static_cast<int>(std::min<int64_t>(ThreadLimit::threads(), pieces)), &member_works, &job);
   }
   if (job.failed) std::rethrow_exception(job.error);
 }
 
-}  // namespace fastrnn::library
+}  // namespace fastrnn::blas

@@ -1,6 +1,4 @@
-"""The short way to the kernels (csrc/python/short.cpp): taken for ordinary calls with the same bits as the usual way,
-and for no other call.
-"""
+"""The fast path to the kernels (csrc/python/fast_path.cpp): only ordinary calls take it, with bitwise equal results."""
 
 from __future__ import annotations
 
@@ -34,11 +32,11 @@ KINDS = [(kind, options) for kind in LAYERS for options in NETWORKS if "proj" no
 
 @contextlib.contextmanager
 def the_usual_way():
-    _C.set_short(False)
+    _C.set_fast_path(False)
     try:
         yield
     finally:
-        _C.set_short(True)
+        _C.set_fast_path(True)
 
 
 def make(kind: str, size: int = I, hidden: int = H, **options):
@@ -46,7 +44,7 @@ def make(kind: str, size: int = I, hidden: int = H, **options):
 
 
 def taken(module: nn.Module, x, hx=None, stepping: bool = False) -> bool:
-    return _C.short_layers(module, x, hx, stepping) is not None
+    return _C.fast_path_layers(module, x, hx, stepping) is not None
 
 
 def bits(result) -> list[torch.Tensor]:
@@ -112,8 +110,8 @@ def test_cells_have_the_bits_of_the_usual_way(kind, batch):
     cell = cell_pair(kind)[1]
     x, hx = torch.randn((I,) if batch is None else (batch, I)), random_hx(cell, batch)
     states = hx if isinstance(hx, tuple) else (hx,)
-    assert _C.short_cell(cell, kind, x, None) is not None
-    assert _C.short_cell(cell, kind, x, states) is not None
+    assert _C.fast_path_cell(cell, kind, x, None) is not None
+    assert _C.fast_path_cell(cell, kind, x, states) is not None
     same_bits(cell, lambda m, x: m(x), x)
     same_bits(cell, lambda m, x, *s: m(x, s if len(s) > 1 else s[0]), x, *states)
 

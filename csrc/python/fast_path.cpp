@@ -1,4 +1,4 @@
-#include "python/short.h"
+#include "python/fast_path.h"
 
 #include <ATen/ATen.h>
 #include <ATen/FuncTorchTLS.h>
@@ -21,11 +21,11 @@ namespace fastrnn {
 
 namespace {
 
-// Borrowed or owned for good: set once, while the package is imported.
+// Borrowed references, or owned permanently: set once, when the package is imported.
 PyObject *layer_types = nullptr, *cell_types = nullptr, *modes = nullptr;
 std::atomic<bool> enabled{true};
 
-// Whether torch.func is at work. Its state is asked as a Function in C++ asks: by what it refuses.
+// Return true if a torch.func transform is active. Its state is queried as a C++ Function does, by catching its error.
 bool transforming() {
   const auto& state = at::functorch::functorchTLSAccessor();
   if (!state) return false;
@@ -37,7 +37,7 @@ bool transforming() {
   return false;
 }
 
-// Nothing that wants to see, change or follow what is computed: transforms, modes, tracers, autocast, forward mode.
+// Return true if nothing observes or changes the computation: no transform, mode, tracer, autocast or forward mode.
 bool nobody_watches() {
   const auto tls = c10::impl::tls_local_dispatch_key_set();
   constexpr c10::DispatchKeySet kUsual({c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
@@ -58,7 +58,7 @@ struct Sizes {
   bool bias, projecting;
 };
 
-// The weights of one layer and direction, into call.inputs; false if anything is unusual.
+// Puts the weights of one layer and direction into call.inputs; returns false for anything unusual.
 bool take_weights(EagerCall& call, Attributes& module, PyObject* parameters, PyObject* const* name, at::ScalarType type,
                   const Sizes& s) {
   const int64_t wide = s.gates * s.hidden;
@@ -78,7 +78,7 @@ bool take_weights(EagerCall& call, Attributes& module, PyObject* parameters, PyO
   return true;
 }
 
-// A tuple (or list, if `list`) of `count` plain tensors of one format; false if it is anything else.
+// Takes a tuple (or list, if `list`) of `count` ordinary tensors of one dtype; returns false for anything else.
 bool take_states(PyObject* given, int count, at::ScalarType type, std::array<const Tensor*, kMaxStates>& states) {
   PyObject* const* items = &given;
   if (PyTuple_CheckExact(given) || PyList_CheckExact(given)) {
@@ -117,22 +117,22 @@ PyObject* as_tuple(const Tensors& tensors, size_t from) {
   return tuple;
 }
 
-// A call of LSTM, GRU or RNN. The three readers answer false if anything is unusual.
+// A call of LSTM, GRU or RNN. The three readers return false for anything unusual.
 struct Network {
   std::string cell;
   const CellKernels* kernels = nullptr;
   Sizes sizes{};
   bool batch_first = false;
   int64_t directions = 1, count = 0;                // D; L·D
-  PyObject *parameters = nullptr, *flat = nullptr;  // flat: the names of the weights
-  Form form;
+  PyObject *parameters = nullptr, *flat = nullptr;  // flat: names of the weights
+  CallerLayout caller;
   std::array<const Tensor*, kMaxStates> given{};
   std::vector<EagerCall> calls;
-  // Unless there is but one call, as operations of torch see them:
+  // With several calls, as torch operations record them:
   Tensor x;                      // (T, B, I)
-  std::vector<Tensors> initial;  // of each state, one for each call; or none
+  std::vector<Tensors> initial;  // by state, one tensor for each call; or none
 
-  int each() const { return 2 + 2 * sizes.bias + sizes.projecting; }  // weights of a layer and direction
+  int each() const { return 2 + 2 * sizes.bias + sizes.projecting; }  // number of weights of a layer and direction
 
   bool read_module(Attributes& module) {
     const Names& n = names();
@@ -152,12 +152,12 @@ struct Network {
     if (count == 0 || PyList_GET_SIZE(flat) % each() != 0 || count % directions != 0) return false;
     if (!flat_weights_are_parameters(module.get(n.flat_weights))) return false;
     if (count == directions) return true;
-    PyObject* dropout = module.get(n.dropout);  // lies between layers
+    PyObject* dropout = module.get(n.dropout);  // applies between layers
     if (dropout == nullptr || !(PyFloat_CheckExact(dropout) || PyLong_CheckExact(dropout))) return false;
     return !module.flag(n.training) || PyObject_IsTrue(dropout) == 0;
   }
 
-  // Whether torch's list of the weights holds the parameters, not other tensors that somebody has put there.
+  // Return true if torch's list of weights holds the parameters and not other tensors put there.
   bool flat_weights_are_parameters(PyObject* weights) const {
     if (weights == nullptr || !PyList_CheckExact(weights) || PyList_GET_SIZE(weights) != PyList_GET_SIZE(flat)) {
       return false;
@@ -173,19 +173,19 @@ struct Network {
   bool read_call(const Tensor& input, PyObject* hx, bool stepping) {
     const int64_t dims = input.dim() + (stepping ? 1 : 0);
     if (dims != 2 && dims != 3) return false;
-    form.no_steps = stepping;
-    form.no_batch = dims == 2;
-    form.batch_first = batch_first && !stepping && !form.no_batch;
-    form.layered = true;
+    caller.no_steps = stepping;
+    caller.no_batch = dims == 2;
+    caller.batch_first = batch_first && !stepping && !caller.no_batch;
+    caller.layered = true;
     if (input.size(-1) != sizes.inputs || input.numel() == 0) return false;
     if (hx == Py_None) return true;
-    // Several states are a tuple, a single one is not.
+    // Several states are passed as a tuple, a single one is not.
     if ((kernels->states == 1) == (PyTuple_Check(hx) || PyList_Check(hx))) return false;
     if (!take_states(hx, kernels->states, input.scalar_type(), given)) return false;
-    const int64_t batch = form.no_batch ? 1 : (form.batch_first || stepping ? input.size(0) : input.size(1));
+    const int64_t batch = caller.no_batch ? 1 : (caller.batch_first || stepping ? input.size(0) : input.size(1));
     for (int s = 0; s < kernels->states; ++s) {
       const int64_t width = s == 0 ? sizes.projected : sizes.hidden;
-      if (form.no_batch ? !has_sizes(*given[s], {count, width}) : !has_sizes(*given[s], {count, batch, width})) {
+      if (caller.no_batch ? !has_sizes(*given[s], {count, width}) : !has_sizes(*given[s], {count, batch, width})) {
         return false;
       }
     }
@@ -207,16 +207,16 @@ struct Network {
     return true;
   }
 
-  // Takes hold of what is to be computed with.
+  // Acquires the tensors for the computation.
   void take(const Tensor& input) {
     if (count > 1) {
-      x = form.tracked_rows(input);
+      x = caller.tracked_rows(input);
       for (int s = 0; given[0] != nullptr && s < kernels->states; ++s) {
-        initial.push_back((form.no_batch ? given[s]->unsqueeze(1) : *given[s]).unbind(0));
+        initial.push_back((caller.no_batch ? given[s]->unsqueeze(1) : *given[s]).unbind(0));
       }
       return;
     }
-    calls[0].form = form;
+    calls[0].caller = caller;
     calls[0].inputs[kX] = input;
     for (int s = 0; given[0] != nullptr && s < kernels->states; ++s) calls[0].inputs.push_back(*given[s]);
   }
@@ -230,7 +230,7 @@ struct Network {
     return true;
   }
 
-  // The input, the first layer's weights and the states.
+  // The input, the first layer's weights and the states, for the profiler
   Tensors shown() const {
     Tensors tensors = calls[0].inputs;
     if (count > 1) tensors[0] = x;
@@ -257,17 +257,17 @@ struct Network {
       }
       x = directions == 1 ? found[0][0] : at::cat({found[0][0], found[1][0]}, -1);
     }
-    Tensors out{form.tracked_back_rows(x)};
+    Tensors out{caller.tracked_back_rows(x)};
     for (const Tensors& column : finals) {
       const Tensor all = at::stack(column);
-      out.push_back(form.no_batch ? all.squeeze(1) : all);
+      out.push_back(caller.no_batch ? all.squeeze(1) : all);
     }
     return out;
   }
 };
 
-// short_layers(module, input, hx, stepping) -> (y, h or (h, c)), or None
-PyObject* short_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// fast_path_layers(module, input, hx, stepping) -> (y, h or (h, c)), or None
+PyObject* fast_path_layers(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Network network;
   if (count != 4 || !enabled || !nobody_watches() || !is_one_of(layer_types, args[0]) ||
@@ -300,8 +300,8 @@ bool prepare_cell(EagerCall& call, PyObject* const* args) {
   if (!attributes.usual || !PyDict_CheckExact(parameters)) return false;
   if (x->size(-1) != inputs || x->numel() == 0 || hidden == 0) return false;
   call.reverse = false;
-  call.form.no_steps = true;
-  call.form.no_batch = x->dim() == 1;
+  call.caller.no_steps = true;
+  call.caller.no_batch = x->dim() == 1;
   call.inputs.reserve(kFixedInputs + kernels->states);
   call.inputs.push_back(*x);
   if (!take_weights(call, attributes, parameters, n.cell, x->scalar_type(), sizes)) return false;
@@ -309,7 +309,7 @@ bool prepare_cell(EagerCall& call, PyObject* const* args) {
   std::array<const Tensor*, kMaxStates> states{};
   if (!PyTuple_CheckExact(args[3]) || !take_states(args[3], kernels->states, x->scalar_type(), states)) return false;
   for (int s = 0; s < kernels->states; ++s) {
-    if (call.form.no_batch ? !has_sizes(*states[s], {hidden}) : !has_sizes(*states[s], {x->size(0), hidden})) {
+    if (call.caller.no_batch ? !has_sizes(*states[s], {hidden}) : !has_sizes(*states[s], {x->size(0), hidden})) {
       return false;
     }
     call.inputs.push_back(*states[s]);
@@ -317,8 +317,8 @@ bool prepare_cell(EagerCall& call, PyObject* const* args) {
   return true;
 }
 
-// short_cell(module, cell, input, states) -> the new states, or None
-PyObject* short_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// fast_path_cell(module, cell, input, states) -> the new states, or None
+PyObject* fast_path_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   EagerCall call{};
   if (count != 4 || !enabled || !nobody_watches() || !is_one_of(cell_types, args[0]) || !prepare_cell(call, args)) {
@@ -333,10 +333,10 @@ PyObject* short_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// use_short(classes of layers, classes of cells, {mode: cell})
-PyObject* use_short(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// use_fast_path(classes of layers, classes of cells, {mode: cell})
+PyObject* use_fast_path(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 3 || !PyTuple_Check(args[0]) || !PyTuple_Check(args[1]) || !PyDict_Check(args[2])) {
-    PyErr_SetString(PyExc_TypeError, "use_short: expected two tuples of classes and a dict");
+    PyErr_SetString(PyExc_TypeError, "use_fast_path: expected two tuples of classes and a dict");
     return nullptr;
   }
   for (int k = 0; k < 3; ++k) Py_INCREF(args[k]);
@@ -346,7 +346,7 @@ PyObject* use_short(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-PyObject* set_short(PyObject*, PyObject* on) {
+PyObject* set_fast_path(PyObject*, PyObject* on) {
   enabled = PyObject_IsTrue(on) == 1;
   Py_RETURN_NONE;
 }
@@ -357,14 +357,17 @@ PyCFunction as_function(F* function) {
 }
 
 PyMethodDef methods[] = {
-    {"short_layers", as_function(&short_layers), METH_FASTCALL, "(module, input, hx, stepping): its result, or None."},
-    {"short_cell", as_function(&short_cell), METH_FASTCALL, "(module, cell, input, states): new states, or None."},
-    {"use_short", as_function(&use_short), METH_FASTCALL, "(classes of layers, of cells, {mode: cell})"},
-    {"set_short", as_function(&set_short), METH_O, "Whether short_layers and short_cell do anything (tests)."},
+    {"fast_path_layers", as_function(&fast_path_layers), METH_FASTCALL,
+     "(module, input, hx, stepping): its result, or None."},
+    {"fast_path_cell", as_function(&fast_path_cell), METH_FASTCALL,
+     "(module, cell, input, states): new states, or None."},
+    {"use_fast_path", as_function(&use_fast_path), METH_FASTCALL, "(classes of layers, of cells, {mode: cell})"},
+    {"set_fast_path", as_function(&set_fast_path), METH_O,
+     "Whether fast_path_layers and fast_path_cell do anything (tests)."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
 
-PyMethodDef* short_methods() { return methods; }
+PyMethodDef* fast_path_methods() { return methods; }
 
 }  // namespace fastrnn

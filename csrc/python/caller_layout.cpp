@@ -1,4 +1,4 @@
-#include "python/form.h"
+#include "python/caller_layout.h"
 
 namespace fastrnn {
 
@@ -12,7 +12,7 @@ Tensor strided(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides) 
 
 }  // namespace
 
-Tensor Form::rows(const Tensor& t) const {
+Tensor CallerLayout::rows(const Tensor& t) const {
   if (!batch_first && !no_steps && !no_batch) return t;
   const int64_t at_step = batch_first ? 1 : 0, at_batch = batch_first || no_steps ? 0 : 1, width = t.size(-1);
   const int64_t steps = no_steps ? 1 : t.size(at_step), batch = no_batch ? 1 : t.size(at_batch);
@@ -21,14 +21,14 @@ Tensor Form::rows(const Tensor& t) const {
                  {no_steps ? 1 : t.stride(at_step), no_batch ? 1 : t.stride(at_batch), t.stride(-1)});
 }
 
-Tensor Form::state(const Tensor& t) const {
+Tensor CallerLayout::state(const Tensor& t) const {
   if (!layered && !no_batch) return t;
   const int64_t batch = no_batch ? 1 : t.size(-2), width = t.size(-1);
   if (t.is_contiguous()) return memory_of(t, {batch, width});
   return strided(t, {batch, width}, {no_batch ? 1 : t.stride(-2), t.stride(-1)});
 }
 
-void Form::give_rows(Tensor& t) const {
+void CallerLayout::give_rows(Tensor& t) const {
   const int64_t steps = t.size(0), batch = t.size(1), width = t.size(2);
   c10::TensorImpl* impl = t.unsafeGetTensorImpl();
   if (batch_first) {
@@ -40,30 +40,30 @@ void Form::give_rows(Tensor& t) const {
   }
 }
 
-void Form::give_state(Tensor& t) const {
+void CallerLayout::give_state(Tensor& t) const {
   const int64_t batch = t.size(0), width = t.size(1);
   if (layered && !no_batch) t.unsafeGetTensorImpl()->set_sizes_contiguous(at::IntArrayRef{1, batch, width});
   if (!layered && no_batch) t.unsafeGetTensorImpl()->set_sizes_contiguous(at::IntArrayRef{width});
 }
 
-Tensor Form::tracked_rows(const Tensor& t) const {
+Tensor CallerLayout::tracked_rows(const Tensor& t) const {
   if (batch_first) return t.transpose(0, 1);
   const Tensor batched = no_batch ? t.unsqueeze(-2) : t;
   return no_steps ? batched.unsqueeze(0) : batched;
 }
 
-Tensor Form::tracked_state(const Tensor& t) const {
-  if (layered == no_batch) return t;  // unbatched, (1, ·) is (B, ·)
+Tensor CallerLayout::tracked_state(const Tensor& t) const {
+  if (layered == no_batch) return t;  // unbatched: (1, ·) equals (B, ·)
   return layered ? t.squeeze(0) : t.unsqueeze(0);
 }
 
-Tensor Form::tracked_back_rows(const Tensor& t) const {
+Tensor CallerLayout::tracked_back_rows(const Tensor& t) const {
   if (batch_first) return t.transpose(0, 1);
   const Tensor stepless = no_steps ? t.squeeze(0) : t;
   return no_batch ? stepless.squeeze(-2) : stepless;
 }
 
-Tensor Form::tracked_back_state(const Tensor& t) const {
+Tensor CallerLayout::tracked_back_state(const Tensor& t) const {
   if (layered == no_batch) return t;
   return layered ? t.unsqueeze(0) : t.squeeze(0);
 }

@@ -19,7 +19,7 @@ def make(kind: str, size: int = I, hidden: int = H, **options) -> nn.Module:
 
 
 def taken(module: nn.Module, x, hx=None, stepping: bool = False) -> bool:
-    return _C.short_layers(module, x, hx, stepping) is not None
+    return _C.fast_path_layers(module, x, hx, stepping) is not None
 
 
 @pytest.mark.parametrize("form", ["steps", "batch_first", "unbatched", "step"])
@@ -195,7 +195,7 @@ def test_states_made_in_inference_mode(kind):
 
 
 def test_unread_inputs_under_hooks():
-    """What is offloaded or made again by a checkpoint is all of it."""
+    """Saved-tensor hooks get x in full, even where backward does not read it."""
     module, x = make("gru"), torch.randn(T, B, I, requires_grad=True)
     freeze(module)
     packed = []
