@@ -2,15 +2,16 @@
 
 Training (forward + backward with all gradients) in float32. Engines, each in a process of its own, in turns:
 
-- ``fastrnn``: the network that the cell makes, fused kernels;
-- ``loop``: one input product, then for each step a recurrent product and the cell's own function, with autograd;
-- ``compiled``: that loop under ``torch.compile``, unrolled as torch.compile does it, one graph;
+- ``fastrnn``: the network of the cell, with fused kernels;
+- ``loop``: one input product, then in each step a recurrent product and the cell's own function, with autograd;
+- ``compiled``: that loop under ``torch.compile``, unrolled into one graph;
 - ``compiled-step``: the loop in Python, its step under ``torch.compile``.
 
-Compilation is not timed; where it takes longer than ``--compile-seconds`` the engine is left out with a note. Before
+Compilation is not timed; an engine for which it takes longer than ``--compile-seconds`` is omitted with a note. Before
 anything is timed, every engine's outputs and gradients are compared with the loop's in float64, by the rule that
-`fastrnn bench` has for other libraries: 4 times the float32 loop's own error plus 16 units of rounding. Of three
-draws of weights and data the middle one counts: where a network's state is chaotic, each engine's error is luck.
+`fastrnn bench` has for other libraries: 4 times the float32 loop's own error plus 16 units in the last place. The
+median of three draws of weights and data counts, because in a chaotic network each engine's error is a matter of
+chance.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ METRICS = ("forward", "backward", "total")
 
 
 class Loop:
-    """A network's layer as a loop that one would write by hand; the weights are the network's."""
+    """A network's layer as a loop that one would write by hand, with the network's weights."""
 
     def __init__(self, network: Any, compiled: str = "") -> None:
         import torch
@@ -47,7 +48,7 @@ class Loop:
         self.run = torch.compile(self._run, **options) if compiled == "loop" else self._run
 
     def _products(self, h: Any, w: Any, b: Any) -> dict[str, Any]:
-        """Of h, and functions that give those of other vectors, one product for all matrices of a vector."""
+        """Return the products of h, and functions for other vectors, with one product for all matrices of a vector."""
         import torch.nn.functional as F
 
         cell, H = self.network.cell, h.shape[-1]
@@ -98,7 +99,7 @@ class Loop:
 
 
 class Workload:
-    """One cell and shape in one engine, as `fastrnn.apps.bench.process.time_training` times it."""
+    """One cell and shape in one engine, in the form that `fastrnn.apps.bench.process.time_training` times."""
 
     def __init__(self, engine: str, cell: str, shape: tuple[int, int, int], dtype: str = "float32") -> None:
         import torch
@@ -120,7 +121,7 @@ class Workload:
         self.call = self._fused if engine == "fastrnn" else Loop(self.network, compiled)
 
     def draw(self, seed: int) -> None:
-        """Other weights and data, in the same tensors; float64 sees the numbers that float32 sees."""
+        """Draw other weights and data into the same tensors; float64 gets the values of float32."""
         import torch
 
         generator = torch.Generator().manual_seed(seed)
@@ -152,7 +153,7 @@ class Workload:
             leaf.grad = None
 
     def draws(self) -> list[dict[str, Any]]:
-        """`tensors` of several draws; ends with the first."""
+        """Return `tensors` of several draws, and end with the first draw."""
         found = []
         for seed in range(DRAWS, 0, -1):
             self.draw(seed)
@@ -160,7 +161,7 @@ class Workload:
         return found
 
     def tensors(self) -> dict[str, Any]:
-        """Outputs and gradients by name."""
+        """Return outputs and gradients by name."""
         self.clear_gradients()
         outputs = self.forward()
         self.backward(outputs)
@@ -169,13 +170,13 @@ class Workload:
         for name, last, first in zip(self.network.cell.states, states, self.states, strict=True):
             named |= {f"{name}_n": last, f"grad {name}_0": first.grad}
         named |= {f"grad {name}": value.grad for name, value in self.network.named_parameters()}
-        # The fused kernels give a zero for what the loop never touches.
+        # The fused kernels return a zero gradient for parameters that the loop never uses.
         return {name: value.detach().numpy().copy() for name, value in named.items() if value is not None}
 
 
 def serve(connection: Any, engine: str, threads: int | None) -> None:
-    """An engine's process: (command, arguments) → (ok, answer), until the pipe closes."""
-    os.setsid()  # so that what torch.compile starts ends with it
+    """Serve an engine in its process: (command, arguments) → (ok, answer), until the pipe closes."""
+    os.setsid()  # so that processes of torch.compile end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -213,11 +214,11 @@ def serve(connection: Any, engine: str, threads: int | None) -> None:
 
 
 class EngineError(Exception):
-    """An engine cannot run a case, or takes too long to begin."""
+    """An engine cannot run a case, or takes too long to start."""
 
 
 class Engine:
-    """The parent's end of an engine's process; started when first needed, and again after it was killed."""
+    """The parent's end of an engine's process, which starts on first use and again after it was killed."""
 
     def __init__(self, name: str, threads: int | None) -> None:
         self.name, self.threads = name, threads
@@ -254,12 +255,12 @@ class Engine:
 
 
 def middle(found: list[Any]) -> Any:
-    """Of the parities of some draws."""
+    """Return the median parity of several draws."""
     return sorted(found, key=lambda parity: (not parity.ok, parity.worst.used))[len(found) // 2]
 
 
 def measure(engines: dict[str, Engine], cell: str, shape: tuple[int, int, int], options: Any) -> dict[str, Any]:
-    """One row: parity, then rounds."""
+    """Measure one row: parity, then the rounds."""
     from fastrnn.apps.bench import ratios
     from fastrnn.apps.bench.parity import check_peer
 
@@ -268,7 +269,7 @@ def measure(engines: dict[str, Engine], cell: str, shape: tuple[int, int, int], 
     found: dict[str, Any] = {}
     estimates: dict[str, float] = {}
     theirs: Any = None
-    for name in sorted(engines, key=lambda n: n != "loop"):  # the loop first: its error is the measure
+    for name in sorted(engines, key=lambda n: n != "loop"):  # the loop first: the limits follow from its error
         entry = row["engines"][name] = {"status": "ok", "message": "", "seconds": {m: [] for m in METRICS}}
         limit = options.compile_seconds if name.startswith("compiled") else 900
         try:
@@ -307,7 +308,7 @@ def measure(engines: dict[str, Engine], cell: str, shape: tuple[int, int, int], 
 
 
 def table(rows: list[dict[str, Any]], names: list[str]) -> str:
-    """Milliseconds of a training step, and in brackets how many times fastrnn's."""
+    """Format the milliseconds of a training step, and in brackets their ratio to fastrnn's."""
     from fastrnn.apps.bench.report import format_seconds
 
     lines = ["| cell | B×T×H | " + " | ".join(names) + " |", "|---|---|" + "---:|" * len(names)]
@@ -327,17 +328,17 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> str:
 
 def parse(arguments: list[str] | None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", default="", help="names with commas between (default: all without random masks)")
-    parser.add_argument("--shapes", default=SHAPES, help=f"BxTxH with commas between (default: {SHAPES})")
-    parser.add_argument("--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}")
+    parser.add_argument("--cells", default="", help="comma-separated names (default: all without random masks)")
+    parser.add_argument("--shapes", default=SHAPES, help=f"comma-separated BxTxH (default: {SHAPES})")
+    parser.add_argument("--engines", default=",".join(ENGINES), help=f"comma-separated; of {', '.join(ENGINES)}")
     parser.add_argument("--rounds", type=int, default=9, help="blocks of each engine (default: 9)")
-    parser.add_argument("--threads", type=int, help="of each engine (default: as torch chooses)")
-    parser.add_argument("--compile-seconds", type=float, default=120, help="most that torch.compile may take")
-    parser.add_argument("--out", type=Path, default=Path("bench-out/cells.json"), help="where the figures go")
+    parser.add_argument("--threads", type=int, help="threads of each engine (default: torch's choice)")
+    parser.add_argument("--compile-seconds", type=float, default=120, help="time limit of torch.compile")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/cells.json"), help="output file")
     options = parser.parse_args(arguments)
     from fastrnn.gallery import CELLS
 
-    fixed = [name for name, cell in CELLS.items() if not cell.inputs]  # others draw masks: nothing to compare
+    fixed = [name for name, cell in CELLS.items() if not cell.inputs]  # others draw random masks
     options.cells = options.cells.split(",") if options.cells else fixed
     options.engines = list(dict.fromkeys(["fastrnn", "loop", *options.engines.split(",")]))
     try:
@@ -370,7 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(measure(engines, cell, shape, options))
                 options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except KeyboardInterrupt:
-        print("interrupted: what was measured by now is written", file=sys.stderr)
+        print("interrupted: writing the results so far", file=sys.stderr)
     finally:
         for engine in engines.values():
             engine.close()

@@ -1,4 +1,4 @@
-"""Writes docs/cells.md from the gallery: ``python benchmarks/gallery_table.py``."""
+"""Write docs/cells.md from the gallery: ``python benchmarks/gallery_table.py``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ This file is generated from the docstrings and from the figures of `benchmarks/c
 
 
 def equations(doc: str) -> str:
-    """The indented lines of a docstring's first block, in one."""
+    """Return the indented lines of a docstring's first block, joined."""
     found = re.search(r"(?:^ {8,}\S.*\n)+", doc, re.MULTILINE)
     if found is None:
         raise ValueError(f"no equations in {doc.splitlines()[0]!r}")
@@ -47,13 +47,13 @@ def operations(cell: Any) -> str:
 
 
 def newest() -> dict[str, Any] | None:
-    """The latest results of benchmarks/cells.py."""
+    """Return the latest results of benchmarks/cells.py."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*cells*.json")]
     return max(found, key=lambda result: result["environment"]["date"], default=None)
 
 
 def ratio(row: dict[str, Any] | None) -> str:
-    """Against the loop, and against the better of what torch.compile makes; * where that is the step alone."""
+    """Format the speed-up over the loop, and over the better variant of torch.compile; *: of the step alone."""
     if row is None:
         return NOTHING
     speedups = {name: value["median"] for name, value in row["speedup"].items() if value}

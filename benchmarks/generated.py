@@ -1,7 +1,7 @@
-"""Kernels generated from Python (`fastrnn.cell`) beside those written by hand: LSTM, GRU and RNN, forward and backward.
+"""Compare kernels generated from Python (`fastrnn.cell`) with those written by hand: LSTM, GRU and RNN, with backward.
 
-Both are one library's, and so run in turns in one process, after a check that they agree. Prints medians of ratios of
-times, generated to hand-written::
+Both belong to one library, so they run in turns in one process, after a check that they agree. Prints medians of
+ratios of times, generated to hand-written::
 
     python benchmarks/generated.py --runs 3
 """
@@ -37,7 +37,7 @@ def rnn_tanh(x, r, s):
 
 
 def seconds(cell: str, inputs: list[torch.Tensor], seed: torch.Tensor) -> tuple[float, float]:
-    """Of forward and backward, and of forward alone."""
+    """Return the seconds of forward and backward together, and of forward alone."""
     start = time.perf_counter()
     y, _ = sequence(cell, inputs[0], LayerWeights(*inputs[1:]))
     forward = time.perf_counter() - start
@@ -63,7 +63,7 @@ def ratios(by_hand: str, generated: str, T: int, B: int, H: int, gates: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="of which medians are shown (default: 3)")
+    parser.add_argument("--runs", type=int, default=3, help="runs for the medians (default: 3)")
     runs = parser.parse_args().runs
     print("| cell | B×T×H | both | forward |\n|---|---|---:|---:|")
     for cell in (lstm, gru, rnn_tanh):

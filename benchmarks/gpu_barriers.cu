@@ -1,5 +1,5 @@
-// What a step of the persistent drivers cannot go below on this GPU: barriers, the way of an operand through them, and
-// launches for comparison. Microseconds each, as a table or (--json) for programs.
+// Lower limits of a time step of the persistent drivers on this GPU: barriers, the exchange of an operand through
+// them, and, for comparison, kernel launches. Microseconds each, as a table or, with --json, as JSON.
 //
 //   nvcc -O3 -std=c++17 -arch=native -Icsrc -DFASTRNN_ISA_CUDA=1 -DFASTRNN_ISA_NAME=cuda benchmarks/gpu_barriers.cu
 #include <cooperative_groups.h>
@@ -53,7 +53,7 @@ __global__ void library_barrier(int steps) {
   for (int k = 0; k < steps; ++k) grid.sync();
 }
 
-// The same, and the operand: each block writes its part, then all read the whole past the first-level cache.
+// counter_barrier with an operand: each block writes its part, then all read the whole operand, bypassing the L1 cache.
 __global__ void counter_exchange(uint32_t* counter, Bits128* operand, int count, int steps, uint32_t* sink) {
   Block block;
   const int part = count / static_cast<int>(gridDim.x), first = static_cast<int>(blockIdx.x) * part;
@@ -95,7 +95,7 @@ __global__ void cluster_exchange(int count, int size, int steps, uint32_t* sink)
     block.cluster_wait();
     for (int n = block.thread(); n < count; n += block.threads()) sum += buffer[n].x;
   }
-  // Nobody leaves while others may still write into its memory.
+  // No block may exit while others may still write into its memory.
   block.cluster_arrive();
   block.cluster_wait();
   sink[blockIdx.x * blockDim.x + threadIdx.x] = sum;
@@ -206,7 +206,7 @@ class Benchmark {
     figures_.push_back({"grid.sync", blocks, 0, us});
   }
 
-  // A cluster alone: others do not slow it, they have nothing in common with it.
+  // A single cluster: others would not slow it, since clusters share nothing.
   void cluster(const char* name, int size, int bytes) {
     const int count = bytes / 16, shared = 2 * bytes;
     if (shared > static_cast<int>(machine_.sharedMemPerBlockOptin)) return;
@@ -227,7 +227,7 @@ class Benchmark {
     figures_.push_back({name, size, bytes, time(kSteps, [&] { check(start(), name); })});
   }
 
-  // What the step-wise driver pays: two kernels a step.
+  // Cost of the step-wise driver: two kernel launches per step.
   void launches() {
     const int count = 1000;
     const double us = time(count, [&] {

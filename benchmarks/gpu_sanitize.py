@@ -1,8 +1,8 @@
-"""What compute-sanitizer looks at: every driver once over small sequences, forward and backward, on one GPU.
+"""Calls for compute-sanitizer: every driver once over small sequences, forward and backward, on one GPU.
 
     compute-sanitizer --tool racecheck python benchmarks/gpu_sanitize.py
 
-Sizes are odd, so that the ends of tiles are met, and large enough for several thread blocks to work together.
+Sizes are odd, so that tiles have partial ends, and large enough for several thread blocks to work together.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def keywords(form: str) -> dict[str, torch.Tensor]:
 
 
 def cases(driver: str) -> Iterator[tuple[type[torch.nn.Module], torch.dtype, str]]:
-    """What reaches each kernel of a driver once, and each kind of rows once."""
+    """Yield calls that run each kernel of a driver, and each row layout, once."""
     for form in ("plain", "lengths", "reset"):
         yield fastrnn.LSTM, torch.bfloat16, form
     yield fastrnn.GRU, torch.float32, "reset"

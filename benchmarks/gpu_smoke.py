@@ -1,10 +1,10 @@
-"""Parity of the GPU drivers with the reference in float64, forward and backward, line by line.
+"""Check the GPU drivers against the reference in float64, forward and backward, one line per case.
 
-    python benchmarks/gpu_smoke.py                            # each driver, cell and dtype on chosen shapes
+    python benchmarks/gpu_smoke.py                            # each driver, cell and dtype at chosen shapes
     python benchmarks/gpu_smoke.py --random 1000 --seconds 45
 
-A case's line begins before it runs and ends with its error, so that a hang or a crash names it. Exit status 1 if an
-error is beyond its bound. `--device cpu` runs the same cases on the CPU's kernels, to rehearse.
+A case's line begins before it runs and ends with its error, so that a hang or a crash shows the case. Exit status 1 if
+an error exceeds its limit. `--device cpu` runs the same cases with the CPU kernels, as a rehearsal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Case:
 
 
 def chosen(drivers: tuple[str, ...]) -> Iterator[Case]:
-    """Every driver with every dtype, cell and kind of rows, and the sizes that the drivers are for."""
+    """Yield every driver with every dtype, cell and row layout, and the sizes that the drivers are made for."""
     for driver in drivers:
         for dtype in BOUNDS:
             yield Case("lstm", 7, 11, 72, dtype, driver=driver)
@@ -72,7 +72,7 @@ def keywords(case: Case, device: str) -> dict[str, torch.Tensor]:
 
 
 def results(module: torch.nn.Module, case: Case, x: torch.Tensor, more: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Output, final states, and the gradients of the input and the weights."""
+    """Return the output, the final states, and the gradients of the input and the weights."""
     x = x.detach().requires_grad_()
     given: object = x
     if case.form == "packed":
@@ -93,7 +93,7 @@ def _double_loss(out: torch.Tensor, states: tuple[torch.Tensor, ...]) -> torch.T
 
 
 def error_of(case: Case, device: str) -> float:
-    """The largest relative error, of all results."""
+    """Return the largest relative error of all results."""
     torch.manual_seed(case.T * case.H)
     module = MODULES[case.cell](5, case.H).to(device, case.dtype)
     exact = MODULES[case.cell](5, case.H).to(device, torch.float64)
@@ -126,8 +126,8 @@ def possible(case: Case, device: str) -> bool:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Parity of the GPU drivers with the reference in float64.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--random", type=int, default=0, help="so many drawn cases instead of the chosen ones")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further case after that")
+    parser.add_argument("--random", type=int, default=0, help="random cases to run instead of the chosen ones")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this time")
     args = parser.parse_args(argv)
     end, wrong, ran = time.monotonic() + args.seconds, 0, 0
     drivers = ("stepwise", "grid", "cluster") if args.device == "cuda" else ("auto",)

@@ -1,11 +1,11 @@
-"""Times of whole calls of the GPU drivers beside torch.nn (cuDNN), a line of JSON each as soon as it is measured.
+"""Time whole calls of the GPU drivers and of torch.nn (cuDNN); writes a line of JSON after each measurement.
 
     python benchmarks/gpu_times.py --out build/times.jsonl
     python benchmarks/gpu_times.py --profile
 
-Each row: forward, and forward with backward, at T = 64 and 512, microseconds; and of a time step, by the difference of
-the two lengths. The rows that matter most come first, so that a time limit cuts off the others. `--device cpu` runs a
-few rows on the CPU, to rehearse.
+Each row has the microseconds of forward, and of forward with backward, at T = 64 and 512, and those of a time step,
+from the difference of the two lengths. The most important rows come first, so that a time limit cuts off the others.
+`--device cpu` runs a few rows on the CPU, as a rehearsal.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def rows(device: str) -> Iterator[Row]:
 
 
 def engines(row: Row, device: str) -> Iterator[tuple[str, Callable[[], torch.nn.Module]]]:
-    """Names, and what makes a module; of fastrnn one for each driver that can run the row."""
+    """Yield names and functions that make a module; for fastrnn one per driver that can run the row."""
     ours, theirs = MODULES[row.cell]
     yield "torch.nn", lambda: theirs(row.H, row.H)
     if device == "cpu":
@@ -80,7 +80,7 @@ def milliseconds(run: Callable[[], object], device: str) -> float:
 
 
 def measure(module: torch.nn.Module, row: Row, device: str) -> dict[str, float]:
-    """Microseconds of whole calls, medians, and of a step."""
+    """Return the median microseconds of whole calls, and those of a step."""
     dtype = DTYPES[row.dtype]
     module = module.to(device, dtype)
     times: dict[str, float] = {}
@@ -120,7 +120,7 @@ def run_rows(device: str, out: TextIO) -> None:
 
 
 def profile(device: str) -> None:
-    """The kernels of a training step at the two sizes that are aimed at."""
+    """Profile the kernels of a training step at the two sizes with the highest priority."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
     for H in (512, 1024) if device == "cuda" else (32,):
@@ -134,10 +134,10 @@ def profile(device: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Time the GPU drivers beside torch.nn.")
+    parser = argparse.ArgumentParser(description="Time the GPU drivers and torch.nn.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--out", type=Path, help="lines of JSON are written here too")
-    parser.add_argument("--profile", action="store_true", help="a profile of two training steps instead")
+    parser.add_argument("--out", type=Path, help="also write the lines of JSON to this file")
+    parser.add_argument("--profile", action="store_true", help="profile two training steps instead")
     args = parser.parse_args(argv)
     if args.profile:
         profile(args.device)

@@ -1,13 +1,13 @@
-"""The language model on fastrnn beside the same on torch.nn, over several seeds: validation loss, and time.
+"""Train the language model with fastrnn and with torch.nn over several seeds: validation loss, and time.
 
-Every run is a `fastrnn train` in a process of its own, one at a time; the engines take turns, and who is first changes
-with the seed. Both begin with the same weights and read the same data. Prints a table, writes JSON. What follows ``--``
-goes to `fastrnn train`::
+Every run is a `fastrnn train` in a process of its own, one at a time; the engines take turns, and the order changes
+with the seed. Both start with the same weights and read the same data. Prints a table and writes JSON. Arguments after
+``--`` are passed to `fastrnn train`::
 
     python benchmarks/language_model.py --out bench-out/lm.json book.txt -- --hidden 512 --dropout 0.3 --steps 2000
 
-The ratio of times is of whole runs but for start and validation: torch.nn's seconds for a unit of text over fastrnn's,
-the median over the seeds, each seed's two runs being neighbours.
+The speed-up is that of whole runs without start and validation: torch.nn's seconds per unit of text over fastrnn's, the
+median over the seeds, whose two runs follow each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENGINES = ("fastrnn", "torch")
 
 
 def run(engine: str, seed: int, text: Path | None, options: list[str], out: Path) -> dict[str, Any]:
-    """One training: its validation losses by step and its median speed in units of text per second."""
+    """Train once; return the validation losses by step and the median speed in units of text per second."""
     command = [sys.executable, "-m", "fastrnn", "train", *([str(text)] if text else []), *options]
     command += ["--engine", engine, "--seed", str(seed), "--out", str(out), "--sample-every", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -50,7 +50,7 @@ def run(engine: str, seed: int, text: Path | None, options: list[str], out: Path
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the seeds for which both engines have run."""
+    """Compare the engines over the seeds for which both have run."""
     by_engine = {engine: {r["seed"]: r for r in runs if r["engine"] == engine} for engine in ENGINES}
     seeds = [seed for seed in by_engine["fastrnn"] if seed in by_engine["torch"]]
     found: dict[str, Any] = {"seeds": seeds}
@@ -79,9 +79,9 @@ def main() -> int:
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path, nargs="?", help="default: that of fastrnn train")
-    parser.add_argument("--seeds", default="0,1,2", help="with commas between (default: 0,1,2)")
-    parser.add_argument("--out", type=Path, default=Path("bench-out/language-model.json"), help="where the figures go")
+    parser.add_argument("text", type=Path, nargs="?", help="text file (default: that of fastrnn train)")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/language-model.json"), help="output file")
     arguments, options = parser.parse_args(given[:cut]), given[cut + 1 :]
     from fastrnn.apps.bench import environment
 

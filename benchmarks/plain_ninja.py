@@ -1,6 +1,6 @@
-"""Runs the build.ninja that torch writes, for a machine without ninja: ``plain_ninja.py [-v] [-j JOBS]``.
+"""Run the build.ninja that torch writes, on a machine without ninja: ``plain_ninja.py [-v] [-j JOBS]``.
 
-Everything is compiled, whether or not it is up to date. Knows what torch writes and no more: variables, rules with a
+Compiles everything, whether or not it is up to date. Supports only what torch writes: variables, rules with a
 command, and ``build OUT: RULE IN``.
 """
 
@@ -16,7 +16,7 @@ VERSION = "1.13.0"
 
 
 def read(text: str) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str, str]]]:
-    """Variables, commands by rule, and (output, rule, inputs) of all builds."""
+    """Return variables, commands by rule, and (output, rule, inputs) of all builds."""
     variables: dict[str, str] = {}
     commands: dict[str, str] = {}
     builds: list[tuple[str, str, str]] = []
@@ -29,7 +29,7 @@ def read(text: str) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str
         elif line.startswith("build "):
             found = re.fullmatch(r"build (.+?): (\w+) (.+)", line)
             if found is None:
-                raise ValueError(f"expected 'build OUT: RULE IN', found {line!r}")
+                raise ValueError(f"expected 'build OUT: RULE IN', got {line!r}")
             builds.append((found.group(1), found.group(2), found.group(3)))
         elif re.match(r"\w+ =", line):
             name, _, value = line.partition("=")
@@ -38,7 +38,7 @@ def read(text: str) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str
 
 
 def expand(text: str, variables: dict[str, str]) -> str:
-    """``$name`` and ``$$``; a variable that is not there is empty."""
+    """Replace ``$name`` and ``$$``; a variable that is not defined is empty."""
     return re.sub(r"\$(\$|\w+)", lambda m: "$" if m[1] == "$" else expand(variables.get(m[1], ""), variables), text)
 
 

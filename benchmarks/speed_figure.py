@@ -1,4 +1,4 @@
-"""Draws docs/speed.svg from the table of speed-ups in README.md: ``python benchmarks/speed_figure.py``."""
+"""Draw docs/speed.svg from the table of speed-ups in README.md: ``python benchmarks/speed_figure.py``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WIDTH = 6.0  # inches
 
 
 def rows_of(page: str) -> list[tuple[str, list[float]]]:
-    """Shape and speed-ups of LSTM, GRU and RNN, of each row of the table; without the means."""
+    """Return the shape and the speed-ups of LSTM, GRU and RNN of each row of the table, without the means."""
     lines = page[page.index(HEADING) :].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [(shape, [float(r.rstrip("×")) for r in ratios]) for shape, *ratios in cells if re.match(r"\d", shape)]
 
 
 def draw(rows: list[tuple[str, list[float]]]) -> Any:
-    """Three bars for each shape on a logarithmic axis that begins at 1, where torch.nn is."""
+    """Draw three bars per shape on a logarithmic axis that begins at 1, the speed of torch.nn."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, 0.52 * len(rows) + 0.8), facecolor="white")

@@ -1,6 +1,6 @@
-"""Time `import fastrnn` beside `import torch`, and `fastrnn --help`: python benchmarks/start_up.py
+"""Time `import fastrnn` and `import torch`, and `fastrnn --help`: python benchmarks/start_up.py
 
-Each in processes of its own, in turns; medians. The command must be installed.
+Medians; each runs in processes of its own, in turns. The command must be installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for _ in range(ROUNDS + 1):  # the first one fills the disk's cache
+    for _ in range(ROUNDS + 1):  # the first one fills the file cache
         for name, command in PROGRAMS.items():
             times[name].append(seconds(command))
     medians = {name: statistics.median(found[1:]) for name, found in times.items()}

@@ -6,8 +6,8 @@ the next step, until END. The state sees the picture as well as the word x and t
 
     h' = tanh(W·x + R·h + V·v)
 
-W·x + V·v is one matrix times x and v side by side, so this is fastrnn.RNN with v put beside each word: no cell of one's
-own is needed (`fastrnn.cell` is for steps that do more). Karpathy & Fei-Fei, Deep visual-semantic alignments for
+W·x + V·v is one matrix times x and v side by side, so this is fastrnn.RNN with v put beside each word: no custom cell
+is needed (`fastrnn.cell` is for steps that do more). Karpathy & Fei-Fei, Deep visual-semantic alignments for
 generating image descriptions, 2015 (arXiv:1412.2306), have this equation with V·v at the first step alone, and found
 that better; both are trained here. Some captions are kept out of the training.
 

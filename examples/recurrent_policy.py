@@ -95,7 +95,7 @@ def survival(rollout: Rollout) -> float:
 
 
 def advantages(rollout: Rollout, discount: float = 0.98, decay: float = 0.95) -> Tensor:
-    """How much better actions were than expected (T, B): generalised advantage estimation (Schulman et al. 2016)."""
+    """Return by how much actions exceeded the value (T, B): generalised advantage estimation (Schulman et al. 2016)."""
     found, ahead = torch.zeros_like(rollout.value), torch.zeros(1)
     following = rollout.value[-1]  # what lies behind the last step is taken to be as good as it
     for t in reversed(range(len(found))):

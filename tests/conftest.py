@@ -1,5 +1,7 @@
-"""Every test runs with scratch and output memory of the kernels poisoned with NaN and fenced by sentinels, and with a
-compiler that knows nothing of the tests before it: it refuses a function that it has compiled in too many ways.
+"""Run every test with poisoned and fenced memory of the kernels, and with a fresh state of torch.compile.
+
+Scratch and output memory is filled with NaN and enclosed by sentinels. torch.compile is reset because it stops
+compiling a function that it has compiled in too many variants.
 """
 
 from __future__ import annotations
@@ -35,5 +37,5 @@ def _poisoned_and_restored():
 
 @pytest.fixture
 def cells():
-    """The module of Python cells."""
+    """Return the module of Python cells."""
     return importlib.import_module("custom_cells")

@@ -1,9 +1,9 @@
-"""Compiles cells of Python with nvcc for sm_80 and sm_90a, links and loads them, and needs no GPU.
+"""Compile custom cells with nvcc for sm_80 and sm_90a, link and load them; needs no GPU.
 
-    python check_cuda_cells.py TESTS        # the folder that holds custom_cells.py
+    python check_cuda_cells.py TESTS        # the folder with custom_cells.py
 
-For `tools/check_cuda.sh`, run where a build with CUDA kernels is found first. LSTM in every format; LSTM, GRU and RNN
-written in Python, and cells that differ in what they have, in float32.
+Called by `tools/check_cuda.sh`, in an environment that finds a build with CUDA kernels first. Compiles an LSTM in every
+dtype; an LSTM, GRU and RNN written in Python, and cells with different features, in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 CAPABILITIES = ((8, 0), (9, 0))
-#: Numbers of each unit, a product for some gates, a second product, none, four states, inputs without weights.
+#: Per-unit parameters, a product for some gates, a second product, none, four states, inputs without weights.
 GALLERY = ("peephole_lstm", "mut1", "multiplicative_lstm", "sru", "slstm", "zoneout_lstm")
 
 
@@ -55,14 +55,14 @@ def main(tests: str) -> int:
     cases += [(found[0], dtype, capability) for dtype, capability in itertools.product(others, CAPABILITIES)]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["FASTRNN_CACHE"] = cache  # nothing of an earlier build
+        os.environ["FASTRNN_CACHE"] = cache  # an empty cache: earlier builds are not reused
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             problems = [problem for problem in pool.map(build, cases) if problem]
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
         seconds = time.monotonic() - start
-        print(f"{len(found)} cells of Python compile, {len(cases)} shared objects in {seconds:.0f} s, and load")
+        print(f"{len(found)} custom cells compile, {len(cases)} shared objects in {seconds:.0f} s, and load")
     return 1 if problems else 0
 
 

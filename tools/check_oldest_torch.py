@@ -4,7 +4,8 @@
 
 The build of ``make cuda-check`` uses the newest torch. This compiles the same host sources, without generating code,
 with the headers of torch 2.11.0 and Python 3.12. The headers are taken from torch's wheel, which is downloaded into
-FOLDER once; neither that torch nor that Python is installed or run. Without Python 3.12 it says so and passes.
+FOLDER once; neither that torch nor that Python is installed or run. Without Python 3.12, it prints a note and exits
+with 0.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ FLAGS = ["-fsyntax-only", "-std=c++20", "-w", "-DFASTRNN_ISA_CUDA=1", "-DFASTRNN
 
 
 class CheckError(Exception):
-    """What keeps the check from running, one sentence."""
+    """A reason why the check cannot run, in one sentence."""
 
 
 def python_include() -> Path | None:
-    """The folder of Python 3.12's headers, None without such a Python on PATH or among those of pyenv."""
+    """Return the folder of Python 3.12's headers; None without such a Python on PATH or in pyenv."""
     on_path = shutil.which(f"python{PYTHON}")
     pyenv = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
     for program in [on_path, *sorted(glob.glob(f"{pyenv}/versions/{PYTHON}.*/bin/python"), reverse=True)]:
@@ -50,7 +51,7 @@ def python_include() -> Path | None:
 
 
 def download_wheel(folder: Path) -> Path:
-    """torch's wheel of that version for that Python. Raises CheckError."""
+    """Download torch's wheel of that version for that Python, and return its path. Raises CheckError."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", PYTHON, "--platform", "manylinux_2_28_x86_64", f"torch=={TORCH}", "-d", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -62,7 +63,7 @@ def download_wheel(folder: Path) -> Path:
 
 
 def extract_headers(wheel: Path, folder: Path) -> None:
-    """Leave `folder` with torch's include folder, or untouched. Raises CheckError if torch is not built for CUDA."""
+    """Extract torch's include folder into `folder`, or nothing. Raises CheckError if torch is not built for CUDA."""
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         names = [name for name in archive.namelist() if name.startswith("torch/include/")]
         if not any(name.endswith("c10/cuda/impl/cuda_cmake_macros.h") for name in names):
@@ -72,7 +73,7 @@ def extract_headers(wheel: Path, folder: Path) -> None:
 
 
 def torch_include(folder: Path) -> Path:
-    """The include folder of that torch below `folder`, fetched if need be. Raises CheckError."""
+    """Return the include folder of that torch below `folder`, downloaded if needed. Raises CheckError."""
     include = folder / f"torch-{TORCH}"
     if not include.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def sources() -> list[Path]:
 
 
 def compile_errors(compiler: list[str], includes: list[Path], files: list[Path], jobs: int) -> list[str]:
-    """The compiler's first errors for each file that does not compile."""
+    """Compile the files, and return the compiler's first errors for each one that fails."""
     command = [*compiler, *FLAGS, *(f"-I{folder}" for folder in includes)]
 
     def compile_one(path: Path) -> str:
@@ -101,7 +102,7 @@ def compile_errors(compiler: list[str], includes: list[Path], files: list[Path],
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile the sources of fastrnn._cuda against the oldest torch.")
-    parser.add_argument("folder", type=Path, help="where torch's headers are kept")
+    parser.add_argument("folder", type=Path, help="folder for torch's headers")
     args = parser.parse_args(argv)
     python = python_include()
     if python is None:

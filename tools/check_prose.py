@@ -1,6 +1,7 @@
-"""Check the prose that users read: ``python tools/check_prose.py``; prints one line for each problem.
+"""Check the prose of the repository: ``python tools/check_prose.py``; prints one line for each problem.
 
-Pages are the Markdown files of the checkout outside csrc and tests; docstrings are those of the public names.
+Pages are the Markdown files of the checkout outside tests. Public docstrings are checked in full; private docstrings
+and the comments of Python and C++ files for the terms and for headless first lines.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import re
 import sys
 import textwrap
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,17 @@ PUBLIC = (
     "fastrnn.apps.inspect",
 )
 LIMIT = 120  # characters in a line, as for code
+#: Folders with sources, and file name suffixes by language.
+SOURCES = ("fastrnn", "tools", "tests", "benchmarks", "examples", "csrc")
+CPP = (".h", ".cpp", ".cu")
+#: Files that contain the wrong terms on purpose: this list, and examples of problems in its test.
+QUOTING = ("tools/check_prose.py", "tests/docs/test_prose.py")
+#: Files that do not follow the rules yet.
+UNREVISED = (
+    *(f"csrc/cpu/{name}.h" for name in ("product", "small", "unit")),
+    *("csrc/python/stream.cpp", "csrc/python/stream.h"),
+    *("setup.py", "tools/build_checks.py", "tools/generate_units.py"),
+)
 
 #: Terms that have a better one, and the better one.
 TERMS = {
@@ -70,15 +84,15 @@ class Docstring(NamedTuple):
 
 
 def main() -> int:
-    problems = [*page_problems(), *docstring_problems()]
+    problems = [*page_problems(), *docstring_problems(), *source_problems()]
     for problem in problems:
         print(problem)
     return bool(problems)
 
 
 def pages() -> list[Path]:
-    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    return sorted([*found, *(ROOT / "examples").glob("*.md"), ROOT / "benchmarks" / "README.md"])
+    listed = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "csrc").rglob("*.md")]
+    return sorted([*listed, *(ROOT / "examples").glob("*.md"), ROOT / "benchmarks" / "README.md"])
 
 
 def page_problems() -> Iterator[Problem]:
@@ -163,6 +177,64 @@ def lint_docstring(docstring: Docstring) -> Iterator[tuple[int, str]]:
     for example in re.finditer(r"(?:^>>> .*\n(?:^\.\.\. .*\n)*)", textwrap.dedent(docstring.text), re.MULTILINE):
         source = re.sub(r"^(?:>>>|\.\.\.) ?", "", example[0], flags=re.MULTILINE)
         yield from broken_code(f"```python\n{source}```\n")
+
+
+def source_problems() -> Iterator[Problem]:
+    for path in sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*")):
+        place = path.relative_to(ROOT).as_posix()
+        if place in (*QUOTING, *UNREVISED) or "__pycache__" in place:
+            continue
+        if path.suffix == ".py":
+            problems = lint_python(path.read_text(encoding="utf-8"))
+        elif path.suffix in CPP:
+            problems = lint_comments(comment_blocks(path.read_text(encoding="utf-8").splitlines(), "//"))
+        else:
+            continue
+        yield from (Problem(place, line, message) for line, message in problems)
+
+
+def lint_python(source: str) -> Iterator[tuple[int, str]]:
+    """Line and message of each problem in the docstrings and comments of a Python file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node)
+            if text:
+                yield from lint_text(text, node.body[0].lineno)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    lines = [""] * (source.count("\n") + 1)
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1] = " " * token.start[1] + token.string.replace("#:", "# ", 1)
+    yield from lint_comments(comment_blocks(lines, "#"))
+
+
+def comment_blocks(lines: list[str], mark: str) -> Iterator[tuple[int, str]]:
+    """First line and text of each block of comments: consecutive lines of comments only, or one comment after code."""
+    block: list[str] = []
+    for number, line in enumerate([*lines, ""], 1):
+        code, found, text = line.partition(mark)
+        if found and not code.strip():
+            block.append(text.strip())
+            continue
+        if block:
+            yield number - len(block), "\n".join(block)
+            block = []
+        if found and not code.endswith(":"):  # not an address
+            yield number, text.strip()
+
+
+def lint_comments(blocks: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    for line, text in blocks:
+        yield from lint_text(text, line)
+
+
+def lint_text(text: str, begin: int) -> Iterator[tuple[int, str]]:
+    """Line and message of each problem of a docstring or comment that begins on line ``begin``."""
+    first = text.partition("\n")[0]
+    if HEADLESS.match(first):
+        yield begin, f"first line: expected an imperative or a noun phrase, got {first!r}"
+    for line, message in wrong_terms(text):
+        yield begin + line - 1, message
 
 
 def docstrings() -> Iterator[Docstring]:

@@ -1,9 +1,9 @@
-"""Reads what ``nvcc -Xptxas -v`` said and fails if a hot kernel keeps numbers in local memory instead of registers.
+"""Check the output of ``nvcc -Xptxas -v``: fail if a hot kernel spills registers to local memory.
 
     python tools/check_spills.py BUILD_LOG... --architectures sm_80,sm_90a
 
-Hot are the kernels whose name contains ``persistent_entry``. There must be some of every cell for every architecture:
-a log in which nothing was compiled shows nothing.
+Hot kernels are those whose name contains ``persistent_entry``. The log must contain some of every cell for every
+architecture, since a log of a build that compiled nothing proves nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOCAL = re.compile(r"(\d+) bytes (?:lmem|cumulative stack size)")
 
 @dataclass
 class Kernel:
-    """One kernel for one architecture; sizes in bytes of a thread, those of functions that it calls counted in."""
+    """A kernel for one architecture; sizes in bytes per thread, including those of the functions that it calls."""
 
     name: str
     architecture: str
@@ -50,7 +50,7 @@ class Kernel:
 
 
 def parse(text: str) -> list[Kernel]:
-    """Every kernel that the log names, in its order."""
+    """Return every kernel in the log, in order."""
     kernels: list[Kernel] = []
     for line in text.splitlines():
         entry = _ENTRY.search(line)
@@ -74,13 +74,13 @@ def parse(text: str) -> list[Kernel]:
 
 
 def missing(kernels: Iterable[Kernel], cells: Iterable[str], architectures: Iterable[str]) -> list[str]:
-    """What the log should have and has not."""
+    """List the kernels that the log should contain but does not."""
     found = list(kernels)
     pairs = [(cell, architecture) for architecture in architectures for cell in cells]
     return [
         f"no hot kernel of {cell} for {architecture} in the log"
         for cell, architecture in pairs
-        # A name inside a mangled name has its length before it.
+        # In a mangled name, the length of an identifier precedes it.
         if not any(f"{len(cell)}{cell}E" in kernel.name and kernel.architecture == architecture for kernel in found)
     ]
 
@@ -94,10 +94,10 @@ def demangle(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fail if a hot kernel spills registers, by the words of ptxas.")
+    parser = argparse.ArgumentParser(description="Fail if a hot kernel spills registers, according to ptxas.")
     parser.add_argument("logs", type=Path, nargs="+", help="output of a build with -Xptxas -v")
-    parser.add_argument("--architectures", default="sm_80,sm_90a", help="which there must be; default: sm_80,sm_90a")
-    parser.add_argument("--csrc", type=Path, default=generate_units.ROOT / "csrc", help="where the C++ sources are")
+    parser.add_argument("--architectures", default="sm_80,sm_90a", help="those of the log (default: sm_80,sm_90a)")
+    parser.add_argument("--csrc", type=Path, default=generate_units.ROOT / "csrc", help="folder of the C++ sources")
     args = parser.parse_args(argv)
     kernels = parse("\n".join(path.read_text(encoding="utf-8", errors="replace") for path in args.logs))
     hot = [kernel for kernel in kernels if HOT in kernel.name]

@@ -1,11 +1,12 @@
-"""Look at the step of the persistent CUDA kernels in the disassembly of built objects, and fail if it has grown.
+"""Check the time step of the persistent CUDA kernels in the disassembly of built objects, and fail if it has grown.
 
     python tools/check_steps.py OBJECT...
 
-Of every persistent kernel the loop over time is found, and in it the shortest way through a step: from a wait through
-the product, a unit's cell and the sending of the operand to the next wait. Checked are its instructions, the block's
-barriers and fences in the loop, subroutines (of divisions) and local memory. cuobjdump and nvdisasm
-of the CUDA toolkit, or of triton's package, take the objects apart; without them it says so and passes.
+For every persistent kernel, this finds the loop over time and in it the shortest path through a step: from a wait
+through the product, a unit's cell and the sending of the operand to the next wait. It checks the number of instructions
+on the path, and in the loop the block's barriers and fences, subroutines (of divisions) and local memory. The
+disassemblers, cuobjdump and nvdisasm, come from the CUDA toolkit or from triton's package; without them, it prints a
+note and exits with 0.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-#: Instructions on the way through a step of an LSTM in bfloat16, by driver and direction: what was reached, and 3 %.
+#: Instructions on the path through a step of a bfloat16 LSTM, by driver and direction: the best so far, plus 3 %.
 LIMITS = {
     ("cluster", "forward"): 450,
     ("cluster", "backward"): 430,
     ("grid", "forward"): 500,
     ("grid", "backward"): 475,
 }
-#: In the loop over time, by driver: barriers of the block (one of them between passes of 32 rows), fences of the GPU.
+#: Barriers of the block in the loop over time, by driver (one is between passes of 32 rows), and fences of the GPU.
 BARRIERS = {"cluster": 3, "grid": 4}
 FENCES = {"cluster": 0, "grid": 1}
 
@@ -51,7 +52,7 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        """Of a branch; ptxas also writes CALL.REL.NOINC for one."""
+        """Return the target address of a branch, None otherwise; ptxas also writes branches as CALL.REL.NOINC."""
         branches = self.name.startswith(("BRA", "CALL.REL.NOINC"))
         found = re.search(r"0x([0-9a-f]+)", self.operands) if branches else None
         return int(found.group(1), 16) if found else None
@@ -76,7 +77,7 @@ class Kernel(NamedTuple):
 
 @dataclass
 class Block:
-    """Instructions that are executed one after the other, and the blocks that may follow."""
+    """Instructions that are executed one after the other, and the blocks that may follow them."""
 
     code: list[Instruction]
     next: list[int]
@@ -86,7 +87,7 @@ class Block:
 
 
 def program(name: str) -> Path | None:
-    """A program of the toolkit: of CUDA_HOME, on PATH, or in triton's package."""
+    """Return the path of a program of the toolkit: in CUDA_HOME, on PATH, or in triton's package."""
     home = os.environ.get("CUDA_HOME")
     on_path = shutil.which(name)
     places = [Path(home) / "bin" / name] if home else []
@@ -105,7 +106,7 @@ def kernel_of(mangled: str) -> Kernel | None:
 
 
 def disassembled(text: str) -> Iterator[tuple[str, Kernel, list[Instruction]]]:
-    """Architecture, kernel and code of what ``cuobjdump -sass`` says."""
+    """Yield architecture, kernel and code from the output of ``cuobjdump -sass``."""
     architecture, kernel = "", None
     code: list[Instruction] = []
     for line in [*text.splitlines(), "Function : end"]:
@@ -139,7 +140,7 @@ def blocks_of(code: list[Instruction]) -> list[Block]:
 
 
 def way_through(blocks: list[Block], stops: Iterable[str]) -> list[int] | None:
-    """The shortest way, in instructions, from a block with the first of these back to it, by all others in turn."""
+    """Find the shortest path, in instructions, from a block with the first stop past all others in order and back."""
     first, *others = stops
     best: tuple[int, list[int]] | None = None
     for start in (n for n, block in enumerate(blocks) if block.has(first)):
@@ -150,7 +151,7 @@ def way_through(blocks: list[Block], stops: Iterable[str]) -> list[int] | None:
 
 
 def _shortest(blocks: list[Block], start: int, others: list[str]) -> tuple[int, list[int]] | None:
-    """By Dijkstra's algorithm; a state is a block and how many stops have been passed."""
+    """Find the path with Dijkstra's algorithm; a state is a block and the number of stops passed."""
     queue: list[tuple[int, int, int, list[int]]] = [(len(blocks[start].code), start, 0, [start])]
     seen = set()
     while queue:
@@ -170,7 +171,7 @@ def _shortest(blocks: list[Block], start: int, others: list[str]) -> tuple[int, 
 
 
 def loop_of(blocks: list[Block], way: list[int]) -> list[Instruction]:
-    """The instructions that are both reached from a step and lead to it: the loop over time."""
+    """Return the instructions of the loop over time: those that a step can reach and that lead to one."""
 
     def reached(start: int, following: list[list[int]]) -> set[int]:
         found, left = {start}, [start]
@@ -198,7 +199,7 @@ class Step(NamedTuple):
 
 
 def step_of(kernel: Kernel, code: list[Instruction]) -> Step | None:
-    """None where no step is found: a kernel without a product of tensor cores may keep it elsewhere."""
+    """Find a kernel's time step; None if there is none: without tensor cores, the product may be in another loop."""
     blocks = blocks_of(code)
     product = "HMMA" if kernel.dtype != "float32" else "FFMA"
     cell = "MUFU" if kernel.cell == "lstm" else "FADD|FFMA|FMUL"

@@ -1,7 +1,7 @@
-"""What the CUDA kernels need, looked at before their build starts: a torch built for CUDA and nvcc of the same CUDA.
+"""Checks before the CUDA kernels are built: torch must be built for CUDA, and nvcc be of the same CUDA version.
 
-``FASTRNN_BUILD_CUDA`` decides what a lack means: ``auto`` (the default) leaves the kernels out and says why in one
-line, ``1`` ends the build with that sentence, ``0`` does not even look.
+``FASTRNN_BUILD_CUDA`` decides what a lack means: ``auto`` (the default) omits the kernels and prints the reason in one
+line, ``1`` ends the build with that reason, ``0`` skips the checks.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import build_checks
 
 DEFAULT_ARCHITECTURES = "8.0;9.0a+PTX"
-LOWEST = (8, 0)  # the tensor cores' bfloat16 and tf32
+LOWEST = (8, 0)  # the first with bfloat16 and tf32 in tensor cores
 STANDARD = "-std=c++17"
-# What torch's CUDA headers include. A toolkit may be without the libraries' headers; torch's wheels bring them along.
+# Headers that torch's CUDA headers include. A toolkit may lack those of the libraries, which torch's wheels contain.
 HEADERS = ("cuda_runtime_api.h", "cublas_v2.h", "cublasLt.h", "cusparse.h", "cusolverDn.h")
 
 PROBE = """
@@ -33,18 +33,18 @@ void launch(float* x) { probe<<<1, 32>>>(x); }
 
 
 class LackError(Exception):
-    """What is missing and what helps, one sentence."""
+    """A missing requirement and its remedy, in one sentence."""
 
 
 class Toolkit(NamedTuple):
     home: Path
     version: tuple[int, int]
-    includes: list[str]  # folders, the toolkit's own first
+    includes: list[str]  # folders, first that of the toolkit
     architectures: list[str]  # nvcc's options
     host: str  # the C++ compiler that nvcc uses, a path
 
     def nvcc_flags(self) -> list[str]:
-        """What every CUDA source is compiled with."""
+        """Return the compiler flags of every CUDA source."""
         flags = ["-O3", STANDARD, "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", f"-ccbin={self.host}"]
         return flags + self.architectures
 
@@ -57,7 +57,7 @@ class Toolkit(NamedTuple):
 
 
 def find_toolkit(compiler: build_checks.Compiler) -> Toolkit | None:
-    """The toolkit to build the CUDA kernels with, None to leave them out. Call after `build_checks.check_all`."""
+    """Return the toolkit to build the CUDA kernels with, None to omit them. Call after `build_checks.check_all`."""
     request = build_checks.cuda_request()
     if request == "0":
         return None
@@ -71,7 +71,7 @@ def find_toolkit(compiler: build_checks.Compiler) -> Toolkit | None:
 
 
 def require_toolkit(compiler: build_checks.Compiler) -> Toolkit:
-    """The toolkit, tried out. Raises LackError."""
+    """Return the toolkit, after a trial compilation. Raises LackError."""
     import torch
 
     wanted = torch_cuda_version(torch)
@@ -90,7 +90,7 @@ def require_toolkit(compiler: build_checks.Compiler) -> Toolkit:
 
 
 def torch_cuda_version(torch: object) -> tuple[int, int]:
-    """Of the CUDA that torch is built for. Raises LackError if it is built for none."""
+    """Return the CUDA version that torch is built for. Raises LackError if it is built for none."""
     version = getattr(torch, "version", None)
     cuda = getattr(version, "cuda", None)
     if not cuda:
@@ -104,7 +104,7 @@ def torch_cuda_version(torch: object) -> tuple[int, int]:
 
 
 def toolkit_home() -> Path:
-    """The toolkit's folder: CUDA_HOME, else that of the nvcc on PATH, else the usual one. Raises LackError."""
+    """Return the toolkit's folder: CUDA_HOME, else that of the nvcc on PATH, else the usual one. Raises LackError."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         given = os.environ.get(name, "").strip()
         if given:
@@ -123,7 +123,7 @@ def toolkit_home() -> Path:
 
 
 def home_of(nvcc: str) -> Path:
-    """The toolkit that an nvcc belongs to. It says so itself: what is on PATH may be a script that calls another."""
+    """Return the folder of an nvcc's toolkit, as nvcc reports it: on PATH may be a script that calls another nvcc."""
     try:
         done = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
         top = re.search(r"^#\$ TOP=(.+)$", done.stderr + done.stdout, re.MULTILINE)
@@ -144,9 +144,9 @@ def nvcc_version(nvcc: Path) -> tuple[int, int]:
 
 
 def include_folders(home: Path, site: Path, major: int) -> list[str]:
-    """Folders in which torch's CUDA headers find all that they include: the toolkit's, then those of torch's wheels."""
+    """Return the folders of all headers that torch's CUDA headers include: those of the toolkit and of wheels."""
     folders = [home / "include", site / "nvidia" / f"cu{major}" / "include"]
-    folders += sorted((site / "nvidia").glob("*/include"))  # the wheels of CUDA 12: a folder for each library
+    folders += sorted((site / "nvidia").glob("*/include"))  # the wheels of CUDA 12 have a folder per library
     found = [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
     for header in HEADERS:
         if not any(Path(folder, header).is_file() for folder in found):
@@ -158,9 +158,9 @@ def include_folders(home: Path, site: Path, major: int) -> list[str]:
 
 
 def architecture_flags(text: str) -> list[str]:
-    """nvcc's options for a list as in TORCH_CUDA_ARCH_LIST: ``8.0;9.0a+PTX``. Raises LackError.
+    """Return nvcc's options for a list as in TORCH_CUDA_ARCH_LIST: ``8.0;9.0a+PTX``. Raises LackError.
 
-    ``+PTX`` adds code that newer GPUs compile for themselves. That of 9.0a would run on no other GPU, so it is 9.0's.
+    ``+PTX`` adds PTX, which newer GPUs compile when they load it; for 9.0a that of 9.0, as 9.0a's runs on no other GPU.
     """
     flags = []
     for entry in re.split(r"[;,\s]+", text.strip(" ;,")):
@@ -178,13 +178,13 @@ def architecture_flags(text: str) -> list[str]:
 
 
 def host_compiler(compiler: build_checks.Compiler) -> str:
-    """nvcc takes a program alone: of ``ccache g++ -m64`` it is g++."""
+    """Return the compiler for nvcc, which takes a program alone: g++ for ``ccache g++ -m64``."""
     program = [word for word in compiler.command if not word.startswith("-")][-1]
     return shutil.which(program) or program
 
 
 def try_probe(toolkit: Toolkit) -> None:
-    """Compiles a few lines for all architectures: knows whether nvcc likes the C++ compiler and the architectures."""
+    """Compile a few lines for all architectures, to check that nvcc accepts the C++ compiler and the architectures."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "probe.cu")
         source.write_text(PROBE, encoding="utf-8")
@@ -202,7 +202,7 @@ def try_probe(toolkit: Toolkit) -> None:
 
 
 def main() -> int:
-    """Prints the toolkit's folder, for scripts and without torch; exit status 1 and a sentence if there is none."""
+    """Print the toolkit's folder, without importing torch; exit with status 1 and a message if there is none."""
     try:
         print(toolkit_home())
     except LackError as lack:

@@ -1,8 +1,11 @@
-"""Completes an environment: ``dev_env.py deps`` installs all that development needs and is missing, ``build`` what the
-library needs, and builds it, ``bench`` also what the benchmark needs.
+"""Complete the development environment: ``dev_env.py deps``, ``build`` or ``bench``.
 
-Run by the Makefile with the environment's own Python. What is there already is found out each time, in a fraction of a
-second, rather than remembered: an environment made by hand or half finished is completed, a good one is left alone.
+``deps`` installs all missing requirements of development; ``build`` installs those of the library and builds it;
+``bench`` installs those of the benchmark as well.
+
+The Makefile runs this with the environment's own Python. Each run checks what is installed, in a fraction of a second,
+and records nothing about it: it completes an environment made by hand or half finished, and leaves a complete one as
+    is.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 import build_checks
 
 ROOT = Path(__file__).resolve().parent.parent
-# What is installed where no torch is asked for and none is there. Any that pyproject.toml allows is kept.
+# The torch to install if none is requested and none is installed. An installed one that pyproject.toml allows is kept.
 DEFAULT_TORCH = "torch==2.13.0"
 EXTENSION = ROOT / "fastrnn" / ("_C" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 # The extras of pyproject.toml that each goal needs; deps: all of them.
@@ -39,7 +42,7 @@ def main() -> int:
     args = parser.parse_args()
     os.chdir(ROOT)
     if args.goal != "deps" and installed_version("torch") is None:
-        check_machine()  # before gigabytes are fetched in vain
+        check_machine()  # before gigabytes are downloaded for nothing
     ensure_pip()
     install_missing(args.torch, args.goal)
     if args.goal != "deps":
@@ -83,7 +86,7 @@ def read_pyproject() -> dict[str, Any]:
 
 
 def wanted_requirements(torch: str, goal: str) -> list[str]:
-    """All that a goal needs, as pyproject.toml says it."""
+    """List the requirements of a goal, from pyproject.toml."""
     pyproject = read_pyproject()
     wanted = [*pyproject["build-system"]["requires"], *pyproject["project"]["dependencies"]]
     extras = pyproject["project"]["optional-dependencies"]
@@ -93,12 +96,12 @@ def wanted_requirements(torch: str, goal: str) -> list[str]:
 
 
 def is_missing(requirement: str) -> bool:
-    # pip's own copy, because nothing else is certain to be here yet.
+    # pip's copy of packaging, because no other package is certain to be installed yet.
     requirements = importlib.import_module("pip._vendor.packaging.requirements")
     try:
         parsed = requirements.Requirement(requirement)
     except requirements.InvalidRequirement:
-        return True  # the path of a wheel: pip knows whether it is installed
+        return True  # the path of a wheel: pip checks whether it is installed
     version = installed_version(parsed.name)
     return version is None or not parsed.specifier.contains(version, prereleases=True)
 
@@ -119,7 +122,7 @@ def install_missing(torch: str, goal: str) -> None:
 
 
 def fingerprint() -> str:
-    """Changes with everything that the extension is made of."""
+    """Hash everything that the extension depends on."""
     digest = hashlib.sha256()
     files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     files += [ROOT / "setup.py", ROOT / "pyproject.toml"]
@@ -140,16 +143,16 @@ def build_if_changed() -> None:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
         state = fingerprint()
-        # The time as well: somebody may have built another state by hand since.
+        # The time is compared too, because a build by hand may have replaced the extension since.
         if not (EXTENSION.is_file() and read_record(record) == [state, EXTENSION.stat().st_mtime_ns]):
             print("Building the kernels", flush=True)
             run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"])
-        install_package()  # in here, because pip writes the extension once more
+        install_package()  # under the lock, because pip writes the extension again
         record.write_text(json.dumps([state, EXTENSION.stat().st_mtime_ns]))
 
 
 def install_package() -> None:
-    """Puts the checkout and its `fastrnn` command into the environment, again when the metadata has changed."""
+    """Install the checkout and its `fastrnn` command, again whenever the metadata has changed."""
     record = Path(sys.prefix) / "fastrnn-installed.json"
     state = [str(ROOT), hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()]
     if installed_version("fastrnn") is not None and read_record(record) == state:

@@ -19,7 +19,7 @@ float half_of(Kind kind, uint32_t bits, uint32_t which) {
   return kind == Kind::kBFloat16 ? cuda::widen(BFloat16{low}) : cuda::widen(Float16{low});
 }
 
-// The factors as the PTX manual lays them over the lanes (mma.m16n8k16 for 16 bits, mma.m16n8k8 for tf32).
+// The operands in the layout of the PTX manual for the lanes (mma.m16n8k16 for 16 bits, mma.m16n8k8 for tf32).
 void gather(Kind kind, const Thread* lanes, float (&a)[16][16], float (&b)[16][8]) {
   for (uint32_t lane = 0; lane < 32; ++lane) {
     const uint32_t g = lane / 4, q = lane % 4;
@@ -59,7 +59,7 @@ void multiply_warp(Kind kind, Thread* lanes) {
   }
 }
 
-// Lets others run, sometimes.
+// Sometimes lets other threads run.
 void pause() {
   Launch& launch = *current();
   if (launch.chance(16)) launch.wait(State::kReady, launch.running().at);
@@ -146,7 +146,7 @@ void cluster_wait(Place at) {
 
 namespace {
 
-// `mine`, in the shared memory of the running thread's block, as it lies in the block of that rank.
+// Maps `mine`, in the shared memory of the running thread's block, to the same place in the block of that rank.
 char* of_rank(void* mine, int rank) {
   Launch& launch = *current();
   const Thread& thread = launch.running();

@@ -1,9 +1,9 @@
-// What csrc/cuda/device.h gives kernels on a GPU, on the CPU: the threads of blocks are fibers on one thread of the
-// operating system, run in an order drawn from a seed. Included by csrc/cuda/device.h; launcher.h is the host's side.
+// Emulation of csrc/cuda/device.h on the CPU: the threads of blocks are fibers on one thread of the operating system,
+// run in an order drawn from a seed. Included by csrc/cuda/device.h; launcher.h is the host's side.
 //
-// What would go wrong on a GPU only sometimes, or without a word, ends the launch with a sentence: a barrier that some
-// threads do not reach, or reach at another place in the source; a product that not all lanes of a warp take part in;
-// threads that wait for each other; memory of a block that has left; writes outside of shared memory.
+// Errors that a GPU shows only sometimes, or silently, end the launch with a message: a barrier that some threads do
+// not reach, or reach at another place in the source; a product in which not all lanes of a warp take part; threads
+// that wait for each other; memory of a block that has exited; writes outside shared memory.
 #pragma once
 
 #include <stddef.h>
@@ -13,7 +13,7 @@
 
 namespace fastrnn::emulator {
 
-// Where in the source a kernel calls from: default arguments of every primitive.
+// Source location of a call in a kernel: default argument of every primitive.
 struct Place {
   const char* file;
   int line;
@@ -27,7 +27,7 @@ struct ThreadView {
 
 enum class Kind { kBFloat16, kFloat16, kTf32 };
 
-// Of the thread that runs.
+// Operations of the running thread.
 void sync(Place at);
 void cluster_arrive(Place at);
 void cluster_wait(Place at);
@@ -41,7 +41,7 @@ void await(const void* barrier, uint32_t parity, Place at);
 void push(void* mine, const void* bits, void* barrier, int rank, Place at);
 // sum (4) of this lane += its part of the warp's product; a: 4 registers, b: 2.
 void multiply(Kind kind, float* sum, const uint32_t* a, const uint32_t* b, Place at);
-// Before 16 bytes are read at once. Lets others run, sometimes.
+// Called before 16 bytes are read at once; sometimes lets other threads run.
 void before_load(const void* p);
 
 }  // namespace fastrnn::emulator
@@ -116,7 +116,7 @@ FASTRNN_DEVICE void multiply_add(Block&, MmaTf32, float (&sum)[4], const Bits128
   multiply_add_of(emulator::Kind::kTf32, sum, a, b0, b1, {file, line});
 }
 
-// To nearest, ties away from zero; NaN becomes the one that the GPU makes.
+// Rounds to nearest, ties away from zero; NaN becomes the one that the GPU produces.
 FASTRNN_DEVICE float round_tf32(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof(bits));

@@ -11,8 +11,8 @@
 #include <ucontext.h>
 #endif
 
-// swapcontext() asks the kernel for the signal mask each time, which costs more than most of what a fiber does between
-// two switches. This keeps what the calling convention says a function must keep, and no more.
+// swapcontext() makes a system call for the signal mask each time, which costs more than most of the work of a fiber
+// between two switches. This saves only what the calling convention requires a function to preserve.
 #if !defined(FASTRNN_UCONTEXT)
 extern "C" void fastrnn_fiber_switch(void** from, void* to) __attribute__((visibility("hidden")));
 #endif
@@ -100,7 +100,7 @@ Fiber::Fiber() : context_(new Context) {
   void* memory = mmap(nullptr, page() + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, page(), PROT_NONE) != 0) abort();
   memory_ = static_cast<char*>(memory);
-  // Not all at one place within a page, or a few hundred stacks would share a few lines of the cache.
+  // Different offsets within a page, because a few hundred stacks at one offset would share a few cache sets.
   top_ = memory_ + page() + kStack - made++ % 16 * 256;
 }
 
@@ -110,7 +110,7 @@ void Fiber::begin() {
   Fiber* fiber = beginning;
   fiber->entry_(fiber->argument_);
   fiber->suspend();
-  abort();  // whoever resumes a fiber that has ended is wrong
+  abort();  // a fiber that has ended must not be resumed
 }
 
 #if defined(FASTRNN_UCONTEXT)
@@ -137,7 +137,7 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   argument_ = argument;
   const auto code = reinterpret_cast<uintptr_t>(&Fiber::begin);
 #if defined(__x86_64__)
-  // Six registers, the address that `ret` goes to, and in place of a caller's address nothing.
+  // Six registers, the address for `ret`, and null in place of a caller's address.
   uintptr_t frame[8] = {0, 0, 0, 0, 0, 0, code, 0};
 #else
   uintptr_t frame[20] = {};

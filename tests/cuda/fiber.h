@@ -1,4 +1,4 @@
-// Call stacks of their own for the threads of emulated blocks, on one thread of the operating system.
+// Call stacks for the threads of emulated blocks, all on one thread of the operating system.
 #pragma once
 
 #include <stddef.h>
@@ -15,11 +15,11 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Makes the next resume() call entry(argument) on an empty stack. What was on the stack before is forgotten.
+  // Makes the next resume() call entry(argument) on an empty stack. Previous contents of the stack are discarded.
   void start(void (*entry)(void*), void* argument);
-  // Runs until suspend() or the end of entry; not from inside a fiber.
+  // Runs until suspend() or the end of entry; must not be called inside a fiber.
   void resume();
-  // From inside: back to whoever resumed.
+  // Inside a fiber: returns to the caller of resume().
   void suspend();
 
  private:
@@ -33,7 +33,7 @@ class Fiber {
   std::unique_ptr<Context> context_;
 };
 
-// Fibers are used again by later launches: their stacks cost two system calls each.
+// Later launches reuse fibers, because allocating a stack takes two system calls.
 class FiberPool {
  public:
   Fiber* take();

@@ -1,4 +1,4 @@
-// The host's side of the emulator: an emulated GPU, its memory, and the Launcher that csrc/cuda/table.h wants.
+// The host's side of the emulator: an emulated GPU, its memory, and the Launcher that csrc/cuda/table.h needs.
 #pragma once
 
 #include <stdint.h>
@@ -11,43 +11,43 @@
 namespace fastrnn::emulator {
 
 struct Settings {
-  int processors = 8;  // each holds one block
+  int processors = 8;  // each runs one block
   int64_t shared_bytes = 227 * 1024;
   int largest_cluster = 8;
-  int busy = 0;       // processors that something else keeps
+  int busy = 0;       // processors that other work occupies
   uint64_t seed = 0;  // of the order in which blocks and threads run
 };
 Settings& settings();
 
-// Errors of a launch; the first two are CUDA's numbers.
+// Errors of a launch; the first two have CUDA's values.
 constexpr int kInvalidValue = 1, kTooLarge = 720, kFailed = 999;
 
 struct Grid {
   int64_t x, y;
   int threads;
   int64_t shared_bytes;
-  int cluster;  // blocks side by side along x; 0: no clusters
+  int cluster;  // blocks along x; 0: no clusters
   bool cooperative;
 };
 using Entry = void (*)(cuda::Block&, const void*);
 
-// Runs all blocks to their end. 0 or an error; after kFailed failure() says what went wrong.
+// Runs all blocks to their end. Returns 0 or an error; after kFailed, failure() has the message.
 int launch(const Grid& grid, Entry entry, const void* arguments);
 const std::string& failure();
 void forget_failure();
 
-// What the launches since the last reset did, all blocks together.
+// Counters of the launches since the last reset, summed over all blocks.
 struct Counted {
   int64_t block_barriers, cluster_barriers, announcements;
-  int64_t products;         // of a warp
-  int64_t fresh_bytes;      // read of what other blocks wrote into global memory
-  int64_t pushed_bytes;     // written into blocks' shared memory by their ranks
+  int64_t products;         // of warps
+  int64_t fresh_bytes;      // bytes in global memory that were read and written by another block
+  int64_t pushed_bytes;     // written into the shared memory of a cluster's other blocks
   int64_t push_phases;      // of barriers that count pushed bytes
   int64_t exchanged_bytes;  // written into the memory that a grid's blocks exchange through (FASTRNN_MEMORY_CHECK)
 };
 Counted& counted();
 
-// Blocks of a persistent kernel that are on the machine at once, or clusters of `cluster` blocks.
+// Number of blocks of a persistent kernel, or of clusters of `cluster` blocks, that fit on the machine at once.
 int capacity(int64_t shared_bytes, int cluster);
 
 struct Launcher {

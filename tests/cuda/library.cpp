@@ -1,5 +1,5 @@
-// What tests/harness/emulated.py calls: one layer in one direction, forward or backward, by one of the three drivers,
-// on the emulated machine. Plain C names and structures, buffers from emulated_allocate.
+// Interface for tests/harness/emulated.py: one layer in one direction, forward or backward, by one of the three
+// drivers, on the emulated machine. Plain C names and structures, buffers from emulated_allocate.
 #include <stdio.h>
 #include <string.h>
 
@@ -59,7 +59,7 @@ void* scratch(const char* name, int64_t bytes, bool zeros) {
   return buffer.begin;
 }
 
-// c (rows, n) = a (rows, k) · b, with b (n, k) or, not transposed, (k, n). It reads and writes no other rows.
+// c (rows, n) = a (rows, k) · b, with b (n, k) or, not transposed, (k, n). Accesses no other rows.
 template <class T>
 void multiply(const void* a, const void* b, void* c, int64_t rows, int64_t n, int64_t k, bool transposed) {
   const T *left = static_cast<const T*>(a), *right = static_cast<const T*>(b);
@@ -189,7 +189,7 @@ Error stepwise(const Call& c, const CellKernels& cell, Format format, Args& a) {
   return whole(kernels, a, counts, library);
 }
 
-// As plan.cpp's, with every number asked for: also ways to cut that it would not choose.
+// Tiling as in plan.cpp, but with all numbers given: also tilings that it would not choose.
 template <class Args>
 Tiling tiling_of(const Call& c, const CellKernels& cell, const PersistentKernel<Args>& kernel, bool cluster) {
   const bool backward = std::is_same_v<Args, BackwardArgs>;
@@ -303,12 +303,12 @@ FASTRNN_EXPORT void emulated_machine(int64_t processors, int64_t shared_bytes, i
   emulator::settings() = {static_cast<int>(processors), shared_bytes, static_cast<int>(largest_cluster),
                           static_cast<int>(busy), static_cast<uint64_t>(seed)};
 }
-// Driver of that name, or -1.
+// Returns the driver of that name, or -1.
 FASTRNN_EXPORT int64_t emulated_driver(const char* name) {
   Driver driver;
   return driver_named(name, &driver) ? static_cast<int64_t>(driver) : -1;
 }
-// G, S, K, the first product that is split, R, R2, Q; returns 0 if there is no such cell.
+// Writes G, S, K, the first product that is split, R, R2, Q; returns 0 if there is no such cell.
 FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   const CellKernels* cell = find_cell(name);
   if (cell == nullptr) return 0;
@@ -321,13 +321,13 @@ FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
   numbers[6] = cell->parameters;
   return 1;
 }
-// y = 1 / b of `count` numbers, as the activations have it, or the approximation that it begins with.
+// y = 1 / b of `count` numbers, as the activations compute it, or its initial approximation.
 FASTRNN_EXPORT void emulated_reciprocal(const float* b, float* y, int64_t count, int64_t refined) {
   for (int64_t k = 0; k < count; ++k) {
     y[k] = refined != 0 ? reciprocal(Vec<float>(b[k])).v : approximate_reciprocal(b[k]);
   }
 }
-// What was counted since the last call, in the order of emulator::Counted.
+// Writes the counters since the last call, in the order of emulator::Counted, and resets them.
 FASTRNN_EXPORT void emulated_counted(int64_t* numbers) {
   emulator::Counted& counted = emulator::counted();
   memcpy(numbers, &counted, sizeof(counted));
@@ -335,7 +335,7 @@ FASTRNN_EXPORT void emulated_counted(int64_t* numbers) {
 }
 FASTRNN_EXPORT void emulated_forward(const Call* call, Outcome* outcome) { run<ForwardArgs>(*call, outcome); }
 FASTRNN_EXPORT void emulated_backward(const Call* call, Outcome* outcome) { run<BackwardArgs>(*call, outcome); }
-// Only the choice. `call` needs sizes, format, driver and, if there is a projection, w_hr.
+// Only chooses the driver. `call` needs sizes, dtype, driver and, if there is a projection, w_hr.
 FASTRNN_EXPORT void emulated_choose(const Call* call, int64_t backward, Outcome* outcome) {
   *outcome = {};
   const CellKernels& cell = *find_cell(call->cell);

@@ -1,4 +1,4 @@
-// The emulated GPU's memory: one range of addresses, buffers one after the other with sentinels between them.
+// The emulated GPU's memory: one address range of buffers in a row, with sentinels between them.
 #pragma once
 
 #include <stdint.h>
@@ -9,15 +9,15 @@
 
 namespace fastrnn::emulator {
 
-struct Cell;  // memory_check.cpp: who used two bytes last
+struct Cell;  // memory_check.cpp: last accesses of two bytes
 
 struct Buffer {
   char* begin;
   int64_t bytes;
   std::string name;
-  bool written;   // else it holds NaN, and reading it before it is written is a mistake
-  int64_t block;  // whose shared memory it is, or -1
-  bool gone;      // its block has left
+  bool written;   // else it holds NaN and must be written before it is read
+  int64_t block;  // the block whose shared memory it is, or -1
+  bool gone;      // its block has exited
   std::shared_ptr<Cell[]> cells;
 
   char* end() const { return begin + bytes; }
@@ -30,17 +30,17 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
-  // `alignment`: the address is a multiple of it and of nothing larger. Filled with bytes of 0xff, NaN in every format.
+  // `alignment`: the address is a multiple of it and of nothing larger. Filled with bytes of 0xff, NaN in every dtype.
   // Throws std::bad_alloc.
   Buffer& allocate(const std::string& name, int64_t bytes, int64_t alignment, int64_t block = -1);
-  // Drops the buffers from the count-th on.
+  // Removes the buffers from the count-th on.
   void shrink(size_t count);
   size_t count() const { return buffers_.size(); }
 
   bool contains(const void* p) const { return p >= base_ && p < base_ + kBytes; }
-  // The buffer that holds this byte, or null.
+  // Returns the buffer that contains this byte, or null.
   Buffer* find(const void* p);
-  // The name of a buffer, from the first-th on, beside which something was written; else empty.
+  // Returns the name of a buffer, from the first-th on, whose sentinels were overwritten; else empty.
   std::string damaged(size_t first = 0) const;
 
  private:

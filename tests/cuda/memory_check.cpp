@@ -1,13 +1,13 @@
-// Looks at every access of a kernel to the emulated memory. Kernels are compiled with gcc's -fsanitize=thread, which
-// calls a function for each; these are ours, not the compiler's library. Found are accesses outside of buffers, of a
-// block that has left, of what nothing has written, and races: two accesses, one of them a write, that no barrier
-// orders, whatever the order in which the threads happened to run this time.
+// Checks every access of a kernel to the emulated memory. Kernels are compiled with gcc's -fsanitize=thread, which
+// calls a function for each access; these functions replace those of the compiler's library. They find accesses outside
+// buffers, to memory of a block that has exited and to memory that nothing has written, and races: two accesses, one of
+// them a write, that no barrier orders, in whichever order the threads happened to run this time.
 //
-// Order is kept by intervals. A thread's interval ends where it releases what it did: at a barrier of the block, and
-// when it arrives at one of the cluster. Pushes are writes of a further actor for each block, whose interval ends with
-// every one of them: only who awaits their barrier knows of them. known[b] = n: all threads of block b have done what
-// they do before their interval n. All threads of a block pass the same barriers, so that one number for each block is
-// enough.
+// Order is tracked by intervals (vector clocks). A thread's interval ends where it releases its accesses: at a barrier
+// of the block, and when it arrives at one of the cluster. Pushes are writes of an additional actor per block, whose
+// interval ends with each push: only a thread that awaits their barrier is ordered after them. known[b] = n: all
+// threads of block b have done all accesses before their interval n. All threads of a block pass the same barriers, so
+// that one number per block is enough.
 #include "threads.h"
 
 #if FASTRNN_MEMORY_CHECK
@@ -30,7 +30,7 @@ struct Access {
 }  // namespace
 
 struct Cell {
-  Access write, reads[kReaders];  // at most one of a block
+  Access write, reads[kReaders];  // at most one per block
   uint32_t launch = 0;
   bool written = false;
 };
@@ -39,7 +39,7 @@ namespace {
 
 constexpr int64_t kCellBytes = 2;
 uint32_t launches = 0;
-// What a counter's n-th announcement released, all before it included.
+// Clocks that each counter's n-th announcement released, those of earlier announcements included.
 std::map<const uint32_t*, std::vector<std::vector<uint32_t>>> announcements;
 std::map<int64_t, uint32_t> pushed;  // by the actor of a block
 
@@ -84,7 +84,7 @@ void remember_read(Cell& cell, const Thread& thread) {
     }
     if (place == nullptr && before(read, thread)) place = &read;
   }
-  if (place != nullptr) *place = now;  // else it is not remembered: a race may be missed, none is invented
+  if (place != nullptr) *place = now;  // else it is not recorded: a race may be missed, but none is reported wrongly
 }
 
 class Look {
@@ -92,14 +92,14 @@ class Look {
   Look(Launch& launch, Buffer& buffer, const char* at, bool write)
       : launch_(launch), thread_(launch.running()), buffer_(buffer), at_(at), write_(write) {}
 
-  // Of a write that its thread does not wait for.
+  // Look at a write that its thread does not wait for.
   Look& as(const Access& access) {
     access_ = access;
     return *this;
   }
 
   void at_cell(Cell& cell) {
-    if (cell.launch != launches) {  // all of an earlier launch is over
+    if (cell.launch != launches) {  // everything in an earlier launch has ended
       const bool written = cell.written;
       cell = Cell();
       cell.launch = launches;
@@ -208,7 +208,8 @@ void note_push(PushState& state, Thread& thread, const void* target) {
 }
 void note_pushes(const PushState& state, Thread& thread) { join(thread.known, state.released); }
 
-// Whoever used the block's shared memory must have done so before the block left, and not just this time.
+// Every access to the block's shared memory must be ordered before the block's exit, not just happen before it this
+// time.
 std::string note_exit(BlockState& block) {
   if (block.shared->cells == nullptr) return {};
   std::vector<uint32_t> together;
@@ -230,7 +231,7 @@ std::string note_exit(BlockState& block) {
 
 }  // namespace fastrnn::emulator
 
-// What the compiler calls.
+// Functions that the compiler's instrumentation calls.
 #define FASTRNN_HOOK extern "C" __attribute__((visibility("hidden"))) void
 #define FASTRNN_ACCESS(bytes)                                                                      \
   FASTRNN_HOOK __tsan_read##bytes(void* p) { fastrnn::emulator::look(p, bytes, false, bytes); }    \

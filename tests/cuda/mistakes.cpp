@@ -1,4 +1,4 @@
-// Small kernels that are wrong in one way each, to see that the emulator finds it, and a few that are right.
+// Small kernels, each with one mistake that the emulator must find, and a few correct ones.
 #include <string.h>
 
 #include <string>
@@ -24,14 +24,14 @@ struct Args {
 
 float* numbers(Block& block) { return reinterpret_cast<float*>(block.shared()); }
 
-// Every thread leaves its number in shared memory and returns its neighbour's.
+// Every thread writes its number to shared memory and returns its neighbour's.
 void neighbours(Block& block, const Args& a, bool barrier) {
   const int me = block.thread(), next = (me + 1) % block.threads();
   numbers(block)[me] = static_cast<float>(me);
   if (barrier) block.sync();
   if (block.x() == 0) a.out[me] = numbers(block)[next];
 }
-// The same twice: between reading and the next writing there has to be a barrier too.
+// The same twice: a barrier is also needed between reading and the next writing.
 void again(Block& block, const Args& a, bool barrier) {
   neighbours(block, a, true);
   if (barrier) block.sync();
@@ -49,7 +49,7 @@ void two_barriers(Block& block, const Args&) {
   }
 }
 
-// The last block of the cluster writes into the first one's memory.
+// The cluster's last block writes into the first one's memory.
 void to_peer(Block& block, const Args& a, bool stay) {
   if (block.thread() == 0) numbers(block)[0] = 0;
   block.cluster_arrive();
@@ -76,8 +76,8 @@ void wait_alone(Block& block, const Args&) { block.cluster_wait(); }
 void no_wait(Block& block, const Args&) { block.cluster_arrive(); }
 void no_such_rank(Block& block, const Args&) { *block.of_rank(numbers(block), kBlocks) = 1; }
 
-// The last block of the cluster pushes into the first one's memory, twice: the second time as soon as it has been told
-// that the first time has been read.
+// The cluster's last block pushes into the first one's memory twice: the second time as soon as it has been notified
+// that the first push has been read.
 void pushes(Block& block, const Args& a, uint32_t expected, bool awaited, bool told) {
   auto* barriers = reinterpret_cast<PushBarrier*>(block.shared());
   auto* to = reinterpret_cast<Bits128*>(block.shared() + 64);
@@ -230,11 +230,11 @@ const Kernel kKernels[] = {
 
 #define FASTRNN_EXPORT extern "C" __attribute__((visibility("default")))
 
-// The k-th kernel's name, or null.
+// Returns the k-th kernel's name, or null.
 FASTRNN_EXPORT const char* emulated_kernel(int64_t k) {
   return k >= 0 && k < static_cast<int64_t>(std::size(kKernels)) ? kKernels[k].name : nullptr;
 }
-// Runs it on the emulated machine: its error, what was wrong, and what it left in `out` (256 numbers).
+// Runs a kernel on the emulated machine: its error, the message, and the 256 numbers in `out`.
 FASTRNN_EXPORT int64_t emulated_run_kernel(int64_t k, float* out, char* text, int64_t room) {
   const Kernel& kernel = kKernels[k];
   emulator::Memory& memory = emulator::memory();

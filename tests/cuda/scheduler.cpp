@@ -1,4 +1,4 @@
-// Which thread runs next, and the beginning and end of blocks.
+// Choice of the thread that runs next, and start and end of blocks.
 #include <stdio.h>
 
 #include <algorithm>
@@ -116,7 +116,7 @@ Thread* Launch::choose() {
     std::vector<Thread*>& ready = resident_[(favourite_ + k) % resident_.size()]->ready;
     if (ready.empty()) continue;
     favourite_ = (favourite_ + k) % resident_.size();
-    // Now and then any thread, whatever the order.
+    // Occasionally any thread, whatever the order.
     const bool any = order_ == 0 || chance(128);
     if (any) {
       std::swap(ready[random_() % ready.size()], ready.back());
@@ -162,7 +162,7 @@ int Launch::run() {
   return failed_ ? kFailed : 0;
 }
 
-// Takes away clusters of which all threads have left. Their shared memory stays until the end, marked.
+// Removes clusters of which all threads have exited. Their shared memory stays until the end, marked.
 void Launch::retire() {
   Cluster& cluster = *running_->block->cluster;
   BlockState& left = *running_->block;

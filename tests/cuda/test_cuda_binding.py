@@ -1,6 +1,6 @@
 """The operators for GPUs, torch's side of them (csrc/ops/cuda), over the emulator: no GPU is needed.
 
-Checks, how rows lie, memory, the products around a recurrence, the choice of a driver and what it falls back to.
+Checks, how rows lie, memory, input products and weight gradients, the choice of a driver and what it falls back to.
 """
 
 from __future__ import annotations

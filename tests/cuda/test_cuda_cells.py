@@ -141,7 +141,7 @@ def test_long_sequences_of_the_stepwise_driver(name):
 
 
 def test_built_ahead():
-    """What is compiled is loaded once, and is there for every further call."""
+    """A compiled cell is loaded once and available to every further call."""
 
     @fastrnn.cell(gates="a")
     def later(x, r, s):

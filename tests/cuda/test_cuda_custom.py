@@ -22,7 +22,7 @@ from fastrnn import gallery
 from fastrnn.custom.build_cuda import FORMATS
 
 ROUNDING = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2, torch.float16: 6e-3}
-#: One product of h, with rows for every gate and for some, numbers of each unit, one to four states.
+#: One product of h, with rows for every gate and for some, per-unit parameters, one to four states.
 ONE = {
     "lstm": custom_cells.lstm,
     "gru": custom_cells.gru,
@@ -211,7 +211,7 @@ def test_sizes_that_do_not_fit(ops):
 
 
 def test_a_shared_object_of_another_version(ops, tmp_path):
-    """What is not one of ours is refused, and leaves all as it was."""
+    """A shared object of another version is rejected, and changes nothing."""
     (tmp_path / "other.c").write_text(
         "long fastrnn_cuda_cell_interface = 1; void* fastrnn_cuda_cell(void) { return 0; }"
     )
@@ -251,7 +251,7 @@ def test_every_access_of_the_stepwise_kernels(cell):
 
 @pytest.mark.parametrize("driver", ["grid", "cluster"])
 def test_every_access_of_a_persistent_kernel(driver):
-    """Races, reads of what nothing wrote, accesses outside of buffers; in a cell of numbers of each unit."""
+    """Races, reads of what nothing wrote, accesses outside of buffers; in a cell with per-unit parameters."""
     kernels, cell = emulated.library(True, HEADERS), ALL["mixed"].kernels
     for seed, cut in enumerate([(3, 1), (1, 2), (2, 2)]):
         for fmt in ("float32", "bfloat16"):

@@ -1,4 +1,4 @@
-"""What of the GPU part is decided without one: loading, overriding, explaining, telling, refusing."""
+"""The parts of the GPU support that need no GPU: loading, overriding, explaining, warnings and errors."""
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def test_only_plain_work_on_a_gpu_is_forked():
 
 
 def test_directions_are_computed_as_before():
-    """One after the other where they are not forked; with tensors on the CPU outside of the short way."""
+    """One direction after the other where they are not forked; with CPU tensors, outside the fast path."""
     net = fastrnn.GRU(I, H, num_layers=2, bidirectional=True)
     x = torch.randn(T, B, I)
     same(net(x, lengths=[T] * B), net(x))

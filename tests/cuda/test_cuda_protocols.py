@@ -112,14 +112,14 @@ def cluster_read(left_out: str = "") -> bool:
 
 
 def cluster_publish(left_out: str = "") -> bool:
-    """Whether the thread that pushes may read an old number of its own block."""
+    """Decide whether the thread that pushes may read an old value of its own block."""
     between = [] if left_out == "sync" else [sync()]
     threads = [Thread(0, [write("own", 1), *between, write("done", 1)]), Thread(0, [*between, read("own", "own")])]
     return possible(threads, lambda r: r["own"] == 0)
 
 
 def cluster_overwrite(left_out: str = "") -> bool:
-    """Whether a push of operand n + 2 may land over n while block 1 reads that.
+    """Decide whether a push of operand n + 2 may overwrite n while block 1 reads it.
 
     Block 1 reads n and passes the sync of its step; another of its threads pushes its part of n + 1. Block 0 awaits
     that before it pushes n + 2.

@@ -1,5 +1,5 @@
-// The inside of the emulator: threads, blocks and clusters of the launch that runs, and what memory_check.cpp hears of
-// them.
+// Internals of the emulator: threads, blocks and clusters of the running launch, and the functions through which
+// memory_check.cpp observes them.
 #pragma once
 
 #include <map>
@@ -24,29 +24,29 @@ struct Thread : ThreadView {
   Fiber* fiber = nullptr;
   State state = State::kReady;
   Place at{"", 0};       // where it waits
-  bool arrived = false;  // at the cluster's barrier, and has not waited
-  uint64_t barrier = 0;  // of the cluster, the one that it arrived at
+  bool arrived = false;  // arrived at the cluster's barrier, and has not waited there
+  uint64_t barrier = 0;  // the cluster's barrier at which it arrived
   const uint32_t* counter = nullptr;
   uint32_t target = 0;
   float* sum = nullptr;  // its part of a product
   uint32_t factors[6] = {};
-  // memory_check.cpp: how often it has released what it wrote, and how far it knows each block to have come.
+  // memory_check.cpp: how often it has released its writes, and how far it knows each block to have progressed.
   uint32_t interval = 0;
   std::vector<uint32_t> known;
 };
 
-// A barrier of pushes. A phase ends when the one arrival has come and as many bytes as were expected.
+// A barrier of pushes. A phase ends when its one arrival and all expected bytes have come.
 struct PushState {
   bool arrived = false;
-  int64_t bytes = 0;  // expected and not yet pushed; below zero where pushes came first
+  int64_t bytes = 0;  // expected and not yet pushed; negative if pushes came first
   uint32_t phase = 0;
   std::vector<Thread*> waiting;
   std::vector<uint32_t> released;  // memory_check.cpp
 };
 
-// One warp's product in the making.
+// One warp's product in progress.
 struct Warp {
-  int lanes = 0;  // that have come
+  int lanes = 0;  // that have arrived
   Kind kind = Kind::kBFloat16;
   Place at{"", 0};
 };
@@ -81,7 +81,7 @@ class Launch {
   bool chance(uint32_t one_in) { return random_() % one_in == 0; }
   int64_t blocks() const { return grid_.x * grid_.y; }
 
-  std::vector<Thread*> counting;  // wait for a counter
+  std::vector<Thread*> counting;  // threads that wait for a counter
   std::map<const void*, PushState> pushes;
 
  private:
@@ -96,9 +96,9 @@ class Launch {
   Entry entry_;
   const void* arguments_;
   std::minstd_rand random_;
-  // How threads are chosen: blocks by turns or one as long as it can run, threads at random, the last or the first.
+  // Scheduling: blocks in turn or one for as long as it can run; threads at random, last first or first first.
   uint32_t stay_, order_;
-  std::vector<int64_t> waiting_;  // clusters (or single blocks) that have not begun
+  std::vector<int64_t> waiting_;  // clusters (or single blocks) that have not started
   std::vector<std::unique_ptr<Cluster>> clusters_;
   std::vector<std::unique_ptr<BlockState>> resident_;
   size_t favourite_ = 0;
@@ -106,10 +106,10 @@ class Launch {
   bool failed_ = false;
 };
 
-// Of the launch that runs; null outside of one.
+// The running launch; null outside of one.
 Launch* current();
 
-// memory_check.cpp, where it is built in.
+// Functions of memory_check.cpp, where it is built in.
 void note_sync(BlockState& block);
 void note_arrival(Thread& thread);
 void note_cluster_barrier(Cluster& cluster);
@@ -119,7 +119,7 @@ void note_count(Thread& thread, const uint32_t* counter);
 // The running thread has pushed 16 bytes to `target`; a thread has awaited a barrier.
 void note_push(PushState& state, Thread& thread, const void* target);
 void note_pushes(const PushState& state, Thread& thread);
-std::string note_exit(BlockState& block);  // what is wrong, or nothing
+std::string note_exit(BlockState& block);  // the error, or empty
 void note_launch();
 
 }  // namespace fastrnn::emulator

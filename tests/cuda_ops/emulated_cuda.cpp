@@ -1,4 +1,4 @@
-// What the binding of csrc/ops/cuda has around it on a GPU, on the CPU: the runtime's errors, a machine, the small
+// CPU replacements for what the binding of csrc/ops/cuda uses on a GPU: the runtime's errors, a machine, the small
 // kernels of cuda/layout.h.
 #include <cuda_runtime_api.h>
 

@@ -1,4 +1,4 @@
-// torch.ops.fastrnn_emulated: the operators of csrc/ops/cuda for tensors on the CPU, and what the tests set.
+// torch.ops.fastrnn_emulated: the operators of csrc/ops/cuda for tensors on the CPU, and settings for the tests.
 #include <torch/library.h>
 
 #include "launcher.h"
@@ -24,7 +24,7 @@ void load_own(c10::string_view path, int64_t capability) {
   const std::string problem = load_cell(std::string(path).c_str(), static_cast<int>(capability));
   TORCH_CHECK(problem.empty(), problem);
 }
-// The formats that a cell has kernels of, a bit each.
+// The dtypes for which a cell has kernels, as a bit mask.
 int64_t formats(c10::string_view name, int64_t capability) {
   const CellKernels* cell = find_cell(std::string(name).c_str(), static_cast<int>(capability));
   int64_t found = 0;

@@ -1,4 +1,4 @@
-"""The gallery, and a quick compiler for tests of how cells are compiled."""
+"""Fixtures: the gallery, and a fast compiler for tests of how cells are compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastrnn.custom import build
 
 @pytest.fixture(scope="module")
 def CELLS():  # noqa: N802
-    """The gallery's cells by name. The tests import it when they run, not when they are collected."""
+    """Return the gallery's cells by name, imported when a test runs rather than when it is collected."""
     from fastrnn import gallery
 
     return gallery.CELLS
@@ -20,9 +20,9 @@ def CELLS():  # noqa: N802
 
 @pytest.fixture
 def unoptimised(tmp_path: Path) -> str:
-    """A command for ``CXX`` that compiles without optimisation, in a third of the time.
+    """Return a command for ``CXX`` that compiles without optimisation, in a third of the time.
 
-    For tests of what is compiled and how it is cached. The optimiser is covered by the cells that other tests compile.
+    For tests of compilation and caching. Cells that other tests compile cover the optimiser.
     """
     script = tmp_path / "unoptimised-c++"
     script.write_text(f'#!/bin/sh\nexec {shlex.join(build.compiler())} "$@" -O0\n')

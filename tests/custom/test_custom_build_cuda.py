@@ -96,7 +96,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 def forget() -> None:
-    """What is asked for once in a process."""
+    """Clear the caches of results that are computed once per process."""
     for function in (build.compiler, build.compiler_version, build.headers_digest, build_cuda.toolkit):
         function.cache_clear()
 

@@ -49,7 +49,7 @@ def test_in_every_layout(cells, name, layout, reverse):
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_keeps_no_more_than_by_hand(cells, name):
-    """What is kept for the backward pass is found as a minimum cut; a person's choice is an upper bound."""
+    """The saved values are found as a minimum cut; a person's choice is an upper bound."""
     by_hand, found = _ops.traits_of(name), getattr(cells, name)._compiled.traits()
     assert (found.gates, found.states) == (by_hand.gates, by_hand.states)
     assert found.values <= by_hand.values

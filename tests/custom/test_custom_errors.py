@@ -1,4 +1,4 @@
-"""What a cell's step must not do is said when it is defined, with the line."""
+"""Errors at the definition of a cell, with the line of its step."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def test_accuracy_of_periodic_functions(capability, dtype):
 
 @pytest.mark.parametrize("capability", _C.capabilities()[:1])
 def test_limits_of_exp_and_log(capability):
-    """Of exp the smallest results are zero, where torch's are subnormal, and so are subnormal sums W·x + b."""
+    """The smallest results of exp are zero, where torch's are subnormal, and so are subnormal sums W·x + b."""
     _C.set_capability(capability)
     a = torch.tensor([88.8, 1e30, -88.0, -1e30, 0.0], dtype=torch.float32)
     b = torch.tensor([0.0, -1.0, 1.17549435e-38, math.inf, 1.0], dtype=torch.float32)
@@ -228,7 +228,7 @@ def test_limits_of_exp_and_log(capability):
     assert softplus.tolist() == pytest.approx([88.8, 1e30, 0.0, 0.0, math.log(2)])
 
 
-#: Where a function, or a part of it such as exp(-a), becomes infinite, zero or exact.
+#: Arguments near which a function, or a part of it such as exp(-a), becomes infinite, zero or exact.
 LARGE = (17.0, 20.5, 40.0, 86.9, 87.4, 88.3, 88.37, 88.38, 88.5, 88.7, 88.722, 88.73, 89.5, 104.0, 353.0, 708.0, 708.5)
 LARGE += (709.0, 709.3, 709.5, 709.7, 709.782, 709.8, 710.5, 745.0, 1e4, 1e15, 1e19)
 

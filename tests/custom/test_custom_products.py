@@ -1,4 +1,4 @@
-"""Cells of one's own with two products in a step, with fewer than gates, and with none, against plain loops."""
+"""Custom cells with two products per step, with fewer products than gates, and with none, against plain loops."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_equals_a_plain_loop(cell, split, layout):
         if layout == "reset":
             options["reset"] = torch.rand(T, B) < 0.3
         right = plain(cell, inputs, step=PLAIN[cell], **options)
-        # Of one unit, normalised, nothing is left but 0 / √1e-5.
+        # A single unit, normalised, is 0 / √1e-5.
         assert_same(fused(cell, inputs, **options), right, 1e-10)
 
 

@@ -23,7 +23,7 @@ def staged(x, r, s):
 
 
 class Spike(torch.autograd.Function):
-    """What `surrogate` stands for, written as it is in torch."""
+    """The reference for `surrogate`, as one writes it in PyTorch."""
 
     @staticmethod
     def forward(ctx, v):

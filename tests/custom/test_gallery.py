@@ -130,7 +130,7 @@ def test_without_peepholes_is_the_lstm(CELLS):
 @needs_compiler
 @pytest.mark.parametrize("name", ["slstm", "slstm_sigmoid"])
 def test_normaliser_of_zero_is_a_beginning(CELLS, name):
-    """What is done there so that large gates stay finite does not change anything for others."""
+    """The treatment of a zero normaliser, which keeps large gates finite, does not change other sequences."""
     network, (x, *_), (dy, *_) = _problem(CELLS[name], steps=5, batch=3, inputs=4, hidden=6)
     zeros = tuple(torch.zeros(3, 6, dtype=torch.float64) for _ in range(4))
     found = [network(x, backend="fused")[0], run_reference(name, network, x, zeros)[0]]

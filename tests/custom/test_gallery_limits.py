@@ -111,7 +111,7 @@ def test_gates_at_their_limits(CELLS, name, backend, values):
 @pytest.mark.parametrize("backend", ["fused", "reference"])
 @pytest.mark.parametrize("name", ["slstm", "slstm_sigmoid"])
 def test_sequences_begin_at_any_gate(CELLS, name, backend):
-    """Of n = 0 the first output is σ(o~)*tanh(z~), whatever i~ and f~ are."""
+    """With n = 0, the first output is σ(o~)*tanh(z~), whatever i~ and f~ are."""
     network, (x, *_), _ = problem(CELLS[name], FAR)
     x.requires_grad_()
     y, _ = network(x[:1], backend=backend)

@@ -20,6 +20,10 @@ def test_pages_and_public_docstrings_have_no_problems():
     assert [str(problem) for problem in (*prose.page_problems(), *prose.docstring_problems())] == []
 
 
+def test_sources_have_no_problems():
+    assert [str(problem) for problem in prose.source_problems()] == []
+
+
 def test_there_is_something_to_check():
     assert len(prose.pages()) > 20
     assert len(list(prose.docstrings())) > 60
@@ -74,6 +78,45 @@ def test_good_docstring_has_no_problem():
     text = "Return True if it runs.\n\nExample:\n    >>> f(\n    ...     1)\n    1\n"
     assert list(prose.lint_docstring(prose.Docstring("f", text, True))) == []
     assert list(prose.lint_docstring(prose.Docstring("F", "Passes of a cell.", False))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "problems"),
+    [
+        (
+            '"""What is shared."""\n',
+            [(1, "first line: expected an imperative or a noun phrase, got 'What is shared.'")],
+        ),
+        ("def _f():\n    '''Go.\n\n    To the bit.'''\n", [(4, "'To the bit': write 'bitwise equal, same bits'")]),
+        (
+            "x = 1\n# Of a kind of\n# number format.\n",
+            [
+                (2, "first line: expected an imperative or a noun phrase, got 'Of a kind of'"),
+                (3, "'number format': write 'dtype'"),
+            ],
+        ),
+        ("x = 1  # a twin\n", [(1, "'twin': write 'fallback, plain PyTorch reference'")]),
+        ('x = "# a twin"\n', []),
+    ],
+)
+def test_problem_of_a_python_file_is_found(source, problems):
+    assert list(prose.lint_python(source)) == problems
+
+
+def test_problem_of_a_comment_in_cpp_is_found():
+    lines = [
+        "// Adds.",
+        "int a;",
+        "  // Of the",
+        "  // first-level cache",
+        "int b;  // Whether",
+        'auto c = "http://twin";',
+    ]
+    assert list(prose.lint_comments(prose.comment_blocks(lines, "//"))) == [
+        (3, "first line: expected an imperative or a noun phrase, got 'Of the'"),
+        (4, "'first-level cache': write 'L1 cache'"),
+        (5, "first line: expected an imperative or a noun phrase, got 'Whether'"),
+    ]
 
 
 EXAMPLES = [docstring for docstring in prose.docstrings() if ">>>" in docstring.text] if prose else []

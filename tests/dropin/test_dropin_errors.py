@@ -155,7 +155,7 @@ def weights(module: nn.Module, function) -> nn.Module:
 
 
 def outcome(function, argument):
-    """What came of a call: its result, or its error's type and words; and its warnings."""
+    """Return a call's result, or its error's type and message; and its warnings."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:

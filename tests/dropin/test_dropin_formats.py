@@ -1,4 +1,4 @@
-"""Number formats: accuracy in each against torch's own, and autocast."""
+"""Dtypes: accuracy in each against torch's own, and autocast."""
 
 from __future__ import annotations
 

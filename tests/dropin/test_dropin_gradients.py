@@ -52,7 +52,8 @@ def test_any_one_output_may_be_in_the_loss(kind, cell):
     for which in range(len(leaves(theirs(x)))):
         expected, actual = (gradients(m, leaves(m(x))[which]) for m in (theirs, ours))
         for name, gradient in expected.items():
-            # Where nothing depends on a parameter (the last cell state on the output gate), torch says zeros or None.
+            # For a parameter that nothing depends on (the last cell state: the output gate), torch returns zeros or
+            # None.
             zeros = torch.zeros_like(theirs.get_parameter(name))
             a, e = (zeros if g is None else g for g in (actual[name], gradient))
             torch.testing.assert_close(a, e, msg=lambda m, n=f"output {which}, {name}": f"{n}: {m}", **LOOSE)

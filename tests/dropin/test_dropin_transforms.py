@@ -1,4 +1,4 @@
-"""What is done with whole calls: torch.func, tracing, scripting, compiling, exporting."""
+"""Transforms of whole calls: torch.func, tracing, scripting, compiling, exporting."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_functional_with_batch_sizes(reverse):
 
 
 def test_packed_with_states_of_another_batch():
-    """Where the compiler cannot compare the sizes, the operator does."""
+    """The operator compares the sizes that the compiler cannot compare."""
     for kind in ("gru", "custom"):
         module, rows = MODULES[kind](), packed(True)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -84,7 +84,7 @@ def test_operators(name, other):
 @pytest.mark.parametrize("key", ["lengths", "reset", "batch_sizes"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_values_on_meta(name, key):
-    """What decides how rows lie must have values."""
+    """Tensors that decide the row layout must have values."""
     call = valid(name, "lstm", random.Random(0), {"batch_sizes": "packed"}.get(key, key))
     with pytest.raises((RuntimeError, ValueError), match=key):
         invoke(name, moved(call, lambda t: t.to("meta"), tuple(k for k in call if k != key)))

@@ -1,4 +1,4 @@
-"""What a user reads when an argument of ``functional.sequence`` does not fit."""
+"""Error messages for arguments of ``functional.sequence`` that do not fit."""
 
 from __future__ import annotations
 

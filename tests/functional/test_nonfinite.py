@@ -78,7 +78,7 @@ def call(module: nn.Module, given: dict[str, Tensor], loss: str, packed: bool) -
 
 
 def places(module: nn.Module, given: dict[str, Tensor], loss: str):
-    """What to make infinite or NaN: an element of a tensor, in every gate of the weights."""
+    """Yield the places to make infinite or NaN: one element of each tensor, in every gate of the weights."""
     for name, t in given.items():
         if name.startswith("grad ") and name[-1] not in loss:
             continue

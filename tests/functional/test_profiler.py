@@ -1,4 +1,4 @@
-"""What torch.profiler shows of a call: one range of fastrnn's, by its name, and what autograd records of backward."""
+"""Ranges that torch.profiler records: one per call, named after it, and those of autograd in backward."""
 
 from __future__ import annotations
 

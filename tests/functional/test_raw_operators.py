@@ -53,13 +53,13 @@ def on_fakes(name, call):
 
 
 def _is_told_by_values(what, message):
-    """Whether a call is wrong by the values of batch_sizes, which fakes do not have."""
+    """Return whether a call is wrong in the values of batch_sizes, which fakes do not have."""
     first = re.fullmatch(r"(states|grad_final)\[\d\]: (longer|shorter|nothing) 0", what)
     return first is not None or "batch_sizes: expected a sum" in message
 
 
 def agree(real, fake, symbolic_batch=False):
-    """Whether a fake call does what the real one does."""
+    """Return whether a fake call has the outcome of the real one."""
     if real[1].startswith("lengths: expected numbers"):  # it may be wrong in another way too
         return isinstance(fake[0], type)
     if isinstance(real[0], type) or isinstance(fake[0], type):

@@ -372,7 +372,7 @@ def test_errors():
     raises(TypeError, "recompute: .* got NoneType", recompute=None)
     with pytest.raises(ValueError, match=r"recompute: .* got -1"):
         fastrnn.GRU(I, H)(torch.zeros(5, B, I), recompute=-1)
-    # What else is wrong is said as ever, of the whole call.
+    # Other errors are reported as without `recompute`, for the whole call.
     raises(RuntimeError, r"x: expected shape \[7, 3, 2\], got \[7, 3, 3\]", x=torch.randn(7, 3, 3))
     raises(RuntimeError, r"x: expected dtype .*Float.*, got .*Double", x=p.x.double())
     raises(RuntimeError, "input must have 3 dimensions", x=torch.randn(7, 3))

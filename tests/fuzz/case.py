@@ -1,7 +1,7 @@
 """A random call of a module as a flat record of primitive values.
 
-`drawn` makes it from a seed. A record can be printed, stored, and simplified field by field: the default of every field
-is its simplest value.
+`drawn` makes it from a seed. A record can be printed, stored, and simplified field by field: each field's default is
+its simplest value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPECIALS = ("nan x", "inf x", "nan state", "inf state", "nan weight", "inf weigh
 
 @dataclass(frozen=True)
 class Case:
-    """One call. A field named like an argument of a module or of its `forward` is that argument."""
+    """One call. A field named like an argument of a module, or of its `forward`, is that argument."""
 
     kind: str = "lstm"
     form: str = "layers"  # cell: a single step; functional: fastrnn.functional
@@ -84,7 +84,7 @@ class Case:
 
     @property
     def batch(self) -> int:
-        """Rows of the batch; an unbatched call has one."""
+        """Return the rows of the batch; an unbatched call has one."""
         return 1 if self.layout == "unbatched" else self.B
 
     @property
@@ -93,12 +93,12 @@ class Case:
 
     @property
     def work(self) -> int:
-        """Multiplications of a forward pass, roughly."""
+        """Return roughly the number of multiplications of a forward pass."""
         return self.T * max(1, self.batch) * self.layers * self.directions * self.H * (self.H + self.I) * 4
 
 
 def drawn(seed: int) -> Case:
-    """The case of a seed."""
+    """Return the case of a seed."""
     r = random.Random(seed)
     while True:
         case = allowed(_drawn(r, seed))
@@ -162,7 +162,7 @@ def _drawn(r: random.Random, seed: int) -> Case:
 
 
 def allowed(case: Case) -> Case:
-    """`case` without what does not exist together; the later rules give way to the earlier ones."""
+    """Return `case` without combinations that are not supported; earlier rules have precedence over later ones."""
     for rule in (_by_form, _by_mode, _by_layout, _by_special):
         case = replace(case, **rule(case))
     return case
@@ -217,7 +217,7 @@ def _by_mode(c: Case) -> dict[str, object]:
             out["extra"] = ""
         if c.mode == "jvp":
             out["clip"] = 0.0
-        if c.mode in ("vjp", "jvp") and c.packed:  # torch.nn packs no wrapped tensors
+        if c.mode in ("vjp", "jvp") and c.packed:  # torch.nn cannot pack wrapped tensors
             out["layout"] = "padded"
         if c.mode in ("vmap", "grad_vmap"):
             out.update(layout="unbatched" if c.layout == "unbatched" else "padded", lengths=False)
@@ -263,25 +263,25 @@ def _by_layout(c: Case) -> dict[str, object]:
     if c.clip and c.autocast:
         out["clip"] = 0.0
     if c.autocast and c.dtype not in ("float32", "float64", c.autocast) and c.layout.startswith("packed"):
-        out.update(vocabulary=0)  # the reference packs embedded ids, which torch refuses in these dtypes
+        out.update(vocabulary=0)  # the reference packs embedded ids, which torch does not support in these dtypes
     if c.autocast and c.dtype not in ("float32", "float64", c.autocast):
         out.update(
             lengths=False, reset=False, initial=False, learned=False, clip=0.0
         )  # torch's cat, of which the loop is made, takes no such mixture
     if c.autocast and c.dtype not in ("float32", c.autocast) and c.backend == "fused":
-        out["backend"] = "auto"  # torch.nn's forward runs there
+        out["backend"] = "auto"  # there, torch.nn's forward runs
     if c.clip and c.mode == "double":
         out["layers"] = (
             1  # second derivatives of clipped gradients: hooks and kernels differ in what they clip together
         )
     if c.clip and c.packed:
-        out["dropout"] = 0.0  # the loop's rows are padded: other masks
+        out["dropout"] = 0.0  # the loop pads its rows, so its masks differ
     if c.initial and not (c.reset or not c.hx):
         out["initial"] = False
     if c.learned and c.extra == "weight_norm":
         out["learned"] = False
     if c.extra == "weight_norm" and (c.P or c.H) == 1:
-        out["extra"] = ""  # the gradient of a direction in one dimension is zero: what torch computes is noise
+        out["extra"] = ""  # the gradient of a direction in one dimension is zero, and torch's is noise
     if c.recompute == 1:
         out["recompute"] = 2
     return out
@@ -299,7 +299,7 @@ def _by_special(c: Case) -> dict[str, object]:
 
 
 def simpler(case: Case) -> Iterator[Case]:
-    """Cases with one field at or nearer to its simplest value, those that simplify the most first."""
+    """Yield cases with one field at or nearer to its simplest value; the largest simplifications come first."""
     for field in fields(case):
         value = getattr(case, field.name)
         if value == field.default or field.name == "values":
@@ -320,6 +320,6 @@ def simpler(case: Case) -> Iterator[Case]:
 
 
 def measure(case: Case) -> tuple[int, int]:
-    """What a simpler case has less of."""
+    """Measure a case: a simpler one has a smaller measure."""
     changed = sum(getattr(case, f.name) != f.default for f in fields(case) if f.name != "values")
     return changed, case.T + case.B + case.I + case.H + case.P + case.vocabulary

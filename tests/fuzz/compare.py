@@ -1,4 +1,4 @@
-"""Decides whether our results of a case are as right as torch.nn's."""
+"""Decide whether our results of a case are as accurate as torch.nn's."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .case import Case
 from .nets import DTYPES
 from .runs import Results
 
-FEW_ULPS = 4  # torch may be lucky: its error counts as at least so many units in the last place
-EXACT = 1e-9  # relative difference that float64 results may have, from sums in another order
+FEW_ULPS = 4  # lower limit, in units in the last place, of torch's error, which may be small by chance
+EXACT = 1e-9  # largest relative difference of float64 results, from sums in another order
 
 
 @dataclass
 class Errors:
-    """Root mean squares of one result of one draw."""
+    """Root mean squares of one result in one draw."""
 
     ours: float
     theirs: float
     right: float
-    spread: float = 0.0  # how far the right value moves when the inputs change by a few units in the last place
+    spread: float = 0.0  # change of the exact value when the inputs change by a few units in the last place
 
 
 def structure(case: Case, ours: Results, theirs: Results) -> list[str]:
-    """Differences in what is there, and of which kind."""
+    """List differences in which results exist, and in their kinds."""
     found = []
     if looped(case):  # where no row has a step the loop's outputs require no gradient, and there are none
         theirs = {name: theirs.get(name) for name in ours} | theirs
@@ -41,9 +41,9 @@ def structure(case: Case, ours: Results, theirs: Results) -> list[str]:
             continue
         if (mine is None) != (right is None):
             if case.custom and mine is not None and mine.numel() == 0:
-                continue  # a bias without elements
+                continue  # an empty bias
             if (case.reset or case.lengths) and right is None and not mine.count_nonzero():
-                continue  # the loop has no path where no row has a step, or every one begins anew
+                continue  # the loop has no path where no row has a step, or every row is reset
             found.append(f"{name}: expected {_kind(right)}, got {_kind(mine)}")
         elif mine is not None and right is not None:
             found += _structure_of(case, name, mine, right)
@@ -51,7 +51,7 @@ def structure(case: Case, ours: Results, theirs: Results) -> list[str]:
 
 
 def looped(case: Case) -> bool:
-    """Return True if the right value is made by a loop."""
+    """Return True if the exact value is computed by a loop."""
     return bool(case.lengths or case.reset or case.clip or case.mode == "vmap")
 
 
@@ -72,7 +72,7 @@ def _structure_of(case: Case, name: str, mine: Tensor, right: Tensor) -> list[st
 
 
 def masks(ours: Results, theirs: Results) -> list[str]:
-    """Differences of where NaN and infinities are."""
+    """List differences in the places of NaN and infinities."""
     found = []
     for name, right in theirs.items():
         mine = ours[name]
@@ -122,10 +122,10 @@ def allowed(case: Case, e: Errors) -> float:
 
 
 def pooled(case: Case, draws: list[Errors]) -> str | None:
-    """What is wrong with a result, judged by many draws; None if nothing is.
+    """Return the error in a result, judged by many draws; None if there is none.
 
-    Of few numbers the error is luck. Both the joint error and the median of the draws must be too large, so that
-    neither a draw where torch was lucky nor one at the kink of a ReLU decides.
+    Errors of a few numbers vary widely. Both the joint error and the median of the draws must be too large, so that
+    neither a draw where torch's error was small by chance nor one at the kink of a ReLU decides.
     """
     joint = Errors(*(_joint(draws, part) for part in ("ours", "theirs", "right", "spread")))
     ratio = statistics.median(d.ours / max(allowed(case, d), 1e-300) for d in draws)

@@ -1,4 +1,4 @@
-"""One case from beginning to end: both sides, the comparison, and further draws where the first looks wrong."""
+"""Check one case: both sides, the comparison, and further draws if the first looks wrong."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .nets import Inputs
 from .runs import Results, run
 
 DRAWS = 12  # further ones, twice
-GROSS = 20  # times the allowed error: wrong in a single draw
+GROSS = 20  # times the allowed error, from which a single draw is enough
 
 
 def check(case: Case) -> list[str]:
-    """What is wrong with our results of a case: nothing, if they are right."""
+    """Return the errors in our results of a case; empty if they are right."""
     with settings(case):
         if case.invalid:
             return check_invalid(case)
@@ -35,7 +35,7 @@ def check(case: Case) -> list[str]:
 
 @contextlib.contextmanager
 def settings(case: Case):
-    """The library's switches as the case has them."""
+    """Set the library's switches as the case asks."""
     before = _C.capability(), torch.get_num_threads()
     _C.set_poison(True)
     if case.capability in _C.capabilities():
@@ -67,7 +67,7 @@ def _raised(ours: Results | Exception, theirs: Results | Exception) -> list[str]
     if isinstance(theirs, Exception) and isinstance(ours, type(theirs)):
         return []
     if "could not create a primitive" in str(theirs) and not isinstance(ours, Exception):
-        return []  # oneDNN on this machine lacks what torch.nn asks of it
+        return []  # oneDNN on this machine lacks an operation that torch.nn uses
     return [f"expected {words(theirs)}, as the reference; got {words(ours)}"]
 
 
@@ -85,7 +85,7 @@ def _accuracy(case: Case, ours: Results, theirs: Results) -> list[str]:
             f"{name}: error {e.ours:.3e}, torch.nn's {e.theirs:.3e}, of values of {e.right:.3e}"
             for name, e in gross.items()
         ]
-    for attempt_no in range(2):  # a suspicion has to be confirmed by draws of its own
+    for attempt_no in range(2):  # further draws must confirm a suspected error
         draws = [_draw(case, case.values + 1 + attempt_no * DRAWS + k) for k in range(DRAWS)]
         wrong = {
             name: compare.pooled(case, [d[name] for d in draws if name in d] or [first[name]]) for name in suspects
@@ -106,7 +106,7 @@ def _draw(case: Case, values: int) -> dict[str, compare.Errors]:
 
 
 def _widen(case: Case, inputs: Inputs, exact: Results, found: dict[str, compare.Errors], scale: float) -> None:
-    """Enters how far the right values move when the inputs do by `scale` units in the last place."""
+    """Record how far the exact values change when the inputs change by `scale` units in the last place."""
     for k in range(3):
         nudged = run(case, inputs, "theirs", exact=True, nudge=scale * compare.epsilon(case) * (1 + k / 10))
         for name, value in compare.spread(exact, nudged).items():

@@ -30,7 +30,7 @@ MINIMISE = 120.0  # seconds for the simplification of a finding
 
 
 class Worker:
-    """A process that checks cases of one fuzzer; it survives crashes and is started again after a hang."""
+    """A process that checks cases of one fuzzer; it survives crashes and is restarted after a hang."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -38,7 +38,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for as long as the worker
 
     def check(self, case: Any) -> list[str]:
-        """What is wrong with a case; a crash or a hang is a finding."""
+        """Return the errors of a case; a crash or a hang is one."""
         process = self.process or self._start()
         end = self.errors.seek(0, os.SEEK_END)
         self._write(json.dumps(as_record(case)))
@@ -56,7 +56,7 @@ class Worker:
         return [] if crashed_in_foreign_code(errors) else [f"{found[0]}\n{errors}"]
 
     def refresh(self) -> None:
-        """The next case meets a process that has run none."""
+        """Make sure that the next case runs in a process that has run none."""
         if self.process is not None:
             self._write("")
 
@@ -93,7 +93,7 @@ class Worker:
 
 
 def minimised(fuzzer: Any, worker: Worker, case: Any, problems: list[str], seconds: float = MINIMISE):
-    """The simplest case found that still fails in the same way, and how."""
+    """Return the simplest case found that still fails in the same way, and its problems."""
     end, kind = time.monotonic() + seconds, _kind(problems)
     smaller = True
     while smaller and time.monotonic() < end:
@@ -109,7 +109,7 @@ def minimised(fuzzer: Any, worker: Worker, case: Any, problems: list[str], secon
 
 
 def _kind(problems: list[str]) -> str:
-    """Keeps a simplification from turning into another fault."""
+    """Return the kind of a failure, so that a simplification does not turn into another one."""
     first = problems[0]
     for kind in ("crash", "hang", "the check failed", "invalid call", "expected"):
         if first.startswith(kind):
@@ -128,9 +128,9 @@ def report(target: str, seed: int | None, case: Any, problems: list[str]) -> str
 
 
 def main_of_all(targets: tuple[str, ...]) -> int:
-    """The command line without a choice of cases: all fuzzers one after another, each for its share of the time."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Runs all fuzzers on all cores.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all of them together")
+    """Run the command line without a choice of cases: all fuzzers in turn, each for its share of the time."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Run all fuzzers on all cores.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes for all of them together")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--log", help="append findings to this file")
     given = parser.parse_args()
@@ -154,11 +154,11 @@ def _arguments(target: str, arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", help="run one case, given by its fields as JSON")
     parser.add_argument("--here", action="store_true", help="run it in this process, for a debugger")
     parser.add_argument("--minimise", action="store_true", help="simplify it if it fails")
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long to draw cases")
+    parser.add_argument("--minutes", type=float, default=1.0, help="minutes for which to draw cases")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--first", type=int, default=None, help="first seed; drawn from the clock if not given")
     parser.add_argument("--count", type=int, default=None, help="number of seeds, in place of --minutes")
-    parser.add_argument("--known", action="store_true", help="report faults that are known, too")
+    parser.add_argument("--known", action="store_true", help="report known faults, too")
     parser.add_argument("--log", type=Path, help="append findings to this file")
     return parser.parse_args(arguments)
 
@@ -215,7 +215,7 @@ def _seed(fuzzer: Any, target: str, options: argparse.Namespace, worker: Worker,
         with lock:
             tally["known"] += 1
         return
-    worker.refresh()  # free of what earlier cases left
+    worker.refresh()  # without state of earlier cases
     again = worker.check(case)
     if not again:
         text = f"== {target} seed {seed}, only after other cases (from seed {seed} backwards): {problems[0][:1500]}\n"

@@ -1,4 +1,4 @@
-"""Code that is not ours and may end the process: such a crash is no finding."""
+"""Third-party code that may end the process: such a crash is no finding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BEGIN, _END = "-- not ours: begin", "-- not ours: end"
 
 @contextlib.contextmanager
 def foreign_code() -> Iterator[None]:
-    """Notes on standard error, which outlives a crash, that what runs is not ours."""
+    """Mark on standard error, which outlives a crash, that third-party code runs."""
     print(_BEGIN, file=sys.stderr, flush=True)
     try:
         yield
@@ -20,5 +20,5 @@ def foreign_code() -> Iterator[None]:
 
 
 def crashed_in_foreign_code(errors: str) -> bool:
-    """Whether a process with these lines on standard error ended inside of `foreign_code`."""
+    """Return whether a process with these lines on standard error ended inside `foreign_code`."""
     return errors.count(_BEGIN) > errors.count(_END)

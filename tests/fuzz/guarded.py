@@ -1,6 +1,6 @@
 """Tensors in memory whose end, or beginning, touches a page that cannot be accessed.
 
-While a call runs the memory is read-only: a read or write outside, and a write inside, end the process with a signal.
+While a call runs, the memory is read-only: any access outside it, and any write to it, ends the process with a signal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGE = mmap.PAGESIZE
 
 
 class Memory:
-    """Guarded memory of several tensors, to be used in a with statement: it is unmapped at its end."""
+    """Guarded memory of several tensors, for a with statement, at whose end it is unmapped."""
 
     def __init__(self) -> None:
         self._mappings: list[tuple[int, int]] = []  # address of the first guard page, bytes in between
@@ -35,7 +35,7 @@ class Memory:
             _LIBC.munmap(address, size + 2 * PAGE)
 
     def place(self, t: Tensor, at_end: bool, strides: tuple[int, ...] | None = None) -> Tensor:
-        """A copy of `t` in guarded memory: its last element ends, or its first begins, at a guard page."""
+        """Copy `t` into guarded memory: its last element ends, or its first begins, at a guard page."""
         strides = t.contiguous().stride() if strides is None else strides
         extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, strides, strict=True)) if t.numel() else 0
         nbytes = extent * t.itemsize
@@ -55,12 +55,12 @@ class Memory:
         return placed
 
     def lock(self) -> None:
-        """Makes all of it read-only."""
+        """Make all of it read-only."""
         for base, size in self._mappings:
             self._protect(base, size, _READ)
 
     def changed(self) -> bool:
-        """Return True if a byte is not as it was placed."""
+        """Return True if a byte differs from what was placed."""
         return any(ctypes.string_at(start, n) != before for _, before, start, n in self._tensors)
 
     def overlaps(self, t: Tensor) -> bool:

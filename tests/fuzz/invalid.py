@@ -19,18 +19,18 @@ from .nets import DTYPES, Inputs, Net, state_count
 
 
 def check_invalid(case: Case) -> list[str]:
-    """Both sides with the same mutated arguments: errors of the same type, or results of the same shapes."""
-    with foreign_code():  # some invalid calls make torch.nn write or read outside of its memory
+    """Call both sides with the same mutated arguments, and compare types of errors or shapes of results."""
+    with foreign_code():  # some invalid calls make torch.nn write or read outside its memory
         theirs = _side(case, "theirs")
     ours = _side(case, "ours")
     if "wrong_weight_shape" in _described(case) and isinstance(ours, Raised) and ours.kind == "RuntimeError":
-        return []  # oneDNN, which torch.nn calls, does not look at the sizes of weights
+        return []  # oneDNN, which torch.nn calls, does not check the sizes of weights
     alike = theirs.kind == ours.kind if isinstance(theirs, Raised) and isinstance(ours, Raised) else theirs == ours
     return [] if alike else [f"invalid call {_described(case)}: expected {theirs}, got {ours}"]
 
 
 class Raised(NamedTuple):
-    """An exception: the name of its type, and the beginning of its text."""
+    """An exception: the name of its type, and the beginning of its message."""
 
     kind: str
     text: str
@@ -60,7 +60,7 @@ def _outcome(case: Case, net: Net, inputs: Inputs) -> Raised | list:
     for mutation in _mutations(case, r):
         try:
             mutation(case, r, call)
-        except (RuntimeError, IndexError, TypeError, AttributeError):  # what cannot be made so
+        except (RuntimeError, IndexError, TypeError, AttributeError):  # arguments that cannot be made
             return []
     try:
         with warnings.catch_warnings():
@@ -108,7 +108,7 @@ def _on_input(call: dict, change: Callable[[Tensor], Tensor]) -> None:
 
 def _on_state(case: Case, r: random.Random, call: dict, change: Callable[[Tensor], Tensor]) -> None:
     states = list(plain.as_states(call["hx"])) if call["hx"] is not None else []
-    states = states or _fresh_states(case)  # none are left where another mutation has taken them
+    states = states or _fresh_states(case)  # another mutation may have removed them
     k = r.randrange(len(states))
     states[k] = change(states[k])
     call["hx"] = plain.as_hx(tuple(states))

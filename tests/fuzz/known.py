@@ -1,4 +1,4 @@
-"""Known faults, not reported unless asked for: each a name and a test of case and messages. Empty in a good state."""
+"""Known faults, reported only on request: each a name and a test of case and messages. Ideally there are none."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ KNOWN: list[tuple[str, Test]] = []
 
 
 def reason(case: Any, problems: list[str]) -> str | None:
-    """The known fault that explains the problems of a case, if one does."""
+    """Return the known fault that explains the problems of a case, None if there is none."""
     return next((name for name, test in KNOWN if test(case, problems)), None)

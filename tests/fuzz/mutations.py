@@ -1,4 +1,4 @@
-"""Mutations of an operator's arguments: what is wrong, or only looks so. Each changes a dictionary of arguments."""
+"""Mutations of an operator's arguments, wrong or only seemingly so. Each changes a dictionary of arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MUTATIONS: list[Mutation] = []
 
 
 def mutated(case: OperatorCase, arguments: Arguments) -> tuple[Arguments, str]:
-    """The arguments with the mutations of the case, and their names."""
+    """Apply the mutations of a case; return the arguments and the mutations' names."""
     r, arguments = random.Random(case.invalid), dict(arguments)
     chosen = [r.choice(MUTATIONS) for _ in range(case.mutations)]
     for mutation in chosen:
@@ -44,7 +44,7 @@ def _mutation(function: Mutation) -> Mutation:
 
 
 def _pick(r: random.Random, arguments: Arguments) -> tuple[Callable[[], Tensor], Callable[[object], None], str]:
-    """A tensor among the arguments: how to read and to replace it, and its name."""
+    """Pick a tensor among the arguments: functions to read and to replace it, and its name."""
     places: list[tuple[str, int | None]] = []
     for name, value in arguments.items():
         if isinstance(value, Tensor):
@@ -182,7 +182,7 @@ def wild_numbers(case, r, arguments):
 
 @_mutation
 def wild_layout(case, r, arguments):
-    """Lengths, batch sizes or resets where there are none."""
+    """Add lengths, batch sizes or resets where there are none."""
     T, B = max(1, case.T), max(1, case.B)
     options = {
         "lengths": (torch.full((B,), T), torch.full((B,), T + 1), torch.zeros(B, dtype=torch.int32)),
@@ -195,7 +195,7 @@ def wild_layout(case, r, arguments):
 
 @_mutation
 def corrupted(case, r, arguments):
-    """Saved tensors of the right form with other numbers in them."""
+    """Replace saved tensors by ones of the same shape with other values."""
     if arguments.get("reserve"):
         wild = r.choice((float("nan"), float("inf"), 1e30, 0.0))
         arguments["reserve"] = [t if t is None else torch.full_like(t, wild) for t in arguments["reserve"]]

@@ -1,4 +1,4 @@
-"""A case's modules, torch.nn's and ours, with the same numbers in them, and its inputs."""
+"""A case's modules, torch.nn's and ours, with equal parameters, and its inputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _gallery(case: Case):
 
 @dataclass
 class Inputs:
-    """Tensors of a call in float64, rounded to its dtype."""
+    """The tensors of a call in float64, rounded to its dtype."""
 
     case: Case
     draw: int
@@ -96,7 +96,7 @@ class Inputs:
             target.view(-1)[k] = float(what)
 
     def seeds(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Random ∂L/∂output for those outputs that are in the loss."""
+        """Draw ∂L/∂output for the outputs that are in the loss."""
         r, found = random.Random(self.case.outputs), {}
         chosen = [name for name in outputs if self.case.outputs == 0 or r.random() < 0.5] or list(outputs)[:1]
         for k, name in enumerate(outputs):
@@ -110,9 +110,9 @@ class Inputs:
 
 
 class Net(nn.Module):
-    """The whole call as a module: `forward(x, *states)` of leaves gives the outputs by name.
+    """A whole call as a module: `forward(x, *states)` of leaves returns the outputs by name.
 
-    side: "ours" or "theirs"; of a custom cell the latter is its plain-torch reference.
+    side: "ours" or "theirs", for a custom cell its plain PyTorch reference.
     """
 
     def __init__(self, case: Case, inputs: Inputs, side: str, dtype: torch.dtype) -> None:
@@ -161,7 +161,7 @@ class Net(nn.Module):
         return [(f"initial_{n}{s}", w) for s in suffixes for n, w in zip(state_names(c), widths, strict=True)]
 
     def fill(self, dtype: torch.dtype) -> None:
-        """Parameters from the draw, by name: the same for both sides in every dtype."""
+        """Set the parameters from the draw, by name: the same for both sides in every dtype."""
         c = self.case
         with torch.no_grad():
             for name, p in sorted(self.named_parameters()):
@@ -194,7 +194,7 @@ class Net(nn.Module):
         return s.squeeze(-2) if c.layout == "unbatched" else s
 
     def as_input(self, x: Tensor) -> Tensor:
-        """The input (T, B, I) out of its leaf."""
+        """Return the input (T, B, I) as a view of its leaf."""
         c = self.case
         if c.x == "strided":
             return x[..., ::2]
@@ -205,7 +205,7 @@ class Net(nn.Module):
         return x.expand(-1, c.batch, -1) if c.x == "expanded" else x
 
     def laid_out(self, x: Tensor) -> Tensor | PackedSequence:
-        """(T, B, …) as the module takes it."""
+        """Arrange (T, B, …) as the module takes it."""
         c = self.case
         if c.packed:
             ids = x.dim() == 2

@@ -1,4 +1,4 @@
-"""Arguments of the raw operators for a case, in guarded memory, and the right results by the plain-torch reference."""
+"""Arguments of the raw operators for a case, in guarded memory, and the results of the plain PyTorch reference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ARGUMENTS = {
 
 @dataclass
 class Problem:
-    """Tensors of one layer in one direction, in ordinary memory, rounded to the dtype of the case."""
+    """The tensors of one layer in one direction, in ordinary memory, rounded to the dtype of the case."""
 
     case: OperatorCase
     x: Tensor = field(init=False)
@@ -87,7 +87,7 @@ class Problem:
         return values.to(self.dtype)
 
     def arguments(self) -> dict:
-        """Those of the forward operator, by name."""
+        """Return the arguments of the forward operator, by name."""
         c = self.case
         found = dict(zip(_WEIGHTS, self.weights, strict=True))
         found |= {
@@ -101,14 +101,14 @@ class Problem:
         return found | {"lengths": self.lengths, "reset": self.reset, "reverse": c.reverse, "training": c.training}
 
     def backward_arguments(self) -> dict:
-        """Those of the backward operators, by name, after a forward pass in ordinary memory."""
+        """Return the arguments of the backward operators, by name, after a forward pass in ordinary memory."""
         c, found = self.case, self.arguments() | {"training": True}
         forward = torch.ops.fastrnn.sequence_forward(*(found[k] for k in ARGUMENTS["sequence_forward"]))
         found |= {"y": forward[0], "reserve": forward[2], "grad_y": self.grad_y, "grad_final": self.grad_final}
         return found | {"wanted": [bool(c.wanted >> k & 1) for k in range(11)]}
 
     def right(self) -> tuple[list[Tensor], dict[str, Tensor | None]]:
-        """Outputs and final states, and gradients by name, in float64 by the reference."""
+        """Compute outputs and final states, and gradients by name, in float64 with the reference."""
         c = self.case
         wide = lambda t: None if t is None else t.double().requires_grad_()  # noqa: E731
         x, weights, states = wide(self.x), tuple(map(wide, self.weights)), tuple(map(wide, self.states))
@@ -137,7 +137,7 @@ class Problem:
 
 
 def guarded(case: OperatorCase, memory: Memory, arguments: dict) -> dict:
-    """`arguments` with every tensor in guarded memory, laid out as the case says."""
+    """Copy the tensors of `arguments` into guarded memory, laid out as the case says."""
     places, ways = random.Random(case.placing), random.Random(case.strides)
 
     def place(value):
@@ -154,7 +154,7 @@ def guarded(case: OperatorCase, memory: Memory, arguments: dict) -> dict:
 
 
 def _strides(t: Tensor, r: random.Random) -> tuple[int, ...]:
-    """Strides without overlap: dimensions in another order, or with gaps."""
+    """Draw strides without overlap: dimensions in another order, or with gaps."""
     order = list(range(t.dim()))
     if r.random() < 0.5:
         r.shuffle(order)

@@ -1,4 +1,4 @@
-"""A random call of a raw operator or an entry point of the compiled part, as a flat record of primitive values."""
+"""A random call of a raw operator or an entry point of the extension, as a flat record of primitive values."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class OperatorCase:
     layout: str = "padded"  # packed
     lengths: bool = False
     reset: bool = False
-    restart: bool = False  # states of their own after a reset
+    restart: bool = False  # states after a reset differ from the first ones
     w_ih: bool = True
     b_ih: bool = True
     b_hh: bool = True
     states: bool = True
     reverse: bool = False
     training: bool = True
-    strides: int = 0  # seed of how tensors lie; 0: contiguous
-    placing: int = 0  # seed of which end touches a guard page; 0: the end
-    grads: int = 0  # seed of which gradients come in; 0: all
+    strides: int = 0  # seed of the tensors' strides; 0: contiguous
+    placing: int = 0  # seed of the end that touches a guard page; 0: the end
+    grads: int = 0  # seed of the subset of incoming gradients; 0: all
     wanted: int = 2047
     dtype: str = "float64"
     capability: str = ""
@@ -55,7 +55,7 @@ class OperatorCase:
 
 
 def drawn(seed: int) -> OperatorCase:
-    """The case of a seed."""
+    """Return the case of a seed."""
     r = random.Random(seed)
 
     def chance(p: float) -> bool:
@@ -103,7 +103,7 @@ def drawn(seed: int) -> OperatorCase:
 
 
 def allowed(case: OperatorCase) -> OperatorCase:
-    """`case` without what does not exist together."""
+    """Return `case` without combinations that are not supported."""
     out: dict[str, object] = {}
     if case.cell != "lstm":
         out["P"] = 0
@@ -122,7 +122,7 @@ def allowed(case: OperatorCase) -> OperatorCase:
 
 
 def simpler(case: OperatorCase) -> Iterator[OperatorCase]:
-    """Cases with one field at or nearer to its simplest value."""
+    """Yield cases with one field at or nearer to its simplest value."""
     for field in fields(case):
         value = getattr(case, field.name)
         if value == field.default or field.name in ("values", "invalid"):

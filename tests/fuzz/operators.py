@@ -1,7 +1,7 @@
 """Random calls of the raw operators under guard pages: `python -m tests.fuzz.operators --help`.
 
-A valid call gives the reference's results, an invalid one raises an exception, and neither reads or writes outside of
-its arguments or changes them.
+A valid call must return the reference's results, an invalid one raise an exception, and neither may access memory
+outside its arguments or change them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .operator_case import drawn, simpler
 __all__ = ["Case", "check", "drawn", "simpler"]
 
 RAISED = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError)
-ULPS = 200  # relative to the largest value: errors to this extent are for the differential fuzzer to judge
+ULPS = 200  # relative to the largest value: the differential fuzzer judges smaller errors
 
 
 def check(case: Case) -> list[str]:
-    """What is wrong with a call: nothing, if it is right."""
+    """Return the errors of a call; empty if it is right."""
     before = _C.capability(), torch.get_num_threads()
     _C.set_poison(True)
     if case.capability in _C.capabilities():
@@ -56,7 +56,7 @@ def _operator(case: Case, memory: Memory) -> list[str]:
         try:
             arguments, what = mutated(case, arguments)
         except (RuntimeError, IndexError, TypeError, NotImplementedError, AttributeError):
-            return []  # a mutation of what an earlier one made
+            return []  # a mutation of an earlier mutation's result
     placed = guarded(case, memory, arguments)
     memory.lock()
     call = _layer if case.operator == "layer" else getattr(torch.ops.fastrnn, case.operator)
@@ -72,7 +72,7 @@ def _operator(case: Case, memory: Memory) -> list[str]:
 
 
 def _layer(cell, x, *arguments):
-    """The eager entry, of a flat call."""
+    """Call the eager entry point with flat arguments."""
     *weights, states, batch_sizes, lengths, reset, reverse, restart, clip = arguments
     states, restart = (list(s) if isinstance(s, list | tuple) else [] for s in (states, restart))
     return _C.layer((cell, reverse, clip, len(states), batch_sizes, lengths, reset, x, *weights, *states, *restart))
@@ -104,7 +104,7 @@ def _compared(case: Case, problem: Problem, arguments: dict, result) -> list[str
     if case.operator == "sequence_forward":
         return _differences(case, zip(["y", "h_n", "c_n"], [result[0], *result[1]], outputs, strict=False))
     if case.cell == "rnn_relu" and case.dtype != "float64":
-        return []  # at the kink either side is right
+        return []  # at the kink either side is correct
     if case.clip and case.dtype not in ("float64", "float32"):
         return []
     names = ["x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]

@@ -1,5 +1,7 @@
-"""The right value of a call: torch.nn's modules on whole sequences, or in a loop over rows, segments and steps where a
-call has what torch.nn does not: lengths, resets, initial states of segments, clipped gradients.
+"""Compute the exact value of a call with torch.nn's modules.
+
+They run on whole sequences, or, for what torch.nn lacks (lengths, resets, initial states of segments, clipped
+gradients), in a loop over rows, segments and steps.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ TORCH_CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn_tanh": nn.RNNCell, "
 
 
 def as_hx(states: States | None):
-    """States in the form that torch.nn takes."""
+    """Arrange states as torch.nn takes them."""
     return None if states is None else states[0] if len(states) == 1 else states
 
 
@@ -28,8 +30,10 @@ def as_states(hx) -> States:
 def layers(
     case: Case, net: nn.Module, x: Tensor, states: States | None, initial: States, lengths, reset, dropout: float
 ) -> tuple[Tensor, States]:
-    """All layers of `net`, a torch.nn module, over x (T, B, I). `states`: where the sequence starts; `initial`: where
-    its later segments do; each (L·D, B, P or H).
+    """Run all layers of `net`, a torch.nn module, over x (T, B, I).
+
+    `states`: those at the start of the sequence; `initial`: those at the start of later segments; each (L·D, B, P or
+        H).
     """
     begin = initial if states is None else states
     counts = None if states is None and not case.learned else 1
@@ -50,7 +54,7 @@ def layers(
 
 
 def single(case: Case, net: nn.Module, layer: int, d: int, width: int) -> Callable:
-    """`run(x, states)` of one layer in one direction with the weights that `net` has now."""
+    """Return `run(x, states)` for one layer in one direction, with the current weights of `net`."""
     options = {"nonlinearity": "relu"} if case.kind == "rnn_relu" else {}
     if case.P:
         options["proj_size"] = case.P
@@ -68,7 +72,7 @@ def single(case: Case, net: nn.Module, layer: int, d: int, width: int) -> Callab
 
 
 def direction(case: Case, run, x, begin: States, initial: States, lengths, reset, reverse: bool, given: bool):
-    """One layer in one direction: outputs (T, B, ·), and the final states."""
+    """Run one layer in one direction; return its outputs (T, B, ·) and the final states."""
     together = lengths is None and reset is None
     rows = [slice(None)] if together else [slice(b, b + 1) for b in range(x.shape[1])]
     if not rows:
@@ -96,7 +100,7 @@ def states_width(states: States) -> int:
 
 
 def segments(n: int, flags: Tensor | None, reverse: bool) -> list[tuple[int, int, bool]]:
-    """First step, end, and whether it starts from the initial states, of each segment in the order of running."""
+    """List each segment in running order: first step, end, and whether it starts from the initial states."""
     if n == 0:
         return []
     borders = [t for t in range(1, n) if flags is not None and flags[t]]
@@ -107,7 +111,7 @@ def segments(n: int, flags: Tensor | None, reverse: bool) -> list[tuple[int, int
 
 
 def piece(case: Case, run, x: Tensor, states: States, reverse: bool) -> tuple[Tensor, States]:
-    """A segment; step by step where ∂L/∂h is clipped at every step."""
+    """Run a segment; step by step if ∂L/∂h is clipped at every step."""
     if not case.clip:
         y, last = run(x.flip(0) if reverse else x, states)
         return y.flip(0) if reverse else y, last

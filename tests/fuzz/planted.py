@@ -1,4 +1,4 @@
-"""A fuzzer of nothing, with faults planted at certain sizes: what tests/fuzz/test_fuzz.py tries the driver on."""
+"""A fuzzer without a subject, with faults planted at certain sizes, for the driver's tests in test_fuzz.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """Fails if `size` is 5 or more, by a message, or by a crash if `crash` is set."""
+    """A case that fails if `size` is 5 or more, with a message, or with a crash if `crash` is set."""
 
     size: int = 1
     crash: bool = False

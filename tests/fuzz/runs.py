@@ -1,4 +1,4 @@
-"""Runs of a case on one side, in every mode: results by name, with None for a gradient that does not exist."""
+"""Run a case on one side, in every mode: results by name, with None for a gradient that does not exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Results = dict[str, Tensor | None]
 
 
 def run(case: Case, inputs: Inputs, side: str, exact: bool = False, nudge: float = 0.0) -> Results:
-    """Results of one side; `exact`: in float64, without autocast. `nudge`: relative change of all leaves at random."""
+    """Compute one side's results. `exact`: in float64, without autocast; `nudge`: relative change of all leaves."""
     dtype = torch.float64 if exact else DTYPES[case.dtype]
     torch.manual_seed(case.values + 1)
     net = Net(case, inputs, side, dtype)
@@ -56,7 +56,7 @@ def _nudged(net: Net, x: Tensor, states: list[Tensor], nudge: float, draw: int):
 
 
 def _prepared(case: Case, net: Net, x: Tensor, states: list[Tensor]) -> Net:
-    """What happens to a module before the call that counts."""
+    """Prepare a module as the case asks, before the call under test."""
     if case.extra in ("deepcopy", "pickle", "state_dict", "update"):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,7 +92,7 @@ def _required(case: Case, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     r = random.Random(case.requires)
     chosen = {}
     for name, leaf in leaves.items():
-        # The reference records nothing for a bias without elements, of a cell without recurrent products.
+        # The reference records no gradient for an empty bias, that of a cell without recurrent products.
         wanted = (case.requires == 0 or r.random() < 0.4) and (leaf.numel() > 0 or case.batch == 0)
         leaf.requires_grad_(wanted)
         if wanted:
@@ -149,7 +149,7 @@ def _inference(case: Case, net: Net, x: Tensor, states: list[Tensor]) -> Results
 
 
 def _step(case: Case, net: Net, x: Tensor, states: list[Tensor]) -> Results:
-    """The sequence by single calls of `step`; torch.nn runs it at once."""
+    """Compute the sequence by single calls of `step`; torch.nn runs it at once."""
     if net.side == "theirs":
         return _no_grad(case, net, x, states)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def _stream(case: Case, net: Net, x: Tensor, states: list[Tensor]) -> Results:
             outputs = [stream.step(given[t]) for t in range(case.T)]
             result = _named(case, torch.stack(outputs), stream.state)
             if again and any(not torch.equal(result[k], v) for k, v in found.items() if not v.isnan().any()):
-                raise AssertionError("stream: a second run after reset() differs from the first")
+                raise AssertionError("stream: expected the same results after reset(), got others")
             found = result
             stream.reset()
             if case.extra == "" and case.values % 3 == 0:
@@ -245,7 +245,7 @@ def _transformed(case: Case, net: Net, x: Tensor, states: list[Tensor]) -> Resul
 
 
 def _batched(case: Case, net: Net, call, names: list[str], arguments: tuple) -> Results:
-    """vmap over three inputs, of outputs or of gradients; torch.nn in a loop."""
+    """Apply vmap over three inputs, to outputs or to gradients; run torch.nn in a loop."""
     parameters, x, *states = arguments
     xs = torch.stack([x, x * 0.5, x + 0.25])
     many = [torch.stack([s, s * 0.5, s * 0.25]) for s in states]

@@ -1,4 +1,4 @@
-"""Calls of the compiled part's Stream: valid ones, compared with the reference, and mutated ones."""
+"""Calls of the extension's Stream: valid ones, compared with the reference, and mutated ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .operator_case import OperatorCase
 
 
 def problem(case: OperatorCase) -> dict:
-    """Weights of every layer, x (T, B, I) and states, (L, B, ·) each."""
+    """Make weights of every layer, x (T, B, I) and states, (L, B, ·) each."""
     p = Problem(case)
     P = case.P or case.H
     layers = [list(p.weights)]
@@ -30,7 +30,7 @@ def problem(case: OperatorCase) -> dict:
 
 
 def right(case: OperatorCase, given: dict) -> tuple[Tensor, list[Tensor]]:
-    """Outputs and states in float64 by the reference."""
+    """Compute outputs and states in float64 with the reference."""
     spec, x, finals = cells.find(case.cell), given["x"].double(), []
     for k, weights in enumerate(given["layers"]):
         weights = tuple(None if w is None else w.double() for w in weights)
@@ -44,7 +44,7 @@ def right(case: OperatorCase, given: dict) -> tuple[Tensor, list[Tensor]]:
 def place(case: OperatorCase, memory: Memory, given: dict) -> dict:
     flat = guarded(case, memory, {f"w{k}": layer for k, layer in enumerate(given["layers"])} | {"x": given["x"]})
     states = guarded(case, memory, {"states": given["states"]})["states"]
-    # `fastrnn.Stream` gives the kernels contiguous copies of the weights, and x step by step.
+    # `fastrnn.Stream` passes the kernels contiguous copies of the weights, and x step by step.
     layers = [[None if w is None else w for w in flat[f"w{k}"]] for k in range(len(given["layers"]))]
     return {**given, "layers": layers, "x": flat["x"], "states": states}
 
@@ -64,7 +64,7 @@ def run(given: dict) -> tuple[Tensor, list[Tensor]]:
 
 
 def wild(case: OperatorCase, given: dict) -> str:
-    """Calls that make no sense; each may raise. Returns what was done."""
+    """Make nonsensical calls, each of which may raise; return their names."""
     r = random.Random(case.invalid)
     w = given["layers"][0][1]
     known = {
@@ -94,9 +94,9 @@ def wild(case: OperatorCase, given: dict) -> str:
         "no file": lambda: _C.load_cells("/does/not/exist.so"),
         "a copy of no tensor": lambda: _C.plain_copy(3),
         "a copy on meta": lambda: _C.plain_copy(w.to("meta")),
-        "short calls of no module": lambda: _C.short_layers(torch.nn.Linear(1, 1), given["x"], None, False),
-        "short calls of no tensor": lambda: _C.short_layers(torch.nn.LSTM(1, 1), 3, 4, True),
-        "a short cell of nothing": lambda: _C.short_cell(torch.nn.LSTMCell(1, 1), "x", None, None),
+        "fast path of no module": lambda: _C.fast_path_layers(torch.nn.Linear(1, 1), given["x"], None, False),
+        "fast path of no tensor": lambda: _C.fast_path_layers(torch.nn.LSTM(1, 1), 3, 4, True),
+        "fast path of no cell": lambda: _C.fast_path_cell(torch.nn.LSTMCell(1, 1), "x", None, None),
     }
     what = r.choice(list(known))
     with contextlib.suppress(

@@ -1,6 +1,6 @@
-"""A process that checks cases, one a line of JSON, so that a crash ends it and not the fuzzer.
+"""A process that checks cases, one per line of JSON; a crash ends it and not the fuzzer.
 
-`python -m tests.fuzz.worker differential` answers each line with one line: a list of what is wrong.
+`python -m tests.fuzz.worker differential` answers each line with one line: a list of problems.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FINISHED, FRESH = 100, 101  # exit statuses of a child: no more input; to be rep
 
 
 def check(target: str, record: dict) -> list[str]:
-    """What is wrong with the case of a record, an error of the check itself included."""
+    """Return the errors in the case of a record, including an exception of the check itself."""
     fuzzer = importlib.import_module(f"{__package__}.{target}")
     try:
         return fuzzer.check(fuzzer.Case(**record))
@@ -28,12 +28,12 @@ def check(target: str, record: dict) -> list[str]:
 
 
 def serve(target: str) -> None:
-    """Answer cases in a child process; make a new child of this one, which has only imported, when it ends.
+    """Answer cases in a child process; when it ends, fork another child of this process, which has only imported.
 
-    A line that is not a record ends the child without an answer: the next case meets a fresh process.
+    A line that is not a record ends the child without an answer, so that the next case runs in a fresh process.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever is printed does not mix with answers
+    os.dup2(2, 1)  # printed text does not mix with answers
     faulthandler.enable()
     importlib.import_module(f"{__package__}.{target}")
     while True:
@@ -59,7 +59,7 @@ def _serve_in_child(target: str, answers: IO[str]) -> NoReturn:
 
 
 def as_record(case) -> dict:
-    """The fields of a case that differ from their defaults."""
+    """Return the fields of a case that differ from their defaults."""
     return {f.name: getattr(case, f.name) for f in dataclasses.fields(case) if getattr(case, f.name) != f.default}
 
 

@@ -17,7 +17,7 @@ TORCH = {
 
 
 def run(step: Callable, module: torch.nn.RNNBase, x, states, seeds):
-    """[y, final states, gradients of x, of the states and of the weights]; `step`(x, states) gives y and the states."""
+    """Return [y, final states, gradients of x, of the states and of the weights]; `step`(x, states) → y, states."""
     x = x.clone().requires_grad_()
     states = [s.clone().requires_grad_() for s in states]
     y, finals = step(x, states)
@@ -34,7 +34,7 @@ def rms(t: torch.Tensor) -> float:
 
 
 def ulp(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """Largest error in units in the last place of the exact value (float64, or numpy's longdouble for float64)."""
+    """Return the largest error in units in the last place of the exact value (float64; longdouble for float64)."""
     info = torch.finfo(value.dtype)
     right = exact.numpy() if isinstance(exact, torch.Tensor) else exact
     spacing = np.maximum(np.abs(np.asarray(right, dtype=np.float64)), info.tiny)

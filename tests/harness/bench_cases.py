@@ -1,4 +1,4 @@
-"""What the tests of the benchmark share: options, whole runs, engines to inject, results made up."""
+"""Shared by the tests of the benchmark: options, whole runs, engines to inject, made-up results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrnn.apps.bench.cases import METRICS, make_cases, make_step_cases, parse
 from fastrnn.apps.bench.engines import ENGINES
 from fastrnn.apps.bench.results import SIDES, ModelResult, Results, Row, Settings, Verdict
 
-PEER_SECONDS = {"onnxruntime": 0.0005, "jax": 0.004}  # of every call of a made-up row
+PEER_SECONDS = {"onnxruntime": 0.0005, "jax": 0.004}  # per call in a made-up row
 
 
 def parse(*options):
@@ -21,19 +21,19 @@ def parse(*options):
 
 
 def run(tmp_path, *options, name="bench"):
-    """Exit status, JSON and Markdown of a run with few, tiny rounds."""
+    """Run the benchmark with few, tiny rounds; return exit status, JSON and Markdown."""
     out = tmp_path / "out"
     status = cli.run(parse("--out", out, "--quick", "--threads", 1, *options))
     return status, json.loads((out / f"{name}.json").read_text()), (out / f"{name}.md").read_text()
 
 
 def tensors(case, dtype=None):
-    """torch.nn's own, by name."""
+    """Return torch.nn's own tensors by name."""
     return ENGINES["torch"].build(case, 0, dtype).tensors()
 
 
 def write_engine(folder, monkeypatch, name, source):
-    """Write a module of that name and source where this process and its workers find it; returns the name."""
+    """Write a module of that name and source where this process and its workers find it; return the name."""
     folder = folder / "engines"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(source)
@@ -42,7 +42,7 @@ def write_engine(folder, monkeypatch, name, source):
 
 
 def made_up_results(model=True, rounds=9, peers=()):
-    """Two rows that are twice and four times as fast, one that failed; two single steps; a language model."""
+    """Make two rows with speed-ups of two and four, one that failed; two single steps; a language model."""
     cases = make_cases(["lstm", "gru"], parse_shapes("1x1x64,16x100x80x256"), ["float32"])[:3]
     steps = make_step_cases(["gru"])
     settings = Settings((*cases, *steps), rounds=rounds, peers=tuple(peers))

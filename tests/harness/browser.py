@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests, driven over its own pipe with nothing but the standard library."""
+"""A headless Chromium for the tests, driven through a pipe, with only the standard library."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ _FLAGS = (
 
 
 def path() -> str | None:
-    """Where the browser is, None if there is none."""
+    """Return the path of the browser, None if there is none."""
     return next((found for found in map(shutil.which, NAMES) if found), None)
 
 
 class Browser:
-    """One page of a browser. `errors` and `requests` gather what the page throws, logs as an error, and loads;
-    `opened` has the pages themselves.
+    """A page of a browser.
+
+    `errors` and `requests` collect the exceptions, logged errors and requests of the page; `opened` lists the pages.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +76,7 @@ class Browser:
         os.close(self._read)
 
     def command(self, method: str, timeout: float = 60, **params: Any) -> dict[str, Any]:
-        """One command of the DevTools protocol; what came meanwhile is gathered."""
+        """Run a command of the DevTools protocol; collect the events that arrive meanwhile."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -113,18 +114,18 @@ class Browser:
             self.requests.append(params["request"]["url"])
 
     def open(self, file: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
-        """Loads a file and waits until it says that it is ready."""
+        """Load a file and wait until its page reports that it is ready."""
         self.resize(width, height, dark)
         self.opened.append(file.as_uri())
         self.command("Page.navigate", url=file.as_uri())
         end = time.monotonic() + 60
         while self.run("document.documentElement?.dataset.ready") != "yes":
             if self.errors or time.monotonic() > end:
-                raise AssertionError(f"the page does not become ready: {self.errors}")
+                raise AssertionError(f"expected the page to become ready, got: {self.errors}")
             time.sleep(0.05)
 
     def resize(self, width: int, height: int, dark: bool) -> None:
-        """Another window, another scheme of colours."""
+        """Change the size of the window and its colour scheme."""
         self.command(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
@@ -132,14 +133,14 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", features=[scheme])
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         found = self.command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"]["exception"]["description"])
         return found["result"].get("value")
 
     def press(self, key: str, modifiers: int = 0) -> None:
-        """A key on whatever has the focus, as if typed."""
+        """Press a key for the element that has the focus, as if typed."""
         codes = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35}
         text = {"text": key} if len(key) == 1 else {}
         code = codes.get(key, ord(key.upper()[0]))
@@ -150,5 +151,5 @@ class Browser:
             )  # fmt: skip
 
     def screenshot(self, file: Path) -> None:
-        """What the window shows, as PNG."""
+        """Save the window as PNG."""
         file.write_bytes(base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"]))

@@ -1,4 +1,4 @@
-"""What the tests that need a GPU share."""
+"""Shared by the tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRIVERS = ("stepwise", "grid", "cluster")
 
 
 def drivers_for(problem: Problem, backward: bool = True) -> list[str]:
-    """Those that can run it on the current GPU."""
+    """Return the drivers that can run it on the current GPU."""
     found = []
     for driver in DRIVERS:
         ways = [
@@ -43,7 +43,7 @@ def drivers_for(problem: Problem, backward: bool = True) -> list[str]:
 
 @dataclass
 class GpuProblem(Problem):
-    """A problem on a GPU: the same numbers as on the CPU."""
+    """A problem on a GPU, with the same values as on the CPU."""
 
     device: str = "cuda"
 
@@ -69,7 +69,7 @@ def runs() -> dict[str, int]:
 
 
 def finish(seconds: float = 60.0) -> None:
-    """Waits for the GPU. One that hangs cannot be helped, so the whole run ends then."""
+    """Wait for the GPU. Nothing can stop one that hangs, so then the whole run ends."""
     done = torch.cuda.Event()
     done.record()
     end = time.monotonic() + seconds
@@ -80,7 +80,7 @@ def finish(seconds: float = 60.0) -> None:
 
 
 def reset_gpu() -> None:
-    """Settings that a test may have changed."""
+    """Reset the settings that a test may have changed."""
     _gpu.module.set_driver("auto")
     _gpu.module.limit_machine(0, 0, 0)
     _gpu.module.set_refusing(False)

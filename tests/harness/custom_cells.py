@@ -1,6 +1,6 @@
-"""Cells of Python for the tests, and networks of them as plain loops over rows and steps.
+"""Custom cells for the tests, and networks of them as plain loops over rows and steps.
 
-Imported by the fixture `cells` only: what is defined here is added to fastrnn.cells.CELLS, which other tests run over.
+Imported by the fixture `cells` only: cells defined here join fastrnn.cells.CELLS, over which other tests run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def rnn_relu(x, r, s):
 
 @fastrnn.cell(gates="f, u", states=("h", "m"), parameters={"slope": 0.3, "decay": lambda t: t.uniform_(0.1, 0.9)})
 def mixed(x, r, s, p):
-    """Two states, per-channel weights, gradients of x and r that differ, and old states that are read."""
+    """Two states, per-unit parameters, gradients of x and r that differ, and old states that are read."""
     f = torch.sigmoid(x.f + r.f + p.slope * s.m)
     m = f * s.m + (1 - f) * torch.tanh(x.u + f * r.u)
     return torch.tanh(m) * torch.exp(-p.decay) + 0.25 * s.h, m
@@ -48,7 +48,7 @@ ALL = (lstm, gru, rnn_tanh, rnn_relu, mixed)
 
 
 def row(net, suffix: str, x: Tensor, first: list[Tensor], reset: Tensor | None, reverse: bool):
-    """One row's outputs (T, H) and final states (H), from x (T, I); `reset` (T) begins segments anew."""
+    """Compute one row's outputs (T, H) and final states (H), from x (T, I); `reset` (T) starts new segments."""
     cell, named = net.cell, dict(net.named_parameters())
     w_ih, w_hh = named["weight_ih" + suffix], named["weight_hh" + suffix]
     zero = torch.zeros(len(w_ih), dtype=x.dtype)
@@ -70,7 +70,7 @@ def row(net, suffix: str, x: Tensor, first: list[Tensor], reset: Tensor | None, 
 
 
 def network(net, x: Tensor, hx=None, lengths=None, reset: Tensor | None = None):
-    """What `net`(x) has to be for x (T, B, I): outputs (T, B, D·H) and the final states, (L·D, B, H) each."""
+    """Compute the expected `net`(x) for x (T, B, I): outputs (T, B, D·H) and the final states, (L·D, B, H) each."""
     T, B, H = x.shape[0], x.shape[1], net.hidden_size
     directions = 2 if net.bidirectional else 1
     count = len(net.cell.states)

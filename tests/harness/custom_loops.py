@@ -1,4 +1,4 @@
-"""Custom cells with two products in a step, with fewer than gates, and with none, as kernels and as plain loops."""
+"""Custom cells with two products per step, with fewer than gates, and with none, as kernels and as plain loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrnn.functional import LayerWeights, sequence
 
 @fastrnn.cell(gates="r z n")
 def reset_before(x, r, s):
-    """GRU, reset before the product."""
+    """GRU with the reset gate before the product."""
     z = torch.sigmoid(x.z + r.z)
     n = torch.tanh(x.n + r.n(torch.sigmoid(x.r + r.r) * s.h))
     return z * s.h + (1 - z) * n
@@ -19,7 +19,7 @@ def reset_before(x, r, s):
 
 @fastrnn.cell(gates="m i f o g", states="h c")
 def multiplicative(x, r, s):
-    """Four gates behind the second product."""
+    """Four gates after the second product."""
     m = x.m * r.m
     i, f, o = (torch.sigmoid(x[g] + r[g](m)) for g in "ifo")
     c = f * s.c + i * torch.tanh(x.g + r.g(m))
@@ -28,7 +28,7 @@ def multiplicative(x, r, s):
 
 @fastrnn.cell(gates="z n r", parameters={"a": 0.5})
 def mixed(x, r, s, p):
-    """z has no product, and r, the first product, stands behind n, the second: rows of the weights change places."""
+    """z has no product; r, with the first product, follows n, with the second, so the weights' rows are reordered."""
     n = torch.tanh(x.n + r.n(torch.sigmoid(x.r + r.r) + p.a * s.h))
     return n * torch.sigmoid(x.z) + p.a * s.h
 
@@ -40,7 +40,7 @@ def only_second(x, r, s):
 
 @fastrnn.cell(gates="a", parameters={"u": 0.5})
 def independent(x, r, s, p):
-    """IndRNN: no product at all."""
+    """IndRNN, without a product."""
     return torch.relu(x.a + p.u * s.h)
 
 
@@ -93,7 +93,7 @@ def leaves(cell, T, B, H, inputs, dtype, scale=0.4):
 
 def gradients(outputs, inputs):
     torch.manual_seed(9)
-    seeds = [torch.randn(o.shape, dtype=torch.float64).to(o.dtype) for o in outputs]  # the same in every format
+    seeds = [torch.randn(o.shape, dtype=torch.float64).to(o.dtype) for o in outputs]  # the same in every dtype
     return [*outputs, *torch.autograd.grad(outputs, inputs, seeds, allow_unused=True, materialize_grads=True)]
 
 
@@ -132,7 +132,7 @@ def check_double_backward(cell):
 
 
 def check_forms_of_a_call(cell, **close):
-    """Recomputed, compiled and step by step. `close`: of torch.testing."""
+    """Check a cell recomputed, compiled and step by step. `close`: options of torch.testing."""
     network, tolerance = cell(3, 8), close.get("atol", 1e-6)
     x = torch.randn(9, 4, 3)
     y, last = network(x)

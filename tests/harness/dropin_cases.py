@@ -1,4 +1,4 @@
-"""What the drop-in tests share: pairs of a torch.nn module and ours with the same numbers in them, and comparisons."""
+"""Shared by the drop-in tests: pairs of a torch.nn module and ours with equal parameters, and comparisons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CELLS = {
 
 
 def pair(name: str, *args, seed: int = 0, **options) -> tuple[nn.Module, nn.Module]:
-    """torch.nn's module and ours, of the class `name`, from the same seed."""
+    """Make torch.nn's module and ours, of the class `name`, from the same seed."""
     torch.manual_seed(seed)
     theirs = getattr(_torch, name)(*args, **options)
     torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def cell_pair(kind: str, input_size: int = I, hidden_size: int = H, seed: int = 
 
 
 def random_hx(module: nn.Module, batch: int | None = B, seed: int = 1, **options):
-    """A random `hx` for `module`: unbatched if `batch` is None."""
+    """Draw a random `hx` for `module`: unbatched if `batch` is None."""
     generator = torch.Generator().manual_seed(seed)
     if isinstance(module, _torch.RNNCellBase):
         lead, sizes = (
@@ -63,7 +63,7 @@ def random_hx(module: nn.Module, batch: int | None = B, seed: int = 1, **options
 
 
 def same(actual, expected, **tolerance) -> None:
-    """All tensors of two results agree, number by number, in shape and in dtype."""
+    """Check that all tensors of two results agree, in values, shape and dtype."""
     actual, expected = tree_leaves(actual), tree_leaves(expected)
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
@@ -74,12 +74,12 @@ def same(actual, expected, **tolerance) -> None:
 
 
 def leaves(result) -> list[Tensor]:
-    """The floating-point tensors of a result (of a PackedSequence, its data)."""
+    """List the floating-point tensors of a result (of a PackedSequence, its data)."""
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point]
 
 
 def gradients(module: nn.Module, result, *inputs: Tensor) -> dict[str, Tensor | None]:
-    """Gradients of a loss that weighs every element of `result` differently, by name."""
+    """Return the gradients, by name, of a loss that weighs every element of `result` differently."""
     loss = 0.0
     for leaf in leaves(result):
         loss = loss + (leaf.double() * torch.linspace(-1, 1, leaf.numel()).view(leaf.shape).cos()).sum()
@@ -89,7 +89,7 @@ def gradients(module: nn.Module, result, *inputs: Tensor) -> dict[str, Tensor | 
 
 
 def same_training(theirs: nn.Module, ours: nn.Module, call, *inputs: Tensor, **tolerance) -> None:
-    """`call(module, *inputs)` gives the same results and the same gradients with both modules."""
+    """Check that `call(module, *inputs)` has the same results and gradients with both modules."""
     results = []
     for module in (theirs, ours):
         fresh = [x.detach().clone().requires_grad_() for x in inputs]

@@ -1,6 +1,6 @@
-"""The CUDA kernels on the CPU: tests/cuda, built here as a shared object and loaded. emulated_problems.py uses it.
+"""The CUDA kernels on the CPU: builds tests/cuda as a shared object and loads it; emulated_problems.py uses it.
 
-The build is kept in build/emulated and made again only when a file that it includes has changed.
+The build is kept in build/emulated and redone only when a file that it includes has changed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ FLAGS = ["-O1", "-g1", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contr
 FLAGS += ["-DFASTRNN_CUDA_EMULATED", "-DFASTRNN_ISA_CUDA=1", "-DFASTRNN_ISA_NAME=cuda"]
 FLAGS += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'cuda'}"]
 
-FORMATS = ("float32", "float64", "bfloat16", "float16", "tf32")  # as enum class Format
-DRIVERS = ("auto", "stepwise", "grid", "cluster")  # as enum class Driver
+FORMATS = ("float32", "float64", "bfloat16", "float16", "tf32")  # in the order of enum class Format
+DRIVERS = ("auto", "stepwise", "grid", "cluster")  # in the order of enum class Driver
 DTYPES = {"tf32": torch.float32, **{name: getattr(torch, name) for name in FORMATS[:4]}}
 KB = 1024
 
 
 class BuildError(RuntimeError):
-    """The compiler refused."""
+    """The compiler failed."""
 
 
 def tools():
-    """tools/build_checks.py and the compiler that it finds; raises SystemExit if there is none."""
+    """Return tools/build_checks.py and the compiler that it finds; raises SystemExit if there is none."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import build_checks
@@ -48,7 +48,7 @@ def tools():
 
 
 def generated(folder: Path, cells: tuple[str, ...], own: Mapping[str, str] | None = None) -> list[Path]:
-    """One unit for each cell, and the list of them. own: headers of further cells, generated from Python."""
+    """Write one unit per cell, and the list of them. own: headers of further cells, generated from Python."""
     texts, own = {}, own or {}
     for cell in (*cells, *own):
         header = f"own_{cell}.h" if cell in own else f"cells/{cell}.h"
@@ -73,16 +73,16 @@ def generated(folder: Path, cells: tuple[str, ...], own: Mapping[str, str] | Non
 
 @functools.cache
 def library(checked: bool = False, own: tuple[tuple[str, str], ...] = ()) -> Library:
-    """The library, built if need be; skips the test where nothing can be built.
+    """Return the library, built if needed; skip the test where it cannot be built.
 
-    checked: every access of a kernel to memory is looked at; only two cells, which differ in all that matters for that.
-    own: instead of the built-in cells those of Python, (name, header) each.
+    checked: every memory access of a kernel is checked; only for two cells, which cover all relevant differences.
+    own: custom cells instead of the built-in ones, (name, header) each.
     """
     if sys.platform != "linux":
-        pytest.skip("the emulator has been written for Linux")
+        pytest.skip("the emulator runs on Linux only")
     try:
         if checked and not tools().version.startswith("gcc"):
-            pytest.skip("clang calls memset without a word where gcc tells of each number")
+            pytest.skip("clang does not instrument memset, where gcc reports each access")
         path = build(("gru", "lstm") if checked else None, checked, dict(own))
     except SystemExit as problem:
         pytest.skip(str(problem))
@@ -90,7 +90,7 @@ def library(checked: bool = False, own: tuple[tuple[str, str], ...] = ()) -> Lib
 
 
 def build(cells: tuple[str, ...] | None = None, checked: bool = False, own: Mapping[str, str] | None = None) -> Path:
-    """Path of the shared object. checked: every access of a kernel to memory is looked at."""
+    """Build the shared object and return its path. checked: every memory access of a kernel is checked."""
     compiler = tools()
     cells = () if own else cells or tuple(sorted(path.stem for path in (ROOT / "csrc" / "cells").glob("*.h")))
     flags = [*FLAGS, *(["-DFASTRNN_MEMORY_CHECK=1"] if checked else [])]
@@ -102,7 +102,7 @@ def build(cells: tuple[str, ...] | None = None, checked: bool = False, own: Mapp
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         units = generated(folder / "units", cells, own)
         host = [*HOST, *sorted((ROOT / "tests" / "cuda").glob("*.cpp"))]
-        # The compiler's own instrumentation, with functions of ours (memory_check.cpp) behind it.
+        # The compiler's own instrumentation, which calls the functions in memory_check.cpp.
         kernels = [*units, ROOT / "tests" / "cuda" / "mistakes.cpp"]
         sanitize = {path: "-fsanitize=thread" for path in kernels if checked}
         text = ninja_file(command, list(dict.fromkeys([*units, *host])), sanitize)
@@ -144,7 +144,7 @@ _BACKWARD += (*_states("restarts"), "dh")
 
 
 class Call(ctypes.Structure):
-    """As in tests/cuda/library.cpp."""
+    """The struct of that name in tests/cuda/library.cpp."""
 
     _fields_ = (
         [("cell", ctypes.c_char_p)]
@@ -176,7 +176,7 @@ class Outcome(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Machine:
-    """An emulated GPU. largest_cluster 0: it has no clusters. busy: processors that something else keeps."""
+    """An emulated GPU. largest_cluster 0: without clusters. busy: processors that other work occupies."""
 
     processors: int = 8
     shared_bytes: int = 227 * KB
@@ -186,7 +186,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the choice of a driver depends on. P 0: no projection."""
+    """The sizes on which the choice of a driver depends. P 0: no projection."""
 
     cell: str
     B: int
@@ -212,21 +212,21 @@ class Library:
         self.lib.emulated_machine(m.processors, m.shared_bytes, m.largest_cluster, m.busy, seed)
 
     def small_kernels(self) -> list[str]:
-        """Names of the kernels of tests/cuda/mistakes.cpp."""
+        """Return the names of the kernels in tests/cuda/mistakes.cpp."""
         names = []
         while (name := self.lib.emulated_kernel(len(names))) is not None:
             names.append(name.decode())
         return names
 
     def run_small(self, name: str, seed: int) -> tuple[int, str, Tensor]:
-        """Error, what was wrong, and the 256 numbers that one of them left."""
+        """Run one of them; return the error, its message, and the 256 numbers that it left."""
         self.set_machine(Machine(), seed)
         out, text = torch.empty(256), ctypes.create_string_buffer(1000)
         error = self.lib.emulated_run_kernel(self.small_kernels().index(name), out.data_ptr(), text, 1000)
         return error, text.value.decode(), out
 
     def choose(self, p: Sizes, driver: str, machine: Machine, steps: int = 10) -> Outcome:
-        """What csrc/cuda/plan.cpp makes of it."""
+        """Return the choice of csrc/cuda/plan.cpp."""
         self.set_machine(machine, 0)
         call, outcome = Call(cell=p.cell.encode(), format=FORMATS.index(p.fmt), driver=DRIVERS.index(driver)), Outcome()
         call.T, call.B, call.H, call.P = steps, p.B, p.H, p.P or p.H
@@ -235,7 +235,7 @@ class Library:
         return outcome
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, values: Tensor | None = None) -> Tensor:
-        """A tensor in the emulated GPU's memory, until release(): full of NaN, or a copy of `values`."""
+        """Allocate a tensor in the emulated GPU's memory, until release(): full of NaN, or a copy of `values`."""
         count = max(1, int(torch.Size(shape).numel()))
         size = dtype.itemsize
         address = self.lib.emulated_allocate(name.encode(), count * size, size, values is not None)
@@ -244,7 +244,7 @@ class Library:
         return tensor if values is None else tensor.copy_(values)
 
     def counted(self) -> dict[str, int]:
-        """What launches did since the last call, all blocks together: emulator::Counted in tests/cuda/launcher.h."""
+        """Return the counters of the launches since the last call: emulator::Counted in tests/cuda/launcher.h."""
         values = (ctypes.c_int64 * len(COUNTED))()
         self.lib.emulated_counted(values)
         return dict(zip(COUNTED, values, strict=True))
@@ -253,7 +253,7 @@ class Library:
         self.lib.emulated_release()
 
     def numbers(self, cell: str) -> tuple[int, ...]:
-        """G, S, K, the first product of which the gradient is split, R, R2, Q."""
+        """Return G, S, K, the first product with a separate gradient, R, R2, Q."""
         values = (ctypes.c_int64 * 7)()
         assert self.lib.emulated_cell(cell.encode(), values), cell
         return tuple(values)

@@ -1,4 +1,4 @@
-"""Recurrences for the emulated CUDA kernels, run forward and backward, and what should come out of them."""
+"""Recurrences for the emulated CUDA kernels, run forward and backward, and their exact results."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ BIG = Machine()
 
 @dataclass(frozen=True)
 class Way:
-    """How a problem is run. slices: (units, rows) of a persistent driver; None leaves it to csrc/cuda/plan.cpp.
+    """The way to run a problem. slices: (units, rows) of a persistent driver; None leaves it to csrc/cuda/plan.cpp.
 
-    warps_deep: warps that share the depth of the product, 0 for all that there are.
+    warps_deep: warps that share the depth of the product, 0 for all.
     """
 
     driver: str = "auto"
@@ -34,15 +34,15 @@ class Way:
 
 
 class LaunchError(AssertionError):
-    """The emulator refused a launch or stopped it."""
+    """The emulator rejected a launch or stopped it."""
 
 
 @dataclass
 class Problem:
-    """One layer in one direction, its recurrence alone. Values are those of `fmt`, in float64.
+    """The recurrence of one layer in one direction. Values are those of `fmt`, in float64.
 
     layout: "plain", "packed", "lengths" (with rows of no steps), "reset" or "lengths+reset". whole: small integers, so
-    that the relu cell has no rounding error in any format.
+    that the relu cell has no rounding error in any dtype.
     """
 
     cell: str
@@ -82,7 +82,7 @@ class Problem:
             values = (2 * torch.rand(shape, generator=g, dtype=torch.float64) - 1) * scale
             if self.whole:
                 values = torch.randint(-1, 2, shape, generator=g, dtype=torch.float64)
-                if self.T > 2 and scale != 1:  # or they would grow out of what 8 bits can hold
+                if self.T > 2 and scale != 1:  # otherwise they would exceed what 8 bits can represent
                     values *= torch.rand(shape, generator=g) < min(1, 2 / P)
             return values.to(DTYPES[self.fmt]).double()
 
@@ -102,25 +102,25 @@ class Problem:
                 self.inputs[f"grad_final{s}"] = draw(B, width)
         if self.grad_y:
             self.inputs["grad_y"] = draw(self.rows, P)
-        if "lengths" in self.inputs:  # what lies beyond a row's end is nobody's business
+        if "lengths" in self.inputs:  # values beyond a row's end are not compared
             self.inputs["wx"][~self.active()] = float("nan")
             if self.grad_y:
                 self.inputs["grad_y"][~self.active()] = float("nan")
 
     @property
     def rows(self) -> int:
-        """N, rows of all steps together."""
+        """Return N, the rows of all steps together."""
         return int(self.sizes.sum()) if self.sizes is not None else self.T * self.B
 
     def active(self) -> Tensor:
-        """(N) bool, rows at which the network takes a step."""
+        """Return (N) bool: the rows at which the network takes a step."""
         if "lengths" not in self.inputs:
             return torch.ones(self.rows, dtype=torch.bool)
         return (torch.arange(self.T).unsqueeze(1) < self.inputs["lengths"]).flatten()
 
 
 def saved_values(cell: str, wx: Tensor, rh: Tensor) -> list[Tensor]:
-    """What a cell's header says that it saves, each (rows, H); README.md of csrc/cells."""
+    """Compute the values that a cell saves according to its header, each (rows, H); README.md of csrc/cells."""
     if cell == "lstm":
         i, f, g, o = (wx + rh).chunk(4, -1)
         return [i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()]
@@ -132,7 +132,7 @@ def saved_values(cell: str, wx: Tensor, rh: Tensor) -> list[Tensor]:
 
 
 def exact(p: Problem, numbers: tuple[int, ...]) -> dict[str, Tensor]:
-    """All that the kernels compute, by name, in float64 by fastrnn.reference and autograd."""
+    """Compute all results of the kernels, by name, in float64 with fastrnn.reference and autograd."""
     spec, inputs = find(p.cell), p.inputs
     G, S, _, split, *_ = numbers
     P = p.P or p.H
@@ -167,7 +167,7 @@ def exact(p: Problem, numbers: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def by_rows(p: Problem, records: list, G: int, split: int, P: int) -> dict[str, Tensor]:
-    """What the recorded steps say, at the rows where the kernels leave it."""
+    """Return the values of the recorded steps, at the rows where the kernels store them."""
     order = list(range(p.T))[:: -1 if p.reverse else 1]
     found = {}
     for t, (wx, rh, h, rest, nothing) in zip(order, records, strict=True):
@@ -188,7 +188,7 @@ def by_rows(p: Problem, records: list, G: int, split: int, P: int) -> dict[str, 
 
 
 def shapes(p: Problem, numbers: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Outputs of both kernels: shape, and whether it has the format that the kernel computes in."""
+    """Return the outputs of both kernels: shape, and whether the dtype is that of the kernel's arithmetic."""
     G, S, K, split, R, R2, Q = numbers
     P = p.P or p.H
     found = {"y": ((p.rows, P), False), "da": ((p.rows, G * p.H), False), "dh": ((p.rows, P), False)}
@@ -213,7 +213,7 @@ def shapes(p: Problem, numbers: tuple[int, ...]) -> dict[str, tuple[tuple[int, .
 
 
 def run(library: Library, p: Problem, way: Way, training: bool = True) -> tuple[dict[str, Tensor], list[Outcome]]:
-    """Forward and, if training, backward with what forward saved: all outputs in float64, and how each was run."""
+    """Run forward and, if training, backward on its saved values: all outputs in float64, and the outcome of each."""
     numbers = library.numbers(p.cell)
     dtype = DTYPES[p.fmt]
     compute = torch.float64 if p.fmt == "float64" else torch.float32
@@ -264,12 +264,12 @@ def start(function, call: Call) -> Outcome:
     return outcome
 
 
-#: Largest difference allowed, relative to the largest of the exact values.
+#: Largest allowed difference, relative to the largest of the exact values.
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "tf32": 3e-3, "float16": 4e-3, "bfloat16": 3e-2}
 
 
 def differences(p: Problem, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
-    """Largest difference of each output, relative to the largest of the exact values (or 0.25)."""
+    """Return the largest difference of each output, relative to the largest exact value (or 0.25)."""
     result = {}
     for name, value in found.items():
         if name.startswith("restarts") or (name == "gates" and "gates" not in wanted):
@@ -279,7 +279,7 @@ def differences(p: Problem, found: dict[str, Tensor], wanted: dict[str, Tensor])
             value, expected = value[p.active()], expected[p.active()]
         assert value.shape == expected.shape, name
         if expected.numel() > 0:
-            # One number alone may be small because large ones cancelled.
+            # A single value may be small because large ones cancelled.
             scale = max(expected.abs().max().item(), 0.25)
             difference = (value - expected).abs().max().item()
             result[name] = difference / scale if difference == difference else float("inf")
@@ -287,7 +287,7 @@ def differences(p: Problem, found: dict[str, Tensor], wanted: dict[str, Tensor])
 
 
 def check(library: Library, p: Problem, way: Way, tolerance: float | None = None) -> list[Outcome]:
-    """Runs forward and backward, and fails with the first output that is not as it has to be."""
+    """Run forward and backward, and fail at the first output that differs from the exact one."""
     found, outcomes = run(library, p, way)
     wanted = exact(p, library.numbers(p.cell))
     allowed = TOLERANCE[p.fmt] if tolerance is None else tolerance
@@ -297,7 +297,7 @@ def check(library: Library, p: Problem, way: Way, tolerance: float | None = None
 
 
 def random_sizes(count: int) -> list[Sizes]:
-    """Sizes for csrc/cuda/plan.cpp to choose a driver for."""
+    """Draw sizes for csrc/cuda/plan.cpp to choose a driver for."""
     r = random.Random(0)
     some = []
     for _ in range(count):

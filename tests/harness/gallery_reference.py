@@ -1,4 +1,4 @@
-"""The gallery's cells once more, from their papers: plain loops over time, gate by gate, without the library."""
+"""The gallery's cells written again from their papers: plain loops over time, gate by gate, without the library."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ States = tuple[Tensor, ...]
 
 
 class Weights:
-    """One layer's matrices by gate: W[k] (H, I), R[k] (H, H), b[k] and q[k] (H); vectors of the cell in `p`."""
+    """One layer's matrices by gate: W[k] (H, I), R[k] (H, H), b[k] and q[k] (H); the cell's vectors in `p`."""
 
     def __init__(self, network: torch.nn.Module, order: str) -> None:
         named = {name.removesuffix("_l0"): value for name, value in network.named_parameters()}
-        ahead, others, back = order.partition("|")  # blocks of W, and those of R where they are others
+        ahead, others, back = order.partition("|")  # blocks of W, and those of R where they differ
         gates = {"W": ahead.split(), "R": (back if others else ahead).split()}
         gates |= {"b": gates["W"], "q": gates["R"]}
         blocks = {
@@ -49,12 +49,12 @@ def reference(name: str, order: str) -> Callable[[Step], Step]:
 
 
 def logistic(a: Tensor) -> Tensor:
-    """Of numbers of any size: exp(-a) would overflow, and its gradient be NaN."""
+    """Compute the logistic function for any argument: exp(-a) would overflow, and its gradient would be NaN."""
     return torch.sigmoid(a)
 
 
 def run(name: str, network: torch.nn.Module, x: Tensor, states: States) -> tuple[Tensor, States]:
-    """x (T, B, I), states (B, H) each; outputs (T, B, H) and the last states."""
+    """Run a cell on x (T, B, I) and states (B, H) each; return outputs (T, B, H) and the last states."""
     order, step = REFERENCES[name]
     weights, outputs = Weights(network, order), []
     for t in range(len(x)):
@@ -127,7 +127,7 @@ reference("lstm_no_peepholes", "z i f o")(_lstm(peepholes=False))
 
 
 def _slstm(forget: Callable[[Tensor], Tensor]) -> Step:
-    """Beck et al. 2024, with log f = forget(f~); in logarithms of the gates, as exp(i~) would overflow."""
+    """Beck et al. 2024, with log f = forget(f~); with logarithms of the gates, because exp(i~) would overflow."""
 
     def step(w: Weights, x: Tensor, states: States) -> States:
         h, c, n, m = states
@@ -219,7 +219,7 @@ def _min_gru(w: Weights, x: Tensor, states: States) -> States:
 
 
 def _min_lstm(w: Weights, x: Tensor, states: States) -> States:
-    """In logarithms of f/(f+i) and i/(f+i), as both gates may underflow."""
+    """Min LSTM with logarithms of f/(f+i) and i/(f+i), because both gates may underflow."""
     log_f, log_i = (torch.nn.functional.logsigmoid(w.of_input(k, x)) for k in "fi")
     log_sum = torch.logaddexp(log_f, log_i)
     return (torch.exp(log_f - log_sum) * states[0] + torch.exp(log_i - log_sum) * w.of_input("h", x),)
@@ -242,7 +242,7 @@ def _lstm_parts(w: Weights, x: Tensor, states: States) -> tuple[Tensor, Tensor, 
 
 
 def _zoneout(w: Weights, x: Tensor, states: States) -> States:
-    """With the means of the masks, as outside training."""
+    """Zoneout with the means of the masks, as outside training."""
     h, c = states
     i, f, g, o = _lstm_parts(w, x, states)
     new = f * c + i * g
@@ -286,7 +286,7 @@ def _norm(v: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
 
 
 def _joint(w: Weights, kind: str, gates: str, v: dict[str, Tensor]) -> list[Tensor]:
-    """Layer normalisation over several gates at once."""
+    """Apply layer normalisation over several gates at once."""
     gain = torch.cat([w.p[f"{kind}g_{k}"] for k in gates])
     return list(_norm(torch.cat([v[k] for k in gates], -1), gain, torch.zeros_like(gain)).chunk(len(gates), -1))
 

@@ -16,7 +16,7 @@ OPTIONS = [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}]
 
 
 def make(kind: str, **options) -> nn.Module:
-    """A network with learned initial states that are not zero."""
+    """Make a network with learned initial states that are not zero."""
     torch.manual_seed(0)
     options = {"learn_initial_state": True, **options}
     if kind == "custom":
@@ -28,7 +28,7 @@ def make(kind: str, **options) -> nn.Module:
 
 
 def states_of(module: nn.Module, batch: int | None = B):
-    """By hand, from the names of the parameters."""
+    """Build the states by hand, from the names of the parameters."""
     found = []
     for state in ("h", "c"):
         rows = [

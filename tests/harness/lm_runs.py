@@ -1,4 +1,4 @@
-"""Tiny language models for the tests: options, runs in processes of their own, and what their logs hold."""
+"""Tiny language models for the tests: options, runs in processes of their own, and the contents of their logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = ("and", "the cell", "forgets", "état", "→", "a gate", "naïve", "open
 
 
 def write_text(path: Path, words: int = 900) -> Path:
-    """A text with characters of one, two and three bytes."""
+    """Write a text with characters of one, two and three bytes."""
     found, value = [], 1
     for _ in range(words):
         value = value * 1103515245 + 12345 & 0x7FFFFFFF
@@ -32,7 +32,7 @@ def write_text(path: Path, words: int = 900) -> Path:
 
 
 def tiny(folder: Path, **changes: Any) -> lm.Options:
-    """A run of some milliseconds a step, that writes its files to ``folder/run``."""
+    """Return the options of a run with steps of a few milliseconds, which writes its files to ``folder/run``."""
     text = folder / "text.txt"
     if not text.is_file():
         write_text(text)
@@ -55,7 +55,7 @@ def tiny(folder: Path, **changes: Any) -> lm.Options:
 
 
 def arguments(options: lm.Options) -> list[str]:
-    """The options as ``fastrnn train`` takes them."""
+    """Format the options as arguments of ``fastrnn train``."""
     found = []
     for name, value in options.as_dict().items():
         if name == "file" or value is None:
@@ -69,7 +69,7 @@ def arguments(options: lm.Options) -> list[str]:
 
 
 def start(*args: str, processes: int = 1) -> subprocess.Popen[str]:
-    """``fastrnn`` with these arguments, in one process or more."""
+    """Start ``fastrnn`` with these arguments, in one process or more."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m"]
     if processes > 1:
@@ -80,7 +80,7 @@ def start(*args: str, processes: int = 1) -> subprocess.Popen[str]:
 
 
 def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Until the log has that many rows."""
+    """Wait until the log has that many rows."""
     end = time.monotonic() + 120
     path = folder / "log.csv"
     while not path.is_file() or path.read_bytes().count(b"\n") < count + 1:
@@ -91,18 +91,18 @@ def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str]) -> N
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """The log, without what depends on the clock."""
+    """Return the log, without the columns that depend on the clock."""
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         return [{name: value for name, value in row.items() if name not in CLOCK} for row in csv.DictReader(file)]
 
 
 def losses(folder: Path) -> list[float]:
-    """The column ``loss``, where it has a value."""
+    """Return the column ``loss``, where it has a value."""
     return [float(row["loss"]) for row in rows(folder) if row["loss"]]
 
 
 def save(content, path):
-    """A file of another content that is whole."""
+    """Write a valid file with other content."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     path.write_bytes(checkpoint.sealed(buffer.getvalue()))

@@ -1,4 +1,4 @@
-"""Pages of the documentation: their code is run, their tables are read."""
+"""Pages of the documentation: run their code and read their tables."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Kind and content of a page's blocks of Python and text; Python behind empty lines, so that messages show the
-    page's line.
+    """Yield kind and content of a page's blocks of Python and text.
+
+    Empty lines precede the Python, so that messages show the page's line.
     """
     text = page.read_text(encoding="utf-8")
     for found in re.finditer(r"^```(python|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
@@ -24,10 +25,10 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def run_code(page: Path, shown: bool = False) -> int:
-    """Runs a page's Python from top to bottom; with ``shown`` its text blocks are what the code before them prints.
+    """Run a page's Python from top to bottom; with ``shown``, compare its text blocks with the output of the code.
 
     Returns:
-        how many blocks of Python there are.
+        the number of blocks of Python.
     """
     names: dict[str, Any] = {"__name__": "page"}
     printed, count = "", 0
@@ -43,7 +44,7 @@ def run_code(page: Path, shown: bool = False) -> int:
 
 
 def load_script(name: str, folder: str = "benchmarks") -> Any:
-    """A script of the repository as a module."""
+    """Load a script of the repository as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -53,7 +54,7 @@ def load_script(name: str, folder: str = "benchmarks") -> Any:
 
 
 def options(text: str) -> dict[str, str]:
-    """Defaults by option, from tables whose first two columns these are."""
+    """Return the defaults by option, from tables with these as their first two columns."""
     found: dict[str, str] = {}
     for row in text.splitlines():
         if row.startswith("| `--"):

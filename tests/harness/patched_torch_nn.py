@@ -1,6 +1,6 @@
-"""Pytest plugin (``-p patched_torch_nn``): fastrnn's classes stand in ``torch.nn`` before anything else is imported.
+"""Pytest plugin (``-p patched_torch_nn``) that puts fastrnn's classes into ``torch.nn`` before any other import.
 
-Also a context manager that does the same for a while.
+Also a context manager that does so temporarily.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastrnn.cells import CELLS, find
 from fastrnn.functional import LayerWeights, sequence
 
-#: Every way in which rows can lie. "lengths" includes rows of length 0.
+#: Every row layout. "lengths" includes rows of length 0.
 LAYOUTS = ("plain", "packed", "lengths", "reset", "lengths+reset")
 
 #: (cell, projected size) of every built-in cell, with and without a projection.
@@ -70,19 +70,19 @@ class Problem:
         self.states = tuple(draw(B, H if k else P) for k in range(len(spec.states))) if self.initial else None
 
     def leaves(self) -> dict[str, Tensor]:
-        """Everything that has a gradient, by name."""
+        """Return everything that has a gradient, by name."""
         named = {"x": self.x, **self.weights._asdict()}
         for name, s in zip(find(self.cell).states, self.states or (), strict=False):
             named[f"{name}0"] = s
         return {name: t for name, t in named.items() if t is not None}
 
     def seeds(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Random ∂L/∂output, the same for every dtype."""
+        """Draw random ∂L/∂output, the same for every dtype."""
         g = torch.Generator().manual_seed(self.seed + 1)
         return [(2 * torch.rand(o.shape, generator=g, dtype=torch.float64) - 1).to(o.dtype) for o in outputs]
 
     def run(self, backend: str = "fused") -> dict[str, Tensor]:
-        """Outputs and the gradients of all leaves, by name."""
+        """Return the outputs and the gradients of all leaves, by name."""
         y, finals = sequence(self.cell, self.x, self.weights, self.states, backend=backend, **self.arguments)
         outputs = (y, *finals)
         leaves = self.leaves()
@@ -95,7 +95,7 @@ class Problem:
 
 
 def error(value: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference, relative to that of the exact values."""
+    """Return the root mean square of the difference, relative to that of the exact values."""
     if exact.numel() == 0:
         return 0.0
     exact = exact.double()
@@ -104,7 +104,7 @@ def error(value: Tensor, exact: Tensor) -> float:
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """Fails with the name of the first tensor that differs."""
+    """Fail with the name of the first tensor that differs."""
     for name, exact in wanted.items():
         assert found[name].shape == exact.shape, name
         difference = error(found[name], exact)
@@ -112,7 +112,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: 
 
 
 def flat(p: Problem):
-    """The problem as a function of its leaves, and the leaves."""
+    """Return the problem as a function of its leaves, and the leaves."""
     leaves = p.leaves()
     names = list(leaves)
 

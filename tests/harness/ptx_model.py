@@ -1,9 +1,9 @@
 """The axioms of PTX's memory consistency model, checked for every execution of a few short threads.
 
-A program is a list of threads. A thread belongs to a block and is a list of operations in order; a loop that waits is
-written as its last, successful read. Asynchronous copies are threads that another one starts (`Thread.after`). Which
-write each read takes its value from, and in which order writes to a location take place, is tried in every way; those
-ways that the axioms allow are executions. Without sc fences, mixed sizes, and values out of thin air.
+A program is a list of threads. A thread belongs to a block and is a list of operations in order; a waiting loop is
+written as its last, successful read. Asynchronous copies are threads that another thread starts (`Thread.after`). Every
+assignment of writes to reads and every order of the writes to each location is tried; those that the axioms allow are
+executions. Not modelled: sc fences, mixed sizes, and values out of thin air.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 WEAK, RELAXED, ACQUIRE, RELEASE = "weak", "relaxed", "acquire", "release"
-BLOCK, GPU = "block", "gpu"  # scopes; a cluster is as good as the GPU for threads in it
+BLOCK, GPU = "block", "gpu"  # scopes; for threads of one cluster, its scope equals the GPU's
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def write(place: str, value: int, order: str = WEAK) -> Op:
 
 
 def add(place: str, order: str = RELAXED) -> Op:
-    """An atomic addition of one."""
+    """Make an atomic addition of one."""
     return Op("add", place, 1, order)
 
 
@@ -46,7 +46,7 @@ def fence(scope: str = GPU) -> Op:
 
 
 def sync(name: str = "sync") -> Op:
-    """A barrier of the block, which every thread that names it passes once."""
+    """Make a barrier of the block, which every thread that names it passes once."""
     return Op("sync", name=name)
 
 
@@ -65,7 +65,7 @@ class Event:
     thread: int
     block: int
     op: Op
-    at: int  # in its thread; an addition's write follows its read
+    at: int  # position in its thread; an addition's write follows its read
     reads: bool = False
     writes: bool = False
 
@@ -74,7 +74,7 @@ class Event:
         return self.op.kind == "fence" or ((self.reads or self.writes) and self.op.order != WEAK)
 
 
-Relation = list[int]  # by event: a bit for each event that it is related to
+Relation = list[int]  # for each event a bit mask of the events that it is related to
 
 
 def compose(a: Relation, b: Relation) -> Relation:
@@ -113,11 +113,11 @@ def irreflexive(a: Relation) -> bool:
 class Program:
     threads: Sequence[Thread]
     events: list[Event] = field(default_factory=list)
-    pairs: list[tuple[int, int]] = field(default_factory=list)  # the read and the write of an addition
+    pairs: list[tuple[int, int]] = field(default_factory=list)  # read and write of each addition
 
     def __post_init__(self) -> None:
         self.places = sorted({op.place for thread in self.threads for op in thread.ops if op.place})
-        for place in self.places:  # what memory holds at the start: zero
+        for place in self.places:  # the initial value of memory, zero
             self._event(-1, -1, write(place, 0), 0, writes=True)
         for number, thread in enumerate(self.threads):
             for k, op in enumerate(thread.ops):
@@ -164,7 +164,7 @@ def intersect(a: Relation, b: Relation) -> Relation:
 
 
 def synchronizes(p: Program, observed: Relation) -> Relation:
-    """From the first operation of a release pattern to the last of an acquire pattern that observes it."""
+    """Relate the first operation of a release pattern to the last of an acquire pattern that observes it."""
 
     def releases(a: Event, b: Event) -> bool:  # a release pattern from a to the strong write b
         if not (b.writes and b.strong):
@@ -190,7 +190,7 @@ def synchronizes(p: Program, observed: Relation) -> Relation:
 
 
 def allowed(p: Program, sources: dict[int, int], orders: Sequence[Sequence[int]]) -> bool:
-    """Whether the axioms allow these sources of reads and these orders of writes."""
+    """Decide whether the axioms allow these sources of reads and these orders of writes."""
     n = len(p.events)
     read_from, coherence, additions = [0] * n, [0] * n, [0] * n
     for reader, writer in sources.items():
@@ -203,7 +203,7 @@ def allowed(p: Program, sources: dict[int, int], orders: Sequence[Sequence[int]]
     from_reads = [0] * n
     for reader, writer in sources.items():
         from_reads[reader] = coherence[writer] & ~(1 << reader)
-    for reader, writer in p.pairs:  # atomicity: nothing in between
+    for reader, writer in p.pairs:  # atomicity: no write in between
         if from_reads[reader] & sum(1 << w for w in range(n) if coherence[w] >> writer & 1 and w != writer):
             return False
     observed = closure(union(intersect(read_from, p.strong), additions))
@@ -220,7 +220,7 @@ def allowed(p: Program, sources: dict[int, int], orders: Sequence[Sequence[int]]
 
 
 def executions(threads: Sequence[Thread]) -> Iterator[dict[str, int]]:
-    """What the reads of every allowed execution find, by their names."""
+    """Yield the values that the reads of each allowed execution return, by their names."""
     p = Program(threads)
     readers = [e for e in p.events if e.reads]
     writers = {place: [e.number for e in p.events if e.writes and e.op.place == place] for place in p.places}
@@ -243,5 +243,5 @@ def executions(threads: Sequence[Thread]) -> Iterator[dict[str, int]]:
 
 
 def possible(threads: Sequence[Thread], outcome: Callable[[dict[str, int]], bool]) -> bool:
-    """Whether some execution ends so."""
+    """Decide whether some execution has this outcome."""
     return any(outcome(values) for values in executions(threads))

@@ -11,7 +11,7 @@ from problems import Problem
 
 from fastrnn.custom import detach, surrogate
 
-#: Of two values; all are finite where their arguments are moderate.
+#: Functions of two values; finite for arguments of moderate size.
 FUNCTIONS = (
     lambda a, b: a + b,
     lambda a, b: a - b,
@@ -77,7 +77,7 @@ limits = {
     "derandomize": bool(os.environ.get("CI")),
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
-    "phases": (Phase.explicit, Phase.reuse, Phase.generate),  # a smaller example would take more builds
+    "phases": (Phase.explicit, Phase.reuse, Phase.generate),  # shrinking an example would need more builds
 }
 
 

@@ -1,4 +1,4 @@
-"""Calls of the raw operators: valid ones, and what may be wrong with one."""
+"""Calls of the raw operators: valid ones, and ways in which one may be wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Call = dict[str, Any]
 
 
 def invoke(name: str, call: Call) -> Any:
-    """The operator's results."""
+    """Return the operator's results."""
     return getattr(torch.ops.fastrnn, name).default(*(call[key] for key in ORDER[name]))
 
 
@@ -37,7 +37,7 @@ def tensors(found: Any) -> list[Tensor]:
 
 
 def valid(name: str, cell: str, g: random.Random, layout: str = "plain", dtype: torch.dtype = torch.float32) -> Call:
-    """The arguments of a call that computes."""
+    """Make the arguments of a valid call."""
     sizes = _ops.traits_of(cell)
     T, B, inputs, H = g.randint(1, 4), g.randint(0, 3), g.randint(1, 4), g.randint(1, 5)
     P = g.randint(1, 4) if sizes.projectable and g.random() < 0.4 else 0
@@ -85,7 +85,7 @@ def valid(name: str, cell: str, g: random.Random, layout: str = "plain", dtype: 
 
 
 def _wrong_tensors(t: Tensor) -> Iterator[tuple[str, Tensor | None]]:
-    """Tensors that may not fit where one does, without values that are out of range."""
+    """Yield tensors that may not fit in place of one, without values that are out of range."""
     other = {torch.float32: torch.float64, torch.int64: torch.float32, torch.bool: torch.uint8}
     yield "dtype", t.to(other.get(t.dtype, torch.float32))
     if t.is_floating_point():
@@ -106,7 +106,7 @@ def _wrong_tensors(t: Tensor) -> Iterator[tuple[str, Tensor | None]]:
 
 
 def wrong(name: str, call: Call) -> Iterator[tuple[str, Call]]:
-    """Calls that differ from a valid one in one argument, and so may be wrong; what is different, and the call."""
+    """Yield calls that differ from a valid one in one argument, which may make them wrong, and the difference."""
     for key in ORDER[name]:
         value = call[key]
         if isinstance(value, Tensor):
@@ -137,6 +137,6 @@ def wrong(name: str, call: Call) -> Iterator[tuple[str, Call]]:
 
 
 def moved(call: Call, to: Any, keep: tuple[str, ...] = ()) -> Call:
-    """The call with `to` of every tensor, but of those under the names `keep`."""
+    """Apply `to` to every tensor of a call, except those under the names `keep`."""
     tree_map = torch.utils._pytree.tree_map_only
     return {key: value if key in keep else tree_map(Tensor, to, value) for key, value in call.items()}

@@ -1,4 +1,4 @@
-"""Single steps of a module, which a stream is compared with."""
+"""Single steps of a module, to compare with a stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def steps(module, xs, state=None):
-    """y of each step by `module.step`, and the last state."""
+    """Return y of each step by `module.step`, and the last state."""
     ys = []
     with torch.no_grad():
         for x in xs:

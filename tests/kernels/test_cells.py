@@ -1,4 +1,4 @@
-"""A cell is two files: its header and its plain-torch twin. Everything else finds it by itself."""
+"""A cell is two files, its header and its plain PyTorch reference, which everything else finds by itself."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_a_reset_equals_separate_sequences(cell):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", CELLS)
 def test_long_sequences(cell, dtype):
-    """T = 2000: the error stays that of the number format, it does not pile up."""
+    """T = 2000: the error stays that of the dtype and does not accumulate."""
     settings = {"steps": 2000, "batch": 3, "inputs": 4, "hidden": 17}
     exact = Problem(cell, **settings).run("fused")
     found = Problem(cell, **settings, dtype=dtype).run("fused")

@@ -1,4 +1,4 @@
-"""The project's accuracy rule: our error is at most twice torch.nn's in the same number format, both against float64.
+"""The project's accuracy rule: our error is at most twice torch.nn's in the same dtype, both against float64.
 
 Sizes are drawn from the awkward ones. The error of a tensor is the root mean square of its difference. Where a tensor
 has few elements torch may be lucky, so its error counts as at least a few units in the last place.
@@ -39,7 +39,7 @@ shapes = st.tuples(size, size, size, size).filter(small_enough)
 
 
 def relu_run(y, module: torch.nn.RNNBase, *arguments):
-    """What ReLU gives where its kink is passed as it was in `y`: at the kink either side is as right as the other."""
+    """Run an RNN with ReLU, its kink passed as in `y`: at the kink, either side is equally right."""
 
     def step(x, states):
         w_ih, w_hh, b_ih, b_hh = module.parameters()
@@ -101,7 +101,7 @@ def check(cell: str, shape: tuple[int, int, int, int], dtype: torch.dtype, proje
         assert mine <= allowed, f"{name}: error {mine:.3e}, torch's {theirs:.3e}"
 
 
-# Where a result has to be repeatable the draws are the same every time; elsewhere every run looks at new ones.
+# In CI, where results have to be repeatable, the draws are the same every time; elsewhere each run makes new ones.
 limits = settings(
     derandomize=bool(os.environ.get("CI")),
     max_examples=12,

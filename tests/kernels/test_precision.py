@@ -114,7 +114,7 @@ def test_error_of_a_network(cell, shape, layout):
 @pytest.mark.parametrize("precision", IN_PARTS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_precision_is_read_at_each_call(cell, precision):
-    """Highest is plain float32, to the bit, whatever was set before; the others are not."""
+    """Highest is plain float32, bitwise equal whatever was set before; the others differ."""
     needs(precision)
     p = Problem(cell, 6, 40, 96, 64, dtype=torch.float32)
     first, other, again = (run(p, name)["y"] for name in ("highest", precision, "highest"))
@@ -193,7 +193,7 @@ def test_bits_do_not_depend_on_threads(cell, precision):
 @pytest.mark.parametrize("precision", LARGEST_ERROR)
 @pytest.mark.parametrize("cell", CELLS)
 def test_infinite_and_huge_numbers(cell, precision):
-    """Where the exact result is infinite or NaN, or a factor is, so it is here: parts alone would make ∞ - ∞ of ∞·w."""
+    """The result is infinite or NaN where the exact one is: the split parts alone would give ∞ - ∞ for ∞·w."""
     inputs = [float("inf"), float("-inf"), float("nan"), 3.4e38, -3.4e38, 1e-40]
     for value in inputs:
         p = Problem(cell, 3, 34, 64, 48, dtype=torch.float32, initial=False)

@@ -1,14 +1,14 @@
-// Checks every cell's kernels for every instruction set of this machine, without torch: every number format, layout,
-// direction and way of sharing the work, on small sizes that are no multiple of a vector.
+// Checks every cell's kernels for every instruction set of this machine, without torch: every dtype, layout, direction
+// and division of the work, on small sizes that are no multiple of a vector.
 //
-//   float64 forward    against the equations, written out in equations.h
+//   float64 forward    against the equations in equations.h
 //   float64 backward   against finite differences of the kernel's own forward
-//   other formats      against float64 (tolerance_of says how closely)
-//   sharing the work   gives the same bits
+//   other dtypes       against float64, within tolerance_of
+//   divided work       bitwise equal
 //   memory             scratch poisoned with NaN and fenced, sentinels around every output
 //
-// check_kernels [--quick]: one line for each instruction set; exit status 1 after the first failing case, which it
-// names. A cell that equations.h does not know is checked all the same, but for the first line.
+// check_kernels [--quick]: prints one line per instruction set, or the first failing case with exit status 1. A cell
+// that equations.h does not define is checked too, but not against equations.
 
 #include <math.h>
 #include <stdio.h>
@@ -148,7 +148,7 @@ Values projection_gradient(const Problem& p, const Values& dh, const Values& unp
   return sum;
 }
 
-// A few elements each of ∂L/∂wx, ∂L/∂b_hh (which sums drh), the initial states' gradients, and ∂L/∂w_hr (of dh).
+// Checks a few elements each of ∂L/∂wx, ∂L/∂b_hh (which sums drh), the initial states' gradients, and ∂L/∂w_hr (of dh).
 void check_slopes(Problem p, const Outputs& forward, const Outputs& backward, Random& random, int samples) {
   const int64_t wide = p.kernels->gates * p.H;
   const Values da = backward["da"].values();
@@ -172,7 +172,7 @@ void check_slopes(Problem p, const Outputs& forward, const Outputs& backward, Ra
   check("grad_w_hr", p.w_hr, projection_gradient(p, backward["dh"].values(), forward["unprojected"].values()));
 }
 
-// ---- what a caller may leave out
+// ---- optional arguments
 
 void check_options(const Problem& p, const Outputs& forward, const Outputs& backward) {
   Way way;
@@ -202,7 +202,7 @@ void check_options(const Problem& p, const Outputs& forward, const Outputs& back
   }
 }
 
-// A single step whose product the caller has, and whose part of the initial gradient the caller adds.
+// Checks a single step whose product the caller computes, and whose part of the initial gradient the caller adds.
 void check_single_step(const Problem& p, const Outputs& forward, const Outputs& backward) {
   if (p.T != 1) return;
   const int64_t wide = p.kernels->gates * p.H;
@@ -229,9 +229,9 @@ void check_single_step(const Problem& p, const Outputs& forward, const Outputs& 
   expect_close(p, "grad_initial0 without its product", partial, backward["grad_initial0"].values(), 1e-12);
 }
 
-// ---- formats and ways of sharing the work
+// ---- dtypes and division of the work
 
-// Operands of products in parts of bfloat16, rounded from float32: one part or two.
+// The operands of products split into parts of bfloat16, rounded from float32: one part or two.
 double rounding_of_operands(Format format) {
   const bool vectors = strcmp(capability(), "avx512_bf16") == 0;
   if (!vectors && strcmp(capability(), "amx") != 0) return 0;
@@ -239,13 +239,14 @@ double rounding_of_operands(Format format) {
   return !vectors && (format == Format::kFloat16 || format == Format::kFloat32TwoParts) ? ldexp(1.0, -16) : 0;
 }
 
-// u is the rounding error of the storage format, v that of the one computed in, and an element's error is measured by
-// the largest element of its array, or 1.
-//   Forward. A step rounds P products, their sum and some 16 times more in v. R's rows sum to less than 1/4 and slopes
-//   to at most 1, so that a step hands on less error than it got (and less than T such errors meet). u comes once, on
-//   storing. Backward reads at most 4 stored values for an element and stores it: 8u with slopes y(1-y) and 1-y², whose
-//   error is up to twice that of y, once for each step on the way; drh goes on in v, and its product has G·H terms.
-//   w is the rounding of h and drh as operands of the matrix unit's products, once for each step.
+// u is the rounding error of the storage dtype, v that of the dtype of the arithmetic. An element's error is relative
+// to the largest element of its array, or to 1.
+//   Forward. A step rounds P products, their sum and about 16 further results in v. R's rows sum to less than 1/4 and
+//   derivatives are at most 1, so that a step passes on less error than it got (and fewer than T such errors add up). u
+//   occurs once, when storing. Backward reads at most 4 stored values per element and stores it: 8u with derivatives
+//   y(1-y) and 1-y², whose error is up to twice that of y, once per step on the way; drh continues in v, and its
+//   product has G·H terms. w is the rounding of h and drh as operands of the products in the AMX matrix unit, once per
+//   step.
 double tolerance_of(const Problem& p, Format format, bool backward, double most) {
   const double u = roundoff(format), v = roundoff(computed_in(format));
   const double w = rounding_of_operands(format);
@@ -262,7 +263,7 @@ void expect_near(const Problem& p, Format format, bool backward, const Outputs& 
   }
 }
 
-// One of the ways, in turns: threads without a core of their own make each of their barriers cost a time slice.
+// Checks one of the divisions, in turn: with more threads than cores, each barrier costs a time slice.
 void check_sharing(const Problem& p, const Outputs& forward, const Outputs& backward, Way way, uint64_t turn) {
   constexpr struct {
     Split split;
@@ -276,7 +277,7 @@ void check_sharing(const Problem& p, const Outputs& forward, const Outputs& back
 
 void check_problem(const Problem& p, Random& random, bool quick) {
   Outputs exact_forward, exact_backward;
-  uint64_t turn = random.below(4);  // hence each format meets each way
+  uint64_t turn = random.below(4);  // so that each dtype is combined with each division
   for (Format format : {Format::kFloat64, Format::kFloat32, Format::kBFloat16, Format::kFloat16,
                         Format::kFloat32TwoParts, Format::kFloat32OnePart}) {
     if (p.kernels->forward[static_cast<int>(format)] == nullptr) continue;
@@ -342,7 +343,7 @@ int main(int argc, char** argv) {
   const bool quick = argc > 1 && strcmp(argv[1], "--quick") == 0;
   if (argc > 1 && !quick) return fprintf(stderr, "usage: check_kernels [--quick]\n"), 2;
 #ifdef _OPENMP
-  omp_set_dynamic(0);  // as many threads as asked for, whatever the machine has: the borders between them are the point
+  omp_set_dynamic(0);  // use the given number of threads, whatever the machine has: their borders are under test
   omp_set_num_threads(kTeam);
 #endif
   set_poison(true);

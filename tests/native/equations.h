@@ -1,5 +1,5 @@
-// A sequence written plainly from the equations: one row at a time, one unit at a time, in double, with the functions
-// of <math.h>.
+// A sequence computed directly from the equations: one row and one unit at a time, in double, with the functions of
+// <math.h>.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ struct UnitState {
   double h, c;
 };
 
-// One unit: a = W·x + b, r = R·h + b_r, both by gate; h (only GRU's own) and c before the step. Returns h and c after
-// it.
+// One unit: a = W·x + b and r = R·h + b_r, both by gate; h (only GRU uses it) and c before the step. Returns h and c
+// after it.
 inline UnitState unit_step(const std::string& cell, const Values& a, const Values& r, double h, double c) {
   if (cell == "rnn_tanh") return {tanh(a[0] + r[0]), 0};
   if (cell == "rnn_relu") return {std::max(0.0, a[0] + r[0]), 0};
@@ -83,7 +83,7 @@ struct Expected {
   Values y, final_h, final_c;
 };
 
-// A row at a time, as if there were no others.
+// Computes one row at a time, independently of the others.
 inline Expected equations(const Problem& p) {
   Expected out{Values(index(p.N * p.P)), Values(index(p.B * p.P)), Values(index(p.B * p.H))};
   for (int64_t b = 0; b < p.B; ++b) {
@@ -91,7 +91,7 @@ inline Expected equations(const Problem& p) {
     const int64_t length = p.length(b);
     for (int64_t n = 0; n < length; ++n) {
       const int64_t t = p.reverse ? length - 1 - n : n;
-      // The segment's first step in time; in reverse it has been left when the step after it was done.
+      // The border before the segment's first step in time; in reverse, the segment ended with the step after it.
       const int64_t border = p.reverse ? t + 1 : t;
       if (n > 0 && p.resets && p.reset[index(p.offsets[index(border)] + b)] != 0) {
         state = row_of(p.segment_start(), p, b);

@@ -1,5 +1,5 @@
-// One problem for the kernels, how it is run in any number format, and what comes out. No torch, nothing of csrc/ but
-// the plain data of cpu/args.h.
+// A problem for the kernels, the ways to run it in any dtype, and its results. Without torch, and of csrc/ only the
+// plain data of cpu/args.h.
 #pragma once
 
 #include <math.h>
@@ -13,7 +13,7 @@
 
 #include "cpu/args.h"
 
-// What gcc says with a macro, and clang with a question that gcc may not know.
+// gcc reports the sanitizer with a macro, clang with a query that gcc may not know.
 #if defined(__SANITIZE_ADDRESS__)
 #define FASTRNN_ADDRESS_SANITIZER 1
 #elif defined(__has_feature)
@@ -42,7 +42,7 @@ inline double roundoff(Format f) {
   return ldexp(1.0, -kBits[static_cast<int>(f)]);
 }
 
-// The 16-bit formats from their definition, so that the kernels' own conversions are checked and not used.
+// Conversions of the 16-bit dtypes from their definition, so that the kernels' own conversions are tested and not used.
 inline double decode_half(uint16_t bits, int mantissa, int bias) {
   const int exponent = (bits & 0x7fff) >> mantissa, fraction = bits & ((1 << mantissa) - 1);
   double value = exponent == 0 ? ldexp(fraction, 1 - bias - mantissa)
@@ -50,7 +50,7 @@ inline double decode_half(uint16_t bits, int mantissa, int bias) {
   if (exponent == 0x7fff >> mantissa) value = fraction == 0 ? HUGE_VAL : NAN;
   return bits & 0x8000 ? -value : value;
 }
-// Of a number that the format holds exactly, and that is not subnormal in it.
+// Encodes a number that the dtype represents exactly and as a normal number.
 inline uint16_t encode_half(double x, int mantissa, int bias) {
   if (x == 0) return 0;
   int exponent;
@@ -59,8 +59,8 @@ inline uint16_t encode_half(double x, int mantissa, int bias) {
   return static_cast<uint16_t>(magnitude | (x < 0 ? 0x8000 : 0));
 }
 
-// An array in one format. It begins where nothing but its elements is aligned, ends with its memory where a sanitizer
-// watches over that, and between sentinels where none does. Until written it holds NaN.
+// An array in one dtype. Its address is a multiple of the element size only. It ends at the end of its memory where a
+// sanitizer checks accesses, and lies between sentinels elsewhere. It holds NaN until written.
 class Buffer {
  public:
   Buffer() = default;
@@ -137,7 +137,7 @@ class Random {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return (state_ >> 33) % n;
   }
-  // Numbers k/64 with least ≤ |k| < most, of either sign, times `scale`.
+  // Draws numbers k/64 with least ≤ |k| < most, of either sign, times `scale`.
   Values values(int64_t count, uint64_t least, uint64_t most, double scale = 1) {
     Values all(static_cast<size_t>(count));
     for (double& x : all) {
@@ -158,8 +158,8 @@ struct Case {
   bool projecting, ragged, resets, reverse;
 };
 
-// Every number is one that all formats hold exactly: they all get the same problem. And none is met near a kink, so
-// that gradients can be compared for relu too: |W·x| lies in [0.75, 1.75), biases below 1/32 and rows of |R| sum to
+// All dtypes represent every number exactly, so they get the same problem. No number is near a kink, so that gradients
+// of relu can be compared too: |W·x| lies in [0.75, 1.75), biases are below 1/32 and rows of |R| sum to
 // less than 1/4 (of |w_hr| to less than 1), hence |h| < 2.43 and |R·h| + biases < 0.68.
 struct Problem : Case {
   std::vector<int64_t> counts, offsets;
@@ -222,7 +222,7 @@ struct Problem : Case {
   }
 };
 
-// How a problem is run.
+// The way to run a problem.
 struct Way {
   Format format = Format::kFloat64;
   Split split = Split::kNone;
@@ -237,7 +237,7 @@ struct Way {
   }
 };
 
-// All that the kernels wrote, by name.
+// All outputs of the kernels, by name.
 struct Outputs {
   std::vector<std::pair<std::string, Buffer>> all;
   int code = 0;
@@ -260,7 +260,7 @@ inline Sequence sequence_of(const Problem& p, const Way& way) {
           p.reverse, way.threads, way.split};
 }
 
-// Inputs of one call, kept until it has ended.
+// The inputs of one call, which must outlive it.
 class Inputs {
  public:
   explicit Inputs(Format format) : format_(format) {}
@@ -304,7 +304,7 @@ inline Outputs run_forward(const Problem& p, const Way& way) {
   return out;
 }
 
-// `forward` is what run_forward gave in the same format.
+// `forward` is the result of run_forward in the same dtype.
 inline Outputs run_backward(const Problem& p, const Way& way, const Outputs& forward, bool want_initial = true) {
   const CellKernels& k = *p.kernels;
   const Format f = way.format;

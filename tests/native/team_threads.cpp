@@ -1,5 +1,5 @@
-// run_team on threads of std::thread, with the real barrier: for ThreadSanitizer, which cannot see how an OpenMP
-// runtime that was not built for it orders its threads. Takes the place of csrc/cpu/team.cpp, compiled without OpenMP.
+// Replacement of csrc/cpu/team.cpp with std::thread and the real barrier, compiled without OpenMP: for ThreadSanitizer,
+// which does not see how an OpenMP runtime that was not built for it orders its threads.
 #define run_team run_team_alone
 #include "cpu/team.cpp"
 #undef run_team

@@ -136,7 +136,7 @@ def test_sdist_has_all_sources(tmp_path):
         assert {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)} <= found, pattern
 
 
-# What ptxas says of a kernel, as nvcc 13.0 passes it on.
+# Output of ptxas for a kernel, as nvcc 13.0 passes it on.
 ENTRY = """\
 ptxas info    : 31 bytes gmem
 ptxas info    : Compiling entry function '{name}' for '{architecture}'

@@ -1,4 +1,4 @@
-"""What a build shows: its units by name and count, and the compiler's words only when it fails."""
+"""Output of a build: its units by name and count, and the compiler's messages only when it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom: the library nothing of its applications, and no file itself in a circle."""
+"""Rules for imports: the library imports none of its applications, and no imports form a cycle."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_another_minor_version(running):
 
 
 def check_record(text: str) -> None:
-    """What ``info --json`` prints where the kernels are of another torch."""
+    """Check the output of ``info --json`` where the kernels are built for another torch."""
     found = json.loads(text)["extension"]
     assert not found["built"]
     assert f"built for torch {BUILT}" in found["error"]

@@ -232,7 +232,7 @@ def test_detach():
 
 
 def test_nothing_of_the_graph_is_kept():
-    """What earlier chunks allocated is let go of: the state has no history."""
+    """Tensors of earlier chunks are freed: the state has no history."""
     model = fastrnn.LSTM(I, H)
     run = truncated_bptt(model, torch.randn(T, B, I), steps=2)
     for chunk in run:

@@ -33,7 +33,7 @@ class TwoOfOurs(nn.Module):
 
 
 def learned_in_a_function():
-    """What it starts from cannot be seen from outside."""
+    """A module whose initial state is not visible from outside."""
     module = randomised(fastrnn.LSTM(I, H, learn_initial_state=True)).double()
     return lambda x, state, reset=None, initial=None: module(x, state, reset=reset, initial=initial)
 

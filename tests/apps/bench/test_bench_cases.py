@@ -1,4 +1,4 @@
-"""What the benchmark measures, and the statistics of it."""
+"""Cases of the benchmark, and their statistics."""
 
 from __future__ import annotations
 

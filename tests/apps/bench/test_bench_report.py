@@ -1,4 +1,4 @@
-"""What the benchmark shows, and what it hides."""
+"""Content of the benchmark's report."""
 
 from __future__ import annotations
 

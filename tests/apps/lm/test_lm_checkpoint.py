@@ -148,7 +148,7 @@ def test_missing_parts(run):
 
 
 def full_disk(path):
-    """What is written to this path next meets a disk that is full."""
+    """Make the next write to this path fail as on a full disk."""
     path.unlink(missing_ok=True)
     path.symlink_to("/dev/full")
 

@@ -12,7 +12,7 @@ from fastrnn.apps import lm
 from fastrnn.apps.cli import main
 from fastrnn.apps.lm import checkpoint
 
-#: Of another kind than any part.
+#: Values that are wrong for most entries of a checkpoint.
 STRANGE = {
     "none": None,
     "text": "x",
@@ -30,7 +30,7 @@ STRANGE = {
     "sparse": torch.eye(3).to_sparse(),
     "list of text": ["x"],
 }
-#: What is right for a part of every run, or of this one.
+#: Entries for which such a value is right, in every run or in this one.
 RIGHT = {
     ("states", "none"),
     ("best", "none"),
@@ -38,7 +38,7 @@ RIGHT = {
     ("seconds", "negative"),
     ("seconds", "huge"),
 }
-#: Parts that a sample has no use for.
+#: Entries that sampling does not read.
 UNREAD = ("optimizer", "step", "epoch", "chunk", "states", "random", "log", "best", "seconds", "text")
 
 
@@ -59,7 +59,7 @@ def folders(tmp_path_factory):
 
 
 def resumed(path, capsys) -> str:
-    """What the command line says to a checkpoint that it cannot go on with."""
+    """Return the error message of the command line when it resumes from a checkpoint that it rejects."""
     capsys.readouterr()
     status = main(["train", "--resume", str(path), "--steps", "6"])
     captured = capsys.readouterr()

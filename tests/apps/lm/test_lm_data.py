@@ -143,7 +143,7 @@ def test_a_file_that_is_appended_to_or_deleted(tmp_path):
 
 @pytest.mark.parametrize("content", [b"\xff", b"Q", "é".encode()])
 def test_a_file_that_is_overwritten_by_other_characters(tmp_path, content):
-    """Of bytes anything is a text, of characters not."""
+    """A run over characters rejects content that is not UTF-8 or not in its vocabulary; a run over bytes cannot."""
     path = write_text(tmp_path / "t")
     text = data.open_text(path, "character")
     size = path.stat().st_size
@@ -175,7 +175,7 @@ def test_fingerprint_tells_texts_apart(tmp_path):
     assert data.fingerprint(path) != before
 
 
-@pytest.mark.parametrize(("make", "problem"), [(None, "does not exist"), (os.mkdir, "no regular file")])
+@pytest.mark.parametrize(("make", "problem"), [(None, "does not exist"), (os.mkdir, "not a regular file")])
 def test_no_file(tmp_path, make, problem):
     if make:
         make(tmp_path / "t")

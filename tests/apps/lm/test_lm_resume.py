@@ -197,7 +197,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 
 def test_the_best_is_not_overwritten_and_can_be_resumed(tmp_path):
-    """Where no other checkpoint was written before the end came."""
+    """The last step is the best, and no other checkpoint was written before it."""
     lm.train(tiny(tmp_path, checkpoint_every=0))
     out = tmp_path / "run"
     whole, best = rows(out), (out / "best.pt").read_bytes()

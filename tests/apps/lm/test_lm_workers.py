@@ -41,7 +41,7 @@ def test_two_processes_have_the_curve_of_one_also_across_a_stop(tmp_path):
         for name in set(ours) - {"loss", *CLOCK}:
             assert (ours[name] == "") == (theirs[name] == "")
             assert ours[name] == "" or float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4)
-    # What two have written, one can go on with.
+    # One process can resume a run that two processes have written.
     assert lm.resume(out, steps=steps + 3).step == steps + 3
 
 
