@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # gpu_prebuild.sh PYTHON [TORCH]: builds the libraries that benchmarks/gpu_run.sh carries to a machine with a GPU, into
-# build/gpu-prebuilt: both extensions and the barriers' benchmark, for compute capability 9.0 alone. Needs nvcc, no GPU.
+# build/gpu-prebuilt: both extensions and the benchmark of barriers, for compute capability 9.0 alone. Needs nvcc, no GPU.
 #
-#   PYTHON   of the machine's version, such as python3.12
-#   TORCH    of the machine's version, default torch==2.11.0; several GB, in an environment of its own
+#   PYTHON   interpreter of the GPU machine's version, such as python3.12
+#   TORCH    requirement of that machine's version, default torch==2.11.0; several GB, in a separate environment
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

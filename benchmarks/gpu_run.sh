@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# gpu_run.sh A|B [--rehearse]: everything that a GPU is needed for, from a checkout and without network, in two calls.
+# gpu_run.sh A|B [--rehearse]: all checks and timings that need a GPU, from a checkout and without network, in two calls.
 #
 #   A   at most six minutes: facts, barriers, parity of the three drivers, times of whole calls beside cuDNN, a profile,
 #       the GPU's tests
 #   B   at most five: parity again, random shapes, compute-sanitizer, the benchmark on the GPU, the benchmark's quick rows
 #       on the CPU
 #
-# Every step is a process under its own time limit and writes line by line into a file of its own, so that a hang or a
-# crash loses nothing of the others, nor what the step has written. Built libraries are taken from build/gpu-prebuilt
-# (benchmarks/gpu_prebuild.sh makes them for the machine's Python and torch); if they cannot be imported, they are built
-# beside the steps that do not need them.
+# Every step is a process with its own time limit and log, written line by line, so that a hang or a crash affects neither
+# other steps nor the output so far. Built libraries are taken from build/gpu-prebuilt, which benchmarks/gpu_prebuild.sh
+# makes for the machine's Python and torch; if they cannot be imported, they are built in parallel to the steps that do
+# not need them.
 #
-#   --rehearse   without a GPU: the same steps, on the CPU and small where they can be, and listed where they cannot
-#   OUT          where the logs go, default build/gpu-run-A or -B
+#   --rehearse   without a GPU: the same steps with small sizes on the CPU; those that need a GPU are only listed
+#   OUT          folder for the logs, default build/gpu-run-A or -B
 #   PYTHON       default python3: one with torch's CUDA build, numpy and rich; pytest for the tests
 #   GPU_RUN_SECONDS   for all steps, default 345 for A and 285 for B
 #   GPU_RUN_STEPS     a file of steps instead of those below: name, seconds, kernels or -, command, with tabs in between
@@ -58,7 +58,7 @@ steps_of_B() {
     cpu 80 kernels '"$PYTHON" -m fastrnn bench --quick --no-lm $LIST --out "$OUT/cpu" --json "$OUT/cpu.json"'
 }
 
-# A step may end early with 77: it was left out, and its last line says why.
+# A step that is skipped ends with status 77 and prints the reason on its last line.
 barriers() {
   local home program=$PREBUILT/gpu_barriers
   if [[ ! -x $program ]]; then
@@ -84,18 +84,18 @@ sanitizer() {
   program=$(PATH=$PATH:$home/bin:$home/compute-sanitizer command -v compute-sanitizer) ||
     { echo "there is no compute-sanitizer" && exit 77; }
   [[ $DEVICE == cpu ]] && echo "there is no GPU for $program" && exit 77
-  # Without torch's cache each tensor has bounds of its own; torch's own kernels are left out.
+  # Without torch's cache, each tensor is an allocation with checked bounds; torch's own kernels are not checked.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$program" --tool "$1" --error-exitcode 9 --kernel-name kns=_entry \
     "$PYTHON" benchmarks/gpu_sanitize.py
 }
 export -f barriers gpu_tests sanitizer
 
-# Whether the kernels can be imported: on a GPU those of CUDA too.
+# Tests whether the kernels can be imported; on a GPU, those of CUDA too.
 importable() {
   timeout 60 "$PYTHON" -c "import fastrnn, sys; '$DEVICE' == 'cpu' or __import__('fastrnn._cuda')" >"$OUT/import.log" 2>&1
 }
 
-# Takes the built libraries, or starts a build beside the steps.
+# Uses the built libraries, or starts a build in parallel to the steps.
 prepare() {
   cp "$PREBUILT"/*.so fastrnn/ 2>/dev/null
   importable && return
@@ -112,7 +112,7 @@ prepare() {
   builder=$!
 }
 
-# Waits for the build, as long as there is time for a step after it.
+# Waits for the build while time for a step after it remains.
 kernels_ready() {
   while [[ -n $builder ]] && kill -0 "$builder" 2>/dev/null; do
     ((SECONDS + 20 > total)) && return 1
@@ -122,7 +122,7 @@ kernels_ready() {
   importable
 }
 
-# run NAME SECONDS COMMAND: leaves the status. A process that cannot be killed is left behind, not waited for.
+# run NAME SECONDS COMMAND: runs a command and records its status. Does not wait for a process that cannot be killed.
 run() {
   local pid end=$((SECONDS + $2 + 8))
   timeout --kill-after 4 "$2" bash -o pipefail -c "$3" >"$OUT/$1.log" 2>&1 &

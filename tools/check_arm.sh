@@ -2,7 +2,7 @@
 # Compiles the kernels for 64-bit ARM and runs tests/native/check_kernels.cpp on them in an emulator.
 #
 # Needs a cross-compiler and QEMU, two packages of Debian and Ubuntu, which it installs itself when run as root. Where it
-# cannot, it says so and fails; with CI=true it says so and passes, because no change of ours can mend that.
+# cannot, it prints the reason and fails; with CI=true it passes, because no change to the repository can fix that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,7 +25,7 @@ install_packages() {
   ((EUID == 0)) || not_checked "it needs two packages: sudo apt-get install $PACKAGES"
   local log
   log=$(mktemp)
-  # The lists that are there may do, and may be the only ones that can be had.
+  # The present package lists may suffice, and new ones may be unavailable.
   if ! { install_quietly || { apt-get update && install_quietly; }; } >"$log" 2>&1; then
     tail -n 5 "$log" >&2
     rm -f "$log"
@@ -56,9 +56,9 @@ flags=(-O2 -std=c++20 -Icsrc -ffp-contract=off -fno-math-errno -fno-trapping-mat
   python3 tools/generate_units.py "$OUT/units" --arch aarch64
   ls csrc/cpu/*.cpp tests/native/check_kernels.cpp
 } | xargs -P 2 -I{} sh -c '"$@" -c "{}" -o "$0/$(basename "{}" .cpp).o"' "$OUT" "$CXX" "${flags[@]}"
-# Static, so that the emulator needs no ARM system to load libraries from.
+# Linked statically, so that the emulator needs no libraries of an ARM system.
 if ! "$CXX" "${flags[@]}" -static "$OUT"/*.o -o "$OUT/check_kernels" 2>"$OUT/link.log"; then
-  cat "$OUT/link.log" >&2  # only now: libgomp warns of static linking every time
+  cat "$OUT/link.log" >&2  # only on failure, because libgomp always warns of static linking
   exit 1
 fi
 echo "$("$CXX" --version | head -n 1), $("$emulator" --version | head -n 1)"

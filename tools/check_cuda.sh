@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # check_cuda.sh VENV [PYTHON]: compiles the CUDA kernels for sm_80 and sm_90a against torch's CUDA build, links and loads
-# them, and fails if a hot kernel spills registers or its step has grown; then the same, without the last, for cells
-# written in Python. The host sources are also compiled against the oldest supported torch. Needs nvcc and no GPU;
-# without nvcc it says so and passes.
+# them, and fails if a hot kernel spills registers or its step has grown; then the same for custom cells, without the
+# check of the step. The host sources are also compiled against the oldest supported torch. Needs nvcc and no GPU;
+# without nvcc it prints a note and passes.
 #
-# VENV is made and filled if need be: torch's CUDA build is several GB. TORCH names another one than the default.
+# VENV is created if needed, and torch's CUDA build (several GB) installed there. TORCH selects another version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,7 +28,7 @@ fi
 
 "$py" tools/check_oldest_torch.py "$out"
 
-# ptxas says what a kernel needs only when it compiles it.
+# ptxas prints the registers of a kernel only when it compiles it.
 mkdir -p "$out"
 find build -path '*/units/cuda_*.o' -delete
 export FASTRNN_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST='8.0;9.0a+PTX' NVCC_APPEND_FLAGS='-Xptxas -v'
@@ -41,7 +41,7 @@ grep '^fastrnn: ' "$log"
 "$py" tools/check_spills.py "$log" --architectures sm_80,sm_90a
 "$py" tools/check_steps.py "$out"/lib/fastrnn/_cuda*.so
 
-# Loading needs no GPU; a symbol that is missing shows here. From the folder, so that it is this build and no other.
+# Loading needs no GPU, and fails if a symbol is missing. Run in the folder, so that this build is the one imported.
 py=$(realpath --no-symlinks "$py")
 root=$PWD
 cd "$out/lib"
@@ -57,6 +57,6 @@ assert not missing, f"no CUDA kernel is registered for {missing}"
 print(f"fastrnn {fastrnn.__version__} with CUDA kernels loads in torch {torch.__version__}")
 END
 
-# From the headers that the package brings along.
+# Custom cells compile with the headers in the package.
 unset NVCC_APPEND_FLAGS
 PYTHONPATH=$PWD "$py" "$root/tools/check_cuda_cells.py" "$root/tests/harness"

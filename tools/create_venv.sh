@@ -1,6 +1,6 @@
 #!/bin/sh
 # create_venv.sh VENV [PYTHON]: makes sure that VENV is a virtual environment with Python 3.10 or newer.
-# A good one is left alone. Without PYTHON the first suitable python3 of this machine makes it.
+# An existing suitable one is left as is. Without PYTHON, the first suitable python3 of this machine creates it.
 
 venv=$1
 python=$2
@@ -22,7 +22,7 @@ fi
 if [ -n "$python" ]; then
   new_enough "$python" || fail "PYTHON=$python does not run or is older than Python 3.10: make PYTHON=python3.12"
 else
-  # The machine's default first, then versions that stand beside an old or a very new one.
+  # The machine's default first, then versions installed beside a default that is too old or too new.
   for candidate in python3 python3.13 python3.12 python3.11 python3.10 python3.14 python; do
     if new_enough "$candidate"; then
       python=$candidate
@@ -38,7 +38,7 @@ else
   fi
 fi
 
-# Debian and Ubuntu keep this part of Python in a package of its own.
+# Debian and Ubuntu distribute this part of Python as a separate package.
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
   fail "$python cannot make virtual environments: sudo apt-get install $("$python" -c \
     'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
