@@ -95,7 +95,7 @@ def test_one_thread_beside_other_work(monkeypatch, load, wanted, threads):
 
 def test_wrong_options(capsys):
     for options, said in (
-        (("--picture", "a.gif"), "expected a name that ends in .png"),
+        (("--picture", "a.gif"), "expected a file name ending in .png"),
         (("--threads", "0"), "at least 1"),
     ):
         with pytest.raises(SystemExit):

@@ -206,7 +206,7 @@ def test_command(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["nix.pt", "TEXT"], 1, "checkpoint: expected a file or a folder with checkpoints, but there is no nix.pt"),
+        (["nix.pt", "TEXT"], 1, "checkpoint: expected a file or a folder with checkpoints, but nix.pt does not exist"),
         (["RUN", "nix.txt"], 2, "argument TEXT: expected a text file, got 'nix.txt', which is not a file"),
         (["RUN", "TEXT", "--unit", "c:3"], 2, "argument --unit: expected LAYER:NAME:UNIT as in 2:c:17"),
         (["RUN", "TEXT", "--unit", "1:r:3"], 2, "argument --unit: expected one of h, c, i, f, o in 1:r:3, got 'r'"),

@@ -102,7 +102,7 @@ def test_the_default_text_with_umask_0(tmp_path, folder, umask, monkeypatch):
     assert len(list(folder.iterdir())) == 1
     folder.chmod(0o1777)
     with pytest.raises(
-        OSError, match=r"default text, name a FILE: FASTRNN_CACHE: expected .*, one shared by all users"
+        OSError, match=r"default text, give a FILE: FASTRNN_CACHE: expected .*, one shared by all users"
     ):
         corpus.library_text()
 
