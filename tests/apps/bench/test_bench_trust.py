@@ -161,7 +161,7 @@ def test_disturbed_rounds_are_timed_again():
     class Alternating(runner.Runner):
         blocks = 0
 
-        def _ask(self, row, side, command, **arguments):
+        def _call(self, row, side, command, **arguments):
             self.blocks += 1
             wait = 0.5 if self.blocks <= 2 * 3 else 0.0  # the first attempt: three rounds of two sides
             return {"total": 0.002, "forward": 0.001, "backward": 0.001}, Effort(1.0, 1.0, wait)

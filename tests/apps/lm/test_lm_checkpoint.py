@@ -91,9 +91,9 @@ def test_foreign_files(run, tmp_path):
         archive.writestr("a", "b")
     path.write_bytes(checkpoint.sealed(path.read_bytes()))
     refused(path, "is not a checkpoint of a language model")
-    refused(tmp_path / "none.pt", "there is no")
+    refused(tmp_path / "none.pt", "does not exist")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "found none")
+    refused(tmp_path / "empty", "got none")
 
 
 class _Opens:
@@ -209,7 +209,7 @@ def test_a_model_that_has_diverged_is_not_sampled(tmp_path):
     """Between two rows of the log."""
     options = tiny(tmp_path, learning_rate=1e38, clip_norm=0.0, optimizer="sgd", log_every=100, validate_every=0)
     options = dataclasses.replace(options, sample_every=1, checkpoint_every=0, steps=20)
-    with pytest.raises(lm.TrainingError, match=r"loss: expected finite .*, got others at step"):
+    with pytest.raises(lm.TrainingError, match=r"loss: expected finite .*, got infinity or NaN at step"):
         lm.train(options)
 
 

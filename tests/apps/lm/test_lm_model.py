@@ -198,7 +198,7 @@ def test_no_such_device(tmp_path, device):
 
 
 def test_texts_that_are_too_short(tmp_path):
-    with pytest.raises(ValueError, match=r"file: expected at least 40001 bytes, as 40 rows of 1000 need, got"):
+    with pytest.raises(ValueError, match=r"file: expected at least 40001 bytes, for 40 batch rows of 1000 steps, got"):
         lm.train(tiny(tmp_path, batch=40, truncation=1000))
     with pytest.raises(ValueError, match=r"validation: of the file: expected at least .* bytes"):
         lm.train(tiny(tmp_path, batch=100, truncation=10, validation=0.01))
