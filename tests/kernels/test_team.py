@@ -55,7 +55,7 @@ def test_more_threads_than_cores(cell, split, threads):
         _C.set_split(split)
         _C.set_patience(60)  # no team breaks up
         for _ in range(3):
-            _C.set_crowd(False)  # nor does a call before keep the next from starting threads
+            _C.set_contention(False)  # nor does a call before keep the next from starting threads
             assert_same_bits(p.run(), wanted)
     finally:
         torch.set_num_threads(before)
