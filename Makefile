@@ -21,10 +21,10 @@ PY := $(VENV)/bin/python
 CPP_FILES = find csrc tests/native tests/cuda tests/cuda_ops benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 
 .DEFAULT_GOAL := build
-.PHONY: help bench bench-peers docs test test-quick fuzz lint cuda-check style format build deps venv clean
+.PHONY: help bench bench-peers docs test test-quick fuzz lint cuda-check wheels check-wheels style format build deps venv clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@sed -n '/^#   ARGS/,/^#   MINUTES/s/^# //p' $(MAKEFILE_LIST)
 
 bench: venv  ## time fastrnn against torch.nn
@@ -61,6 +61,15 @@ lint: style  ## style, and mypy
 cuda-check:  ## compile the CUDA kernels; needs nvcc, no GPU
 	@tools/check_cuda.sh "$(VENV)-cuda" "$(PYTHON)"
 
+# For several Pythons and torches; neither that torch nor those Pythons' packages are installed. ARGS='--pythons 3.11'.
+wheels: venv  ## a wheel for each Python, for torch 2.11 to 2.15, into dist
+	@$(PY) tools/dev_env.py wheels
+	@$(PY) tools/build_wheels.py $(ARGS)
+
+# Each torch is several GB, unless pip is pointed to its CPU-only build. ARGS='--cells 3.11:2.13.0'.
+check-wheels: venv  ## install the wheels of dist in clean environments and try them
+	@$(PY) tools/try_wheels.py $(ARGS)
+
 # What is quick enough to run before every commit.
 style: deps  ## ruff and clang-format, changing nothing
 	@$(PY) -m ruff check .
@@ -82,5 +91,5 @@ venv:
 	@tools/create_venv.sh "$(VENV)" "$(PYTHON)"
 
 clean:  ## remove what was built
-	rm -rf build dist *.egg-info fastrnn/_C*.so fastrnn/_cuda*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info fastrnn/_lib fastrnn/_C*.so fastrnn/_cuda*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find fastrnn tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,9 @@
-"""Builds fastrnn._C, the C++ kernels and their torch binding, and fastrnn._cuda, those for GPUs, where there is what
-they need (tools/cuda_checks.py). All metadata is in pyproject.toml.
+"""Builds the C++ kernels and their torch binding (tools/native_build.py), and the CUDA kernels (fastrnn._cuda) where
+there is what they need (tools/cuda_checks.py). All metadata is in pyproject.toml.
 
-The kernels are compiled against the torch they run with, so torch is no build requirement that pip may fetch by itself:
-install torch first, then ``pip install --no-build-isolation -e .``.
+The binding is compiled against the torch it runs with, so torch is no build requirement that pip may fetch by itself:
+install torch first, then ``pip install --no-build-isolation -e .``. tools/build_wheels.py compiles for several torches
+itself and calls this file to make wheels of the result: ``build_ext --prebuilt FOLDER bdist_wheel --tag TAG``.
 
 This file must stay readable for any Python, or an old one could not say that it is too old.
 """
@@ -19,6 +20,7 @@ if sys.version_info < (3, 10):
     )
 
 import platform
+import sysconfig
 from pathlib import Path
 
 import setuptools
@@ -31,6 +33,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     )
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.dist_info import dist_info
@@ -42,17 +45,8 @@ import build_checks  # noqa: E402 (needs the path above)
 import build_progress  # noqa: E402
 import cuda_checks  # noqa: E402
 import generate_units  # noqa: E402
+import native_build  # noqa: E402
 
-COMPILE_FLAGS = [
-    "-O3",
-    "-std=c++20",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",  # the same results on every instruction set: fused multiply-add only where the code says so
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wno-maybe-uninitialized",  # gcc 12 finds these two hundreds of times in its own AVX-512 headers
-    "-Wno-uninitialized",
-]
 # The host's part of the CUDA kernels counts as one more instruction set.
 CUDA_MACROS = ["-DFASTRNN_ISA_CUDA=1", "-DFASTRNN_ISA_NAME=cuda"]
 CUDA_LIBRARIES = ["cudart", "c10_cuda", "torch_cuda"]
@@ -73,32 +67,83 @@ def cuda_sources():
 
 
 class BuildKernels(build_ext):
-    """Checks the machine, generates the kernel units, hands over to torch's BuildExtension (ninja).
+    """Checks the machine and builds the libraries. torch's BuildExtension (ninja) compiles the CUDA kernels.
 
     torch is imported in run() and not at the top, because making an sdist or reading the version needs no torch.
     """
 
+    user_options = build_ext.user_options + [("prebuilt=", None, "take the CPU libraries from this folder")]
+
+    asked_prebuilt = None  # of all instances: bdist_wheel makes another one, which has not seen the command line
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.prebuilt = BuildKernels.asked_prebuilt
+        self.installed = []
+
     def finalize_options(self):
+        BuildKernels.asked_prebuilt = self.prebuilt
         self.asked_build_temp = self.build_temp
         super().finalize_options()
 
     def run(self):
+        if self.prebuilt is not None:
+            self.install(sorted(Path(self.prebuilt).iterdir()))
+            return
         compiler = build_checks.check_all()
         toolkit = cuda_checks.find_toolkit(compiler)
         if not cpu_sources() or not cuda_sources():
             build_checks.fail("csrc/ has no sources: use a complete checkout or sdist, git clone it again")
-        os.environ["CXX"] = shlex.join(compiler.command)  # both torch and setuptools read it
         os.environ.setdefault("MAX_JOBS", str(usable_cpus()))
         if self.asked_build_temp is None:
             # An editable build would otherwise compile in a throw-away folder, and every build would be a full one.
             self.build_temp = str(ROOT / "build" / build_tag())
-        cpu, cuda = self.extensions
-        self.extensions = [cpu, cuda] if toolkit else [cpu]
-        self.configure_cpu(cpu, compiler)
-        self.run_with_torch(cpu, Path(self.build_temp), "the kernels")
+        self.build_cpu(compiler)
         if toolkit:
+            cuda = self.extensions[1]
+            # Both torch and setuptools read it. torch puts ccache in front by itself.
+            os.environ["CXX"] = shlex.join(build_checks.without_ccache(compiler.command))
             self.configure_cuda(cuda, toolkit)
             self.run_with_torch(cuda, Path(self.build_temp) / "cuda", "the CUDA kernels")
+
+    def build_cpu(self, compiler):
+        import torch
+
+        if self.distribution.verbose or not compiler.openmp_compile:
+            openmp = "on" if compiler.openmp_compile else "off (kernels use one thread)"
+            print("fastrnn: %s for %s, OpenMP %s" % (compiler.version, compiler.arch, openmp), flush=True)
+        include = build_checks.find_torch_include()
+        includes = [include, include / "torch" / "csrc" / "api" / "include"]
+        includes += [Path(folder) for folder in build_checks.pybind11_include(include)]
+        own_torch = native_build.Torch(str(torch.__version__), includes, include.parent / "lib")
+        paths = dict.fromkeys(sysconfig.get_path(key) for key in ("include", "platinclude"))
+        own_python = native_build.Python([Path(path) for path in paths], sysconfig.get_config_var("EXT_SUFFIX"))
+        try:
+            build = native_build.Build(Path(self.build_temp), compiler, debug_flags())
+        except ValueError as error:
+            build_checks.fail(str(error))
+        part = build.add_part(own_torch, own_python)
+        with build_progress.only_progress() if not self.distribution.verbose else contextlib.nullcontext():
+            succeeded = build.run(int(os.environ["MAX_JOBS"]))
+            if not succeeded:
+                build_checks.fail("compiling the kernels failed: the compiler's first error is above")
+        self.install([build.kernels, part])
+
+    def install(self, libraries):
+        """Puts them into the package: that of the checkout, or that of the build folder."""
+        package = ROOT / "fastrnn" if self.inplace else Path(self.build_lib) / "fastrnn"
+        self.installed = native_build.install(libraries, package / native_build.FOLDER)
+        for old in package.glob("_C.*.so"):  # of an earlier layout; Python would prefer it to _C.py
+            old.unlink()
+
+    def get_outputs(self):
+        return [str(path) for path in self.installed] + [
+            path for path in super().get_outputs() if Path(path).name.startswith("_cuda") and Path(path).is_file()
+        ]
+
+    def get_output_mapping(self):
+        """Nothing that an editable installation would have to link: its libraries are in the checkout already."""
+        return {}
 
     def add_units(self, extension, generate, *arguments):
         """Only now, as the list of sources goes into the sdist and the units do not."""
@@ -108,38 +153,19 @@ class BuildKernels(build_ext):
             build_checks.fail(str(error))
         extension.sources += [str(u.relative_to(ROOT) if u.is_relative_to(ROOT) else u.absolute()) for u in units]
 
-    def configure(self, extension):
-        """What every part needs of torch."""
-        from torch.utils.cpp_extension import CppExtension
-
-        torch_part = CppExtension(extension.name, [])
-        extension.include_dirs = [str(ROOT / "csrc")] + torch_part.include_dirs
-        extension.include_dirs += build_checks.pybind11_include(build_checks.find_torch_include())
-        extension.library_dirs = torch_part.library_dirs
-        extension.libraries = torch_part.libraries
-
-    def configure_cpu(self, extension, compiler):
-        self.configure(extension)
-        self.add_units(extension, generate_units.generate, compiler.arch)
-        extension.extra_compile_args = {"cxx": COMPILE_FLAGS + debug_flags() + compiler.openmp_compile}
-        extension.extra_link_args = compiler.openmp_link
-        if self.distribution.verbose or not compiler.openmp_compile:
-            print(
-                "fastrnn: %s for %s, OpenMP %s"
-                % (compiler.version, compiler.arch, "on" if compiler.openmp_compile else "off (kernels use one thread)")
-            )
-
     def configure_cuda(self, extension, toolkit):
         from torch.utils import cpp_extension
 
         cpp_extension.CUDA_HOME = str(toolkit.home)  # its own guess takes a script on PATH for the toolkit's nvcc
         os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"  # a table of compilers; this one was tried out
-        self.configure(extension)
+        torch_part = cpp_extension.CppExtension(extension.name, [])
+        extension.include_dirs = [str(ROOT / "csrc")] + torch_part.include_dirs
+        extension.include_dirs += build_checks.pybind11_include(build_checks.find_torch_include())
         self.add_units(extension, generate_units.generate_cuda)
         extension.include_dirs += toolkit.includes
-        extension.library_dirs = extension.library_dirs + toolkit.library_folders()
-        extension.libraries = extension.libraries + CUDA_LIBRARIES
-        flags = COMPILE_FLAGS + debug_flags() + CUDA_MACROS
+        extension.library_dirs = torch_part.library_dirs + toolkit.library_folders()
+        extension.libraries = torch_part.libraries + CUDA_LIBRARIES
+        flags = ["-O3"] + native_build.FLAGS + debug_flags() + CUDA_MACROS
         extension.extra_compile_args = {"cxx": flags, "nvcc": toolkit.nvcc_flags() + CUDA_MACROS}
         if self.distribution.verbose:
             print("fastrnn: %s" % toolkit.describe())
@@ -183,6 +209,19 @@ class BuildPython(build_py):
         return super().get_outputs(include_bytecode) + [target for _, target in self.headers()]
 
 
+class TaggedWheel(bdist_wheel):
+    """bdist_wheel for a Python that need not be the one that runs it."""
+
+    user_options = bdist_wheel.user_options + [("tag=", None, "python, abi and platform: cp311-cp311-linux_x86_64")]
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.tag = None
+
+    def get_tag(self):
+        return super().get_tag() if self.tag is None else tuple(self.tag.split("-"))
+
+
 class CheckedDistInfo(dist_info):
     """pip asks for the metadata first, and fetches all dependencies before it builds: say early what will not work."""
 
@@ -217,5 +256,10 @@ setup(
         Extension("fastrnn._C", cpu_sources(), language="c++"),
         Extension("fastrnn._cuda", cuda_sources(), language="c++"),
     ],
-    cmdclass={"build_ext": BuildKernels, "build_py": BuildPython, "dist_info": CheckedDistInfo},
+    cmdclass={
+        "build_ext": BuildKernels,
+        "build_py": BuildPython,
+        "bdist_wheel": TaggedWheel,
+        "dist_info": CheckedDistInfo,
+    },
 )

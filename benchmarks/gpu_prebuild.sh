@@ -19,8 +19,8 @@ mkdir -p "$out"
 rm -f "$out"/*
 export FASTRNN_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0a
 "$py" setup.py build --build-lib build/gpu-lib
-cp build/gpu-lib/fastrnn/_C*.so build/gpu-lib/fastrnn/_cuda*.so "$out"
+cp -r build/gpu-lib/fastrnn/_lib build/gpu-lib/fastrnn/_cuda*.so "$out"
 "$home/bin/nvcc" -O3 -std=c++17 -arch=sm_90a -Icsrc -DFASTRNN_ISA_CUDA=1 -DFASTRNN_ISA_NAME=cuda -cudart static \
   benchmarks/gpu_barriers.cu -o "$out/gpu_barriers"
-strip --strip-unneeded "$out"/*.so
+strip --strip-unneeded "$out"/*.so "$out"/_lib/*.so
 du -sh "$out"/*

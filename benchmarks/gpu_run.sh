@@ -97,7 +97,7 @@ importable() {
 
 # Uses the built libraries, or starts a build in parallel to the steps.
 prepare() {
-  cp "$PREBUILT"/*.so fastrnn/ 2>/dev/null
+  cp -r "$PREBUILT"/*.so "$PREBUILT"/_lib fastrnn/ 2>/dev/null
   importable && return
   echo "the built libraries cannot be imported ($(tail -n 1 "$OUT/import.log")); they are built anew"
   (

@@ -1,25 +1,35 @@
-"""Run the build.ninja that torch writes, on a machine without ninja: ``plain_ninja.py [-v] [-j JOBS]``.
+"""Runs a build.ninja, for a machine without ninja: ``plain_ninja.py [-v] [-j JOBS] [-C FOLDER]``.
 
-Compiles everything, whether or not it is up to date. Supports only what torch writes: variables, rules with a
-command, and ``build OUT: RULE IN``.
+Everything is built, whether or not it is up to date. Knows what torch and tools/native_build.py write and no more:
+variables, rules with a command, and ``build OUT: RULE IN | NEEDED`` with variables of its own.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 VERSION = "1.13.0"
 
 
-def read(text: str) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str, str]]]:
-    """Return variables, commands by rule, and (output, rule, inputs) of all builds."""
+class Step(NamedTuple):
+    output: str
+    rule: str
+    inputs: str
+    needed: str  # what has to be there besides
+    variables: dict[str, str]
+
+
+def read(text: str) -> tuple[dict[str, str], dict[str, str], list[Step]]:
+    """Variables, commands by rule, and all steps."""
     variables: dict[str, str] = {}
     commands: dict[str, str] = {}
-    builds: list[tuple[str, str, str]] = []
+    builds: list[Step] = []
     rule = ""
     for line in re.sub(r"\$\n\s*", "", text).splitlines():
         if line.startswith("rule "):
@@ -27,10 +37,14 @@ def read(text: str) -> tuple[dict[str, str], dict[str, str], list[tuple[str, str
         elif line.startswith("  command = "):
             commands[rule] = line.partition(" = ")[2]
         elif line.startswith("build "):
-            found = re.fullmatch(r"build (.+?): (\w+) (.+)", line)
+            found = re.fullmatch(r"build (.+?): (\w+) (.+?)(?: \| (.+))?", line)
             if found is None:
-                raise ValueError(f"expected 'build OUT: RULE IN', got {line!r}")
-            builds.append((found.group(1), found.group(2), found.group(3)))
+                raise ValueError(f"expected 'build OUT: RULE IN', found {line!r}")
+            builds.append(Step(found[1], found[2], found[3], found[4] or "", {}))
+            rule = ""
+        elif line.startswith("  ") and builds and not rule:
+            name, _, value = line.partition("=")
+            builds[-1].variables[name.strip()] = value.strip()
         elif re.match(r"\w+ =", line):
             name, _, value = line.partition("=")
             variables[name.strip()] = value.strip()
@@ -42,23 +56,43 @@ def expand(text: str, variables: dict[str, str]) -> str:
     return re.sub(r"\$(\$|\w+)", lambda m: "$" if m[1] == "$" else expand(variables.get(m[1], ""), variables), text)
 
 
+def in_order(builds: list[Step]) -> list[list[Step]]:
+    """Groups of steps, each of which needs nothing but the groups before it."""
+    groups: list[list[Step]] = []
+    left = list(builds)
+    while left:
+        outputs = {step.output for step in left}
+        ready = [step for step in left if not outputs & {*step.inputs.split(), *step.needed.split()}]
+        if not ready:
+            raise ValueError(f"{left[0].output} needs itself")
+        groups.append(ready)
+        left = [step for step in left if step not in ready]
+    return groups
+
+
 def main(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(VERSION)
         return 0
     jobs = int(arguments[arguments.index("-j") + 1]) if "-j" in arguments else None
+    if "-C" in arguments:
+        os.chdir(arguments[arguments.index("-C") + 1])
     variables, commands, builds = read(Path("build.ninja").read_text(encoding="utf-8"))
 
-    def run(build: tuple[str, str, str]) -> int:
-        output, rule, inputs = build
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        command = expand(commands[rule], {**variables, "out": output, "in": inputs})
+    def run(step: Step) -> int:
+        Path(step.output).parent.mkdir(parents=True, exist_ok=True)
+        own = {**variables, **step.variables, "out": step.output, "in": step.inputs}
+        command = expand(commands[step.rule], own)
         done = subprocess.run(command, shell=True, capture_output=True, text=True)
         print(f"{command}\n{done.stdout}{done.stderr}", flush=True)
         return done.returncode
 
     with ThreadPoolExecutor(jobs) as pool:
-        return max(pool.map(run, builds), default=0)
+        for group in in_order(builds):
+            status = max(pool.map(run, group))
+            if status != 0:
+                return status
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 import sys
-import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from fastrnn import _parts
+
 _PACKAGE = Path(__file__).parent
-#: Text in the compiled part that can be read without loading it; see csrc/python/module.cpp.
-_BUILT_FOR = re.compile(rb"fastrnn kernels built for torch ([\w.+]+), Python [\w.+]+;")
 
 
 class KernelsMissingError(ImportError):
@@ -28,49 +27,65 @@ def check_torch(built: str, kernels: str) -> None:
         built: the version of torch that they were built for.
         kernels: their name in the message.
     """
-    problem = _of_another_torch(built)
-    if problem:
+    running = _running_torch()
+    if _parts.minor(built) != _parts.minor(running):
+        problem = f"are built for torch {built} and this is torch {running}"
         raise KernelsMissingError(f"fastrnn: {kernels} {problem}: build them again with `{command()}`")
 
 
-def _of_another_torch(built: str) -> str:
-    """Return the problem with kernels built for a version of torch, or an empty string."""
-    import torch  # here, because the command line parses its arguments without importing torch
-
-    running = str(torch.__version__)
-    if built.split(".")[:2] == running.split(".")[:2]:
-        return ""
-    return f"are built for torch {built} and this is torch {running}"
-
-
 def why(error: ImportError) -> str:
-    """Return why the compiled part cannot be imported: built for another Python or torch, broken, or missing."""
-    own = _PACKAGE / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if own.is_file():
-        found = _BUILT_FOR.search(own.read_bytes())
-        problem = _of_another_torch(found[1].decode()) if found else ""
-        return f"the compiled kernels {problem or f'cannot be loaded ({error})'}"
-    names = [re.match(r"_C\.cpython-3(\d+)", path.name) for path in _PACKAGE.glob("_C.*")]
-    versions = " and ".join(f"3.{minor}" for minor in sorted({int(name[1]) for name in names if name}))
+    """Return why the compiled part cannot be imported: built for another Python or torch, broken, not there."""
+    there = _parts.parts()
+    own = [part for part in there if part.suffix == _parts.SUFFIX]
+    running = _running_torch()
+    if _parts.find(running):
+        return f"the compiled kernels cannot be loaded ({error})"
+    if own:
+        versions = _listed(part.torch for part in own)
+        return f"the compiled kernels are built for torch {versions} and this is torch {running}"
+    versions = _listed(part.python for part in there if part.python)
     if versions:
-        running = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return f"the compiled kernels are built for Python {versions} and this is Python {running}"
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return f"the compiled kernels are built for Python {versions} and this is Python {python}"
     return f"the compiled kernels are not built ({error})"
 
 
+def remedy() -> str:
+    """Return what to do about missing kernels, the end of a sentence."""
+    if _is_checkout():
+        return f"build them with `{command()}`"
+    return f"install a fastrnn that serves them, or build them from source with `{command()}`"
+
+
+def _running_torch() -> str:
+    import torch  # here, as the command line reads its arguments without it
+
+    return str(torch.__version__)
+
+
+def _listed(versions: Iterable[str]) -> str:
+    names = list(dict.fromkeys(versions))
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def _is_checkout() -> bool:
+    return (_PACKAGE.parent / "setup.py").is_file()
+
+
 def command() -> str:
-    """Return the command that rebuilds the kernels of this installation, from its source."""
-    checkout = _PACKAGE.parent
-    if (checkout / "setup.py").is_file():
-        return f"{sys.executable} -m pip install --no-build-isolation -e {checkout}"
+    """Return the command that builds the kernels of this installation again, from where it came from."""
+    if _is_checkout():
+        return f"{sys.executable} -m pip install --no-build-isolation -e {_PACKAGE.parent}"
     return f"{sys.executable} -m pip install --no-build-isolation --no-deps --force-reinstall {_origin()}"
 
 
 def _origin() -> str:
-    """Return the path or address that pip installed fastrnn from, as recorded by pip."""
+    """Return the path or address of the source that pip installed fastrnn from, as it has noted it."""
     try:
         noted = importlib.metadata.distribution("fastrnn").read_text("direct_url.json")
         address = urlsplit(json.loads(noted or "{}")["url"])
     except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):
+        return "PATH_OF_ITS_SOURCE"
+    if address.path.endswith(".whl"):  # it has compiled files alone
         return "PATH_OF_ITS_SOURCE"
     return unquote(address.path) if address.scheme == "file" else address.geturl()

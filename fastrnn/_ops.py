@@ -13,18 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn._missing import KernelsMissingError, check_torch, command, why
+from fastrnn._missing import KernelsMissingError, remedy, why
 
 try:
     from fastrnn import _C
-
-    check_torch(_C.build_info()["torch_version"], "the compiled kernels")
-except KernelsMissingError:
-    raise
 except ImportError as error:
     raise KernelsMissingError(
-        f"fastrnn: {why(error)}: build them with `{command()}`; or, to use an installed fastrnn instead of this "
-        "checkout, run Python from another directory"
+        f"fastrnn: {why(error)}: {remedy()}; or, to use an installed fastrnn instead of "
+        "this checkout, run Python from another directory"
     ) from error
 
 # After _C, which declares the operators that _gpu implements for CUDA.

@@ -243,6 +243,22 @@ def find_compiler(torch_include: Path) -> Compiler:
     fail(f"no C++ compiler was found ({needed}): {helps}")
 
 
+def with_ccache(command: list[str]) -> list[str]:
+    """The command, through ccache if that is installed and the command does not use it already."""
+    wrapper = shutil.which("ccache")
+    return command if wrapper is None or uses_ccache(command[0]) else [wrapper, *command]
+
+
+def without_ccache(command: list[str]) -> list[str]:
+    """The command without ccache in front of it, for tools that put it there themselves."""
+    return command[1:] if len(command) > 1 and uses_ccache(command[0]) else command
+
+
+def uses_ccache(program: str) -> bool:
+    """Return True for ccache, and for a compiler's name that is a link to it."""
+    return Path(os.path.realpath(shutil.which(program) or program)).name == "ccache"
+
+
 def warn_of_one_thread(compiler: Compiler) -> None:
     name = f"{shlex.join(compiler.command)} ({compiler.version})"
     print(

@@ -1,4 +1,5 @@
-"""Complete the development environment: ``dev_env.py deps``, ``build`` or ``bench``.
+"""Completes an environment: ``dev_env.py deps`` installs all that development needs and is missing, ``build`` what the
+library needs, and builds it, ``bench`` also what the benchmark needs, ``wheels`` what building wheels needs: no torch.
 
 ``deps`` installs all missing requirements of development; ``build`` installs those of the library and builds it;
 ``bench`` installs those of the benchmark as well.
@@ -24,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import build_checks
+import native_build
 
 ROOT = Path(__file__).resolve().parent.parent
 # The torch to install if none is requested and none is installed. An installed one that pyproject.toml allows is kept.
 DEFAULT_TORCH = "torch==2.13.0"
-EXTENSION = ROOT / "fastrnn" / ("_C" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 # The extras of pyproject.toml that each goal needs; deps: all of them.
-EXTRAS = {"build": (), "bench": ("plot",), "docs": ("docs",)}
+EXTRAS = {"build": (), "bench": ("plot",), "docs": ("docs",), "wheels": ("wheels",)}
 FLAG_VARIABLES = ("CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
 CUDA_VARIABLES = ("FASTRNN_BUILD_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH")
 
@@ -41,11 +42,11 @@ def main() -> int:
     parser.add_argument("--torch", default="", help="requirement for torch, such as torch==2.14.1")
     args = parser.parse_args()
     os.chdir(ROOT)
-    if args.goal != "deps" and installed_version("torch") is None:
-        check_machine()  # before gigabytes are downloaded for nothing
+    if args.goal not in ("deps", "wheels") and installed_version("torch") is None:
+        check_machine()  # before gigabytes are fetched in vain
     ensure_pip()
     install_missing(args.torch, args.goal)
-    if args.goal != "deps":
+    if args.goal not in ("deps", "wheels"):
         build_if_changed()
     return 0
 
@@ -88,7 +89,9 @@ def read_pyproject() -> dict[str, Any]:
 def wanted_requirements(torch: str, goal: str) -> list[str]:
     """List the requirements of a goal, from pyproject.toml."""
     pyproject = read_pyproject()
-    wanted = [*pyproject["build-system"]["requires"], *pyproject["project"]["dependencies"]]
+    wanted = [*pyproject["build-system"]["requires"]]
+    if goal != "wheels":
+        wanted += pyproject["project"]["dependencies"]
     extras = pyproject["project"]["optional-dependencies"]
     for name in EXTRAS.get(goal, tuple(extras)):
         wanted += [line for line in extras[name] if not line.startswith("fastrnn[")]
@@ -121,12 +124,21 @@ def install_missing(torch: str, goal: str) -> None:
     importlib.invalidate_caches()
 
 
+def extension_path() -> Path:
+    """The compiled module for the torch of this environment."""
+    torch = native_build.Torch(installed_version("torch") or "", [], ROOT)
+    python = native_build.Python([], str(sysconfig.get_config_var("EXT_SUFFIX")))
+    return ROOT / "fastrnn" / native_build.FOLDER / native_build.part_name(torch, python)
+
+
 def fingerprint() -> str:
     """Hash everything that the extension depends on."""
     digest = hashlib.sha256()
     files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     files += [ROOT / "setup.py", ROOT / "pyproject.toml"]
-    files += [ROOT / "tools" / name for name in ("generate_units.py", "build_checks.py", "cuda_checks.py")]
+    files += [
+        ROOT / "tools" / name for name in ("generate_units.py", "native_build.py", "build_checks.py", "cuda_checks.py")
+    ]
     for path in sorted(files):
         digest.update(f"{path.relative_to(ROOT)}\n".encode())
         digest.update(path.read_bytes())
@@ -139,16 +151,17 @@ def fingerprint() -> str:
 def build_if_changed() -> None:
     folder = ROOT / "build"
     folder.mkdir(exist_ok=True)
-    record = folder / f"{EXTENSION.name}.built.json"
+    extension = extension_path()
+    record = folder / f"{extension.name}.built.json"
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
         state = fingerprint()
-        # The time is compared too, because a build by hand may have replaced the extension since.
-        if not (EXTENSION.is_file() and read_record(record) == [state, EXTENSION.stat().st_mtime_ns]):
+        # The time as well: somebody may have built another state by hand since.
+        if not (extension.is_file() and read_record(record) == [state, extension.stat().st_mtime_ns]):
             print("Building the kernels", flush=True)
             run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"])
-        install_package()  # under the lock, because pip writes the extension again
-        record.write_text(json.dumps([state, EXTENSION.stat().st_mtime_ns]))
+        install_package()  # in here, because pip writes the extension once more
+        record.write_text(json.dumps([state, extension.stat().st_mtime_ns]))
 
 
 def install_package() -> None:

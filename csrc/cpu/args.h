@@ -12,7 +12,8 @@
 
 namespace fastrnn {
 
-// Functions called by kernels compiled into another shared object (a custom cell)
+// Names that the library of the kernels exports: the torch-facing module and the shared objects of custom cells use
+// them.
 #define FASTRNN_SHARED __attribute__((visibility("default")))
 
 constexpr int kMaxStates = 8;

@@ -163,7 +163,7 @@ struct Backward {
     }
   }
 
-  void clear(const Part& part) const {
+  FASTRNN_RARE void clear(const Part& part) const {
     if (!want_initial) return;
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);
@@ -177,7 +177,7 @@ struct Backward {
   }
 
   // Rows whose last step is that of visit n start with the gradient of their final states.
-  void enter(const Part& part, int64_t n) const {
+  FASTRNN_RARE void enter(const Part& part, int64_t n) const {
     const int64_t from = larger(part.rows.begin, steps.rows(n - 1));
     const int64_t to = smaller(part.rows.end, steps.rows(n));
     for (int s = 0; s < S; ++s) {
@@ -185,7 +185,7 @@ struct Backward {
     }
   }
 
-  void load_final(const Part& part, int s, int64_t i, C* to) const {
+  FASTRNN_RARE void load_final(const Part& part, int s, int64_t i, C* to) const {
     const Range units = units_of(s, part);
     const T* from = static_cast<const T*>(args.grad_final[s]);
     const int64_t end = from != nullptr ? smaller(units.end, width(s)) : units.begin;
@@ -409,7 +409,7 @@ struct Backward {
   }
 
   // Gradients of the initial states; for a row without any step, those of its final states.
-  void finish(const Part& part) const {
+  FASTRNN_RARE void finish(const Part& part) const {
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);
       const int64_t end = smaller(units.end, width(s));

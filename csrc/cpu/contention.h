@@ -9,23 +9,25 @@
 
 #include <stdint.h>
 
+#include "cpu/args.h"
+
 namespace fastrnn {
 
 // Time of a monotonic clock
-int64_t nanoseconds();
+FASTRNN_SHARED int64_t nanoseconds();
 
 // Reports that an operation took much longer than with a core for each thread.
-void report_contention();
+FASTRNN_SHARED void report_contention();
 
 // Called after a long wait at a barrier. Returns true if the previous one was only a few time slices ago; a single wait
 // may be due to the system itself.
-bool long_wait_again();
+FASTRNN_SHARED bool long_wait_again();
 
 // Return true if a job that takes one thread this long should run on one thread.
-bool better_alone(double seconds);
+FASTRNN_SHARED bool better_alone(double seconds);
 
 // For tests: clears the history, or behaves as if contention had just been detected.
-void set_contention(bool seen);
+FASTRNN_SHARED void set_contention(bool seen);
 
 // Start time of a parallel region; its threads report their arrival.
 class Watch {

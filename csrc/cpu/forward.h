@@ -152,7 +152,7 @@ struct Forward {
 
   // After visit n, whose new states are in state[now]: rows that end here store their final states; rows that begin
   // with the next visit get their initial states; those that begin a new segment there get the restart states.
-  void between(const Part& part, int64_t n, int now) const {
+  FASTRNN_RARE void between(const Part& part, int64_t n, int now) const {
     const int64_t here = steps.rows(n), next = steps.rows(n + 1);
     const auto clip = [&](int64_t row) { return larger(part.rows.begin, smaller(part.rows.end, row)); };
     finish(part, {clip(next), clip(here)}, state[now]);
@@ -163,7 +163,7 @@ struct Forward {
     }
   }
 
-  void begin(const Part& part, int now, int64_t i, const void* const* states) const {
+  FASTRNN_RARE void begin(const Part& part, int now, int64_t i, const void* const* states) const {
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);
       C* to = state[now][s] + i * stride[s];
@@ -184,7 +184,7 @@ struct Forward {
   }
 
   // Final states of `rows`, from `states` or (null) from the initial states
-  void finish(const Part& part, Range rows, C* const* states) const {
+  FASTRNN_RARE void finish(const Part& part, Range rows, C* const* states) const {
     for (int s = 0; s < S; ++s) {
       const Range units = units_of(s, part);
       const int64_t count = units.end - units.begin, w = width(s);
@@ -213,20 +213,21 @@ struct Forward {
       }
     };
     if constexpr (R1 > 0) {
-      if (multiplies()) {
-        Engine::template sweep<R1>(recurrent, bias, operand[now], part.groups, now != 0).run(rows, rows.end, stage);
-        return;
+      const auto given = [&](int64_t i, int64_t group, C* sum) { load_product(i, group * kLanes, sum); };
+      Engine::template sweep<R1>(recurrent, bias, operand[now], part.groups, now != 0)
+          .run(rows, multiplies() ? rows.end : rows.begin, stage, given);
+    } else {
+      alignas(64) constexpr C kNothing[kLanes] = {};
+      for (int64_t i = rows.begin; i < rows.end; ++i) {
+        for (int64_t group = part.groups.begin; group < part.groups.end; ++group) stage(i, group, kNothing);
       }
     }
-    alignas(64) C sum[kBlocks * kLanes] = {};
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
-        const int64_t unit = group * kLanes;
-        for (int g = 0; g < R1; ++g) {
-          copy(static_cast<const T*>(args.rh) + (i * R1 + g) * H + unit, sum + g * kLanes, smaller(kLanes, H - unit));
-        }
-        stage(i, group, sum);
-      }
+  }
+
+  // R·h of row i that the caller has computed, for the units of a vector.
+  FASTRNN_RARE void load_product(int64_t i, int64_t unit, C* sum) const {
+    for (int g = 0; g < R1; ++g) {
+      copy(static_cast<const T*>(args.rh) + (i * R1 + g) * H + unit, sum + g * kLanes, smaller(kLanes, H - unit));
     }
   }
 

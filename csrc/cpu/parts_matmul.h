@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/chunks.h"
+#include "cpu/product.h"
 #include "cpu/tile_engine.h"
 
 namespace FASTRNN_NAMESPACE {

@@ -20,7 +20,7 @@ struct StepWork {
 };
 
 // Size of a core's own L2 cache
-double near_cache_bytes();
+FASTRNN_SHARED double near_cache_bytes();
 
 FASTRNN_SHARED Plan make_plan(const Sequence& seq, const StepWork& work);
 

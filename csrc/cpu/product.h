@@ -167,11 +167,17 @@ struct Blocks {
 
 constexpr int larger_of(int a, int b) { return a > b ? a : b; }
 
+// The product of rows without an operand, where it is zero.
+struct NoProduct {
+  template <class C>
+  void operator()(int64_t, int64_t, C*) const {}
+};
+
 // For each group of units in `groups` and each row in [rows.begin, rows.end): the product, then
 //   stage(row, group, NV vectors of the sum).
-// Rows from `live` on have no operand (their product is zero). `backwards` goes through the groups from the last to the
-// first: if every other step does so, it begins with the weights that the step before it used last, which are still
-// near.
+// Rows from `live` on have no operand: given(row, group, NV vectors of zeros) writes their product. `backwards` goes
+// through the groups from the last to the first: if every other step does so, it begins with the weights that the step
+// before it used last, which are still near.
 template <int NV, class C>
 struct Sweep {
   static constexpr int kLanes = Vec<C>::kLanes;
@@ -194,23 +200,33 @@ struct Sweep {
     return {from, static_cast<int>(lines)};
   }
 
-  template <class Stage>
-  void tile_column(int64_t j, int width, const Blocks<NV>& rows, const Stage& stage) const {
+  // Rows with and without an operand share this function, and so one copy of the stage: it is most of what a unit costs
+  // the compiler.
+  template <class Stage, class Given>
+  void tile_column(int64_t j, int width, const Blocks<NV>& rows, bool operand, const Stage& stage,
+                   const Given& given) const {
     alignas(64) C tiles[kMaxBlocks][kTile];
     const C* panel = weights.group(j);
     const int64_t step = weights.step(j), depth = weights.depth;
     const bool single = depth <= kChain;
-    for (int64_t k = 0; k < depth; k += kChain) {
+    for (int64_t k = operand ? 0 : (depth - 1) / kChain * kChain; k < depth; k += kChain) {
       const int64_t here = smaller(kChain, depth - k);
       for (int b = 0; b < rows.count; ++b) {
         const int64_t row = rows.first(b);
         const int n = rows.rows(b);
         C* tile = tiles[single ? 0 : b];
         const C* start = bias != nullptr && k == 0 ? bias + j * NV * kLanes : nullptr;
-        product<C, NV>(n, width,
-                       {panel + k * step, step, start, x + row * x_stride + k, x_stride, here, k == 0,
-                        ahead(j, width, k, here, b, rows.count)},
-                       tile);
+        if (operand) {
+          product<C, NV>(n, width,
+                         {panel + k * step, step, start, x + row * x_stride + k, x_stride, here, k == 0,
+                          ahead(j, width, k, here, b, rows.count)},
+                         tile);
+        } else {
+          memset(tile, 0, static_cast<size_t>(width * n * NV * kLanes) * sizeof(C));
+          for (int g = 0; g < width; ++g) {
+            for (int r = 0; r < n; ++r) given(row + r, j + g, tile + (g * n + r) * NV * kLanes);
+          }
+        }
         if (k + here < depth) continue;
         for (int g = 0; g < width; ++g) {
           for (int r = 0; r < n; ++r) stage(row + r, j + g, tile + (g * n + r) * NV * kLanes);
@@ -219,18 +235,11 @@ struct Sweep {
     }
   }
 
-  template <class Stage>
-  void without_operand(int64_t j, int width, Range rows, const Stage& stage) const {
-    alignas(64) const C nothing[NV * kLanes] = {};
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      for (int g = 0; g < width; ++g) stage(i, j + g, nothing);
-    }
-  }
-
   // The tiles of a group of rows; a tile does not cross the border of what lies side by side.
-  template <class Stage>
-  void some_rows(Range rows, int64_t live, const Stage& stage) const {
-    const Blocks<NV> blocks(rows.begin, larger(rows.begin, smaller(rows.end, live)));
+  template <class Stage, class Given>
+  void some_rows(Range rows, int64_t live, const Stage& stage, const Given& given) const {
+    const Blocks<NV> blocks(rows.begin, larger(rows.begin, smaller(rows.end, live))), rest(blocks.end, rows.end);
+    const Blocks<NV>* const both[2] = {&blocks, &rest};
     const int widest =
         static_cast<int>(smaller(most_groups<NV>(blocks.count == 0 ? 1 : blocks.rows(0)), weights.width));
     for (int64_t done = 0; done < groups.end - groups.begin;) {
@@ -241,19 +250,20 @@ struct Sweep {
         j = backwards ? groups.end - done - width : groups.begin + done;
         if (width == 1 || (width <= left && j % weights.width + width <= weights.width)) break;
       }
-      if (blocks.count > 0) tile_column(j, width, blocks, stage);
-      without_operand(j, width, {blocks.end, rows.end}, stage);
+      for (int b = 0; b < 2; ++b) {
+        if (both[b]->count > 0) tile_column(j, width, *both[b], b == 0, stage, given);
+      }
       done += width;
     }
   }
 
-  template <class Stage>
-  void run(Range rows, int64_t live, const Stage& stage) const {
+  template <class Stage, class Given = NoProduct>
+  void run(Range rows, int64_t live, const Stage& stage, const Given& given = {}) const {
     constexpr int64_t kMost = kMaxBlocks * kRowsOf<NV>;
     const int64_t parts = divide_up(larger(rows.end - rows.begin, 0), kMost);
     for (int64_t p = 0; p < parts; ++p) {
       const int64_t count = rows.end - rows.begin;
-      some_rows({rows.begin + count * p / parts, rows.begin + count * (p + 1) / parts}, live, stage);
+      some_rows({rows.begin + count * p / parts, rows.begin + count * (p + 1) / parts}, live, stage, given);
     }
   }
 };

@@ -23,12 +23,43 @@
 #include "cpu/target_on.h"
 // clang-format on
 
+#if defined(FASTRNN_WANTS_TILES)
+#if defined(FASTRNN_HAS_TILES)
+#include "cpu/narrow_product.h"
+#include "cpu/parts_matmul.h"
+#endif
+
+namespace fastrnn::avx512 {
+const ProductKernels* product_kernels();
+}
+
+namespace FASTRNN_NAMESPACE {
+
+// Those of AVX-512, but for products of bfloat16 and of bytes, for which there are further instructions.
+ProductKernels with_parts(ProductKernels kernels) {
+#if defined(FASTRNN_HAS_TILES)
+  kernels.narrow[0] = &narrow_by_rows<BFloat16>;
+  kernels.narrow[1] = &narrow_by_rows<int8_t>;
+  kernels.in_parts[0] = &product_in_parts<1>;
+#if defined(FASTRNN_ISA_AMX)
+  kernels.in_parts[1] = &product_in_parts<2>;
+#endif
+#endif
+  return kernels;
+}
+
+const ProductKernels* product_kernels() {
+  static const ProductKernels kernels = with_parts(*avx512::product_kernels());
+  return &kernels;
+}
+
+}  // namespace FASTRNN_NAMESPACE
+
+#else
+
 #include "cpu/dense_matmul.h"
 #include "cpu/narrow_product.h"
 #include "cpu/small.h"
-#if defined(FASTRNN_HAS_TILES)
-#include "cpu/parts_matmul.h"
-#endif
 
 namespace FASTRNN_NAMESPACE {
 
@@ -36,18 +67,13 @@ const ProductKernels* product_kernels() {
   static const ProductKernels kernels = {
       {&small_by_rows<float>, &small_by_rows<double>}, {&small_by_columns<float>, &small_by_columns<double>},
       {&small_outer<float>, &small_outer<double>},     {&narrow_by_rows<BFloat16>, &narrow_by_rows<int8_t>},
-      {&dense_product<float>, &dense_product<double>},
-#if defined(FASTRNN_HAS_TILES) && defined(FASTRNN_ISA_AMX)
-      {&product_in_parts<1>, &product_in_parts<2>},
-#elif defined(FASTRNN_HAS_TILES)
-      {&product_in_parts<1>, nullptr},
-#else
-      {nullptr, nullptr},
-#endif
+      {&dense_product<float>, &dense_product<double>}, {nullptr, nullptr},
   };
   return &kernels;
 }
 
 }  // namespace FASTRNN_NAMESPACE
+
+#endif
 
 #include "cpu/target_off.h"

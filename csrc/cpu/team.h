@@ -47,6 +47,6 @@ FASTRNN_SHARED void run_team(int threads, void (*body)(void* context, Member& me
 int barrier_lines(int members);
 
 // Minimum time that the first member waits for another before it continues alone (for tests)
-void set_patience(int64_t nanoseconds);
+FASTRNN_SHARED void set_patience(int64_t nanoseconds);
 
 }  // namespace fastrnn

@@ -107,8 +107,8 @@ struct TileSweep {
   Range groups;
   bool backwards;
 
-  template <class Stage>
-  void run(Range rows, int64_t live, const Stage& stage) const {
+  template <class Stage, class Given = NoProduct>
+  void run(Range rows, int64_t live, const Stage& stage, const Given& given = {}) const {
     if (rows.begin >= rows.end) return;
     const TileBlocks blocks(rows.begin, larger(0, smaller(rows.end, live) - rows.begin));
     const int64_t number = divide_up(groups.end - groups.begin, kGroups);
@@ -117,7 +117,7 @@ struct TileSweep {
       const int64_t first = groups.begin + (backwards ? number - 1 - n : n) * kGroups;
       const Range here{first, smaller(groups.end, first + kGroups)};
       multiply(unit, blocks, here, n + 1 < number, stage);
-      without_operand({rows.begin + blocks.number, rows.end}, here, stage);
+      without_operand({rows.begin + blocks.number, rows.end}, here, stage, given);
     }
   }
 
@@ -148,8 +148,8 @@ struct TileSweep {
       for (int c = 0; c < kColumns; c += 2) {
         unit.template pair<Parts>(x0, x1, w, column + c, {0, w.blocks}, at(c), ahead(column, more, part++, parts));
       }
-      hand_over(blocks, b, here, sums[0], stage);
-      hand_over(blocks, b + 1, here, sums[1], stage);
+      hand_over(blocks.own(b), blocks.first(b), here, sums[0], true, stage);
+      hand_over(blocks.own(b + 1), blocks.first(b + 1), here, sums[1], true, stage);
     }
     if (b == blocks.count) return;
     unit.use(static_cast<int>(blocks.size), Shape::kSingle);
@@ -157,17 +157,17 @@ struct TileSweep {
       unit.template single<Parts>(x.from(blocks.first(b)), w, column + c, at(c),
                                   ahead(column, more, part++, parts / 2));
     }
-    hand_over(blocks, b, here, sums[0], stage);
+    hand_over(blocks.own(b), blocks.first(b), here, sums[0], true, stage);
   }
 
-  // Passes on the rows of block b that are in no previous block.
+  // The rows of a block that no block before it had; the first of `sums` are those of row `first`.
   template <class Stage>
-  void hand_over(const TileBlocks& blocks, int64_t b, Range here, float* sums, const Stage& stage) const {
-    const Range own = blocks.own(b);
+  [[gnu::noinline]] void hand_over(Range own, int64_t first, Range here, float* sums, bool operand,
+                                   const Stage& stage) const {
     for (int64_t i = own.begin; i < own.end; ++i) {
-      float* row = sums + (i - blocks.first(b)) * kStride;
+      float* row = sums + (i - first) * kStride;
       for (int64_t j = here.begin; j < here.end; ++j, row += NV * kTileLanes) {
-        if (any_nan<NV>(row)) {
+        if (operand && any_nan<NV>(row)) {
           for (int v = 0; v < NV; ++v) {
             mend<Parts>(x.from(i), weights.as_operand(), j * NV + v, bias_of(j * NV + v), row + v * kTileLanes);
           }
@@ -177,11 +177,12 @@ struct TileSweep {
     }
   }
 
-  template <class Stage>
-  void without_operand(Range rows, Range here, const Stage& stage) const {
-    alignas(64) const float nothing[NV * kTileLanes] = {};
+  template <class Stage, class Given>
+  void without_operand(Range rows, Range here, const Stage& stage, const Given& given) const {
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      for (int64_t j = here.begin; j < here.end; ++j) stage(i, j, nothing);
+      alignas(64) float sums[kStride] = {};
+      for (int64_t j = here.begin; j < here.end; ++j) given(i, j, sums + (j - here.begin) * NV * kTileLanes);
+      hand_over({i, i + 1}, i, here, sums, false, stage);
     }
   }
 };

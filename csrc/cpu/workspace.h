@@ -9,8 +9,8 @@
 namespace fastrnn {
 
 // While true, scratch memory is filled with NaN before use and fenced by sentinels that are checked at the end (tests).
-void set_poison(bool on);
-bool poison();
+FASTRNN_SHARED void set_poison(bool on);
+FASTRNN_SHARED bool poison();
 
 class FASTRNN_SHARED Workspace {
  public:

@@ -80,9 +80,6 @@ void load_cells_from(const std::string& path) {
   if (!problem.empty()) throw py::import_error(path + ": " + problem);
 }
 
-// Read by fastrnn/_missing.py from a file that cannot be loaded.
-[[gnu::used]] const char kBuiltFor[] = "fastrnn kernels built for torch " TORCH_VERSION ", Python " PY_VERSION ";";
-
 std::map<std::string, std::string> build_info() {
   std::map<std::string, std::string> info;
 #if defined(__clang__)

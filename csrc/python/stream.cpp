@@ -275,12 +275,12 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef methods[] = {{"stream_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
-                          METH_FASTCALL, "(handle, x): y of the next step, or None if x does not fit."},
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef step_methods[] = {{"stream_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
+                               METH_FASTCALL, "(handle, x): y of the next step, or None if x does not fit."},
+                              {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
 
-PyMethodDef* stream_methods() { return methods; }
+PyMethodDef* stream_methods() { return step_methods; }
 
 }  // namespace fastrnn

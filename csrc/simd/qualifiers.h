@@ -7,6 +7,9 @@
 #define FASTRNN_FN inline __attribute__((always_inline))
 #endif
 
+// Work at the ends of sequences, called from several places: one copy is enough for it.
+#define FASTRNN_RARE __attribute__((noinline))
+
 #if defined(__CUDACC__)
 #define FASTRNN_UNROLL _Pragma("unroll")
 #else

@@ -75,7 +75,7 @@ def test_collect_prints_nothing(capsys):
 
 
 def test_missing_kernels_are_named_with_the_command_that_builds_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(fastrnn._missing, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(fastrnn._parts, "FOLDER", tmp_path)
     without_extension(monkeypatch, ModuleNotFoundError("No module named 'fastrnn._C'", name="fastrnn._C"))
     found = fastrnn.apps.info.collect()
     text = format_info(found)

@@ -55,6 +55,28 @@ def test_without_ninja(tmp_path):
     assert ninja(tmp_path, "--version").stdout.startswith("1.")
 
 
+LINK = """
+rule compile
+  command = sleep 0.2 && echo $options >$out
+rule link
+  command = cat $in kernels.so >$out && echo '$options' >>$out
+build part.so: link part.o | kernels.so
+  options = -rpath,$$ORIGIN
+build part.o: compile part.cpp
+  options = -O2
+build kernels.so: compile kernels.cpp
+  options = -O3
+default part.so
+"""
+
+
+def test_without_ninja_a_library_is_linked_after_what_it_needs(tmp_path):
+    (tmp_path / "build.ninja").write_text(LINK)
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "plain_ninja.py"), "-C", str(tmp_path)])
+    assert done.returncode == 0
+    assert (tmp_path / "part.so").read_text() == "-O2\n-O3\n-rpath,$ORIGIN\n"
+
+
 def test_without_ninja_a_failure_is_one(tmp_path):
     (tmp_path / "build.ninja").write_text(NINJA.format(tmp_path))
     (tmp_path / "one.cpp").touch()
@@ -138,10 +160,11 @@ def test_without_kernels_what_needs_none_is_run(gpu_run):
 
 def test_built_libraries_are_taken_along(gpu_run, tmp_path):
     (tmp_path / "prebuilt").mkdir()
-    (tmp_path / "prebuilt" / "made_up.so").write_text("x")
-    status, results, _ = gpu_run(
-        [("there", 20, "kernels", "test -e fastrnn/made_up.so")], PREBUILT=str(tmp_path / "prebuilt")
-    )
+    (tmp_path / "prebuilt" / "_lib").mkdir()
+    for name in ("made_up.so", "_lib/kernels.so"):
+        (tmp_path / "prebuilt" / name).write_text("x")
+    there = "test -e fastrnn/made_up.so && test -e fastrnn/_lib/kernels.so"
+    status, results, _ = gpu_run([("there", 20, "kernels", there)], PREBUILT=str(tmp_path / "prebuilt"))
     assert results == {"there": "passed"}
     assert status == 0
 

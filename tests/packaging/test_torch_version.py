@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +13,12 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn import _C, _gpu, _missing
+from fastrnn import _C, _gpu, _missing, _parts
 from fastrnn._missing import KernelsMissingError, check_torch
 
 ROOT = Path(fastrnn.__file__).parent.parent
 BUILT = _C.build_info()["torch_version"]
+MINOR = _parts.minor(BUILT)
 
 
 def python(version: str, code: str) -> subprocess.CompletedProcess[str]:
@@ -60,11 +60,11 @@ def test_another_minor_version(running):
     assert done.returncode == 0, done.stderr
     error, record, table = done.stdout.split(BETWEEN)
     assert "KernelsMissingError" in error
-    assert f"the compiled kernels are built for torch {BUILT} and this is torch {running}: build them" in error
+    assert f"the compiled kernels are built for torch {MINOR} and this is torch {running}: build them" in error
     assert "pip install --no-build-isolation" in error
     assert error.count("\n") == 1
     check_record(record)
-    assert f"built for torch {BUILT} and this is torch {running}" in table
+    assert f"built for torch {MINOR} and this is torch {running}" in table
     assert "build command" in table
 
 
@@ -72,8 +72,8 @@ def check_record(text: str) -> None:
     """Check the output of ``info --json`` where the kernels are built for another torch."""
     found = json.loads(text)["extension"]
     assert not found["built"]
-    assert f"built for torch {BUILT}" in found["error"]
-    assert found["build"]["torch_version"] == BUILT
+    assert f"built for torch {MINOR} and this is torch " in found["error"]
+    assert "pip install" in found["command"]
 
 
 def test_info_alone_under_another_minor_version():
@@ -101,36 +101,76 @@ def test_kernels_for_gpus(monkeypatch):
     assert _gpu._load() == (module, "")
 
 
-OWN_NAME = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+ERROR = ModuleNotFoundError("No module named 'fastrnn._C'", name="fastrnn._C")
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def test_the_file_says_what_it_was_built_for(tmp_path, monkeypatch):
-    """Also where it cannot be loaded: for another torch it lacks a symbol."""
-    error = ImportError("undefined symbol: _ZN3c10")
-    assert _missing.why(error).startswith("the compiled kernels cannot be loaded (undefined symbol: _ZN3c10)")
-    compiled = Path(_C.__file__).read_bytes().replace(f"torch {BUILT}".encode(), b"torch 2.3.9")
-    (tmp_path / OWN_NAME).write_bytes(compiled)
-    monkeypatch.setattr(_missing, "_PACKAGE", tmp_path)
-    found = _missing.why(error)
-    assert found == f"the compiled kernels are built for torch 2.3.9 and this is torch {torch.__version__}"
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """Lets the installation seem to have the compiled modules of these names and no others."""
+
+    def put(*names: str) -> Path:
+        for name in names:
+            (tmp_path / name).write_bytes(b"")
+        monkeypatch.setattr(_parts, "FOLDER", tmp_path)
+        return tmp_path
+
+    return put
 
 
-def test_kernels_for_another_python(tmp_path, monkeypatch):
-    monkeypatch.setattr(_missing, "_PACKAGE", tmp_path)
-    error = ModuleNotFoundError("No module named 'fastrnn._C'", name="fastrnn._C")
-    assert _missing.why(error).startswith("the compiled kernels are not built")
-    for minor in (39, 8):
-        (tmp_path / f"_C.cpython-3{minor}-x86_64-linux-gnu.so").write_bytes(b"")
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found = _missing.why(error)
-    assert found == f"the compiled kernels are built for Python 3.8 and 3.39 and this is Python {own}"
+def part(version: str) -> str:
+    return f"torch{version}{_parts.SUFFIX}"
+
+
+def test_the_module_is_chosen_by_the_minor_version_of_torch(there):
+    folder = there(
+        "libfastrnn_kernels.so", part("2.9"), part("2.11"), part("2.13"), "torch2.12.cpython-38-x86_64-linux-gnu.so"
+    )
+    assert [found.torch for found in _parts.parts()] == ["2.9", "2.11", "2.12", "2.13"]
+    for version in ("2.11.0", "2.11.7+cu130", "2.11.0.dev20260101"):
+        assert _parts.find(version).path == folder / part("2.11")
+    assert _parts.find("2.12.0") is None  # of another Python
+    assert _parts.find("2.1.1") is None
+    assert _parts.find("3.11.0") is None
+
+
+def test_the_module_in_use_is_that_of_this_torch():
+    assert Path(_C.__file__) == _parts.find(torch.__version__).path
+    assert _C.__name__ == "fastrnn._C"
+    assert sys.modules["fastrnn._C"] is _C
+
+
+def test_a_torch_that_no_module_serves(there):
+    there(part("2.3"), part("2.4"), part("2.10"))
+    with pytest.raises(ModuleNotFoundError, match="no compiled module for torch"):
+        _parts.load("fastrnn._C")
+    running = torch.__version__
+    assert (
+        _missing.why(ERROR) == f"the compiled kernels are built for torch 2.3, 2.4 and 2.10 and this is torch {running}"
+    )
+    there(part(MINOR))
+    assert _missing.why(ImportError("no _ZN3c10")) == "the compiled kernels cannot be loaded (no _ZN3c10)"
+
+
+def test_kernels_for_another_python(there):
+    there()
+    assert _missing.why(ERROR).startswith("the compiled kernels are not built")
+    there(*(f"torch{MINOR}.cpython-3{minor}-x86_64-linux-gnu.so" for minor in (39, 8)))
+    assert _missing.why(ERROR) == f"the compiled kernels are built for Python 3.39 and 3.8 and this is Python {OWN}"
+
+
+def test_the_remedy_for_an_installation_from_a_wheel(monkeypatch, tmp_path):
+    assert _missing.remedy() == f"build them with `{_missing.command()}`"
+    monkeypatch.setattr(_missing, "_PACKAGE", tmp_path / "fastrnn")
+    assert _missing.remedy().startswith("install a fastrnn that serves them, or build them from source with `")
 
 
 @pytest.mark.parametrize(
     ("noted", "origin"),
     [
         ('{"url": "file:///home/some%20one/fastrnn"}', "/home/some one/fastrnn"),
-        ('{"url": "https://example.org/fastrnn.whl"}', "https://example.org/fastrnn.whl"),
+        ('{"url": "https://example.org/fastrnn.tar.gz"}', "https://example.org/fastrnn.tar.gz"),
+        ('{"url": "file:///home/fastrnn-0.1.0-cp311-cp311-linux_x86_64.whl"}', "PATH_OF_ITS_SOURCE"),
         (None, "PATH_OF_ITS_SOURCE"),
     ],
 )
