@@ -61,7 +61,7 @@ def build_libraries(
     jobs: int,
 ) -> dict[str, list[Path]]:
     """Compile everything; return the libraries of each Python's wheel."""
-    # What makes a build on a newer system one for manylinux_2_28.
+    # With these a build on a newer system is one for manylinux_2_28.
     old_glibc, old_libstdcxx = (ROOT / "csrc" / "wheel" / name for name in ("old_glibc.h", "old_libstdcxx.cpp"))
     build = native_build.Build(
         folder, compiler, ["-g0"], ["-Wl,--strip-all"], ["-include", str(old_glibc)], [old_libstdcxx]

@@ -21,7 +21,7 @@ import native_build
 import torch_files
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What manylinux_2_28 promises: the newest version of each library's names.
+#: The newest version of each library's names that manylinux_2_28 promises.
 PROMISED = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}
 SYSTEM = {"libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0"}
 SYSTEM |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
@@ -56,7 +56,7 @@ def too_new(version: str) -> bool:
 
 
 def library_problems(library: Path, allowed: set[str], defined: frozenset[str] | set[str]) -> Iterator[str]:
-    """What is wrong with a library that may use other libraries and names."""
+    """Problems of a library that may use certain other libraries and names."""
     libraries, run_path = needed(library)
     if wrong := sorted(libraries - allowed - SYSTEM):
         yield f"{library.name} is linked with {', '.join(wrong)}"
@@ -73,7 +73,7 @@ def library_problems(library: Path, allowed: set[str], defined: frozenset[str] |
 
 
 def file_problems(files: Sequence[str], libraries: set[str]) -> Iterator[str]:
-    """What is missing among the files of a wheel, or is one too many."""
+    """Files of a wheel that are missing, or should not be there."""
     sources = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("fastrnn/**/*.py")]
     headers = [path for part in ("cpu", "cuda", "simd") for path in ROOT.glob(f"csrc/{part}/*.h")]
     headers_inside = [f"fastrnn/{path.relative_to(ROOT).as_posix()}" for path in headers]

@@ -25,7 +25,7 @@ import build_checks
 import generate_units
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Where the package has its libraries, below the folder `fastrnn`. fastrnn/_parts.py reads the names.
+#: Folder of the libraries, below `fastrnn`. fastrnn/_parts.py reads the names.
 FOLDER = "_lib"
 KERNELS = "libfastrnn_kernels." + ("dylib" if sys.platform == "darwin" else "so")
 

@@ -1,4 +1,4 @@
-"""What compiling against a torch needs that is not installed: its headers, and the names that its libraries define.
+"""Headers of a torch that is not installed, to compile against, and the names that its libraries define.
 
 Both are taken from torch's wheel, which pip downloads once; neither that torch nor its Python is run. Headers do not
 depend on the Python. Libraries to link with are stand-ins: shared objects with the right name and nothing in them, as
@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-#: What wheels serve: the first release of every minor version, as later ones of the same have what it has.
+#: The torches that wheels serve: the first release of every minor version, as later ones have what it has.
 TORCHES = ("2.11.0", "2.12.0", "2.13.0", "2.14.0", "2.15.0")
 #: The libraries that fastrnn's module needs, and with them all names that it may use.
 LIBRARIES = ("libc10.so", "libtorch_cpu.so", "libtorch_python.so")
@@ -27,7 +27,7 @@ _CUDA_HEADER = "c10/cuda/impl/cuda_cmake_macros.h"
 
 
 class TorchFilesError(Exception):
-    """Why the files of a torch cannot be had, one sentence."""
+    """A reason why the files of a torch cannot be had, in one sentence."""
 
 
 def headers(version: str, folder: Path, python: str = "3.12", cuda: bool = False) -> Path:
