@@ -35,7 +35,7 @@ def test_what_would_take_too_long_is_left_out(monkeypatch):
     monkeypatch.setattr(comparisons, "PATIENCE", -1.0)
     (found,) = comparisons.layers(1, cases=(("gru", "2x3x4"),))
     assert found.seconds is None
-    assert "busy" in found.problem
+    assert "under load" in found.problem
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")

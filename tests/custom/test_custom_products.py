@@ -85,6 +85,6 @@ def test_what_cannot_be_multiplied():
     def of_h(x, r, s):
         return r.a(s.h) + x.b
 
-    for step, why in ((both, "either"), (of_h, "as it is")):
+    for step, why in ((both, "either"), (of_h, "without a call")):
         with pytest.raises(fastrnn.CellError, match=why):
             fastrnn.cell(gates="a b")(step)

@@ -67,7 +67,7 @@ def test_transforms_and_modes():
     with torch.utils.flop_counter.FlopCounterMode(display=False), torch.no_grad(), _paths.recorded() as decisions:
         sequence("gru", X, weights)
     assert [d.path for d in decisions] == ["operator"]
-    assert "a mode" in decisions[0].reason
+    assert "a dispatch mode" in decisions[0].reason
 
 
 def test_models_and_custom_cells():
