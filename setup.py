@@ -53,7 +53,7 @@ CUDA_LIBRARIES = ["cudart", "c10_cuda", "torch_cuda"]
 
 
 def sources(*patterns):
-    """What is in the repository; paths relative to it, as setuptools wants them."""
+    """Return the files that match, relative to the repository, as setuptools requires."""
     found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     return [path.relative_to(ROOT).as_posix() for path in found]
 
@@ -130,7 +130,7 @@ class BuildKernels(build_ext):
         self.install([build.kernels, part])
 
     def install(self, libraries):
-        """Puts them into the package: that of the checkout, or that of the build folder."""
+        """Install the libraries into the package, in the checkout or in the build folder."""
         package = ROOT / "fastrnn" if self.inplace else Path(self.build_lib) / "fastrnn"
         self.installed = native_build.install(libraries, package / native_build.FOLDER)
         for old in package.glob("_C.*.so"):  # of an earlier layout; Python would prefer it to _C.py
@@ -142,11 +142,11 @@ class BuildKernels(build_ext):
         ]
 
     def get_output_mapping(self):
-        """Nothing that an editable installation would have to link: its libraries are in the checkout already."""
+        """Return no files to link: the libraries of an editable installation are in the checkout."""
         return {}
 
     def add_units(self, extension, generate, *arguments):
-        """Only now, as the list of sources goes into the sdist and the units do not."""
+        """Add generated units, late because the list of sources goes into the sdist and the units do not."""
         try:
             units = generate(Path(self.build_temp) / "units", *arguments)
         except ValueError as error:
@@ -192,7 +192,7 @@ class BuildKernels(build_ext):
 
 
 class BuildPython(build_py):
-    """Puts the kernels' headers beside the package: cells of a user's own are compiled from them (fastrnn.cell)."""
+    """Copies the headers of the kernels into the package: custom cells (fastrnn.cell) are compiled from them."""
 
     def headers(self):
         paths = sources("csrc/cpu/*.h", "csrc/cuda/*.h", "csrc/simd/*.h")
@@ -210,7 +210,7 @@ class BuildPython(build_py):
 
 
 class TaggedWheel(bdist_wheel):
-    """bdist_wheel for a Python that need not be the one that runs it."""
+    """bdist_wheel for a Python other than the running one."""
 
     user_options = bdist_wheel.user_options + [("tag=", None, "python, abi and platform: cp311-cp311-linux_x86_64")]
 
@@ -223,7 +223,7 @@ class TaggedWheel(bdist_wheel):
 
 
 class CheckedDistInfo(dist_info):
-    """pip asks for the metadata first, and fetches all dependencies before it builds: say early what will not work."""
+    """Checks requirements when pip asks for the metadata, before it downloads dependencies and builds."""
 
     def run(self):
         compiler = build_checks.check_all()
@@ -233,7 +233,7 @@ class CheckedDistInfo(dist_info):
 
 
 def build_tag():
-    """Objects of another Python or another torch must not be taken for these."""
+    """Return a name for the build folder that differs by Python, platform and torch."""
     import torch
 
     return "-".join([sys.implementation.cache_tag, sys.platform, platform.machine(), "torch" + torch.__version__])
@@ -246,7 +246,7 @@ def usable_cpus():
 
 
 def debug_flags():
-    """Python's own flags often bring -g, which doubles build time and size; asked for by hand it stays."""
+    """Return -g0 unless -g is requested: Python's own flags often contain it, which doubles build time and size."""
     asked = os.environ.get("CFLAGS", "") + " " + os.environ.get("CXXFLAGS", "")
     return [] if "-g" in asked else ["-g0"]
 

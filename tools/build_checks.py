@@ -1,7 +1,7 @@
-"""What a build needs, looked at before it starts.
+"""Requirements of a build, checked before it starts.
 
-Every lack ends the build with one sentence that says what is missing and the command that helps: SystemExit with a
-message is what pip, setuptools and a plain shell all show without a traceback.
+Every missing requirement ends the build with one sentence that says what is missing and the command that helps:
+SystemExit with a message is what pip, setuptools and a plain shell all show without a traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def fail(sentence: str) -> NoReturn:
 
 
 def isolated_build() -> bool:
-    """True inside the throw-away environment that pip, build or uv make for a build, where no torch can be seen."""
+    """Return True in the temporary environment of pip, build or uv, where the installed torch is not visible."""
     markers = ("pip-build-env-", "build-env-", "builds-v0")
     return any(marker in path for path in [sys.prefix, *sys.path] for marker in markers)
 
@@ -65,7 +65,7 @@ def check_platform() -> None:
 
 
 def cuda_request() -> str:
-    """What FASTRNN_BUILD_CUDA asks for: ``0``, ``1`` or ``auto``."""
+    """Return the value of FASTRNN_BUILD_CUDA: ``0``, ``1`` or ``auto``."""
     request = os.environ.get("FASTRNN_BUILD_CUDA", "auto").strip().lower() or "auto"
     if request not in ("0", "1", "auto"):
         fail(f"FASTRNN_BUILD_CUDA must be 0, 1 or auto, not {request!r}: unset FASTRNN_BUILD_CUDA")
@@ -107,7 +107,7 @@ def check_ninja() -> None:
 
 
 def pybind11_include(torch_include: Path) -> list[str]:
-    """torch's own copy if there is one (its types are then certain to match), else the package."""
+    """Return the folder of torch's own pybind11 if it has one, so that types match, else of the package."""
     if (torch_include / "pybind11" / "pybind11.h").is_file():
         return []
     if importlib.util.find_spec("pybind11") is None:
@@ -125,7 +125,7 @@ def check_python_headers() -> None:
 
 
 def system_command(apt: str, dnf: str, other: str) -> str:
-    """The command with which this system installs a package."""
+    """Return the command with which this system installs a package."""
     if sys.platform == "darwin":
         return "xcode-select --install"
     if shutil.which("apt-get"):
@@ -138,7 +138,7 @@ def system_command(apt: str, dnf: str, other: str) -> str:
 
 
 def predefined_macros(command: list[str]) -> dict[str, str] | None:
-    """What the compiler says of itself; None if it cannot be run or is no C++ compiler."""
+    """Return the compiler's predefined macros, or None if it does not run or is no C++ compiler."""
     for standard in (["-std=c++20"], []):  # an old compiler refuses the first, and can still tell its version
         try:
             done = subprocess.run(
@@ -154,7 +154,7 @@ def predefined_macros(command: list[str]) -> dict[str, str] | None:
 
 
 def compiler_version(macros: dict[str, str]) -> tuple[str, bool]:
-    """Name with version, and whether it is new enough."""
+    """Return the compiler's name with its version, and True if it is new enough."""
     if "__clang_major__" in macros:
         major = int(macros["__clang_major__"])
         name = "Apple clang" if "__apple_build_version__" in macros else "clang"
@@ -164,14 +164,14 @@ def compiler_version(macros: dict[str, str]) -> tuple[str, bool]:
 
 
 def target_arch(macros: dict[str, str]) -> str:
-    """The architecture compiled for, which in a cross-build is not the one compiled on."""
+    """Return the target architecture, which differs from the host's in a cross-build."""
     if "__x86_64__" in macros:
         return "x86_64"
     return "aarch64" if "__aarch64__" in macros else "other"
 
 
 def try_probe(command: list[str], compile_flags: list[str], link_flags: list[str]) -> str | None:
-    """None if a shared library comes out, else the compiler's first error."""
+    """Return None if a shared library can be built, else the compiler's first error."""
     with tempfile.TemporaryDirectory() as scratch:
         source, library = Path(scratch, "probe.cpp"), Path(scratch, "probe.so")
         source.write_text(PROBE, encoding="utf-8")

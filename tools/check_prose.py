@@ -31,12 +31,6 @@ SOURCES = ("fastrnn", "tools", "tests", "benchmarks", "examples", "csrc")
 CPP = (".h", ".cpp", ".cu")
 #: Files that contain the wrong terms on purpose: this list, and examples of problems in its test.
 QUOTING = ("tools/check_prose.py", "tests/docs/test_prose.py")
-#: Files that do not follow the rules yet.
-UNREVISED = (
-    *(f"csrc/cpu/{name}.h" for name in ("narrow_product", "product", "small", "unit")),
-    *("csrc/python/stream.cpp", "csrc/python/stream.h"),
-    *("setup.py", "tools/build_checks.py", "tools/generate_units.py"),
-)
 
 #: Terms that have a better one, and the better one.
 TERMS = {
@@ -182,7 +176,7 @@ def lint_docstring(docstring: Docstring) -> Iterator[tuple[int, str]]:
 def source_problems() -> Iterator[Problem]:
     for path in sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*")):
         place = path.relative_to(ROOT).as_posix()
-        if place in (*QUOTING, *UNREVISED) or "__pycache__" in place:
+        if place in QUOTING or "__pycache__" in place:
             continue
         if path.suffix == ".py":
             problems = lint_python(path.read_text(encoding="utf-8"))

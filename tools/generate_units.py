@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # In rising order. The first one of every list runs on any machine of the architecture.
 INSTRUCTION_SETS = {"x86_64": ("baseline", "avx2", "avx512", "avx512_bf16", "amx")}
 BASELINE_ONLY = ("baseline",)
-# Of csrc/python: compiled without Python's headers, once for all Pythons.
+# Sources of csrc/python that need no Python headers and are compiled once for all Pythons.
 WITHOUT_PYTHON = ("caller_layout", "eager", "node")
 
-# How the same architecture is called by platform.machine() and by compilers.
+# Other names of an architecture, used by platform.machine() and by compilers.
 ARCH_ALIASES = {"amd64": "x86_64", "x64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}
 
 
@@ -81,7 +81,7 @@ def registry_source(entries: list[str], header: str = "cpu/registry.h") -> str:
 
 
 def write_if_changed(path: Path, text: str) -> bool:
-    """An untouched file keeps its time stamp, and what was compiled from it stays valid."""
+    """Write a file unless it has this text already: its time stamp tells ninja what to compile."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     path.write_text(text, encoding="utf-8")
@@ -107,8 +107,9 @@ def generate_cuda(outdir: Path, csrc: Path = ROOT / "csrc") -> list[Path]:
 
 
 def generate_operators(outdir: Path, csrc: Path = ROOT / "csrc") -> list[Path]:
-    """The unit of all that knows torch and no Python. One unit for many sources: most of what each of them costs the
-    compiler is torch's headers.
+    """Write the unit of the sources that use torch but not Python.
+
+    One unit for many sources, as most of the compile time of each goes into torch's headers.
     """
     sources = [path for folder in ("ops", "ops/cpu") for path in sorted((csrc / folder).glob("*.cpp"))]
     sources += [csrc / "python" / f"{name}.cpp" for name in WITHOUT_PYTHON]
@@ -116,7 +117,7 @@ def generate_operators(outdir: Path, csrc: Path = ROOT / "csrc") -> list[Path]:
 
 
 def generate_module(outdir: Path, csrc: Path = ROOT / "csrc") -> list[Path]:
-    """The unit of all that knows torch and Python."""
+    """Write the unit of the sources that use torch and Python."""
     sources = [path for path in sorted((csrc / "python").glob("*.cpp")) if path.stem not in WITHOUT_PYTHON]
     return write_units(outdir, "torch_module*", {"torch_module.cpp": unity_source(sources, csrc)})
 
@@ -128,7 +129,7 @@ def unity_source(sources: list[Path], csrc: Path) -> str:
 
 
 def write_units(outdir: Path, pattern: str, sources: dict[str, str]) -> list[Path]:
-    """Writes what has changed; files that fit the pattern and are no sources any more go away."""
+    """Write the sources that have changed; remove files that match the pattern and are no longer sources."""
     outdir.mkdir(parents=True, exist_ok=True)
     for old in outdir.glob(pattern):
         if old.name not in sources:

@@ -1,12 +1,12 @@
 // Products of few float32 rows with matrices in bfloat16 or int8, read as they lie in memory.
 //
-// A step of a stream reads a matrix once, so its bytes and the instructions that widen its elements set the time. A row
-// of `a` is therefore laid out first in the order in which the elements of a matrix come out of whole vectors:
-//   bfloat16: shifted or masked, a vector of 16-bit elements gives those at even or odd places in float32. Products
-//     and sums are those of float32.
-//   int8: products of integers, a row of `a` rounded to 16 bits in each piece of the depth, by its largest absolute
-//     value there. Sums are exact. The rounding of weights to 8 bits weighs 257 times as much.
-// The baseline widens int8 to float32 instead.
+// A stream's step reads each matrix once, so the time depends on its bytes and on the instructions that widen its
+// elements. Each row of `a` is first laid out in the order in which whole vectors of the matrix yield their elements:
+//   bfloat16: a shift and a mask of a vector of 16-bit elements give its even and odd elements in float32. Products and
+//     sums are in float32.
+//   int8: integer products with exact sums. A row of `a` is rounded to 16 bits in each piece of the depth, relative to
+//     its largest absolute value there. Rounding the weights to 8 bits causes an error 257 times as large.
+// The baseline instruction set converts int8 to float32 instead.
 #pragma once
 
 #include "cpu/small.h"
@@ -14,11 +14,11 @@
 namespace FASTRNN_NAMESPACE {
 
 constexpr int kFloats = Vec<float>::kLanes;
-// The depth is cut into pieces, so that chains have at most kDotLinks products, as in small.h.
+// The depth is computed in pieces, so that chains have at most kDotLinks products, as in small.h.
 constexpr int64_t kPiece = kDotLinks * kFloats;
 
-// How a row of `a` is laid out for matrices of W: kWidth elements together, kBytes for each; before every piece kHeader
-// bytes; and the sums that come of it, kSums vectors for a row of the matrix.
+// Layout of a row of `a` for matrices of W: kHeader bytes before every piece, then blocks of kWidth elements with
+// kBytes each. A row of the matrix has kSums vectors of partial sums.
 template <class W>
 struct LaidOut {
   static constexpr bool kExists = false;
@@ -31,7 +31,7 @@ struct LaidOut<BFloat16> {
   static constexpr int kSums = 2;
   using Sum = Vec<float>;
 
-  // Elements at even places, then those at odd ones, of each kWidth; zeros beyond the end.
+  // In each block the even elements, then the odd ones; zeros past the end
   static float lay_out(const float* x, int64_t count, char* out) {
     auto* to = reinterpret_cast<float*>(out);
     for (int64_t k = 0; k < count; k += kWidth) {
@@ -61,10 +61,10 @@ struct LaidOut<BFloat16> {
 
 #if defined(FASTRNN_ISA_AVX512) || defined(FASTRNN_ISA_AVX2)
 
-// Rounds to integers of 16 bits; returns the scale, or a negative number where that is no number of normal size.
+// Rounds to 16-bit integers. Returns the scale, or a negative number if there is none: infinity, NaN or tiny numbers.
 FASTRNN_FN float round_to_16_bits(const float* x, int64_t count, int16_t* to, int64_t whole) {
   constexpr float kMost = 127 * 256 + 127;  // what two signed bytes hold, both ways
-  // Infinity and NaN make NaN of the sum of products with zero.
+  // Infinity or NaN times zero turns the sum into NaN.
   Vec<float> largest_lanes = Vec<float>::zero(), sum = Vec<float>::zero();
   for (int64_t k = 0; k < count; k += kFloats) {
     const Vec<float> v = k + kFloats <= count ? load(x + k) : load_some(x + k, static_cast<int>(count - k));
@@ -91,8 +91,8 @@ FASTRNN_FN float round_to_16_bits(const float* x, int64_t count, int16_t* to, in
 
 #if defined(FASTRNN_HAS_TILES)  // processors with these have integer products too
 
-// vpdpbusd multiplies unsigned by signed bytes: a weight w as w + 128, an element of `a` as two signed bytes, 256·high
-// + low. What 128 adds is known before the first weight: sums start at its negative.
+// vpdpbusd multiplies unsigned by signed bytes: a weight w is used as w + 128, an element of `a` as two signed bytes,
+// 256·high + low. The contribution of 128 does not depend on the weights: sums start at its negative.
 template <>
 struct LaidOut<int8_t> {
   using Sum = __m512i;
@@ -170,13 +170,13 @@ struct LaidOut<int8_t> {
 #endif
 #endif
 
-// A row of `a`, laid out, and the scale of each of its pieces.
+// A row of `a` in its layout, and the scale of each piece
 struct LaidOutRow {
   const char* data;
   const float* scales;
 };
 
-// The sums of kFloats rows of b, `stride` apart, with one piece.
+// Dot products of kFloats rows of b, `stride` apart, with one piece
 template <class W>
 FASTRNN_FN Vec<float> piece_dots(const char* piece, const W* b, int64_t stride, int64_t depth) {
   using Row = LaidOut<W>;
@@ -221,8 +221,8 @@ FASTRNN_FN Vec<float> row_dots(LaidOutRow row, const W* b, int64_t stride, int64
   return total;
 }
 
-// All rows of p.a into `out`, `bytes` for each. Returns false if one cannot be: it has infinities, NaN or numbers too
-// small to be scaled.
+// Lays out all rows of p.a in `out`, `bytes` each. Returns false if a row has infinity, NaN or numbers too small to be
+// scaled.
 template <class W>
 bool lay_out_rows(const SmallProduct& p, int64_t bytes, int64_t pieces, char* out, float* scales) {
   using Row = LaidOut<W>;
@@ -238,7 +238,7 @@ bool lay_out_rows(const SmallProduct& p, int64_t bytes, int64_t pieces, char* ou
   return true;
 }
 
-// out (N, M) = a (N, K) · b (M, K)ᵀ + bias (M), b in bfloat16 or in int8, with a scale for each of its rows.
+// out (N, M) = a (N, K) · b (M, K)ᵀ + bias (M), with b in bfloat16, or in int8 with a scale for each row
 template <class W>
 void narrow_by_rows(const SmallProduct& p) {
   using Row = LaidOut<W>;

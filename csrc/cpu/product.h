@@ -47,8 +47,8 @@ constexpr int groups_of() {
   return groups;
 }
 
-// What is fetched into the L2 cache meanwhile: so many lines at each depth. Weights that do not fit there
-// would otherwise come at the speed of what lies behind it, once a step, with the arithmetic waiting.
+// Prefetch into the L2 cache during a product: a number of lines at each depth. Weights that do not fit there would
+// otherwise be read at the speed of the L3 cache or memory in every step, while the arithmetic waits.
 struct Ahead {
   const char* from = nullptr;
   int lines = 0;
@@ -200,8 +200,8 @@ struct Sweep {
     return {from, static_cast<int>(lines)};
   }
 
-  // Rows with and without an operand share this function, and so one copy of the stage: it is most of what a unit costs
-  // the compiler.
+  // Rows with and without an operand share this function and thereby one copy of the element-wise stage, which takes
+  // most of a unit's compile time.
   template <class Stage, class Given>
   void tile_column(int64_t j, int width, const Blocks<NV>& rows, bool operand, const Stage& stage,
                    const Given& given) const {

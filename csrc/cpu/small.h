@@ -1,7 +1,6 @@
-// Products of few rows, straight from weights as they lie in memory: packing them, or the library's own ceremony, would
-// cost more than the multiply-adds.
+// Products of few rows with unpacked weights: packing them, or calling BLAS, would cost more than the multiply-adds.
 //
-// Each output is summed in an order that depends on the depth alone: not on the other rows, nor on the threads.
+// The summation order of an output depends on the depth alone, not on the other rows or on the threads.
 #pragma once
 
 #include "cpu/pack.h"
@@ -56,8 +55,8 @@ FASTRNN_FN Vec<C> deep_dots(const C* a, const W* b, int64_t stride, int64_t dept
   return total;
 }
 
-// Adds the bias, and with Scaled multiplies by the scales before: sums(n, m, stride) are those of row n of `a` and the
-// vector of rows of b from m on, `stride` apart.
+// Writes sums, with Scaled times the scales, plus the bias. sums(n, m, stride) returns the dot products of row n of `a`
+// with a vector of rows of b that starts at m, `stride` apart.
 template <class C, bool Scaled, class Sums>
 FASTRNN_FN void outputs_by_rows(const SmallProduct& p, const Sums& sums) {
   using V = Vec<C>;
@@ -75,7 +74,8 @@ FASTRNN_FN void outputs_by_rows(const SmallProduct& p, const Sums& sums) {
     }
   }
   if (m == M) return;
-  // The last few: once more those before them if there are enough, else one after the other (a row `0` apart).
+  // The last rows of b: recompute a full vector that ends with them, or, if b is too small, one row at a time (stride
+  // 0).
   const int rest = static_cast<int>(M - m);
   for (int64_t n = 0; n < p.rows; ++n) {
     alignas(64) C lanes[kLanes];

@@ -34,7 +34,7 @@
 #include "cpu/staged_forward.h"
 #endif
 
-// Which number formats to compile, a bit each: the built-in cells all of them, a user's cell those it is called with.
+// Dtypes to compile, one bit each: all for the built-in cells, those in use for a custom cell
 #if !defined(FASTRNN_FORMATS)
 #define FASTRNN_FORMATS 63
 #endif
@@ -50,7 +50,7 @@ constexpr bool compiled(Format format) { return (FASTRNN_FORMATS >> static_cast<
 
 namespace FASTRNN_NAMESPACE {
 
-// What only a cell with stages says of itself (staged.h).
+// Traits that only a cell with stages has (staged.h)
 template <class Cell>
 concept Staged = requires { typename Cell::Ahead; };
 template <class Cell>

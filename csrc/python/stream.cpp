@@ -15,10 +15,10 @@ namespace fastrnn {
 
 namespace {
 
-// From here on some ten microseconds: other threads of Python are let in.
+// Steps with more multiply-adds (about 10 µs) release the Python GIL.
 constexpr int64_t kBrief = 250'000;  // multiply-adds
 
-// What is done here is not followed: by autograd, autocast, transforms of torch.func, or modes.
+// Dispatch keys that a step excludes: autocast, torch.func transforms and modes; autograd is excluded as well.
 constexpr c10::DispatchKeySet kFollowers =
     c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::Tracer,
                          c10::DispatchKey::PythonDispatcher, c10::DispatchKey::PreDispatch,
@@ -32,7 +32,7 @@ struct Apart {
   at::AutoDispatchBelowADInplaceOrView untracked;
 };
 
-// Memory of a stream's own is to be written in inference mode and outside of it: made outside.
+// A stream writes its own tensors in inference mode and outside of it, so they are created outside.
 Tensor own(at::IntArrayRef sizes, const Tensor& like) {
   const c10::InferenceMode off(false);
   return products::empty(sizes, like);
@@ -205,7 +205,7 @@ void Stream::multiply(const Tensors& layer, const Tensor& x, const Tensor& h, bo
                                     narrow_ ? optional(layer[6]) : OptionalTensor()};
   const products::Forward input{gates_, x, layer[0], half ? optional(layer[2]) : OptionalTensor(), scales[0]};
   if (!ahead) return products::forward_one(input);
-  // Behind R's rows there may be a cell's parameters.
+  // The rows of R may be followed by a cell's parameters.
   const Tensor& w = layer[1];
   const Tensor rows = w.size(0) == product_.size(1) ? w : memory_of(w, {product_.size(1), w.size(1)});
   products::forward_both(input, {product_, h, rows, optional(layer[3]), scales[1]});
@@ -260,7 +260,7 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(PyExc_TypeError, "stream_step: expected a handle and a tensor");
     return nullptr;
   }
-  // A reference of its own: the step may outlive who called it, should the object be given up meanwhile.
+  // Holds a reference: another thread may delete the Python object during the step.
   const auto stream = *static_cast<std::shared_ptr<Stream>*>(PyCapsule_GetPointer(args[0], kStreamHandle));
   const Tensor* x = plain_tensor(args[1]);
   if (x == nullptr || !stream->fits(*x)) Py_RETURN_NONE;

@@ -12,33 +12,34 @@
 
 namespace fastrnn {
 
-// Threads take turns: every call locks. None of them takes Python's lock meanwhile; who has it must not wait here.
+// Every call locks a mutex, so threads take turns. A call never acquires the Python GIL while it holds the mutex, and a
+// thread that holds the GIL must not wait for it.
 class Stream {
  public:
-  // weights: of each layer w_ih, w_hh, b_ih, b_hh, w_hr, undefined where there is none; dense, and nobody else's. w_ih
-  // and w_hh may be narrow, in bfloat16 or int8, where the others are float32; then the scales of their rows follow
-  // (undefined for bfloat16).
+  // weights: w_ih, w_hh, b_ih, b_hh and w_hr of each layer, undefined if absent; dense and not shared. w_ih and w_hh
+  // may be in bfloat16 or int8 while the others are float32; then the scales of their rows follow (undefined for
+  // bfloat16).
   Stream(const std::string& cell, std::vector<Tensors> weights, int64_t batch);
 
   void set_weights(std::vector<Tensors> weights);
-  // The state now, each (L, B, P or H): copies.
+  // Copies of the current states, each (L, B, P or H)
   Tensors states() const;
   void set_states(const Tensors& values);
-  // The rows (all, if not said) back to `initial`, or to zeros if that is empty.
+  // Sets the given rows, or all, to `initial`, or to zeros if it is empty.
   void reset(const std::optional<std::vector<int64_t>>& rows, const Tensors& initial);
   // x (B, I), dense. Returns y (B, P), new.
   Tensor step(const Tensor& x);
-  // The same, unless another thread is at it: then undefined.
+  // The same, or an undefined tensor if another thread is running a step
   Tensor step_without_waiting(const Tensor& x);
   bool fits(const Tensor& x) const;
-  // Whether a step is so short that other threads may wait for it.
+  // True if a step is so short that it need not release the GIL
   bool brief() const { return brief_; }
 
  private:
   Tensor step_locked(const Tensor& x);
-  // W·x of a layer and, if it is made ahead of the cell, R·h + b_hh.
+  // Computes W·x of a layer and, with `ahead`, R·h + b_hh.
   void multiply(const Tensors& layer, const Tensor& x, const Tensor& h, bool ahead);
-  // Raises unless these are the weights of every layer, in the sizes and dtype of those of before.
+  // Raises unless these are weights for every layer, of the same sizes and dtype as the present ones.
   void check_weights(const CellKernels& cell, const std::vector<Tensors>& weights) const;
 
   mutable std::mutex mutex_;
@@ -55,13 +56,13 @@ class Stream {
   int now_ = 0;
 };
 
-// A dense copy that no mode, transform or derivative knows of; undefined where `t` is wrapped by one of them.
+// A dense copy outside of autograd, transforms and modes; undefined if `t` is wrapped by one of them
 Tensor plain_copy(const Tensor& t);
 
 // A capsule of this name holds a std::shared_ptr<Stream>.
 constexpr const char* kStreamHandle = "fastrnn.stream";
 
-// stream_step(handle, x) -> y, or None if x is no plain tensor that fits: without pybind11, for its price.
+// stream_step(handle, x) -> y, or None if x is not an ordinary tensor that fits; without pybind11 to save time
 PyMethodDef* stream_methods();
 
 }  // namespace fastrnn
