@@ -21,6 +21,13 @@ class LayerWeights(NamedTuple):
     """Weights of one layer in one direction, named as in torch.nn.
 
     G is the number of gates of the cell, P the width of ``h``: that of the projection, or H.
+
+    Example:
+        >>> gru = fastrnn.GRU(3, 4)
+        >>> weights = fastrnn.functional.LayerWeights(gru.weight_ih_l0, gru.weight_hh_l0)
+        >>> y, state = fastrnn.functional.sequence("gru", torch.randn(5, 2, 3), weights)
+        >>> y.shape
+        torch.Size([5, 2, 4])
     """
 
     #: (G·H, I), or None if the input is already the input product

@@ -34,6 +34,11 @@ class Cell:
         name: the name of the function that defines it.
         gates, states, parameters, inputs, matrices: their names, in the order of their rows in the weights.
         kernels: the name of its kernels, used as ``cell`` of `fastrnn.functional.sequence`.
+
+    Example:
+        >>> from fastrnn import gallery
+        >>> gallery.min_gru.gates, gallery.min_gru.states
+        (('z', 'h'), ('h',))
     """
 
     def __init__(

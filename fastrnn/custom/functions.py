@@ -22,6 +22,11 @@ def normalize(*vectors: Any, eps: float = 1e-5) -> Any:
 
     Returns:
         the vector, or a tuple of the vectors.
+
+    Example:
+        >>> y = fastrnn.custom.normalize(torch.randn(2, 8))
+        >>> torch.allclose(y.mean(-1), torch.zeros(2), atol=1e-6)
+        True
     """
     count = len(vectors)
     mean = sum(v.mean(dim=-1, keepdim=True) for v in vectors) / count
@@ -33,7 +38,13 @@ def normalize(*vectors: Any, eps: float = 1e-5) -> Any:
 
 
 def layer_norm(vector: Any, weight: Any, bias: Any = 0.0, eps: float = 1e-5) -> Any:
-    """Apply :func:`normalize`, then a gain and a bias, which are parameters of the cell."""
+    """Apply :func:`normalize`, then a gain and a bias, which are parameters of the cell.
+
+    Example:
+        >>> y = fastrnn.custom.layer_norm(torch.randn(2, 8), torch.ones(8), torch.full((8,), 3.0))
+        >>> y.mean(-1).round().tolist()
+        [3.0, 3.0]
+    """
     return normalize(vector, eps=eps) * weight + bias
 
 

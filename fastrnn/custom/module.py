@@ -39,6 +39,13 @@ class Network(Recurrent, nn.Module):
     Raises:
         ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
         TypeError: a size is not an integer, ``dtype`` is not a `torch.dtype`.
+
+    Example:
+        >>> from fastrnn import gallery
+        >>> network = gallery.min_gru(3, 4, num_layers=2)
+        >>> y, h = network(torch.randn(5, 2, 3))
+        >>> y.shape, h.shape
+        (torch.Size([5, 2, 4]), torch.Size([2, 2, 4]))
     """
 
     _backends = _paths.BACKENDS

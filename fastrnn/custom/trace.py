@@ -22,7 +22,17 @@ from fastrnn.custom.symbols import BY_FUNCTION, Condition, Recurrent, Symbol
 
 
 class CellError(TypeError):
-    """Error in a step that cannot be compiled into kernels, with the source line and the reason."""
+    """Error in a step that cannot be compiled into kernels, with the source line and the reason.
+
+    Example:
+        >>> try:
+        ...     @fastrnn.cell(gates="u")
+        ...     def bad(x, r, s):
+        ...         return torch.fft.fft(x.u + r.u)
+        ... except fastrnn.CellError as error:
+        ...     print("cannot be compiled")
+        cannot be compiled
+    """
 
 
 _COMPARISONS = {torch.lt: "<", torch.le: "<=", torch.gt: ">", torch.ge: ">="}

@@ -34,6 +34,11 @@ class LayerFlow:
         name: ``"layer 1"``, ``"layer 1, reverse"``, …
         gradients: by state, (T+1, B, H): ∂L/∂state after 0, 1, …, T time steps; the first is that of the initial state.
             For a layer in reverse, steps count from the end of the sequence.
+
+    Example:
+        >>> flow = fastrnn.inspect.gradient_flow(fastrnn.LSTM(3, 4), torch.randn(5, 2, 3))
+        >>> {state: g.shape for state, g in flow.layers[0].gradients.items()}
+        {'h': torch.Size([6, 2, 4]), 'c': torch.Size([6, 2, 4])}
     """
 
     name: str
@@ -48,7 +53,13 @@ class LayerFlow:
 
 @dataclass(frozen=True, eq=False)
 class GradientFlow:
-    """Result of `gradient_flow`: the loss and, for each layer and direction, the gradients."""
+    """Result of `gradient_flow`: the loss and, for each layer and direction, the gradients.
+
+    Example:
+        >>> flow = fastrnn.inspect.gradient_flow(fastrnn.GRU(3, 4, num_layers=2), torch.randn(5, 2, 3))
+        >>> [layer.name for layer in flow.layers]
+        ['layer 1', 'layer 2']
+    """
 
     loss: float
     layers: tuple[LayerFlow, ...]

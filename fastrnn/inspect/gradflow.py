@@ -36,6 +36,11 @@ class Run:
         step: the eigenvalues of the Jacobian of the step in the middle of the sequence, for the first batch row.
         before, after: the norm of the gradient of all parameters, for each of several batches, before and after
             clipping to ``clip``.
+
+    Example:
+        >>> run = fastrnn.inspect.compare(["lstm"], steps=10, hidden=4, batch=2, batches=1)[0]
+        >>> run.cell, len(run.norms["h"])
+        ('lstm', 11)
     """
 
     cell: str
@@ -94,6 +99,11 @@ def compare(
 
     Raises:
         ValueError: there is no such cell or initialisation, or a number is out of range.
+
+    Example:
+        >>> runs = fastrnn.inspect.compare(["lstm", "gru"], steps=10, hidden=4, batch=2, batches=1)
+        >>> [run.cell for run in runs]
+        ['lstm', 'gru']
     """
     sizes = {"steps": steps, "hidden": hidden, "batch": batch, "inputs": inputs, "batches": batches}
     for name, size in sizes.items():

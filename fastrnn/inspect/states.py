@@ -28,6 +28,11 @@ class LayerStates:
         name: ``"layer 1"``, ``"layer 1, reverse"``, …
         states: by name, after each time step: (T, B, H), h (T, B, P).
         gates: by name, in each time step: (T, B, H), between 0 and 1.
+
+    Example:
+        >>> layer = fastrnn.inspect.follow(fastrnn.LSTM(3, 4), torch.randn(5, 2, 3))[0]
+        >>> layer.name, list(layer.states), sorted(layer.gates)
+        ('layer 1', ['h', 'c'], ['f', 'i', 'o'])
     """
 
     name: str

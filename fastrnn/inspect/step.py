@@ -21,6 +21,11 @@ class Spectrum:
             cell.
         eigenvalues: (H) complex, the largest modulus first. With a projection those of R_k·P, (H, H).
         singular_values: (H), the largest first.
+
+    Example:
+        >>> blocks = fastrnn.inspect.spectrum(fastrnn.LSTM(3, 4))
+        >>> [block.gate for block in blocks], blocks[0].eigenvalues.shape
+        (['i', 'f', 'g', 'o'], torch.Size([4]))
     """
 
     layer: str

@@ -54,6 +54,13 @@ class Stream:
         ValueError: the network is bidirectional; ``batch`` is not positive; ``state`` is invalid; ``weights`` is none
             of these, or given for a module that is not float32, runs its steps in Python, or has per-unit parameters or
             matrices that are not finite.
+
+    Example:
+        >>> stream = fastrnn.Stream(fastrnn.GRU(8, 16), batch=1)
+        >>> for x in torch.randn(5, 1, 8):
+        ...     y = stream.step(x)
+        >>> y.shape, stream.state.shape
+        (torch.Size([1, 16]), torch.Size([1, 1, 16]))
     """
 
     _learned = False

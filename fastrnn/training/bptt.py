@@ -25,6 +25,11 @@ class Chunk(NamedTuple):
             ``burn_in`` steps after a row's restart.
         start, stop: the range of steps in the whole sequence.
         state: the state after the last step, detached.
+
+    Example:
+        >>> chunks = fastrnn.training.truncated_bptt(fastrnn.GRU(3, 4), torch.randn(5, 2, 3), steps=3)
+        >>> [(chunk.start, chunk.stop) for chunk in chunks]
+        [(0, 3), (3, 5)]
     """
 
     output: Any
@@ -139,6 +144,13 @@ class TruncatedBPTT:
 
     Attributes:
         state: the state after the last chunk returned, detached; to be passed to another run.
+
+    Example:
+        >>> chunks = fastrnn.training.truncated_bptt(fastrnn.GRU(3, 4), torch.randn(5, 2, 3), steps=3)
+        >>> for chunk in chunks:
+        ...     chunk.output.sum().backward()
+        >>> chunks.state.shape
+        torch.Size([1, 2, 4])
     """
 
     def __init__(
