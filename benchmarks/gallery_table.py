@@ -21,9 +21,10 @@ names the paper, the shapes and the initialisation: [all of them](reference/gall
 then `gallery.nas(input_size, hidden_size)` is a network; `gallery.CELLS` has all cells by name.
 [Write your own cell](write-your-own-cell.md) explains how they are made.
 
-`*` is element-wise; k~ is W_k·x + b_k + R_k·h + b_rk, and in `nas` ak is W_k·x + b_k, mk is R_k·h + b_rk. Operations
-are element-wise ones for each unit and step in multiply-adds, forward + backward, as the generated kernels have them;
-the recurrent products have as many as there are gates with an r, times H, more.
+In the equations, `*` is element-wise and `k~` stands for W_k·x + b_k + R_k·h + b_rk, for a gate k; in `nas`, `ak` is
+W_k·x + b_k and `mk` is R_k·h + b_rk. "Operations" is the number of element-wise multiply-adds for each unit and time
+step in the generated kernels, forward + backward. The recurrent products, H multiply-adds for each gate that uses r,
+come on top of it.
 {measured}
 
 {table}

@@ -163,7 +163,7 @@ def test_worker_answers_errors_and_lives_on(engine):
         assert set(estimates) == {"train", "inference"}
         assert min(estimates.values()) > 0
         worker.timeout = 0.0
-        with pytest.raises(WorkerDiedError, match="no answer"):
+        with pytest.raises(WorkerDiedError, match="no reply"):
             worker.call("block", kind="train", calls=10**9)
         assert not worker.alive
     finally:
