@@ -74,7 +74,7 @@ def test_resume_goes_on_and_keeps_to_its_options(run, capsys):
         (["train", "--cell", "lstn"], 2, "argument --cell: expected one of lstm, gru,"),
         (["train", "--device", "tpu"], 2, "argument --device: expected cpu, cuda or cuda:N, got 'tpu'"),
         (["train", "--resume", "nothing"], 1, "checkpoint: expected a file or a folder with checkpoints"),
-        (["train", "--resume"], 1, "there is no lm-out"),
+        (["train", "--resume"], 1, "lm-out does not exist"),
         (["sample", "nothing.pt"], 1, "checkpoint: expected a file or a folder with checkpoints"),
         (["sample", ".", "--threads", "0"], 2, "argument --threads: expected at least 1, got 0"),
     ],
