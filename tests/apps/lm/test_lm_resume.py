@@ -220,7 +220,9 @@ def test_a_log_that_is_none_is_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     log = tmp_path / "run" / "log.csv"
     log.write_text("date,weight\n1,2\n")
-    with pytest.raises(lm.TrainingError, match=r"log: expected no file or the log of a run at .*log.csv, got another file"):
+    with pytest.raises(
+        lm.TrainingError, match=r"log: expected no file or the log of a run at .*log.csv, got another file"
+    ):
         lm.train(tiny(tmp_path))
     assert log.read_text() == "date,weight\n1,2\n"
     log.write_text("step,ep")  # a run that ended at once
