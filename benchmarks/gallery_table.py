@@ -82,9 +82,10 @@ def render() -> str:
     measured = "There are no measured figures yet: `python benchmarks/cells.py`."
     if result:
         measured = textwrap.fill(
-            "The last columns say how many times as long a training step (B×T×H, float32) takes as a loop in PyTorch / "
-            "as that loop under torch.compile, as a whole or its step alone, whichever is faster; with a * the step "
-            f"alone was measured, as torch.compile takes minutes for a whole loop. {describe(result['environment'])}.",
+            "The last columns give fastrnn's speed-up in training (B×T×H, float32) over a loop in PyTorch / over the "
+            "faster of that loop compiled as a whole and the loop with only its step compiled by torch.compile. With "
+            "a *, only the compiled step was measured, as torch.compile takes minutes for a whole loop. "
+            f"{describe(result['environment'])}.",
             120,
         )
     return TEXT.format(table="\n".join(lines), measured=measured)
