@@ -90,7 +90,7 @@ def test_distributed_data_parallel():
             torch.distributed.destroy_process_group()
 
 
-def train_on_a_share(rank, ranks, folder, name, queue):
+def train_on_a_share(rank, ranks, folder, name, queue, done):
     """Two steps of training on this rank's rows; rank 0 sends the parameters."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
@@ -98,9 +98,11 @@ def train_on_a_share(rank, ranks, folder, name, queue):
         parameters = train_on_rows(name, slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks), distributed=True)
         if rank == 0:
             queue.put([p.tolist() for p in parameters])
-        torch.distributed.barrier()  # gloo aborts now and then where one leaves while the other still talks to it
     finally:
+        # gloo aborts the process now and then if the other leaves during a collective operation, its barrier included.
+        done.wait(60)
         torch.distributed.destroy_process_group()
+        done.wait(60)
 
 
 def train_on_rows(name, rows, distributed):
@@ -120,9 +122,9 @@ def train_on_rows(name, rows, distributed):
 def test_two_processes_train_as_one_with_twice_the_batch(name):
     expected = train_on_rows(name, slice(0, ROWS), distributed=False)
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    queue, done = context.SimpleQueue(), context.Barrier(2)
     with tempfile.TemporaryDirectory() as folder:
-        processes = [context.Process(target=train_on_a_share, args=(r, 2, folder, name, queue)) for r in range(2)]
+        processes = [context.Process(target=train_on_a_share, args=(r, 2, folder, name, queue, done)) for r in range(2)]
         for process in processes:
             process.start()
         for process in processes:
