@@ -44,6 +44,7 @@ def rounded(net, weights):
 def test_steps_of_rounded_matrices(kind, weights, size, batch, capability):
     """As exact as float32 with the same matrices; beside int8, factors are rounded to 16 bits."""
     _C.set_capability(capability)
+    rounds_inputs = weights == "int8" and capability != "baseline"
     options = {"proj_size": 2} if kind == "LSTM" and size == "tiny" else {}
     net = network(kind, size, **options)
     stream, exact, state = fastrnn.Stream(net, weights=weights), rounded(net, weights), None
@@ -51,7 +52,7 @@ def test_steps_of_rounded_matrices(kind, weights, size, batch, capability):
         wanted, state = exact.step(x.double(), state)
         found = stream.step(x)
         assert found.dtype is torch.float32
-        assert torch.allclose(found.double(), wanted, rtol=0, atol=1e-5 if weights == "bfloat16" else 5e-5)
+        assert torch.allclose(found.double(), wanted, rtol=0, atol=5e-5 if rounds_inputs else 1e-6)
 
 
 @pytest.mark.parametrize(("weights", "allowed"), [("bfloat16", 0.01), ("int8", 0.02)])
@@ -73,6 +74,21 @@ def test_rows_of_zeros_and_no_bias():
         net.weight_ih_l0.zero_()
     stream = fastrnn.Stream(net, batch=1, weights="int8")
     assert stream.step(torch.randn(1, 37)).isfinite().all()
+
+
+@pytest.mark.parametrize("capability", _C.capabilities())
+def test_inputs_beside_int8_are_rounded_to_16_bits(capability):
+    """The error that `fastrnn.Stream` states, and no more."""
+    _C.set_capability(capability)
+    torch.manual_seed(0)
+    net = fastrnn.RNN(700, 50, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        net.weight_ih_l0.abs_()
+    x = torch.rand(3, 700)
+    exact = rounded(net, "int8")
+    error = (fastrnn.Stream(net, weights="int8").step(x).double() - exact.step(x.double())[0]).abs()
+    sums = exact.weight_ih_l0.sum(1)
+    assert (error <= x.max(1, keepdim=True).values * sums / 65000 + 1e-6 * sums).all()
 
 
 @pytest.mark.parametrize("capability", _C.capabilities())

@@ -160,17 +160,17 @@ void run_small(std::initializer_list<SmallJob> jobs) {
 // The job of x·wᵀ (+ bias) with the kernel for few rows.
 SmallJob rows_job(void (*kernel)(const SmallProduct&), const products::Forward& f) {
   const int64_t depth = f.w.size(1), columns = f.w.size(0);
-  SmallProduct product{f.x.size(0),
-                       columns,
-                       depth,
-                       f.x.const_data_ptr(),
-                       f.w.const_data_ptr(),
-                       data_of(f.bias),
-                       f.out.mutable_data_ptr(),
-                       depth,
-                       depth,
-                       columns,
-                       false};
+  SmallProduct product{.rows = f.x.size(0),
+                       .columns = columns,
+                       .depth = depth,
+                       .a = f.x.const_data_ptr(),
+                       .b = f.w.const_data_ptr(),
+                       .bias = data_of(f.bias),
+                       .out = f.out.mutable_data_ptr(),
+                       .a_row = depth,
+                       .b_row = depth,
+                       .out_row = columns,
+                       .add = false};
   if (f.scales) product.scales = f.scales->const_data_ptr<float>();
   return {kernel, product, SmallJob::kRowsOfB, f.w.numel(), f.x.element_size(), f.w.element_size()};
 }
