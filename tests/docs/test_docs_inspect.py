@@ -38,7 +38,8 @@ def test_every_option_and_its_default_is_there(section, add):
         for action in parser._actions
         if action.option_strings
     }
-    expected |= {name: "0" for name in ("--begin", "--seed") if name in expected}
+    set_when_run = {"--begin": "0", "--seed": "0", "--clip": "1"}
+    expected |= {name: default for name, default in set_when_run.items() if name in expected}
     assert found == expected | ({"--cell": "lstm"} if "--cell" in expected else {})
 
 
