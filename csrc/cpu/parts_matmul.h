@@ -3,7 +3,7 @@
 // Blocking: the depth is divided into chunks, each a separate chain, accumulated in float32. For each chunk all of b is
 // first packed in tiles; then every thread takes blocks of a's rows, packs them so that they stay in its L2 cache, and
 // streams b's tiles past them. Sums of several chunks are kept in the output, or, since a 16-bit one would round each,
-// in an array of their own; to need it rarely, a 16-bit depth is divided only if it is long.
+// in an array of their own; to need it rarely, chunks of 16-bit matrices are longer.
 #pragma once
 
 #include "cpu/chunks.h"
@@ -13,10 +13,10 @@
 namespace FASTRNN_NAMESPACE {
 
 constexpr int64_t kChunk = 512;
-constexpr int64_t kWholeDepth = 2048;  // longest depth of 16-bit matrices that is not divided
-constexpr int64_t kBlock = 1 << 17;    // numbers in a block of a: 256 KiB per part in tiles
-constexpr int64_t kGroup = 128;        // rows at a time: their sums stay in the L1 cache
-constexpr int64_t kPair = 32;          // rows and columns of two tiles
+constexpr int64_t kLongChunk = 2048;  // of 16-bit matrices
+constexpr int64_t kBlock = 1 << 17;   // numbers in a block of a: 256 KiB per part in tiles
+constexpr int64_t kGroup = 128;       // rows at a time: their sums stay in the L1 cache
+constexpr int64_t kPair = 32;         // rows and columns of two tiles
 
 template <int kParts, class T>
 class PartsMatmul {
@@ -26,7 +26,7 @@ class PartsMatmul {
         a_(static_cast<const T*>(a.a)),
         b_(static_cast<const T*>(a.b)),
         out_(static_cast<T*>(a.out)),
-        chunk_(kSumsInOutput || a.depth > kWholeDepth ? kChunk : larger(kChunk, a.depth)),
+        chunk_(kSumsInOutput ? kChunk : larger(kChunk, smaller(kLongChunk, a.depth))),
         row_pairs_(divide_up(a.rows, kPair)),
         blocks_(smaller(row_pairs_, a.threads * divide_up(a.rows, a.threads * (kBlock / chunk_ / kPair * kPair)))),
         column_pairs_(divide_up(a.columns, kPair)) {
