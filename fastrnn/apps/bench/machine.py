@@ -1,9 +1,10 @@
 """Limits of the machine, and memory of a training step; both are measured in an engine's process.
 
 The limit is a lower bound on the time of a case, from two peaks. Arithmetic: operations per second of torch's best
-large ``torch.mm`` in the case's dtype. This is not a datasheet value, so other kinds of arithmetic (for example a
-float32 product computed in bfloat16) can exceed 100 %. Reading: bytes per second of ``torch.sum``, repeated over a
-buffer of the size of the recurrent weights R, each thread its own part: a buffer that fits a cache is read from it.
+large ``torch.mm`` in the case's dtype, or in float32 for a 16-bit dtype in which it is slower. This is not a datasheet
+value, so other kinds of arithmetic (for example a float32 product computed in bfloat16) can exceed 100 %. Reading:
+bytes per second of ``torch.sum``, repeated over a buffer of the size of the recurrent weights R, each thread its own
+part: a buffer that fits a cache is read from it.
 
 The bound of a forward pass is the longer of two times: its multiply-adds at the first peak, and the bytes of weights
 that it must read at the second (R once per time step, since a step needs the result of the previous one; W once). A
@@ -94,7 +95,15 @@ def measure_peaks(dtypes: Iterable[str], sizes: Iterable[int], seconds: float = 
     """Measure for about ``seconds`` for each dtype and each size in bytes."""
     import torch
 
-    flops = {dtype: _measure_product(getattr(torch, dtype), seconds) for dtype in dtypes}
+    measured: dict[str, float] = {}
+
+    def rate(dtype: str) -> float:
+        if dtype not in measured:
+            measured[dtype] = _measure_product(getattr(torch, dtype), seconds)
+        return measured[dtype]
+
+    # 16-bit numbers can always be multiplied in float32, which is faster where torch's 16-bit product is slow.
+    flops = {dtype: max(rate(dtype), rate("float32")) if ITEM_BYTES[dtype] == 2 else rate(dtype) for dtype in dtypes}
     return Peaks(torch.get_num_threads(), flops, {size: _measure_read(size, seconds) for size in sizes})
 
 
