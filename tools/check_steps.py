@@ -31,11 +31,11 @@ LIMITS = {
     ("cluster", "forward", 0): (398, 437),
     ("cluster", "backward", 0): (415, 461),
     ("cluster", "forward", 128): (218, 239),
-    ("cluster", "backward", 128): (194, 236),
+    ("cluster", "backward", 128): (158, 195),
     ("cluster", "forward", 256): (228, 249),
-    ("cluster", "backward", 256): (200, 233),
+    ("cluster", "backward", 256): (176, 218),
     ("cluster", "forward", 512): (247, 263),
-    ("cluster", "backward", 512): (246, 278),
+    ("cluster", "backward", 512): (206, 239),
     ("grid", "forward", 0): (426, 465),
     ("grid", "backward", 0): (434, 481),
     ("grid", "forward", 1024): (294, 340),
@@ -51,7 +51,7 @@ SEND = r"STAS|REDG?\.E\.ADD"
 STORE = r"STG\.E"
 READ = r"LDG\.E(\.U16)?(\.CONSTANT)?$"
 
-_KERNEL = re.compile(r"Persistent(Forward|Backward)INS0_\d+([a-z_]+?)ENS0_\d+(TensorCores|PlainFloat)")
+_KERNEL = re.compile(r"Persistent(?:Pushed)?(Forward|Backward)INS0_\d+([a-z_]+?)ENS0_\d+(TensorCores|PlainFloat)")
 _SIZES = re.compile(r"SizesILi\d+ELi\d+ELi(\d+)E")
 _FORMATS = {"MmaBFloat16": "bfloat16", "MmaFloat16": "float16", "MmaTf32": "tf32", "PlainFloat": "float32"}
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
@@ -116,7 +116,7 @@ def kernel_of(mangled: str) -> Kernel | None:
     if found is None or "persistent_entry" not in mangled:
         return None
     dtype = next(name for key, name in _FORMATS.items() if key in mangled)
-    driver = "cluster" if "ThroughCluster" in mangled else "grid"
+    driver = "cluster" if re.search("ThroughCluster|PersistentPushed", mangled) else "grid"
     sizes = _SIZES.search(mangled)
     return Kernel(found.group(2), dtype, driver, found.group(1).lower(), int(sizes.group(1)) if sizes else 0)
 
@@ -220,10 +220,13 @@ def step_of(kernel: Kernel, code: list[Instruction]) -> Step | None:
     blocks = blocks_of(code)
     product = "HMMA" if kernel.dtype != "float32" else "FFMA"
     cell = "MUFU" if kernel.cell == "lstm" else "FADD|FFMA|FMUL"
-    way = way_through(blocks, [WAIT, product, cell, SEND])
+    # A kernel that pushes sums multiplies what the cell has computed.
+    pushed = (kernel.driver, kernel.direction) == ("cluster", "backward") and kernel.hidden > 0
+    stops = [WAIT, cell, product, SEND] if pushed else [WAIT, product, cell, SEND]
+    way = way_through(blocks, stops)
     if way is None:
         return None
-    complete = way_through(blocks, [WAIT, product, cell, SEND, STORE, READ])
+    complete = way_through(blocks, [*stops, STORE, READ])
     loop = loop_of(blocks, way)
 
     def count(pattern: str, lines: list[Instruction]) -> int:

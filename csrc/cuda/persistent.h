@@ -333,11 +333,7 @@ struct PersistentBackward {
                  MatrixColumns<T>{w, R, operand.gate_numbers, H, mine.first_unit, mine.units});
     mine.load(block, [&](int n, int u) { return static_cast<float>(get<T>(a.parameters, n * H + u)); });
     Through through(block, a, operand, mine.exchange());
-    mine.each_unit(0, mine.rows, [&](const Element& e) {
-      const int b = mine.first_row + e.row, u = mine.first_unit + e.unit;
-      FASTRNN_UNROLL
-      for (int s = 0; s < S; ++s) mine.state(s, e) = mine.owns(e) ? U::final_gradient(a, s, b, u) : 0.0f;
-    });
+    begin(a, mine);
     block.sync();
     const Product<Format, Sizes, typename Through::Load> product(block, mine.tiling, mine.matrix);
     for (int undone = 0; undone <= steps; ++undone) {
@@ -355,14 +351,19 @@ struct PersistentBackward {
           block.sync();
         }
         mine.each_unit(from, columns, [&](const Element& e) {
+          const auto sum = [&] {
+            V product[1];
+            mine.partials.sums(e.unit, e.column, product);
+            return product[0].v;
+          };
           if (e.ahead) {
-            step(a, mine, undone, e, fetched, left);
+            step(a, mine, undone, e, fetched, left, sum);
             publish(a, through, undone, e, left);
           } else {
             Fetched late;
             Left results;
             fetch(a, mine, undone, e, late);
-            step(a, mine, undone, e, late, results);
+            step(a, mine, undone, e, late, results, sum);
             publish(a, through, undone, e, results);
             store(a, mine, undone, e, results);
           }
@@ -373,6 +374,14 @@ struct PersistentBackward {
     }
   }
 
+  // The gradients of the final states
+  static FASTRNN_DEVICE void begin(const Args& a, Mine& mine) {
+    mine.each_unit(0, mine.rows, [&](const Element& e) {
+      const int b = mine.first_row + e.row, u = mine.first_unit + e.unit;
+      FASTRNN_UNROLL
+      for (int s = 0; s < S; ++s) mine.state(s, e) = mine.owns(e) ? U::final_gradient(a, s, b, u) : 0.0f;
+    });
+  }
   static FASTRNN_DEVICE bool wants_initial(const Args& a) {
     for (int s = 0; s < S; ++s) {
       if (a.grad_initial[s] != nullptr) return true;
@@ -398,17 +407,16 @@ struct PersistentBackward {
   }
 
   // Runs backward the element's step before the last `undone` ones; after all steps the gradients are those of the
-  // initial states.
+  // initial states. `sum()`: the element of Rᵀ·∂L/∂rh of the step after it
+  template <class Sum>
   static FASTRNN_DEVICE void step(const Args& a, Mine& mine, int undone, const Element& e, const Fetched& fetched,
-                                  Left& left) {
+                                  Left& left, const Sum& sum) {
     const int b = mine.first_row + e.row, u = mine.first_unit + e.unit, k = place(a, undone);
     V grads[S];
     FASTRNN_UNROLL
     for (int s = 0; s < S; ++s) grads[s] = mine.state(s, e);
     if (undone > 0) {
-      V product[1];
-      mine.partials.sums(e.unit, e.column, product);
-      grads[0] = grads[0] + product[0];
+      grads[0] = grads[0] + V(sum());
       if (fetched.anew_after) {
         FASTRNN_UNROLL
         for (int s = 0; s < S; ++s) grads[s] = U::divert(a, s, true, b, u, grads[s].v);
@@ -444,7 +452,8 @@ struct PersistentBackward {
     for (int s = 0; s < S; ++s) mine.state(s, e) = grads[s].v;
   }
 
-  static FASTRNN_DEVICE void publish(const Args& a, const Through& through, int undone, const Element& e,
+  template <class Exchange>
+  static FASTRNN_DEVICE void publish(const Args& a, const Exchange& through, int undone, const Element& e,
                                      const Left& left) {
     const int k = place(a, undone);
     if (k < 0 || (k == 0 && !wants_initial(a))) return;

@@ -140,6 +140,20 @@ struct TensorCores {
     return true;
   }
 
+  // One block of the depth of all tiles in registers, for one column tile
+  template <int blocks, int row_tiles>
+  static FASTRNN_DEVICE void accumulate(Block& block, float (&sums)[row_tiles][4], const Held<blocks, row_tiles>& a,
+                                        int k, const Bits128& right) {
+    FASTRNN_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      FASTRNN_UNROLL
+      for (int m = 0; m < row_tiles; ++m) {
+        multiply_add(block, Kind(), sums[m], a.factors[k][half][m], half == 0 ? right.x : right.z,
+                     half == 0 ? right.y : right.w);
+      }
+    }
+  }
+
   // One block of the depth. With two sets of sums each half of the block has its own.
   template <int tiles, int sets, class Matrix>
   static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles> (&sums)[sets], const Matrix& a, int k,

@@ -37,13 +37,11 @@ template <class... Each>
 struct SizesList {};
 #if defined(FASTRNN_CUDA_EMULATED)
 using GridSizes = SizesList<Sizes<8, 16, 48>, Sizes<8, 16, 1024>>;
-using ClusterSizes = SizesList<Sizes<16, 8, 48>, Sizes<16, 8, 128>, Sizes<16, 8, 256>, Sizes<32, 8, 512>>;
-using WideClusterSizes = SizesList<Sizes<16, 8, 48>, Sizes<16, 8, 128>, Sizes<16, 8, 256>>;  // of numbers of 32 bits
 #else
 using GridSizes = SizesList<Sizes<8, 16, 1024>>;
-using ClusterSizes = SizesList<Sizes<16, 8, 128>, Sizes<16, 8, 256>, Sizes<32, 8, 512>>;
-using WideClusterSizes = SizesList<Sizes<16, 8, 128>, Sizes<16, 8, 256>>;
 #endif
+using ClusterSizes = SizesList<Sizes<16, 8, 128>, Sizes<16, 8, 256>, Sizes<32, 8, 512>>;
+using WideClusterSizes = SizesList<Sizes<16, 8, 128>, Sizes<16, 8, 256>>;  // of numbers of 32 bits
 
 // Tiling of one kernel with these sizes. matrix_gates: rows of the matrix for each unit; depth_gates: numbers of the
 // operand for each unit

@@ -6,6 +6,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/persistent.h"
+#include "cuda/pushed.h"
 #include "cuda/stepwise.h"
 
 namespace fastrnn::cuda {
@@ -23,6 +24,11 @@ struct Variants {
     }
     return Launcher::template capacity<Any>(t, count);
   }
+  static int64_t shared_bytes(const Tiling& t) {
+    int64_t bytes = Any::shared_bytes(t);
+    (void)((Compiled::Sizes::match(t) && (bytes = Compiled::shared_bytes(t), true)) || ...);
+    return bytes;
+  }
   static Error launch(const Args& a, Stream stream) {
     Error error = 0;
     if (((Compiled::Sizes::match(a.tiling) && (error = Launcher::template persistent<Compiled>(a, stream), true)) ||
@@ -35,7 +41,7 @@ struct Variants {
   static PersistentKernel<Args> kernel() {
     static constexpr CompiledTiling kCompiled[sizeof...(Compiled) + 1] = {Compiled::Sizes::kTiling..., {}};
     PersistentKernel<Args> kernel;
-    kernel.shared_bytes = [](const Tiling& t) { return Any::shared_bytes(t); };
+    kernel.shared_bytes = shared_bytes;
     kernel.capacity = capacity;
     kernel.launch = launch;
     kernel.compiled = kCompiled;
@@ -51,9 +57,14 @@ template <class Launcher, class Cell, class Format, template <class> class Throu
 void add_persistent(FormatKernels& kernels, Through through, SizesList<Each...>) {
   kernels.forward[static_cast<int>(through)] = Variants<Launcher, PersistentForward<Cell, Format, ThroughOf>,
                                                         PersistentForward<Cell, Format, ThroughOf, Each>...>::kernel();
-  kernels.backward[static_cast<int>(through)] =
-      Variants<Launcher, PersistentBackward<Cell, Format, ThroughOf>,
-               PersistentBackward<Cell, Format, ThroughOf, Each>...>::kernel();
+  if constexpr (ThroughOf<Format>::kCluster) {
+    kernels.backward[static_cast<int>(through)] = Variants<Launcher, PersistentBackward<Cell, Format, ThroughOf>,
+                                                           PersistentPushedBackward<Cell, Format, Each>...>::kernel();
+  } else {
+    kernels.backward[static_cast<int>(through)] =
+        Variants<Launcher, PersistentBackward<Cell, Format, ThroughOf>,
+                 PersistentBackward<Cell, Format, ThroughOf, Each>...>::kernel();
+  }
 }
 
 template <class Launcher, class Cell, class Format>

@@ -97,20 +97,21 @@ H100 = Machine(132, 227 * KB, 16)
 @pytest.mark.parametrize("cell", SMOOTH)
 def test_kernels_compiled_for_a_tiling(kernels, cell, fmt, driver):
     """Whole and partial tiles of units and rows, in every layout and direction."""
-    for seed, (layout, reverse, (B, H)) in enumerate(
-        itertools.product(LAYOUTS, [False, True], [(8, 40), (1, 25), (13, 37), (16, 48)])
-    ):
+    sizes = [(8, 128), (1, 65), (13, 100), (16, 96)] if driver == "cluster" else [(8, 40), (1, 25), (13, 37), (16, 48)]
+    for seed, (layout, reverse, (B, H)) in enumerate(itertools.product(LAYOUTS, [False, True], sizes)):
         p = Problem(cell, STEPS[seed % 3] + 1, B, H, fmt, layout=layout, reverse=reverse, seed=seed)
         outcomes = check(kernels, p, Way(driver, machine=H100, seed=seed))
-        assert {o.compiled for o in outcomes} == {48}
+        assert {o.compiled for o in outcomes} == {128 if driver == "cluster" else 48}
 
 
 @pytest.mark.parametrize(("fmt", "driver"), COMPILED, ids=["-".join(pair) for pair in COMPILED])
 def test_compiled_kernels_with_whole_numbers(kernels, fmt, driver):
-    for seed, (B, H) in enumerate(itertools.product((5, 8, 16), (25, 32, 48))):
+    for seed, (B, H) in enumerate(
+        itertools.product((5, 8, 16), (65, 96, 128) if driver == "cluster" else (25, 32, 48))
+    ):
         p = Problem("rnn_relu", 3, B, H, fmt, layout=LAYOUTS[seed % 5], reverse=seed % 2 == 1, whole=True, seed=seed)
         outcomes = check(kernels, p, Way(driver, machine=H100, seed=seed), tolerance=0)
-        assert {o.compiled for o in outcomes} == {48}
+        assert {o.compiled for o in outcomes} == {128 if driver == "cluster" else 48}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,8 @@ def test_kernels_compiled_for_a_gpu(kernels, cell, B, H, fmt, layout, compiled):
 def test_order_of_threads_is_no_matter(kernels, fmt, driver):
     p = Problem("gru", 4, 9, 40, fmt, layout="lengths+reset", seed=3)
     for slices in [None] if driver == "stepwise" else [(5, 1), None]:
+        if slices is None and driver == "cluster":
+            p = Problem("gru", 4, 9, 80, fmt, layout="lengths+reset", seed=3)
         first, _ = run(kernels, p, Way(driver, slices))
         for seed in range(1, 17):
             again, _ = run(kernels, p, Way(driver, slices, seed=seed))
@@ -183,7 +186,7 @@ def test_every_access(cell, driver):
         for seed, (layout, (T, B, H)) in enumerate(
             zip(
                 [*LAYOUTS, *LAYOUTS[::2]],
-                [(3, 9, 13), (2, 3, 24), (3, 35, 5), (1, 8, 8), (2, 5, 17), (3, 8, 40), (4, 5, 30), (3, 7, 48)],
+                [(3, 9, 13), (2, 3, 24), (3, 35, 5), (1, 8, 8), (2, 5, 17), (3, 8, 40), (4, 5, 70), (3, 7, 128)],
                 strict=True,
             )
         ):
