@@ -111,7 +111,8 @@ struct LargeProduct {
   int threads;
 };
 
-// Products of an instruction set. Arrays of small and large products are indexed by dtype: float32, float64.
+// Products of an instruction set. Arrays of small products are indexed by dtype: float32, float64; that of large ones
+// by Format, up to kFloat16.
 struct ProductKernels {
   void (*by_rows[2])(const SmallProduct&);     // out (N, columns) = a (N, depth) · b (columns, depth)ᵀ + bias
   void (*by_columns[2])(const SmallProduct&);  // out (N, columns) = a (N, depth) · b (depth, columns)
@@ -119,8 +120,8 @@ struct ProductKernels {
   // by_rows of float32 with b in bfloat16 or int8
   void (*narrow[2])(const SmallProduct&);
   // Large products return 0, or -1 if out of memory, or -2 for a write past the end of scratch memory (only checked in
-  // debugging). Their bits do not depend on the number of threads.
-  int (*large[2])(const LargeProduct&);
+  // debugging). Their bits do not depend on the number of threads. Null where BLAS is faster at any size.
+  int (*large[4])(const LargeProduct&);
   // float32 by the number of parts, one and two; null where float32 itself is as fast
   int (*in_parts[2])(const LargeProduct&);
 };

@@ -49,6 +49,24 @@ FASTRNN_FN Vec<float> load_or_zero(const T* p, int64_t n) {
   return n > 0 ? load_some(p, static_cast<int>(n)) : Vec<float>::zero();
 }
 
+template <class T>
+constexpr bool kIsPart = false;
+template <>
+constexpr bool kIsPart<BFloat16> = true;
+
+// The parts of 16 numbers at p, of which n exist; the others are zero.
+template <int Parts, class T>
+FASTRNN_FN void load_parts(const T* p, int64_t n, __m256i (&parts)[Parts]) {
+  if constexpr (Parts == 1 && kIsPart<T>) {
+    const unsigned there = n >= kTileLanes ? 0xffffu : (n > 0 ? (1u << n) - 1u : 0u);
+    parts[0] = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(there), p);
+  } else {
+    Vec<float> x = load_or_zero(p, n);
+    FASTRNN_UNROLL
+    for (int k = 0; k < Parts; ++k) parts[k] = take_part(x);
+  }
+}
+
 // A tile from numbers stored along the depth: lane i's start at from[i·stride]; `lanes` and `depth` of them exist, the
 // others are zero. `Pairs` selects the pair layout, else the lane layout. Parts follow each other.
 template <int Parts, bool Pairs, class T>
@@ -57,11 +75,12 @@ void tile_of_rows(const T* from, int64_t stride, int64_t lanes, int64_t depth, u
   for (int lane = 0; lane < kTileLanes; ++lane) {
     const int64_t there = lane < lanes ? depth : 0;
     const T* row = from + (lane < lanes ? lane * stride : 0);
-    Vec<float> a = load_or_zero(row, there), b = load_or_zero(row + 16, there - 16);
+    __m256i low[Parts], high[Parts];
+    load_parts<Parts>(row, there, low);
+    load_parts<Parts>(row + 16, there - 16, high);
     FASTRNN_UNROLL
     for (int p = 0; p < Parts; ++p) {
-      const __m256i low = take_part(a), high = take_part(b);
-      part[p][lane] = Vec<float>(_mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
+      part[p][lane] = Vec<float>(_mm512_castsi512_ps(_mm512_inserti64x4(_mm512_castsi256_si512(low[p]), high[p], 1)));
     }
   }
   for (int p = 0; p < Parts; ++p) {
@@ -78,11 +97,12 @@ void tile_of_columns(const T* from, int64_t stride, int64_t lanes, int64_t depth
   Vec<float> part[Parts][kTileLanes];
   for (int row = 0; row < kTileLanes; ++row) {
     const int64_t k = 2 * row;
-    Vec<float> even = k < depth ? load_or_zero(from + k * stride, lanes) : Vec<float>::zero();
-    Vec<float> odd = k + 1 < depth ? load_or_zero(from + (k + 1) * stride, lanes) : Vec<float>::zero();
+    __m256i even[Parts], odd[Parts];
+    load_parts<Parts>(from + k * stride, k < depth ? lanes : 0, even);
+    load_parts<Parts>(from + (k + 1) * stride, k + 1 < depth ? lanes : 0, odd);
     FASTRNN_UNROLL
     for (int p = 0; p < Parts; ++p) {
-      const __m512i low = _mm512_cvtepu16_epi32(take_part(even)), high = _mm512_cvtepu16_epi32(take_part(odd));
+      const __m512i low = _mm512_cvtepu16_epi32(even[p]), high = _mm512_cvtepu16_epi32(odd[p]);
       part[p][row] = Vec<float>(_mm512_castsi512_ps(_mm512_or_epi32(low, _mm512_slli_epi32(high, 16))));
     }
   }

@@ -1,8 +1,9 @@
-// Large products of float32 matrices by parts in bfloat16
+// Large products by parts in bfloat16, of matrices in float32 or a 16-bit dtype
 //
-// Blocking: the depth is divided into chunks of 512, each a separate chain, accumulated in float32. For each chunk all
-// of b is first packed in tiles; then every thread takes blocks of a's rows, packs them so that they stay in its L2
-// cache, and streams b's tiles past them.
+// Blocking: the depth is divided into chunks, each a separate chain, accumulated in float32. For each chunk all of b is
+// first packed in tiles; then every thread takes blocks of a's rows, packs them so that they stay in its L2 cache, and
+// streams b's tiles past them. Sums of several chunks are kept in the output, or, since a 16-bit one would round each,
+// in an array of their own; to need it rarely, chunks of 16-bit matrices are longer.
 #pragma once
 
 #include "cpu/chunks.h"
@@ -12,25 +13,28 @@
 namespace FASTRNN_NAMESPACE {
 
 constexpr int64_t kChunk = 512;
-constexpr int64_t kMostRows = 256;  // rows of a block of a: 256 KiB per part in tiles
-constexpr int64_t kGroup = 128;     // rows at a time: their sums stay in the L1 cache
-constexpr int64_t kPair = 32;       // rows and columns of two tiles
+constexpr int64_t kLongChunk = 2048;  // of 16-bit matrices
+constexpr int64_t kBlock = 1 << 17;   // numbers in a block of a: 256 KiB per part in tiles
+constexpr int64_t kGroup = 128;       // rows at a time: their sums stay in the L1 cache
+constexpr int64_t kPair = 32;         // rows and columns of two tiles
 
-template <int kParts>
+template <int kParts, class T>
 class PartsMatmul {
  public:
   explicit PartsMatmul(const LargeProduct& a)
       : args_(a),
-        a_(static_cast<const float*>(a.a)),
-        b_(static_cast<const float*>(a.b)),
-        out_(static_cast<float*>(a.out)),
+        a_(static_cast<const T*>(a.a)),
+        b_(static_cast<const T*>(a.b)),
+        out_(static_cast<T*>(a.out)),
+        chunk_(kSumsInOutput ? kChunk : larger(kChunk, smaller(kLongChunk, a.depth))),
         row_pairs_(divide_up(a.rows, kPair)),
-        blocks_(smaller(row_pairs_, a.threads * divide_up(a.rows, a.threads * kMostRows))),
+        blocks_(smaller(row_pairs_, a.threads * divide_up(a.rows, a.threads * (kBlock / chunk_ / kPair * kPair)))),
         column_pairs_(divide_up(a.columns, kPair)) {
-    const int64_t deep = divide_up(smaller(kChunk, a.depth), kTileDepth);
+    const int64_t deep = divide_up(smaller(chunk_, a.depth), kTileDepth);
     a_size_ = divide_up(row_pairs_, blocks_) * 2 * deep * kParts * kTileSize;
     at_b_ = workspace_.add(column_pairs_ * 2 * deep * kParts * kTileSize, sizeof(uint16_t));
     at_a_ = workspace_.add(a.threads * a_size_, sizeof(uint16_t));
+    at_sums_ = workspace_.add(kSumsInOutput || a.depth <= chunk_ ? 0 : a.rows * a.columns, sizeof(float));
   }
 
   int run() {
@@ -43,17 +47,18 @@ class PartsMatmul {
   // A chunk of the depth
   struct Chunk {
     int64_t from, depth, deep;
-    bool first() const { return from == 0; }
+    bool first, last;
   };
+  static constexpr bool kSumsInOutput = sizeof(T) == sizeof(float);
 
   static void body(void* self, Member& member) { static_cast<PartsMatmul*>(self)->work(member); }
 
   void work(Member& member) {
     bool alone = member.size == 1;
     uint16_t* a = workspace_.at<uint16_t>(at_a_) + member.rank * a_size_;
-    for (int64_t k = 0; k < args_.depth; k += kChunk) {
-      const int64_t depth = smaller(kChunk, args_.depth - k);
-      const Chunk chunk{k, depth, divide_up(depth, kTileDepth)};
+    for (int64_t k = 0; k < args_.depth; k += chunk_) {
+      const int64_t depth = smaller(chunk_, args_.depth - k);
+      const Chunk chunk{k, depth, divide_up(depth, kTileDepth), k == 0, k + depth == args_.depth};
       const bool goes_on = chunks_.run(
           member, alone, column_pairs_, blocks_, [&](int64_t pair) { pack_columns(chunk, pair); },
           [&](int64_t b) { pack_and_multiply(chunk, block(b), a); });
@@ -81,7 +86,7 @@ class PartsMatmul {
     for (int64_t c = pair * 2; c < pair * 2 + 2; ++c) {
       const int64_t column = c * kTileLanes, lanes = larger(0, args_.columns - column);
       for (int64_t k = 0; k < chunk.depth; k += kTileDepth, to += kParts * kTileSize) {
-        const float* from = b_ + (lanes > 0 ? column * args_.b_column : 0) + (chunk.from + k) * args_.b_depth;
+        const T* from = b_ + (lanes > 0 ? column * args_.b_column : 0) + (chunk.from + k) * args_.b_depth;
         if (args_.b_column == 1) {
           tile_of_columns<kParts, true>(from, args_.b_depth, lanes, chunk.depth - k, to);
         } else {
@@ -98,7 +103,7 @@ class PartsMatmul {
       const int64_t row = rows.begin + t * kTileLanes, lanes = larger(0, rows.end - row);
       for (int64_t k = 0; k < chunk.depth; k += kTileDepth) {
         uint16_t* to = at_row(chunk, a, tiles, t, k / kTileDepth);
-        const float* from = a_ + (lanes > 0 ? row * args_.a_row : 0) + (chunk.from + k) * args_.a_depth;
+        const T* from = a_ + (lanes > 0 ? row * args_.a_row : 0) + (chunk.from + k) * args_.a_depth;
         if (args_.a_row == 1) {
           tile_of_columns<kParts, false>(from, args_.a_depth, lanes, chunk.depth - k, to);
         } else {
@@ -154,7 +159,7 @@ class PartsMatmul {
   void fetch_output(Range rows, int64_t from, int64_t to, int64_t c) const {
     const int64_t end = smaller(rows.begin + to, rows.end);
     for (int64_t i = rows.begin + from; i < end; ++i) {
-      const float* out = out_ + i * args_.out_row + c * kPair;
+      const T* out = out_ + i * args_.out_row + c * kPair;
       __builtin_prefetch(out, 0, 2);
       __builtin_prefetch(out + kTileLanes, 0, 2);
     }
@@ -166,7 +171,8 @@ class PartsMatmul {
       if (sums[j] == sums[j]) continue;
       float sum = 0;
       for (int64_t k = chunk.from; k < chunk.from + chunk.depth; ++k) {
-        sum += a_[i * args_.a_row + k * args_.a_depth] * b_[k * args_.b_depth + (column + j) * args_.b_column];
+        sum += widen(a_[i * args_.a_row + k * args_.a_depth]) *
+               widen(b_[k * args_.b_depth + (column + j) * args_.b_column]);
       }
       sums[j] = sum;
     }
@@ -181,32 +187,43 @@ class PartsMatmul {
         float* sum = sums + half * kTileLanes;
         const __m512 found = _mm512_loadu_ps(sum);
         if (_mm512_cmp_ps_mask(found, found, _CMP_UNORD_Q) != 0) mend(chunk, i, column, lanes, sum);
-        float* out = out_ + i * args_.out_row + column;
-        const __mmask16 there = static_cast<__mmask16>((1u << lanes) - 1u);
-        __m512 total = _mm512_loadu_ps(sum);
-        if (!chunk.first() || args_.add) {
-          total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(there, out));
-        } else if (args_.bias != nullptr) {
-          total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(there, static_cast<const float*>(args_.bias) + column));
+        Vec<float> total(_mm512_loadu_ps(sum));
+        T* out = out_ + i * args_.out_row + column;
+        if (chunk.first) {
+          if (args_.add) total = total + load_or_zero(out, lanes);
+          if (args_.bias != nullptr) total = total + load_or_zero(static_cast<const T*>(args_.bias) + column, lanes);
+        } else {
+          total = total + load_or_zero(sums_of(i, column), lanes);
         }
-        _mm512_mask_storeu_ps(out, there, total);
+        kSumsInOutput || chunk.last ? put(total, out, lanes) : put(total, sums_of(i, column), lanes);
       }
     }
   }
 
+  // The sums of the chunks so far, of a row from a column on
+  float* sums_of(int64_t row, int64_t column) const {
+    if constexpr (kSumsInOutput) return out_ + row * args_.out_row + column;
+    return workspace_.at<float>(at_sums_) + row * args_.columns + column;
+  }
+
+  template <class Stored>
+  FASTRNN_FN static void put(Vec<float> x, Stored* to, int64_t lanes) {
+    lanes == kTileLanes ? store(x, to) : store_some(x, to, static_cast<int>(lanes));
+  }
+
   const LargeProduct& args_;
-  const float *a_, *b_;
-  float* out_;
-  const int64_t row_pairs_, blocks_, column_pairs_;
+  const T *a_, *b_;
+  T* out_;
+  const int64_t chunk_, row_pairs_, blocks_, column_pairs_;
   int64_t a_size_;
   Workspace workspace_;
-  size_t at_b_, at_a_;
+  size_t at_b_, at_a_, at_sums_;
   Chunks chunks_;
 };
 
-template <int kParts>
+template <int kParts, class T>
 int product_in_parts(const LargeProduct& args) {
-  return PartsMatmul<kParts>(args).run();
+  return PartsMatmul<kParts, T>(args).run();
 }
 
 }  // namespace FASTRNN_NAMESPACE

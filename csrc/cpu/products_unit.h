@@ -40,9 +40,15 @@ ProductKernels with_parts(ProductKernels kernels) {
 #if defined(FASTRNN_HAS_TILES)
   kernels.narrow[0] = &narrow_by_rows<BFloat16>;
   kernels.narrow[1] = &narrow_by_rows<int8_t>;
-  kernels.in_parts[0] = &product_in_parts<1>;
+  kernels.in_parts[0] = &product_in_parts<1, float>;
 #if defined(FASTRNN_ISA_AMX)
-  kernels.in_parts[1] = &product_in_parts<2>;
+  kernels.in_parts[1] = &product_in_parts<2, float>;
+  kernels.large[3] = &product_in_parts<2, Float16>;
+#endif
+#if defined(FASTRNN_TILES_ON_VECTORS)
+  kernels.large[2] = &product_in_parts<1, BFloat16>;
+#else
+  kernels.large[2] = nullptr;
 #endif
 #endif
   return kernels;
@@ -65,9 +71,12 @@ namespace FASTRNN_NAMESPACE {
 
 const ProductKernels* product_kernels() {
   static const ProductKernels kernels = {
-      {&small_by_rows<float>, &small_by_rows<double>}, {&small_by_columns<float>, &small_by_columns<double>},
-      {&small_outer<float>, &small_outer<double>},     {&narrow_by_rows<BFloat16>, &narrow_by_rows<int8_t>},
-      {&dense_product<float>, &dense_product<double>}, {nullptr, nullptr},
+      {&small_by_rows<float>, &small_by_rows<double>},
+      {&small_by_columns<float>, &small_by_columns<double>},
+      {&small_outer<float>, &small_outer<double>},
+      {&narrow_by_rows<BFloat16>, &narrow_by_rows<int8_t>},
+      {&dense_product<float>, &dense_product<double>, &dense_product<BFloat16>, &dense_product<Float16>},
+      {nullptr, nullptr},
   };
   return &kernels;
 }

@@ -39,30 +39,30 @@ class TileUnit {
     bool first;
   };
 
-  // As many columns at a time as 16 sums in registers allow.
+  // 16 sums in registers: four rows × four columns, else eight × two. Sixteen rows × one column would need an address
+  // register for each row, more than there are.
   template <int Parts, int Columns>
   void columns(const TileRows& x, const Piece& piece, float* out, Fetch ahead) const {
     if constexpr (Columns >= 4) {
-      if (rows_ <= 4) return some_rows<Parts, 4, 4>(x, piece, out, ahead);
+      if (rows_ <= 4) return some_rows<Parts, 4, 4>(x, rows_, piece, out, ahead);
     }
-    if (rows_ <= 8) return by_columns<Parts, Columns, 2>(x, piece, out, ahead);
-    by_columns<Parts, Columns, 1>(x, piece, out, ahead);
-  }
-
-  template <int Parts, int Columns, int AtOnce>
-  void by_columns(const TileRows& x, Piece piece, float* out, Fetch ahead) const {
-    for (int c = 0; c < Columns; c += AtOnce) {
-      some_rows<Parts, AtOnce, 16 / AtOnce>(x, piece, out + c * kTileLanes, ahead);
+    const int half = rows_ > 8 ? (rows_ + 1) / 2 : rows_;
+    Piece two = piece;
+    for (int c = 0; c < Columns; c += 2) {
+      some_rows<Parts, 2, 8>(x, half, two, out + c * kTileLanes, ahead);
+      if (half < rows_) {
+        some_rows<Parts, 2, 8>(x.from(half), rows_ - half, two, out + half * piece.stride + c * kTileLanes, {});
+      }
       ahead = {};
-      piece.weights += AtOnce * piece.next;
-      if (piece.bias != nullptr) piece.bias += AtOnce * kTileLanes;
+      two.weights += 2 * piece.next;
+      if (two.bias != nullptr) two.bias += 2 * kTileLanes;
     }
   }
 
   template <int Parts, int Columns, int Rows>
-  FASTRNN_FN void some_rows(const TileRows& x, const Piece& piece, float* out, Fetch ahead) const {
+  FASTRNN_FN static void some_rows(const TileRows& x, int rows, const Piece& piece, float* out, Fetch ahead) {
     if constexpr (Rows > 1) {
-      if (rows_ < Rows) return some_rows<Parts, Columns, Rows - 1>(x, piece, out, ahead);
+      if (rows < Rows) return some_rows<Parts, Columns, Rows - 1>(x, rows, piece, out, ahead);
     }
     multiply<Parts, Columns, Rows>(x, piece, out, ahead);
   }

@@ -2,6 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <atomic>
 
@@ -20,6 +23,18 @@ std::atomic<bool> poisoned{false};
 void set_poison(bool on) { poisoned = on; }
 bool poison() { return poisoned; }
 
+void prefer_large_pages(void* data, size_t bytes) {
+#if defined(__linux__)
+  constexpr size_t kLeast = size_t{8} << 20, kPage = size_t{2} << 20;
+  if (bytes < kLeast) return;
+  const size_t begin = (reinterpret_cast<size_t>(data) + kPage - 1) / kPage * kPage;
+  const size_t end = (reinterpret_cast<size_t>(data) + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 Workspace::~Workspace() { free(base_); }
 
 size_t Workspace::add(int64_t count, size_t size) {
@@ -36,6 +51,7 @@ bool Workspace::allocate() {
   if (bytes_ == 0) return true;
   if (posix_memalign(&memory, kAlignment, bytes_) != 0) return false;
   base_ = static_cast<char*>(memory);
+  prefer_large_pages(base_, bytes_);
   if (poison()) {
     memset(base_, kPoison, bytes_);
     for (int k = 0; k < blocks_; ++k) memset(base_ + ends_[k], kSentinel, kFence);

@@ -12,6 +12,10 @@ namespace fastrnn {
 FASTRNN_SHARED void set_poison(bool on);
 FASTRNN_SHARED bool poison();
 
+// Asks the system for large pages for an array that is about to be written for the first time. With ordinary pages,
+// each 4 KiB of new memory interrupt whoever writes them first.
+FASTRNN_SHARED void prefer_large_pages(void* data, size_t bytes);
+
 class FASTRNN_SHARED Workspace {
  public:
   Workspace() = default;

@@ -13,8 +13,14 @@ constexpr uint8_t kSentinel = 0xa5;
 
 }  // namespace
 
+at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor out(at::detail::empty_cpu(sizes, options));  // without the dispatcher
+  prefer_large_pages(out.mutable_data_ptr(), out.nbytes());
+  return out;
+}
+
 at::Tensor Buffers::empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  if (!poison()) return at::Tensor(at::detail::empty_cpu(sizes, options));  // without the dispatcher
+  if (!poison()) return new_tensor(sizes, options);
   const auto bytes = c10::multiply_integers(sizes) *
                      static_cast<int64_t>(c10::elementSize(c10::typeMetaToScalarType(options.dtype())));
   at::Tensor raw = at::full({bytes + kFence}, 0xff, options.dtype(at::kByte));

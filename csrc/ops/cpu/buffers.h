@@ -7,6 +7,9 @@
 
 namespace fastrnn {
 
+// A tensor in new memory, in large pages if it is large.
+at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 // Allocates the kernels' outputs. With poison on (cpu/workspace.h) they are filled with NaN, and verify() checks
 // sentinels after each tensor.
 class Buffers {

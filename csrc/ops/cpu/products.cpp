@@ -1,7 +1,5 @@
 #include "ops/cpu/products.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include <algorithm>
 #include <atomic>
 #include <initializer_list>
@@ -9,6 +7,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/float_mode.h"
 #include "cpu/team.h"
+#include "ops/cell.h"
 #include "ops/cpu/blas.h"
 #include "ops/cpu/buffers.h"
 #include "ops/cpu/precision.h"
@@ -44,18 +43,20 @@ auto in_parts(int64_t rows, int64_t columns, int64_t depth) -> int (*)(const Lar
 // The kernel for a large product of these matrices, or null to use BLAS
 auto large_kernel(const Tensor& out, const Tensor& a, const Tensor& b) -> int (*)(const LargeProduct&) {
   const auto type = a.scalar_type();
-  const bool single = type == at::kFloat, known = single || type == at::kDouble;
-  if (!known || b.scalar_type() != type || !dense_matrix(a) || !dense_matrix(b) || !dense_matrix(out) ||
-      out.stride(1) != 1) {
+  if (b.scalar_type() != type || !dense_matrix(a) || !dense_matrix(b) || !dense_matrix(out) || out.stride(1) != 1) {
     return nullptr;
   }
   const int64_t rows = out.size(0), columns = out.size(1), depth = a.size(1);
   if (rows == 0 || columns == 0 || depth == 0) return nullptr;
-  if (const auto kernel = single ? in_parts(rows, columns, depth) : nullptr) return kernel;
-  // Packing b takes as long as multiplying about 30 rows; BLAS skips it for few rows.
-  constexpr int64_t kLeastRows = 512, kLeast = 32;
-  const bool pays = rows >= kLeastRows && columns >= kLeast && depth >= kLeast && rows * columns * depth >= kMost;
-  return pays || products::batch_invariant() ? product_kernels().large[single ? 0 : 1] : nullptr;
+  if (const auto kernel = type == at::kFloat ? in_parts(rows, columns, depth) : nullptr) return kernel;
+  // Packing b takes as long as multiplying about 30 rows. BLAS skips it for few rows, but is several times slower in 16
+  // bits, unless the processor multiplies bfloat16 itself.
+  const bool native = type == at::kBFloat16 && product_kernels().in_parts[0] != nullptr;
+  const int64_t least_rows = a.element_size() >= 4 ? 512 : (native ? 256 : 64);
+  constexpr int64_t kLeast = 32;
+  const bool pays = rows >= least_rows && columns >= kLeast && depth >= kLeast && rows * columns * depth >= kMost;
+  return pays || products::batch_invariant() ? product_kernels().large[static_cast<int>(storage_format<Format>(type))]
+                                             : nullptr;
 }
 
 // out = a·b (+ bias), or with `add` out + a·b
@@ -232,9 +233,7 @@ void outer(Tensor& out, const Tensor& g, const Tensor& x, bool add) {
 void products::set_batch_invariant(bool on) { invariant = on; }
 bool products::batch_invariant() { return invariant.load(std::memory_order_relaxed); }
 
-Tensor products::empty(at::IntArrayRef sizes, const Tensor& like) {
-  return Tensor(at::detail::empty_cpu(sizes, like.scalar_type()));
-}
+Tensor products::empty(at::IntArrayRef sizes, const Tensor& like) { return new_tensor(sizes, like.scalar_type()); }
 
 Tensor products::forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
   Tensor out = empty({x.size(0), w.size(0)}, w);
