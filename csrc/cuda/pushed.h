@@ -1,7 +1,7 @@
 // Backward in a cluster with known sizes. Instead of its gates' gradients, which all others would need, a block
 // exchanges sums: it multiplies its columns of Rᵀ by its own gradients, for all units of the layer, and pushes each
 // unit's part, in float32 and from the registers of the product, to the block that owns the unit. That one adds the
-// parts in the order of the blocks.
+// parts of all blocks in a fixed order.
 #pragma once
 
 #include "cuda/persistent.h"
@@ -107,7 +107,7 @@ struct PushedExchange {
     await(block, arrived, waits++ >> 1 & 1);
     if (block.thread() == 0) expect(arrived, awaited());
   }
-  // Σ of all blocks' parts, four sums of every fourth first
+  // Sum of all blocks' parts: first those of every fourth block, which do not wait for each other
   FASTRNN_DEVICE float sum(int row, int unit) const {
     const int tile = unit / kTileRows, half = unit % kTileRows / 8;
     const int place = row / 2 * 8 * Sizes::kOwnerTiles + tile * 8 + unit % 8;
