@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "simd/qualifiers.h"
 
 namespace fastrnn::cuda {
@@ -62,16 +64,21 @@ struct Rows {
   FASTRNN_FN bool continues(int64_t k, int64_t b) const { return k > 0 && active(step(k - 1), b) && !anew(k, b); }
 };
 
-// The b-th row of a step whose first row is `first`. Index: type of offsets within a step
+// A row of a step in the arrays of all steps, and in those of one step. Index: type of offsets within a step, and of
+// the number of a row
 template <class Index>
 struct StepRow {
-  int64_t first;
-  Index b;
+  Index number, b;
 
-  // Unit u of block k in an array with `blocks` blocks of `width` numbers in each row
+  FASTRNN_FN StepRow(Index first_of_step, Index b) : number(first_of_step + b), b(b) {}
+  // Unit u of block k in an array with `blocks` blocks of `width` numbers in each row. The distance from row 0 is one
+  // product of 32 bits by 32 bits; what it is added to is the same in every step.
   template <class T>
   FASTRNN_FN T* at(T* array, int blocks, int k, Index width, Index u) const {
-    return array + first * blocks * width + ((b * blocks + k) * width + u);
+    const Index row_bytes = blocks * width * static_cast<Index>(sizeof(T));
+    using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
+    Bytes* first = reinterpret_cast<Bytes*>(array + (k * width + u));
+    return reinterpret_cast<T*>(first + static_cast<int64_t>(number) * row_bytes);
   }
 };
 
@@ -88,6 +95,7 @@ struct Tiling {
   int warps_deep;
   int64_t shared_bytes;
   bool cluster;
+  int compiled;  // hidden size that the kernel was compiled for (cuda/sizes.h); 0: any
 };
 
 // Memory of the persistent drivers' exchange between blocks (grid only), initially zero

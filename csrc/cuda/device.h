@@ -82,10 +82,15 @@ struct Block {
 // release the thread's observed writes to threads that await the barrier.
 #if __CUDA_ARCH__ >= 900
 FASTRNN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-FASTRNN_DEVICE uint32_t address_of_rank(const void* mine, int rank) {
+// Another block of the cluster: the distance of its shared memory from this block's in the cluster's address space
+struct Peer {
+  uint32_t distance;
+};
+FASTRNN_DEVICE Peer peer(Block& block, int rank) {
+  const uint32_t mine = shared_address(block.shared());
   uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(mine)), "r"(rank));
-  return address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(mine), "r"(rank));
+  return {address - mine};
 }
 // One thread, before the cluster's first barrier
 FASTRNN_DEVICE void start(PushBarrier* barrier) {
@@ -111,17 +116,19 @@ FASTRNN_DEVICE void await(Block&, const PushBarrier* barrier, uint32_t parity) {
   } while (over == 0);
 }
 // `mine`, `barrier`: addresses in this block
-FASTRNN_DEVICE void push(Block&, Bits128* mine, const Bits128& bits, PushBarrier* barrier, int rank) {
+FASTRNN_DEVICE void push(Block&, Bits128* mine, const Bits128& bits, PushBarrier* barrier, Peer to) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                   address_of_rank(mine, rank)),
-               "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(address_of_rank(barrier, rank))
+                   shared_address(mine) + to.distance),
+               "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "r"(shared_address(barrier) + to.distance)
                : "memory");
 }
 #else
+struct Peer {};
+FASTRNN_DEVICE Peer peer(Block&, int) { return {}; }
 FASTRNN_DEVICE void start(PushBarrier*) {}
 FASTRNN_DEVICE void expect(PushBarrier*, uint32_t) {}
 FASTRNN_DEVICE void await(Block&, const PushBarrier*, uint32_t) {}
-FASTRNN_DEVICE void push(Block&, Bits128*, const Bits128&, PushBarrier*, int) {}
+FASTRNN_DEVICE void push(Block&, Bits128*, const Bits128&, PushBarrier*, Peer) {}
 #endif
 
 // Reads 16 bytes that another block has written during this kernel, bypassing the L1 cache.

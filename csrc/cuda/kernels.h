@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/args.h"
+#include "cuda/sizes.h"
 #include "simd/cell_traits.h"
 
 namespace fastrnn::cuda {
@@ -22,6 +23,9 @@ struct PersistentKernel {
   // Number of blocks (grid) or clusters (cluster) that fit on the GPU at once; 0 if none fits
   int (*capacity)(const Tiling&, int* count) = nullptr;
   Error (*launch)(const Args&, Stream) = nullptr;
+  // Tilings that a faster kernel was compiled for
+  const CompiledTiling* compiled = nullptr;
+  int compiled_count = 0;
   int depth_block = 0;    // Tiling::depth is a multiple of it
   int operand_bytes = 0;  // size of a number of the operand
   int widest = 0;         // most numbers per unit and row in any array of a step
@@ -48,7 +52,7 @@ struct CellKernels : CellTraits {
 };
 
 // Incremented with every change of the interface to kernels in other shared objects (cuda/custom_unit.h)
-constexpr int kInterfaceVersion = 3;
+constexpr int kInterfaceVersion = 4;
 constexpr int64_t kCellInterface =
     kInterfaceVersion + 16 * static_cast<int64_t>(sizeof(ForwardArgs) +
                                                   4096 * (sizeof(BackwardArgs) +

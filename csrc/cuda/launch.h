@@ -11,6 +11,9 @@ namespace fastrnn::cuda {
 
 template <class Kernel>
 __global__ void __launch_bounds__(kThreads, 1) persistent_entry(const __grid_constant__ typename Kernel::Args a) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (Kernel::Through::kCluster) return;  // never launched
+#endif
   Block block;
   Kernel::run(block, a);
 }

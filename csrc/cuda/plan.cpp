@@ -15,6 +15,33 @@ constexpr int64_t kMostRows = 512;     // rows of a group; beyond, cuBLAS produc
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
+// Return true if a kernel compiled for these sizes computes at most twice as much as needed.
+bool suits(const CompiledTiling& c, int64_t hidden) { return hidden <= c.hidden && 2 * hidden > c.hidden; }
+
+// The smallest compiled number of units from `units` on, else that number
+template <class Args>
+int64_t compiled_units(const PersistentKernel<Args>& kernel, int64_t units, int64_t hidden) {
+  int64_t best = 0;
+  for (int n = 0; n < kernel.compiled_count; ++n) {
+    const CompiledTiling& c = kernel.compiled[n];
+    if (c.units >= units && suits(c, hidden) && (best == 0 || c.units < best)) best = c.units;
+  }
+  return best > 0 ? best : units;
+}
+
+// Rounds rows and depth up to those that a kernel was compiled for.
+template <class Args>
+void use_compiled(const PersistentKernel<Args>& kernel, int64_t hidden, Tiling& t) {
+  for (int n = 0; n < kernel.compiled_count; ++n) {
+    const CompiledTiling& c = kernel.compiled[n];
+    if (c.units != t.units || c.matrix_rows != t.matrix_rows || t.rows > c.rows || !suits(c, hidden)) continue;
+    t.rows = c.rows;
+    t.depth = c.depth;
+    t.compiled = c.hidden;
+    return;
+  }
+}
+
 // A block's part of the matrix, and its division among warps
 template <class Args>
 Tiling tiling_of(const PersistentKernel<Args>& kernel, const Problem& p, int64_t units, int64_t rows, bool cluster) {
@@ -25,10 +52,10 @@ Tiling tiling_of(const PersistentKernel<Args>& kernel, const Problem& p, int64_t
   t.row_slices = static_cast<int>(parts(p.batch, rows));
   t.matrix_rows = static_cast<int>(up(p.backward ? units : p.recurrent * units, 8));
   t.depth = up(p.backward ? p.recurrent * up(p.hidden, kGranule) : p.hidden, kernel.depth_block);
-  const int tiles = (t.matrix_rows + kTileRows - 1) / kTileRows;
-  t.warps_across = (tiles + kRowTiles - 1) / kRowTiles;
-  t.warps_deep = std::max(1, kWarps / t.warps_across);
   t.cluster = cluster;
+  use_compiled(kernel, p.hidden, t);
+  t.warps_across = warps_across(t.matrix_rows);
+  t.warps_deep = warps_deep(t.warps_across);
   t.shared_bytes = kernel.shared_bytes(t);
   return t;
 }
@@ -44,7 +71,7 @@ Tiling cut(const PersistentKernel<Args>& kernel, const Problem& p, int processor
   }
   const int64_t most = std::min<int64_t>(processors, cluster ? largest_cluster : processors);
   const int64_t slices = std::min(most, parts(p.hidden, cluster ? kClusterUnits : int64_t{kGranule}));
-  const int64_t units = up(parts(p.hidden, slices), kGranule);
+  const int64_t units = compiled_units(kernel, up(parts(p.hidden, slices), kGranule), p.hidden);
   const int64_t groups = std::max<int64_t>(1, processors / parts(p.hidden, units));
   const int64_t rows = std::min(p.batch, up(parts(p.batch, groups), kTileColumns));
   return tiling_of(kernel, p, units, rows, cluster);

@@ -5,13 +5,23 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 #include "cuda/args.h"
 #include "cuda/device.h"
+#include "cuda/sizes.h"
 #include "simd/compute.h"
 
 namespace fastrnn::cuda {
 
 constexpr int kPassColumns = kTileColumns * kColumnTiles;
+
+// A warp's part of the packed matrix in shared memory
+struct SharedMatrix {
+  const char* packed;
+  int rows;  // of the whole matrix
+  int first_tile;
+};
 
 // Accumulators of a warp; n: column tiles
 template <int n>
@@ -22,6 +32,7 @@ using Sums = float[kRowTiles][n][4];
 template <class T, class Kind>
 struct TensorCores {
   using Storage = T;
+  static constexpr bool kTensorCores = true;
   static constexpr int kBlock = 64 / static_cast<int>(sizeof(T));  // depth of a block
   // Rows of the operand in shared memory begin this many bytes after a multiple of 128: a quarter-warp reads two rows.
   static constexpr int kRowOffset = 64;
@@ -83,29 +94,79 @@ struct TensorCores {
     }
   }
 
-  // One block of the depth. `a`: the packed matrix
-  template <int tiles>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile, int k,
-                                        const Operand<tiles>& right) {
-    const int lane = block.thread() % 32;
+  // One thread's factor of one instruction: half a block of the depth of the m-th row tile of a warp. Returns false
+  // beyond the matrix.
+  static FASTRNN_DEVICE bool factor(Block& block, const SharedMatrix& a, int k, int half, int m, Bits128& left) {
+    const int lane = block.thread() % 32, row = (a.first_tile + m) * kTileRows;
     constexpr int row_bytes = kBlock / 2 * static_cast<int>(sizeof(T));
+    if (row >= a.rows) return false;
+    const char* tile = a.packed + ((k * 2 + half) * a.rows + row) * row_bytes;
+    if (row + 8 < a.rows) {
+      left = *reinterpret_cast<const Bits128*>(tile + lane * 16);
+    } else {
+      const Bits64 two = *reinterpret_cast<const Bits64*>(tile + lane * 8);
+      left = {two.x, 0, two.y, 0};
+    }
+    return true;
+  }
+
+  // A warp's part of the matrix in registers: `blocks` blocks of the depth, from `begin` on, of `row_tiles` row tiles
+  template <int blocks, int row_tiles>
+  struct Held {
+    Bits128 factors[blocks][2][row_tiles];
+    int begin;
+
+    static constexpr int kRegisters = blocks * 2 * row_tiles * 4;
+
+    FASTRNN_DEVICE Held(Block& block, const SharedMatrix& a, int begin) : begin(begin) {
+      FASTRNN_UNROLL
+      for (int k = 0; k < blocks; ++k) {
+        FASTRNN_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          FASTRNN_UNROLL
+          for (int m = 0; m < row_tiles; ++m) {
+            if (!TensorCores::factor(block, a, begin + k, half, m, factors[k][half][m])) {
+              factors[k][half][m] = {0, 0, 0, 0};
+            }
+          }
+        }
+      }
+    }
+  };
+  template <int blocks, int row_tiles>
+  static FASTRNN_DEVICE bool factor(Block&, const Held<blocks, row_tiles>& a, int k, int half, int m, Bits128& left) {
+    if (m >= row_tiles) return false;
+    left = a.factors[k - a.begin][half][m];
+    return true;
+  }
+
+  // One block of the depth of all tiles in registers, for one column tile
+  template <int blocks, int row_tiles>
+  static FASTRNN_DEVICE void accumulate(Block& block, float (&sums)[row_tiles][4], const Held<blocks, row_tiles>& a,
+                                        int k, const Bits128& right) {
+    FASTRNN_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      FASTRNN_UNROLL
+      for (int m = 0; m < row_tiles; ++m) {
+        multiply_add(block, Kind(), sums[m], a.factors[k][half][m], half == 0 ? right.x : right.z,
+                     half == 0 ? right.y : right.w);
+      }
+    }
+  }
+
+  // One block of the depth. With two sets of sums each half of the block has its own.
+  template <int tiles, int sets, class Matrix>
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles> (&sums)[sets], const Matrix& a, int k,
+                                        const Operand<tiles>& right) {
     FASTRNN_UNROLL
     for (int half = 0; half < 2; ++half) {
       FASTRNN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
-        const int row = (first_tile + m) * kTileRows;
-        if (row >= rows) continue;
-        const char* tile = a + ((k * 2 + half) * rows + row) * row_bytes;
         Bits128 left;
-        if (row + 8 < rows) {
-          left = *reinterpret_cast<const Bits128*>(tile + lane * 16);
-        } else {
-          const Bits64 two = *reinterpret_cast<const Bits64*>(tile + lane * 8);
-          left = {two.x, 0, two.y, 0};
-        }
+        if (!factor(block, a, k, half, m, left)) continue;
         FASTRNN_UNROLL
         for (int n = 0; n < tiles; ++n) {
-          multiply_add(block, Kind(), sums[m][n], left, half == 0 ? right[n].x : right[n].z,
+          multiply_add(block, Kind(), sums[half % sets][m][n], left, half == 0 ? right[n].x : right[n].z,
                        half == 0 ? right[n].y : right[n].w);
         }
       }
@@ -116,6 +177,7 @@ struct TensorCores {
 // Exact float32, without tensor cores. The sums are distributed over the threads as with tensor cores.
 struct PlainFloat {
   using Storage = float;
+  static constexpr bool kTensorCores = false;
   static constexpr int kBlock = 4;
   static constexpr int kRowOffset = 16;  // a quarter-warp reads 16 bytes of every other row, four rows
 
@@ -155,14 +217,15 @@ struct PlainFloat {
   }
 
   template <int tiles>
-  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles>& sums, const char* a, int rows, int first_tile, int k,
+  static FASTRNN_DEVICE void accumulate(Block& block, Sums<tiles> (&all)[1], const SharedMatrix& a, int k,
                                         const Operand<tiles>& operand) {
-    const int lane = block.thread() % 32;
-    const Bits128* packed = reinterpret_cast<const Bits128*>(a) + k * rows;
+    const int lane = block.thread() % 32, rows = a.rows;
+    const Bits128* packed = reinterpret_cast<const Bits128*>(a.packed) + k * rows;
+    Sums<tiles>& sums = all[0];
     float left[kRowTiles][2][4];
     FASTRNN_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
-      const int row = (first_tile + m) * kTileRows + lane / 4;
+      const int row = (a.first_tile + m) * kTileRows + lane / 4;
       // Sums past the end are not used; any valid row will do.
       floats(packed[row < rows ? row : lane / 4], left[m][0]);
       floats(packed[row + 8 < rows ? row + 8 : lane / 4], left[m][1]);
@@ -259,12 +322,33 @@ struct WarpPart {
         first_tile(block.thread() / 32 % tiling.warps_across * kRowTiles),
         deep(block.thread() / 32 / tiling.warps_across) {
     const int blocks = static_cast<int>(tiling.depth) / depth_block;
-    begin = blocks * deep / tiling.warps_deep;
-    end = deep < tiling.warps_deep ? blocks * (deep + 1) / tiling.warps_deep : begin;
+    begin = deep < tiling.warps_deep ? blocks * deep / tiling.warps_deep : 0;
+    end = deep < tiling.warps_deep ? blocks * (deep + 1) / tiling.warps_deep : 0;
   }
   // Surplus warps have no place in the partial sums.
   FASTRNN_DEVICE bool idle(const Partials& partials) const { return deep >= partials.deep; }
 };
+
+// Stores a warp's sums. `full`: the tiles of no warp reach beyond the matrix.
+template <bool full, int tiles>
+FASTRNN_DEVICE void store_sums(Block& block, const WarpPart& part, const Sums<tiles>& sums, const Partials& partials) {
+  const int lane = block.thread() % 32, g = lane / 4, q = lane % 4;
+  FASTRNN_UNROLL
+  for (int m = 0; m < kRowTiles; ++m) {
+    FASTRNN_UNROLL
+    for (int n = 0; n < tiles; ++n) {
+      const int row = (part.first_tile + m) * kTileRows + g, column = n * kTileColumns + q * 2;
+      if (full || row < part.rows) {
+        partials.at(part.deep, column)[row] = sums[m][n][0];
+        partials.at(part.deep, column + 1)[row] = sums[m][n][1];
+      }
+      if (full || row + 8 < part.rows) {
+        partials.at(part.deep, column)[row + 8] = sums[m][n][2];
+        partials.at(part.deep, column + 1)[row + 8] = sums[m][n][3];
+      }
+    }
+  }
+}
 
 // Product of a pass of `tiles` column tiles: a warp loads several blocks of the operand before it uses the first, so
 // that it does not wait for memory once per block.
@@ -272,7 +356,8 @@ template <class Format, int tiles, class Load>
 FASTRNN_DEVICE void multiply_tiles(Block& block, const WarpPart& part, const char* a, const char* b, int stride,
                                    const Partials& partials, const Load& load) {
   constexpr int kAhead = Load::kInFlight > tiles * Format::kLoads ? Load::kInFlight / (tiles * Format::kLoads) : 1;
-  Sums<tiles> sums = {};
+  const SharedMatrix matrix{a, part.rows, part.first_tile};
+  Sums<tiles> sums[1] = {};
 #if defined(__CUDACC__)
 #pragma unroll 1
 #endif
@@ -284,39 +369,98 @@ FASTRNN_DEVICE void multiply_tiles(Block& block, const WarpPart& part, const cha
     }
     FASTRNN_UNROLL
     for (int j = 0; j < kAhead; ++j) {
-      if (k + j < part.end) {
-        Format::template accumulate<tiles>(block, sums, a, part.rows, part.first_tile, k + j, right[j]);
-      }
+      if (k + j < part.end) Format::template accumulate<tiles>(block, sums, matrix, k + j, right[j]);
     }
   }
-  const int lane = block.thread() % 32, g = lane / 4, q = lane % 4;
-  FASTRNN_UNROLL
-  for (int m = 0; m < kRowTiles; ++m) {
-    FASTRNN_UNROLL
-    for (int n = 0; n < tiles; ++n) {
-      const int row = (part.first_tile + m) * kTileRows + g, column = n * kTileColumns + q * 2;
-      if (row < part.rows) {
-        partials.at(part.deep, column)[row] = sums[m][n][0];
-        partials.at(part.deep, column + 1)[row] = sums[m][n][1];
-      }
-      if (row + 8 < part.rows) {
-        partials.at(part.deep, column)[row + 8] = sums[m][n][2];
-        partials.at(part.deep, column + 1)[row + 8] = sums[m][n][3];
-      }
-    }
-  }
+  store_sums<false>(block, part, sums[0], partials);
 }
 
-// The product of one pass of columns into `partials`; must be followed by a sync.
-template <class Format, class Load>
-FASTRNN_DEVICE void multiply(Block& block, const WarpPart& part, const char* a, const char* b, int stride, int columns,
-                             const Partials& partials, const Load& load) {
-  if (part.idle(partials)) return;
-  static_assert(kColumnTiles == 4);
-  if (columns <= kTileColumns) return multiply_tiles<Format, 1>(block, part, a, b, stride, partials, load);
-  if (columns <= 2 * kTileColumns) return multiply_tiles<Format, 2>(block, part, a, b, stride, partials, load);
-  if (columns <= 3 * kTileColumns) return multiply_tiles<Format, 3>(block, part, a, b, stride, partials, load);
-  multiply_tiles<Format, 4>(block, part, a, b, stride, partials, load);
-}
+// Products of a kernel whose sizes are not known: the matrix stays in shared memory.
+template <class Format, class Sizes, class Load, bool known = Sizes::kKnown>
+struct Product {
+  const WarpPart part;
+  const char* matrix;
+
+  FASTRNN_DEVICE Product(Block& block, const Tiling& tiling, const char* matrix)
+      : part(block, tiling, Format::kBlock), matrix(matrix) {}
+
+  // The product of one pass of columns into `partials`; must be followed by a sync.
+  FASTRNN_DEVICE void multiply(Block& block, const char* b, int stride, int columns, const Partials& partials) const {
+    if (part.idle(partials)) return;
+    static_assert(kColumnTiles == 4);
+    if (columns <= kTileColumns) return tiles<1>(block, b, stride, partials);
+    if (columns <= 2 * kTileColumns) return tiles<2>(block, b, stride, partials);
+    if (columns <= 3 * kTileColumns) return tiles<3>(block, b, stride, partials);
+    tiles<4>(block, b, stride, partials);
+  }
+
+ private:
+  template <int n>
+  FASTRNN_DEVICE void tiles(Block& block, const char* b, int stride, const Partials& partials) const {
+    multiply_tiles<Format, n>(block, part, matrix, b, stride, partials, Load());
+  }
+};
+
+// Products of known sizes: no loop, and the matrix in registers if it fits
+template <class Format, class Sizes, class Load>
+struct Product<Format, Sizes, Load, true> {
+  static constexpr int kTiles = Sizes::kRows / kTileColumns, kBlocks = Sizes::kBlocks;
+  static constexpr int kUsedTiles = Sizes::kMatrixRows > kTileRows ? kRowTiles : 1;
+  // Four independent sums hide an instruction's latency.
+  static constexpr int kSets = kTiles * kUsedTiles >= 4 ? 1 : 2;
+  static constexpr int kAhead = Load::kInFlight > kTiles ? Load::kInFlight / kTiles : 1;
+  // Registers of a thread for the matrix: more of them and of loads in flight do not fit together.
+  static constexpr int kMostHeld = Load::kInFlight > 4 ? 64 : 128;
+  using Held = typename Format::template Held<kBlocks, kUsedTiles>;
+  using Matrix = std::conditional_t<(Held::kRegisters <= kMostHeld), Held, SharedMatrix>;
+
+  const WarpPart part;
+  const Matrix matrix;
+
+  FASTRNN_DEVICE Product(Block& block, const Tiling& tiling, const char* packed)
+      : part(block, tiling, Format::kBlock), matrix(load(block, {packed, part.rows, part.first_tile}, part)) {}
+
+  FASTRNN_DEVICE void multiply(Block& block, const char* b, int stride, int, const Partials& partials) const {
+    if (Sizes::kAcross * Sizes::kDeep < kWarps && part.idle(partials)) return;
+    Sums<kTiles> sums[kSets] = {};
+    FASTRNN_UNROLL
+    for (int k = 0; k < kBlocks; k += kAhead) {
+      typename Format::template Operand<kTiles> right[kAhead];
+      FASTRNN_UNROLL
+      for (int j = 0; j < kAhead; ++j) {
+        if (k + j < kBlocks) {
+          Format::template fetch<kTiles>(block, right[j], b, stride, part.begin + k + j, Load());
+        }
+      }
+      FASTRNN_UNROLL
+      for (int j = 0; j < kAhead; ++j) {
+        if (k + j < kBlocks) {
+          Format::template accumulate<kTiles>(block, sums, matrix, part.begin + k + j, right[j]);
+        }
+      }
+    }
+    if constexpr (kSets == 2) add(sums[0], sums[1]);
+    store_sums<Sizes::kMatrixRows % (kTileRows * kRowTiles) == 0>(block, part, sums[0], partials);
+  }
+
+ private:
+  static FASTRNN_DEVICE Matrix load(Block& block, const SharedMatrix& packed, const WarpPart& part) {
+    if constexpr (Held::kRegisters <= kMostHeld) {
+      return Held(block, packed, part.begin);
+    } else {
+      return packed;
+    }
+  }
+  static FASTRNN_DEVICE void add(Sums<kTiles>& to, const Sums<kTiles>& from) {
+    FASTRNN_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      FASTRNN_UNROLL
+      for (int n = 0; n < kTiles; ++n) {
+        FASTRNN_UNROLL
+        for (int i = 0; i < 4; ++i) to[m][n][i] += from[m][n][i];
+      }
+    }
+  }
+};
 
 }  // namespace fastrnn::cuda

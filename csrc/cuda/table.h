@@ -6,21 +6,75 @@
 
 #include "cuda/kernels.h"
 #include "cuda/persistent.h"
+#include "cuda/pushed.h"
 #include "cuda/stepwise.h"
 
 namespace fastrnn::cuda {
 
-template <class Launcher, class Kernel, class Format>
-PersistentKernel<typename Kernel::Args> persistent_kernel() {
-  using Args = typename Kernel::Args;
-  PersistentKernel<Args> kernel;
-  kernel.shared_bytes = [](const Tiling& t) { return Kernel::shared_bytes(t); };
-  kernel.capacity = [](const Tiling& t, int* count) { return Launcher::template capacity<Kernel>(t, count); };
-  kernel.launch = [](const Args& a, Stream stream) { return Launcher::template persistent<Kernel>(a, stream); };
-  kernel.depth_block = Format::kBlock;
-  kernel.operand_bytes = static_cast<int>(sizeof(typename Format::Storage));
-  kernel.widest = Kernel::kWidest;
-  return kernel;
+// A persistent kernel for any sizes, and those compiled for some tilings (cuda/sizes.h)
+template <class Launcher, class Any, class... Compiled>
+struct Variants {
+  using Args = typename Any::Args;
+
+  // The kernel compiled for the tiling, else that for any
+  static Error capacity(const Tiling& t, int* count) {
+    Error error = 0;
+    if (((Compiled::Sizes::match(t) && (error = Launcher::template capacity<Compiled>(t, count), true)) || ...)) {
+      return error;
+    }
+    return Launcher::template capacity<Any>(t, count);
+  }
+  static int64_t shared_bytes(const Tiling& t) {
+    int64_t bytes = Any::shared_bytes(t);
+    (void)((Compiled::Sizes::match(t) && (bytes = Compiled::shared_bytes(t), true)) || ...);
+    return bytes;
+  }
+  static Error launch(const Args& a, Stream stream) {
+    Error error = 0;
+    if (((Compiled::Sizes::match(a.tiling) && (error = Launcher::template persistent<Compiled>(a, stream), true)) ||
+         ...)) {
+      return error;
+    }
+    return Launcher::template persistent<Any>(a, stream);
+  }
+
+  static PersistentKernel<Args> kernel() {
+    static constexpr CompiledTiling kCompiled[sizeof...(Compiled) + 1] = {Compiled::Sizes::kTiling..., {}};
+    PersistentKernel<Args> kernel;
+    kernel.shared_bytes = shared_bytes;
+    kernel.capacity = capacity;
+    kernel.launch = launch;
+    kernel.compiled = kCompiled;
+    kernel.compiled_count = static_cast<int>(sizeof...(Compiled));
+    kernel.depth_block = Any::kDepthBlock;
+    kernel.operand_bytes = static_cast<int>(sizeof(typename Any::T));
+    kernel.widest = Any::kWidest;
+    return kernel;
+  }
+};
+
+template <class Launcher, class Cell, class Format, template <class> class ThroughOf, class... Each>
+void add_persistent(FormatKernels& kernels, Through through, SizesList<Each...>) {
+  kernels.forward[static_cast<int>(through)] = Variants<Launcher, PersistentForward<Cell, Format, ThroughOf>,
+                                                        PersistentForward<Cell, Format, ThroughOf, Each>...>::kernel();
+  if constexpr (ThroughOf<Format>::kCluster) {
+    kernels.backward[static_cast<int>(through)] = Variants<Launcher, PersistentBackward<Cell, Format, ThroughOf>,
+                                                           PersistentPushedBackward<Cell, Format, Each>...>::kernel();
+  } else {
+    kernels.backward[static_cast<int>(through)] =
+        Variants<Launcher, PersistentBackward<Cell, Format, ThroughOf>,
+                 PersistentBackward<Cell, Format, ThroughOf, Each>...>::kernel();
+  }
+}
+
+template <class Launcher, class Cell, class Format>
+void add_format_persistent(FormatKernels& kernels) {
+  using None = SizesList<>;
+  constexpr bool kTensorCores = Format::kTensorCores, kWide = sizeof(typename Format::Storage) == 4;
+  using ForGrid = std::conditional_t<kTensorCores && !kWide, GridSizes, None>;
+  using ForCluster = std::conditional_t<kTensorCores, std::conditional_t<kWide, WideClusterSizes, ClusterSizes>, None>;
+  add_persistent<Launcher, Cell, Format, ThroughGrid>(kernels, Through::kGrid, ForGrid());
+  add_persistent<Launcher, Cell, Format, ThroughCluster>(kernels, Through::kCluster, ForCluster());
 }
 
 enum class Width { kHidden, kProjected, kWidest };
@@ -39,15 +93,6 @@ StepKernel<typename Kernel::Args> step_kernel() {
     return Launcher::template step<Kernel>(a, k, width_of<width>(a), stream);
   };
   return kernel;
-}
-
-template <class Launcher, class Cell, class... Formats>
-void add_persistent(FormatKernels& kernels) {
-  ((kernels.forward[0] = persistent_kernel<Launcher, PersistentForward<Cell, Formats, ThroughGrid>, Formats>(),
-    kernels.forward[1] = persistent_kernel<Launcher, PersistentForward<Cell, Formats, ThroughCluster>, Formats>(),
-    kernels.backward[0] = persistent_kernel<Launcher, PersistentBackward<Cell, Formats, ThroughGrid>, Formats>(),
-    kernels.backward[1] = persistent_kernel<Launcher, PersistentBackward<Cell, Formats, ThroughCluster>, Formats>()),
-   ...);
 }
 
 template <class Launcher, class Steps>
@@ -78,7 +123,9 @@ FormatKernels make_kernels() {
   } else {
     add_steps<Launcher, Steps>(kernels);
   }
-  if constexpr (Cell::kRecurrent > 0 && Cell::kSecond == 0) add_persistent<Launcher, Cell, Formats...>(kernels);
+  if constexpr (Cell::kRecurrent > 0 && Cell::kSecond == 0) {
+    (add_format_persistent<Launcher, Cell, Formats>(kernels), ...);
+  }
   return kernels;
 }
 

@@ -50,6 +50,24 @@ template <class C>
 FASTRNN_FN Vec<C> min(Vec<C> a, Vec<C> b) {
   return a.v < b.v ? a.v : b.v;
 }
+#if defined(__CUDA_ARCH__)
+FASTRNN_FN Vec<float> max(Vec<float> a, Vec<float> b) {  // one instruction for any argument
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a.v), "f"(b.v));
+  return larger;
+}
+#endif
+// 2^f, |f| ≤ ½, with an error of at most 2 ULP. Off the GPU the worst result that the instruction may return.
+FASTRNN_FN float approximate_exp2(float f) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(f));
+  return y;
+#else
+  const float y = ::exp2f(f);
+  return bit_cast<float>(bit_cast<int32_t>(y) + ((bit_cast<int32_t>(f) & 1) != 0 ? 2 : -2));
+#endif
+}
 // 1 / b with an error of at most 1 ULP, on a GPU without branches for special values, unlike a division. Off the GPU
 // the worst result that the instruction may return.
 FASTRNN_FN float approximate_reciprocal(float b) {

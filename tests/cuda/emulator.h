@@ -93,9 +93,13 @@ FASTRNN_DEVICE void await(Block&, const PushBarrier* barrier, uint32_t parity, c
                           int line = __builtin_LINE()) {
   emulator::await(barrier, parity, {file, line});
 }
-FASTRNN_DEVICE void push(Block&, Bits128* mine, const Bits128& bits, PushBarrier* barrier, int rank,
+struct Peer {
+  int rank;
+};
+FASTRNN_DEVICE Peer peer(Block&, int rank) { return {rank}; }
+FASTRNN_DEVICE void push(Block&, Bits128* mine, const Bits128& bits, PushBarrier* barrier, Peer to,
                          const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  emulator::push(mine, &bits, barrier, rank, {file, line});
+  emulator::push(mine, &bits, barrier, to.rank, {file, line});
 }
 
 FASTRNN_DEVICE void multiply_add_of(emulator::Kind kind, float (&sum)[4], const Bits128& a, uint32_t b0, uint32_t b1,

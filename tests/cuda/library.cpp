@@ -9,6 +9,7 @@
 #include "cuda/plan.h"
 #include "launcher.h"
 #include "memory.h"
+#include "simd/activations.h"
 #include "simd/compute.h"
 #include "simd/scalar.h"
 #include "tables.h"
@@ -36,6 +37,7 @@ struct Call {
 struct Outcome {
   int64_t error, driver, possible;
   int64_t units, unit_slices, rows, row_slices, matrix_rows, depth, warps_across, warps_deep, shared_bytes, cluster;
+  int64_t compiled;
   char text[1000];
 };
 
@@ -201,8 +203,8 @@ Tiling tiling_of(const Call& c, const CellKernels& cell, const PersistentKernel<
   t.row_slices = static_cast<int>((c.B + t.rows - 1) / t.rows);
   t.matrix_rows = static_cast<int>(up(backward ? t.units : cell.recurrent * t.units, 8));
   t.depth = up(backward ? cell.recurrent * up(c.H, kGranule) : c.H, kernel.depth_block);
-  t.warps_across = static_cast<int>(up(t.matrix_rows, kTileRows * kRowTiles) / (kTileRows * kRowTiles));
-  t.warps_deep = kWarps / t.warps_across;
+  t.warps_across = warps_across(t.matrix_rows);
+  t.warps_deep = warps_deep(t.warps_across);
   if (c.warps_deep > 0 && c.warps_deep < t.warps_deep) t.warps_deep = static_cast<int>(c.warps_deep);
   t.cluster = cluster;
   t.shared_bytes = kernel.shared_bytes(t);
@@ -232,6 +234,7 @@ void tell(const Tiling& t, Outcome* o) {
   o->warps_deep = t.warps_deep;
   o->shared_bytes = t.shared_bytes;
   o->cluster = t.cluster;
+  o->compiled = t.compiled;
 }
 
 template <class Args>
@@ -325,6 +328,12 @@ FASTRNN_EXPORT int64_t emulated_cell(const char* name, int64_t* numbers) {
 FASTRNN_EXPORT void emulated_reciprocal(const float* b, float* y, int64_t count, int64_t refined) {
   for (int64_t k = 0; k < count; ++k) {
     y[k] = refined != 0 ? reciprocal(Vec<float>(b[k])).v : approximate_reciprocal(b[k]);
+  }
+}
+// y = sigmoid(x) (which = 0) or tanh(x) of `count` numbers, as cells compute it
+FASTRNN_EXPORT void emulated_activation(const float* x, float* y, int64_t count, int64_t which) {
+  for (int64_t k = 0; k < count; ++k) {
+    y[k] = which == 0 ? Exact::sigmoid(Vec<float>(x[k])).v : Exact::tanh(Vec<float>(x[k])).v;
   }
 }
 // Writes the counters since the last call, in the order of emulator::Counted, and resets them.

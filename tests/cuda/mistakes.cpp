@@ -90,9 +90,9 @@ void pushes(Block& block, const Args& a, uint32_t expected, bool awaited, bool t
   block.cluster_arrive();
   block.cluster_wait();
   if (block.rank() == kBlocks - 1 && block.thread() == 0) {
-    push(block, to, {7, 0, 0, 0}, barriers, 0);
+    push(block, to, {7, 0, 0, 0}, barriers, peer(block, 0));
     if (told) await(block, barriers + 1, 0);
-    push(block, to, {8, 0, 0, 0}, barriers, 0);
+    push(block, to, {8, 0, 0, 0}, barriers, peer(block, 0));
   }
   if (block.rank() == 0) {
     if (awaited) await(block, barriers, 0);
@@ -100,7 +100,7 @@ void pushes(Block& block, const Args& a, uint32_t expected, bool awaited, bool t
     block.sync();
     if (block.thread() == 0) {
       expect(barriers, 16);
-      push(block, to + 1, {1, 0, 0, 0}, barriers + 1, kBlocks - 1);
+      push(block, to + 1, {1, 0, 0, 0}, barriers + 1, peer(block, kBlocks - 1));
       await(block, barriers, 1);
       a.out[100] = static_cast<float>(to[0].x);
     }

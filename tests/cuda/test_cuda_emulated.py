@@ -89,15 +89,60 @@ def test_slices(kernels, cell, driver, fmt):
             assert {o.row_slices for o in outcomes} == {cut[1]}
 
 
+COMPILED = [(fmt, driver) for fmt in ("bfloat16", "float16") for driver in ("grid", "cluster")] + [("tf32", "cluster")]
+H100 = Machine(132, 227 * KB, 16)
+
+
+@pytest.mark.parametrize(("fmt", "driver"), COMPILED, ids=["-".join(pair) for pair in COMPILED])
+@pytest.mark.parametrize("cell", SMOOTH)
+def test_kernels_compiled_for_a_tiling(kernels, cell, fmt, driver):
+    """Whole and partial tiles of units and rows, in every layout and direction."""
+    sizes = [(8, 128), (1, 65), (13, 100), (16, 96)] if driver == "cluster" else [(8, 40), (1, 25), (13, 37), (16, 48)]
+    for seed, (layout, reverse, (B, H)) in enumerate(itertools.product(LAYOUTS, [False, True], sizes)):
+        p = Problem(cell, STEPS[seed % 3] + 1, B, H, fmt, layout=layout, reverse=reverse, seed=seed)
+        outcomes = check(kernels, p, Way(driver, machine=H100, seed=seed))
+        assert {o.compiled for o in outcomes} == {128 if driver == "cluster" else 48}
+
+
+@pytest.mark.parametrize(("fmt", "driver"), COMPILED, ids=["-".join(pair) for pair in COMPILED])
+def test_compiled_kernels_with_whole_numbers(kernels, fmt, driver):
+    for seed, (B, H) in enumerate(
+        itertools.product((5, 8, 16), (65, 96, 128) if driver == "cluster" else (25, 32, 48))
+    ):
+        p = Problem("rnn_relu", 3, B, H, fmt, layout=LAYOUTS[seed % 5], reverse=seed % 2 == 1, whole=True, seed=seed)
+        outcomes = check(kernels, p, Way(driver, machine=H100, seed=seed), tolerance=0)
+        assert {o.compiled for o in outcomes} == {128 if driver == "cluster" else 48}
+
+
+@pytest.mark.parametrize(
+    ("cell", "B", "H", "fmt", "layout", "compiled"),
+    [
+        ("lstm", 16, 512, "bfloat16", "plain", 512),
+        ("lstm", 13, 500, "float16", "lengths+reset", 512),
+        ("gru", 9, 400, "bfloat16", "packed", 512),
+        ("rnn_tanh", 8, 512, "float16", "plain", 512),
+        ("gru", 16, 256, "tf32", "reset", 256),
+        ("rnn_tanh", 5, 200, "bfloat16", "lengths", 256),
+        ("lstm", 8, 256, "float16", "plain", 256),
+    ],
+)
+def test_kernels_compiled_for_a_gpu(kernels, cell, B, H, fmt, layout, compiled):
+    p = Problem(cell, 3, B, H, fmt, layout=layout, reverse=layout == "reset")
+    outcomes = check(kernels, p, Way(machine=H100))
+    assert {(DRIVERS[o.driver], o.compiled) for o in outcomes} == {("cluster", compiled)}
+
+
 @pytest.mark.parametrize(("fmt", "driver"), EVERY, ids=IDS)
 def test_order_of_threads_is_no_matter(kernels, fmt, driver):
     p = Problem("gru", 4, 9, 40, fmt, layout="lengths+reset", seed=3)
-    slices = None if driver == "stepwise" else (5, 1)
-    first, _ = run(kernels, p, Way(driver, slices))
-    for seed in range(1, 25):
-        again, _ = run(kernels, p, Way(driver, slices, seed=seed))
-        for name, value in first.items():
-            assert torch.equal(value.nan_to_num(7), again[name].nan_to_num(7)), (name, seed)
+    for slices in [None] if driver == "stepwise" else [(5, 1), None]:
+        if slices is None and driver == "cluster":
+            p = Problem("gru", 4, 9, 80, fmt, layout="lengths+reset", seed=3)
+        first, _ = run(kernels, p, Way(driver, slices))
+        for seed in range(1, 17):
+            again, _ = run(kernels, p, Way(driver, slices, seed=seed))
+            for name, value in first.items():
+                assert torch.equal(value.nan_to_num(7), again[name].nan_to_num(7)), (name, slices, seed)
 
 
 @pytest.mark.parametrize(("fmt", "driver"), EVERY, ids=IDS)
@@ -139,8 +184,12 @@ def test_every_access(cell, driver):
     kernels = library(True)
     for fmt in PERSISTENT:
         for seed, (layout, (T, B, H)) in enumerate(
-            zip(LAYOUTS, [(3, 9, 13), (2, 3, 24), (3, 35, 5), (1, 8, 8), (2, 5, 17)], strict=True)
+            zip(
+                [*LAYOUTS, *LAYOUTS[::2]],
+                [(3, 9, 13), (2, 3, 24), (3, 35, 5), (1, 8, 8), (2, 5, 17), (3, 8, 40), (4, 5, 70), (3, 7, 128)],
+                strict=True,
+            )
         ):
-            slices = None if driver == "stepwise" else ((3, 1), (1, 2), (2, 2), None, (8, 1))[seed]
+            slices = None if driver == "stepwise" else ((3, 1), (1, 2), (2, 2), None, (8, 1), None, None, None)[seed]
             p = Problem(cell, T, B, H, fmt, layout=layout, reverse=seed % 2 == 1, seed=seed)
             check(kernels, p, Way(driver, slices, seed=seed))

@@ -70,7 +70,11 @@ def test_auto_is_a_cluster_if_it_fits_then_the_grid_then_stepwise():
     [  # units, unit slices, rows, row slices
         (Sizes("lstm", 16, 512, "bfloat16"), "cluster", (32, 16, 8, 2)),
         (Sizes("lstm", 64, 512, "bfloat16"), "cluster", (32, 16, 8, 8)),
-        (Sizes("lstm", 1, 128, "bfloat16"), "cluster", (16, 8, 1, 1)),
+        (Sizes("lstm", 1, 128, "bfloat16"), "cluster", (16, 8, 8, 1)),
+        (Sizes("lstm", 1, 128), "cluster", (16, 8, 1, 1)),
+        (Sizes("lstm", 16, 300, "bfloat16"), "cluster", (32, 10, 8, 2)),
+        (Sizes("lstm", 1, 150, "tf32"), "cluster", (16, 10, 8, 1)),
+        (Sizes("lstm", 128, 512, "bfloat16"), "cluster", (32, 16, 16, 8)),
         (Sizes("lstm", 16, 512, "bfloat16", backward=True), "cluster", (32, 16, 8, 2)),
         (Sizes("lstm", 16, 1024, "bfloat16"), "grid", (8, 128, 16, 1)),
         (Sizes("gru", 16, 768, "bfloat16"), "grid", (8, 96, 16, 1)),

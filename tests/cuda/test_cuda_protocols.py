@@ -137,6 +137,23 @@ def cluster_overwrite(left_out: str = "") -> bool:
     return possible(threads, lambda r: r["n"] == 1 and r["h"] == 2)
 
 
+def pushed_operand(buffers: int) -> bool:
+    """Decide whether a block may overwrite its gradients of a step while one of its warps still multiplies them.
+
+    Where sums are pushed (csrc/cuda/pushed.h) a block has one sync in a step, before its product: a warp that is slow
+    with the product of step n may be passed by others, which write the operand that follows in the same buffer.
+    """
+    before, after = sync("before the product"), sync("before the next one")
+    next_step = [after, write("own", 1)] if buffers == 2 else [write("own", 1), after]
+    threads = [Thread(0, [before, read("own", "own"), after]), Thread(0, [before, *next_step])]
+    return possible(threads, lambda r: r["own"] == 1)
+
+
+def test_the_operand_of_pushed_sums_needs_two_buffers():
+    assert not pushed_operand(2)
+    assert pushed_operand(1)
+
+
 def test_the_cluster_s_pushes():
     assert not cluster_read()
     assert not cluster_publish()

@@ -35,5 +35,28 @@ def test_within_one_ulp_whatever_the_approximation_gives():
     assert ulps(b, quotients(b, refined=True)).max() <= 0.51
 
 
+def activation(x: np.ndarray, which: int) -> np.ndarray:
+    y = np.empty_like(x)
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (x, y))
+    library().lib.emulated_activation(*pointers, ctypes.c_int64(x.size), ctypes.c_int64(which))
+    return y
+
+
+def test_activations_however_wrong_the_instructions_may_be():
+    """2^f is two ULP off, 1/x one: sigmoid stays within 7 ULP, tanh within 3."""
+    points = [np.linspace(-86.9, 90, 400_001), np.linspace(-1, 1, 200_001), np.geomspace(1e-37, 1, 20_001)]
+    x = np.concatenate(points).astype(np.float32)
+    wide = x.astype(np.float64)
+    for which, (exact, most) in enumerate([(1 / (1 + np.exp(-wide)), 7), (np.tanh(wide), 3)]):
+        errors = np.abs(activation(x, which) - exact) / np.spacing(np.abs(exact).astype(np.float32))
+        assert most / 2 < errors.max() <= most
+    special = np.array([np.inf, -np.inf, -90, 0.0, -0.0], np.float32)
+    assert activation(special, 0).tolist() == [1, 0, 0, 0.5, 0.5]
+    assert activation(special, 1).tolist() == [1, -1, -1, 0, 0]
+    assert np.signbit(activation(special, 1)).tolist() == [False, True, True, False, True]
+    assert np.isnan(activation(np.array([np.nan], np.float32), 0)).all()
+    assert np.isnan(activation(np.array([np.nan], np.float32), 1)).all()
+
+
 def test_nan_stays_nan():
     assert np.isnan(quotients(np.array([np.nan], np.float32), refined=True)).all()

@@ -30,9 +30,13 @@ LINES = [
     "MOV R1, RZ",  # 0xa0
     "{extra}",  # 0xb0
     "REDG.E.ADD.STRONG.GPU desc[UR4][R2.64], R3",
-    "@P3 CALL.REL.NOINC 0xf0",
-    "BRA 0x10",
-    "EXIT",  # 0xf0
+    "@P3 CALL.REL.NOINC 0x130",
+    "@P5 BRA 0x120",
+    "STG.E.U16 desc[UR4][R2.64], R3",
+    "@P6 BRA 0x120",
+    "LDG.E.U16 R3, desc[UR4][R4.64]",
+    "BRA 0x10",  # 0x120
+    "EXIT",  # 0x130
 ]
 
 
@@ -42,8 +46,8 @@ def steps(monkeypatch):
     return importlib.import_module("check_steps")
 
 
-def sass(extra="NOP", through=GRID, architecture="sm_90a"):
-    lines = [f"code for {architecture}", f"\t\tFunction : {NAME.format(through=through)}"]
+def sass(extra="NOP", through=GRID, architecture="sm_90a", sizes=""):
+    lines = [f"code for {architecture}", f"\t\tFunction : {NAME.format(through=through + sizes)}"]
     for k, line in enumerate(LINES):
         lines.append(f"        /*{16 * k:04x}*/               {line.format(extra=extra)} ;     /* 0x0 */")
     return "\n".join(lines)
@@ -58,7 +62,9 @@ def test_the_shortest_way_through_a_step(steps):
     architecture, kernel, step = only(steps, sass())
     assert (architecture, kernel.text) == ("sm_90a", "lstm bfloat16 grid forward")
     # Wait and its branch, barrier, product and its branch, branch, cell, and from 0xb0 on.
-    assert step == steps.Step(instructions=2 + 1 + 2 + 1 + 3 + 4, barriers=1, fences=0, subroutines=0, local=0)
+    shortest = 2 + 1 + 2 + 1 + 3 + 5
+    expected = steps.Step(shortest, complete=shortest + 3, barriers=1, fences=0, subroutines=0, local=0)
+    assert step == expected
     assert steps.problems_of(kernel, architecture, step) == []
 
 
@@ -78,11 +84,28 @@ def test_what_must_not_be_in_a_cluster_s_step(steps, extra, words):
 
 
 def test_a_step_that_has_grown(steps, monkeypatch):
-    monkeypatch.setitem(steps.LIMITS, ("grid", "forward"), 12)
+    monkeypatch.setitem(steps.LIMITS, ("grid", "forward", 0), (13, 16))
     architecture, kernel, step = only(steps, sass())
+    problems = steps.problems_of(kernel, architecture, step)
+    assert "at most 13 instructions on the shortest way" in problems[0]
+    assert "got 14" in problems[0]
+    assert "at most 16 instructions on the way that reads and stores" in problems[1]
+    assert "got 17" in problems[1]
+
+
+def test_a_kernel_of_known_sizes_has_its_own_limit(steps, monkeypatch):
+    architecture, kernel, step = only(steps, sass(sizes="ENS0_5SizesILi8ELi16ELi1024EEE"))
+    assert kernel.text == "lstm bfloat16 grid forward up to 1024 units"
+    monkeypatch.setitem(steps.LIMITS, ("grid", "forward", 1024), (13, 100))
     (problem,) = steps.problems_of(kernel, architecture, step)
-    assert "at most 12 instructions" in problem
-    assert "got 13" in problem
+    assert "at most 13 instructions" in problem
+    monkeypatch.delitem(steps.LIMITS, ("grid", "forward", 1024))
+    assert "no entry" in steps.problems_of(kernel, architecture, step)[0]
+
+
+def test_a_step_that_reads_nothing_is_a_problem(steps):
+    architecture, kernel, step = only(steps, sass().replace("LDG.E.U16", "NOP"))
+    assert "no step that reads and stores" in steps.problems_of(kernel, architecture, step)[0]
 
 
 def test_a_step_that_is_not_found_is_a_problem(steps):

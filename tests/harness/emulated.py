@@ -159,7 +159,7 @@ class Call(ctypes.Structure):
 COUNTED = ("block_barriers", "cluster_barriers", "announcements", "products")
 COUNTED += ("fresh_bytes", "pushed_bytes", "push_phases", "exchanged_bytes")
 TILING = ("units", "unit_slices", "rows", "row_slices", "matrix_rows", "depth", "warps_across", "warps_deep")
-TILING += ("shared_bytes", "cluster")
+TILING += ("shared_bytes", "cluster", "compiled")
 
 
 class Outcome(ctypes.Structure):
