@@ -65,7 +65,11 @@ def parts_of(module: Any) -> list[Part]:
     """Return the layers and directions of a recurrent module, directions of a layer adjacent; for a cell, one part."""
     cell = isinstance(module, _torch.RNNCellBase)
     heads = 1
+    specs: dict[str, CellSpec] = {}  # of a layer, where they differ
     if isinstance(module, Network):
+        specs = {
+            s: module.kernels_of(getattr(module, "weight_ih" + s).shape[1]).spec for s in _initial.suffixes(module)
+        }
         spec = cells.find(module.cell.kernels)
         kind, gates, recurrent, heads = module.cell.name, module.cell.gates, module.cell.recurrent, module.heads
     else:
@@ -75,7 +79,7 @@ def parts_of(module: Any) -> list[Part]:
     names = (kind, gates, recurrent, bool(module.bias))
     directions = 2 if not cell and module.bidirectional else 1
     return [
-        Part(module, spec, suffix, *names, number // directions, bool(number % directions), heads)
+        Part(module, specs.get(suffix, spec), suffix, *names, number // directions, bool(number % directions), heads)
         for number, suffix in enumerate([""] if cell else _initial.suffixes(module))
     ]
 

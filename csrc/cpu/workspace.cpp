@@ -35,10 +35,21 @@ void prefer_large_pages(void* data, size_t bytes) {
 #endif
 }
 
-Workspace::~Workspace() { free(base_); }
+Workspace::~Workspace() {
+  free(base_);
+  if (ends_ != usual_) free(ends_);
+}
 
 size_t Workspace::add(int64_t count, size_t size) {
-  if (blocks_ == kMaxBlocks) abort();  // an internal error, found by any test that reaches it
+  if (blocks_ == most_) {
+    auto* more = static_cast<size_t*>(malloc(2 * sizeof(size_t) * static_cast<size_t>(most_)));
+    failed_ = failed_ || more == nullptr;
+    if (failed_) return 0;
+    memcpy(more, ends_, sizeof(size_t) * static_cast<size_t>(most_));
+    if (ends_ != usual_) free(ends_);
+    ends_ = more;
+    most_ *= 2;
+  }
   const size_t offset = bytes_;
   const size_t end = offset + static_cast<size_t>(count) * size;
   ends_[blocks_++] = end;
@@ -48,6 +59,7 @@ size_t Workspace::add(int64_t count, size_t size) {
 
 bool Workspace::allocate() {
   void* memory = nullptr;
+  if (failed_) return false;
   if (bytes_ == 0) return true;
   if (posix_memalign(&memory, kAlignment, bytes_) != 0) return false;
   base_ = static_cast<char*>(memory);

@@ -1,4 +1,4 @@
-// Scratch memory of one call: first measured, then allocated in one piece. No exceptions: a caller checks ok().
+// Scratch memory of one call: first measured, then allocated in one piece. No exceptions: a caller checks allocate().
 #pragma once
 
 #include <stddef.h>
@@ -35,11 +35,13 @@ class FASTRNN_SHARED Workspace {
   bool intact() const;
 
  private:
-  static constexpr int kMaxBlocks = 32;
+  static constexpr int kUsualBlocks = 32;  // a custom cell with many products has more
   char* base_ = nullptr;
   size_t bytes_ = 0;
-  size_t ends_[kMaxBlocks];
-  int blocks_ = 0;
+  size_t usual_[kUsualBlocks];
+  size_t* ends_ = usual_;
+  int blocks_ = 0, most_ = kUsualBlocks;
+  bool failed_ = false;
 };
 
 }  // namespace fastrnn

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import inspect
 import keyword
 import numbers
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastrnn import _C, _ops, cells
-from fastrnn.cells import CellSpec
-from fastrnn.custom import build, build_cuda
-from fastrnn.custom.cache import BuildError
-from fastrnn.custom.emit import Compiled, compiled, equations, header
-from fastrnn.custom.names import Names
+from fastrnn.custom.emit import Compiled, equations
+from fastrnn.custom.kernels import Kernels
 from fastrnn.custom.trace import CellError, traced
+from fastrnn.custom.widths import Shape
 
 MAX_STATES = 8  # csrc/cpu/args.h
 #: Initial values of a parameter: a number for all units, or a function that fills a tensor (H) in place.
@@ -33,6 +31,7 @@ class Cell:
     Attributes:
         name: the name of the function that defines it.
         gates, states, parameters, inputs, matrices: their names, in the order of their rows in the weights.
+        raw_input: the name of the raw input, or None.
         kernels: the name of its kernels, used as ``cell`` of `fastrnn.functional.sequence`.
 
     Example:
@@ -49,75 +48,110 @@ class Cell:
         parameters: Mapping[str, Initial],
         inputs: Mapping[str, Source],
         matrices: Sequence[str] = (),
+        raw_input: str | None = None,
     ) -> None:
         self.step = step
         self.name = step.__name__ if step.__name__.isidentifier() else "cell"  # a lambda's name is not
         self.gates, self.states = _names("gates", gates), _names("states", states)
         self.parameters = _names("parameters", tuple(parameters), empty=True)
-        taken = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"} & set(self.parameters)
-        if taken:
-            raise CellError(
-                f"parameters: expected names other than those of the network's weights, got {', '.join(taken)}"
-            )
         self.inputs = _names("inputs", tuple(inputs), empty=True)
         self.matrices = _names("matrices", matrices, empty=True)
-        _names("gates, inputs and matrices", self.gates + self.inputs + self.matrices)
+        self.raw_input = raw_input
+        raw = _names("raw_input", () if raw_input is None else (raw_input,), empty=True)
+        self._columns = self.gates + self.inputs + raw  # the values of ``x``
+        _names("gates, inputs and matrices", self._columns + self.matrices)
         self.initial, self.sources = dict(parameters), dict(inputs)
         self.__doc__, self.__module__, self.__qualname__ = step.__doc__, step.__module__, step.__qualname__
         _check_arguments(step, bool(self.parameters))
         if len(self.states) > MAX_STATES:
             raise CellError(f"states: expected at most {MAX_STATES}, got {len(self.states)}")
-        found = traced(step, self._columns, self.states, self.parameters, self.matrices)
-        every = (*range(len(self._columns) + len(self.matrices)), *found.copies)  # by number: the matrix itself
-        if any(len(self.gates) <= every[k] < len(self._columns) for k in found.first + found.second):
-            raise CellError(f"{self.name}: inputs ({', '.join(self.inputs)}) have no recurrent weights; use a gate")
-        names = (*self._columns, *self.matrices)
-        used = {names[every[k]] for k in found.first + found.second}
-        if unused := [name for name in self.matrices if name not in used]:
-            raise CellError(f"matrices: {', '.join(unused)}: no new state depends on a product with them")
-        rows = (*self.matrices, *(names[k] for k in found.copies))
-        self._compiled: Compiled = compiled(found, self._columns, self.states, self.parameters, rows)
-        text = header(self._compiled, "CELL", "")
-        self.kernels = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        self._header = header(self._compiled, self.kernels, self._comment())
-        self._missing: dict[tuple[str, torch.dtype], str] = {}
-        self._register()
-
-    def _comment(self) -> str:
-        return f"{self.name}, generated from Python.\n" + equations(self._compiled)
-
-    def _register(self) -> None:
-        """Register the cell and its traits under a name derived from its computation: equal cells share one name."""
-        traits = self._compiled.traits()
-        spec = CellSpec(
-            self.kernels,
-            len(self._columns),
-            self.states,
-            self._torch_step,
-            projectable=traits.projectable,
-            source=f"{self.__module__}.{self.__qualname__}",
-            parameters=len(self.parameters),
-            second=len(self._compiled.step.second),
-            prepare=self._prepare,
-            gate_names=self._columns,
+        self._step = traced(
+            step, self._columns, self.states, self.parameters, self.matrices, len(self.gates), bool(raw)
         )
-        _ops.TRAITS[self.kernels] = traits
-        cells.add(spec)
+        self._kernels = {1: Kernels(self, self._step)}
+        self._lock = threading.Lock()
+        self._check_matrices()
+
+    def _check_matrices(self) -> None:
+        used = {block.matrix for block in self._kernels[1].blocks}
+        if any(len(self.gates) <= k < len(self._columns) for k in used):
+            names = self._columns[len(self.gates) :]
+            raise CellError(f"{self.name}: inputs ({', '.join(names)}) have no recurrent weights; use a gate")
+        first = len(self._columns)
+        if unused := [name for k, name in enumerate(self.matrices, first) if k not in used]:
+            raise CellError(f"matrices: {', '.join(unused)}: no new state depends on a product with them")
+        weights = {f"{kind}_{name}" for name in ("ih", "hh", *self.rectangular) for kind in ("weight", "bias")}
+        if taken := weights & set(self.parameters):
+            raise CellError(
+                f"parameters: expected names other than those of the network's weights, got {', '.join(taken)}"
+            )
+        if taken := {"ih", "hh"} & set(self.rectangular):
+            raise CellError(f"matrices: expected names other than ih and hh, got {', '.join(taken)}")
+
+    def variant(self, blocks: int) -> Kernels:
+        """Return the kernels for a raw input of this many blocks of H units; other cells have those for one."""
+        if blocks in self._kernels:
+            return self._kernels[blocks]
+        with self._lock:
+            if blocks not in self._kernels:
+                self._kernels[blocks] = Kernels(self, self._step, blocks)
+            return self._kernels[blocks]
 
     @property
-    def _columns(self) -> tuple[str, ...]:
-        """Names of the blocks of columns in a row of the kernels' input."""
-        return self.gates + self.inputs
+    def kernels(self) -> str:
+        """The name of the kernels; with a raw input, for one that is not wider than the hidden size."""
+        return self._kernels[1].name
+
+    @property
+    def _compiled(self) -> Compiled:
+        return self._kernels[1].compiled
+
+    @property
+    def _torch_step(self) -> Callable[..., tuple]:
+        return self._kernels[1].torch_step
+
+    @property
+    def _prepare(self) -> Callable[..., str]:
+        return self._kernels[1].prepare
+
+    def matrix_name(self, matrix: int) -> str:
+        """Return the name of a matrix in `products`: its own, or ``x.i`` for the input matrix of gate i."""
+        names = (*self._columns, *self.matrices)
+        return names[matrix] if matrix < len(names) else f"x.{self.gates[matrix - len(names)]}"
+
+    @property
+    def rectangular(self) -> dict[str, Shape]:
+        """The further matrices with as many rows or columns as inputs, which are weights of their own."""
+        shapes, first = self._step.found.shapes, len(self._columns)
+        found = {name: shapes.get(k, Shape()) for k, name in enumerate(self.matrices, first)}
+        return {name: shape for name, shape in found.items() if not shape.square}
+
+    @property
+    def same_width(self) -> str:
+        """The reason why a layer must have as many inputs as units; empty if it need not."""
+        return self._step.same_width
+
+    @functools.cached_property
+    def pads_well(self) -> bool:
+        """True if the kernels may pad the raw input with zeros."""
+        return self._step.pads_well()
+
+    @property
+    def input_gates(self) -> tuple[int, ...]:
+        """The gates whose input product is computed before the step; a step may multiply the others itself."""
+        return tuple(k for k in range(len(self.gates)) if not self._step.is_called(k))
 
     @property
     def recurrent(self) -> tuple[str, ...]:
         """The gates and further matrices that have rows in the recurrent weight, in the order of these rows."""
-        return tuple(dict.fromkeys(self.blocks))
+        own, others = len(self._columns) + len(self.matrices), self.rectangular
+        names = dict.fromkeys(self.matrix_name(b.matrix) for b in self._kernels[1].blocks if b.matrix < own)
+        return tuple(name for name in names if name not in others)
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The same in the kernels' order: a matrix that multiplies several vectors occurs once for each vector."""
-        return tuple(self._compiled.matrices[k] for k in self._compiled.recurrent)
+        """The matrices in the kernels' order: one that multiplies several vectors occurs once for each vector."""
+        return tuple(self.matrix_name(block.matrix) for block in self._kernels[1].blocks)
 
     @property
     def repeated(self) -> tuple[int, ...] | None:
@@ -130,75 +164,7 @@ class Cell:
     def products(self) -> tuple[tuple[str, ...], ...]:
         """The `blocks` grouped by the vector that they multiply: h (possibly none) first, then the others."""
         names = self._compiled.matrices
-        return tuple(tuple(names[k] for k in group) for group in self._products)
-
-    @property
-    def _products(self) -> tuple[tuple[int, ...], ...]:
-        step = self._compiled.step
-        others = [g.matrices for g in step.groups if g.matrices != step.first] if step.staged else [step.second]
-        return (step.first, *others)
-
-    def _torch_step(self, wx: Tensor, rh: Tensor, states: tuple[Tensor, ...], *more: Any) -> tuple:
-        """Run the function itself on tensors: wx (B, G·H), rh (B, ·) the products of h, states (B, H).
-
-        ``more`` holds the parameters (H) and a function that multiplies another vector by some of the other matrices.
-        """
-        G = len(self._columns)
-        first, *others = self._products
-        products: dict[int, Any] = {}
-        if first:
-            products |= zip(first, rh.chunk(len(first), -1), strict=True)
-        if len(self.blocks) > len(first):
-            *more, multiply = more  # type: ignore[assignment]
-            begin = 0
-            for group in others:
-                products |= zip(group, _of_vector(multiply, begin, len(group)), strict=True)
-                begin += len(group)
-        for matrix, calls in self._compiled.step.calls.items():
-            if len(set(calls)) > 1:
-                products[matrix] = _by_call([products[k] for k in calls])
-
-        def named(kind: str, names: tuple[str, ...], values: Sequence[Any]) -> Names:
-            return Names(kind, names, values, CellError)
-
-        matrices = (*self._columns, *self.matrices)
-        arguments = [
-            named("x", self._columns, wx.chunk(G, -1)),
-            named("r", matrices, [products.get(k, wx.new_zeros(())) for k in range(len(matrices))]),
-            named("s", self.states, states),
-        ]
-        if self.parameters:
-            arguments.append(named("p", self.parameters, more))
-        new = self.step(*arguments)
-        if isinstance(new, dict):
-            new = tuple(new[name] for name in self.states)
-        new = tuple(new) if isinstance(new, (tuple, list)) else (new,)
-        like = wx[..., : wx.shape[-1] // G]  # not the old h, which is narrower with a projection
-        return tuple(_for_every_row(f, like) for f, _ in zip(new, states, strict=True))
-
-    def _prepare(self, dtype: torch.dtype, device: torch.device) -> str:
-        """Ensure that there are kernels; return the problem or an empty string."""
-        if device.type == "cuda":
-            if self._compiled.step.staged:
-                return "no kernels on cuda for products with several vectors or sums over the units"
-            if len(self.states) > build_cuda.MAX_STATES:
-                return f"no kernels on cuda for more than {build_cuda.MAX_STATES} states"
-            return build_cuda.prepare(self.kernels, self._header, dtype, device)
-        if dtype not in build.FORMATS:
-            return f"no kernels for {dtype}"
-        built = (_C.capability(), dtype)
-        if built in self._missing:
-            return self._missing[built]
-        if _C.has_kernels(self.kernels, dtype):
-            return ""
-        with build.lock_of(self.kernels):
-            if not _C.has_kernels(self.kernels, dtype):
-                try:
-                    build.library(self.kernels, self._header, *built).load(_C.load_cells)
-                except (BuildError, ImportError) as error:
-                    self._missing[built] = str(error)
-                    return str(error)
-        return ""
+        return tuple(tuple(names[k] for k in group) for group in self._kernels[1].products)
 
     def build(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         """Compile the kernels now instead of at the first call: for the CPU, or with ``device="cuda"`` for a GPU.
@@ -209,8 +175,7 @@ class Cell:
         """
         if not isinstance(dtype, torch.dtype):
             raise TypeError(f"dtype: expected a torch.dtype, such as torch.float32, got {dtype!r}")
-        self._missing.clear()
-        build_cuda.forget(self.kernels)
+        self._kernels[1].forget()
         problem = self._prepare(dtype, torch.device(device))
         if problem:
             raise RuntimeError(f"{self.name}: {problem}")
@@ -221,7 +186,7 @@ class Cell:
 
     def source(self) -> str:
         """Return the generated C++ header."""
-        return self._header
+        return self._kernels[1].header
 
     def __call__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any) -> nn.Module:
         from fastrnn.custom.module import Network
@@ -240,44 +205,13 @@ class Cell:
     __copy__ = lambda self: self  # noqa: E731
 
 
-def _for_every_row(value: Any, like: Tensor) -> Tensor:
-    """Return a new state with a value for every batch row.
-
-    A tensor of the full shape is returned as it is, so that values computed from it stay differentiable with respect to
-    it. A constant or a parameter is expanded.
-    """
-    if isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype:
-        return value
-    return torch.as_tensor(value, dtype=like.dtype).expand_as(like)
-
-
-def _of_vector(multiply: Callable, begin: int, count: int) -> list[Callable[[Tensor], Tensor]]:
-    """Return for each of ``count`` matrices, which multiply one vector, a function for its product; computed once."""
-    products: list[tuple[Tensor, ...]] = []
-
-    def part(k: int) -> Callable[[Tensor], Tensor]:
-        def product(vector: Tensor) -> Tensor:
-            if not products:
-                products.append(multiply(vector, begin, count).chunk(count, -1))
-            return products[0][k]
-
-        return product
-
-    return [part(k) for k in range(count)]
-
-
-def _by_call(products: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    """Return the product with a matrix that multiplies several vectors, one vector per call, in the step's order."""
-    order = iter(products)
-    return lambda vector: next(order)(vector)
-
-
 def cell(
     gates: str | Sequence[str],
     states: str | Sequence[str] = "h",
     parameters: Mapping[str, Initial] | str | Sequence[str] | None = None,
     inputs: Mapping[str, Source] | None = None,
     matrices: str | Sequence[str] = (),
+    raw_input: str | None = None,
 ) -> Callable[[Callable], Cell]:
     """Make a recurrent cell from a function, with fused kernels for whole sequences, forward and backward.
 
@@ -321,6 +255,10 @@ def cell(
             it.
         matrices: names of recurrent matrices (H, H) that belong to no gate: ``r.name(v)``. They follow those of the
             gates in the network's ``weight_hh``, in the order of `Cell.recurrent`.
+        raw_input: a name for the raw input x_t, (B, I), in ``x``. Then ``x.i(v)`` is W_i·v + b_i for a vector v of I
+            values, in place of ``x.i``; and a matrix of `matrices` that multiplies such a vector has I columns, one
+            whose product is combined with such a vector I rows: weights of their own, ``weight_{name}_l{k}``. A step
+            that combines such a vector with one of H units takes networks with as many inputs as units only.
 
     Raises:
         fastrnn.CellError: the function does something that kernels do not support, or differs between the two runs;
@@ -342,7 +280,7 @@ def cell(
 
     def decorate(step: Callable) -> Cell:
         lists = (_split("gates", gates), _split("states", states), _split("matrices", matrices))
-        return Cell(step, *lists[:2], given, inputs or {}, lists[2])
+        return Cell(step, *lists[:2], given, inputs or {}, lists[2], raw_input)
 
     if callable(gates):
         raise CellError('gates: expected names, as in @fastrnn.cell(gates="f u"), got the function itself')

@@ -25,7 +25,8 @@ class Compiled:
         saved: the values that the forward pass saves for backward, computed from the step's arguments.
         gradients: of the step's arguments, computed from the leaves ("saved", k), ("s", k), ("new", k), ("m", k) for
             vectors multiplied besides h, ("saved_mean", k) and ("saved_sum", k), ("p", k), ("ds", k) and ("dm", 0).
-        matrices: names of the recurrent matrices: those of the gates, then the others.
+        matrices: names of the matrices by number: those of the gates and inputs, then the others; ``x.i`` is the input
+            matrix of gate i.
     """
 
     gates: tuple[str, ...]
@@ -102,8 +103,9 @@ def compiled(
     gates: Sequence[str],
     states: Sequence[str],
     parameters: Sequence[str],
-    matrices: Sequence[str] = (),
+    matrices: Sequence[str] | None = None,
 ) -> Compiled:
+    """Return a step with its gradient; `matrices` are the names of all matrices, None for those of the gates."""
     gradients = differentiate(step, len(gates), len(parameters))
     saved = values_to_save(step, gradients)
     leaves: dict[int, Leaf] = {n.index: ("new", k) for k, n in enumerate(step.new) if n.args}
@@ -118,7 +120,7 @@ def compiled(
     g = gradients
     gradients = Gradients(known(g.x), known(g.r), known(g.q), known(g.s), known(g.p))
     names = (tuple(gates), tuple(states), tuple(parameters))
-    return Compiled(*names, step, saved, gradients, (*gates, *matrices))
+    return Compiled(*names, step, saved, gradients, tuple(gates if matrices is None else matrices))
 
 
 def header(cell: Compiled, name: str, comment: str) -> str:
@@ -230,8 +232,8 @@ def equations(cell: Compiled) -> str:
     """Return the step, its gradient and the saved values as text, one line each."""
     names = {
         "x": [f"x.{n}" for n in cell.gates],
-        "r": [f"r.{n}" for n in cell.gates],
-        "q": [f"r.{n}(m)" for n in cell.gates],
+        "r": [f"r.{n}" for n in cell.matrices],
+        "q": [f"r.{n}(m)" for n in cell.matrices],
         "m": ["m"] if len(cell.step.vectors) == 1 else [f"m{k}" for k in range(len(cell.step.vectors))],
         "dm": ["dm"],
         "s": [f"s.{n}" for n in cell.states],
@@ -242,6 +244,10 @@ def equations(cell: Compiled) -> str:
         "saved_mean": [f"mean{k}" for k in range(len(cell.totals))],
         "saved_sum": [f"sum{k}" for k in range(len(cell.totals))],
     }
+
+    def matrix(number: int) -> str:
+        name = cell.matrices[number]
+        return f"W_{name[2:]}" if name.startswith("x.") else f"R_{name}"
 
     def block(roots: Sequence[tuple[str, Node]]) -> list[str]:
         uses: dict[int, int] = {}
@@ -260,11 +266,11 @@ def equations(cell: Compiled) -> str:
             if node.op == "leaf":
                 return names[node.leaf[0]][node.leaf[1]]
             if node.op == "product":
-                return f"R_{cell.matrices[node.leaf[1]]}·({text(node.args[0])})"
+                return f"{matrix(node.leaf[1])}·({text(node.args[0])})"
             if node.op == "transposed":
                 group = cell.step.groups[node.leaf[1]].matrices
                 parts = zip(group, node.args, strict=True)
-                return "(" + " + ".join(f"R_{cell.matrices[k]}ᵀ·({text(a)})" for k, a in parts) + ")"
+                return "(" + " + ".join(f"{matrix(k)}ᵀ·({text(a)})" for k, a in parts) + ")"
             row = OPERATIONS[node.op]
             pattern = row.text or f"{node.op}({', '.join(f'{{{k}}}' for k in range(row.arguments))})"
             out = pattern.format(*map(text, node.args))

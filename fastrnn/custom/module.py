@@ -13,6 +13,8 @@ from fastrnn import _paths
 from fastrnn import _surroundings as here
 from fastrnn._call_checks import check_devices
 from fastrnn.custom.definition import Cell
+from fastrnn.custom.kernels import Kernels
+from fastrnn.custom.raw_input import blocks_of, check_raw_input, of_kernels, padded
 from fastrnn.functional import LayerWeights, sequence
 from fastrnn.modules import _checks, _initial
 from fastrnn.modules._layers import LayerResult
@@ -34,10 +36,16 @@ class Network(Recurrent, nn.Module):
     uniform within ±1/√H, parameters as defined by the cell. With ``learn_initial_state`` the initial states of calls
     without ``hx`` are parameters too: ``initial_{state}_l{k}`` (H), initially zero.
 
+    A cell with a raw input has for each matrix that multiplies it or has its width a weight of its own,
+    ``weight_{name}_l{k}`` and ``bias_{name}_l{k}``, with I rows or columns (D·H from the second layer on); its other
+    matrices are in ``weight_hh``.
+
     Calls, their keywords and `step` are those of `fastrnn.LSTM`; errors have the types of torch.nn's.
 
     Raises:
-        ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``.
+        ValueError: ``dropout`` is not a probability, a size is not positive, H is not a multiple of ``heads``; for a
+            cell with a raw input, heads is not 1, or the step combines it with values of H units and I is not H, or the
+            step is infinite for an input of zeros, with which kernels pad the raw input unless I is a multiple of H.
         TypeError: a size is not an integer, ``dtype`` is not a `torch.dtype`.
 
     Example:
@@ -91,14 +99,21 @@ class Network(Recurrent, nn.Module):
         rows, recurrent = len(cell.gates) * hidden_size, len(cell.recurrent) * hidden_size
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * (2 if bidirectional else 1)
+            check_raw_input(cell, width, hidden_size, heads)
+            self.kernels_of(width)  # not within torch.compile
             for suffix in _initial.suffixes_of(layer, bidirectional):
                 seen = hidden_size // heads
                 shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (recurrent, seen)}
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (recurrent,)}
+                for name, shape in cell.rectangular.items():
+                    size = width if shape.rows else hidden_size
+                    shapes["weight_" + name] = (size, width if shape.columns else hidden_size)
+                    if bias:
+                        shapes["bias_" + name] = (size,)
                 shapes |= dict.fromkeys(cell.parameters, (hidden_size,))
-                for name, shape in shapes.items():
-                    self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                for name, sizes in shapes.items():
+                    self.register_parameter(name + suffix, nn.Parameter(torch.empty(sizes, device=device, dtype=dtype)))
         self._learn_initial_state(learn_initial_state)
         self.reset_parameters()
 
@@ -107,8 +122,9 @@ class Network(Recurrent, nn.Module):
         bound = 1 / math.sqrt(self.hidden_size // self.heads)
         with torch.no_grad():
             for suffix in _initial.suffixes(self):
-                for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ())):
-                    getattr(self, name + suffix).uniform_(-bound, bound)
+                for name in ("ih", "hh", *self.cell.rectangular):
+                    for kind in ("weight_", "bias_") if self.bias else ("weight_",):
+                        getattr(self, kind + name + suffix).uniform_(-bound, bound)
                 for name, initial in self.cell.initial.items():
                     parameter = getattr(self, name + suffix)
                     if callable(initial):
@@ -128,12 +144,14 @@ class Network(Recurrent, nn.Module):
 
     @property
     def _takes_ids(self) -> bool:  # type: ignore[override]
-        return self.heads == 1 and not self.cell.inputs
+        return self.heads == 1 and not self.cell.inputs and self.cell.raw_input is None
 
     def _state_sizes(self) -> tuple[int, ...]:
         return (self.hidden_size,) * len(self.cell.states)
 
     def _weights(self) -> list[Any]:
+        if self.cell.raw_input is not None:
+            return [w for suffix in _initial.suffixes(self) for w in of_kernels(self, suffix)]
         weights = []
         for suffix in _initial.suffixes(self):
             w_hh = self._blocks("weight_hh" + suffix)
@@ -197,7 +215,7 @@ class Network(Recurrent, nn.Module):
 
     @property
     def _layer(self) -> Callable[..., LayerResult]:
-        if self.cell.inputs:
+        if self.cell.inputs or self.cell.raw_input is not None:
             return self._layer_with_inputs
         return self._layer_of_units
 
@@ -208,11 +226,26 @@ class Network(Recurrent, nn.Module):
         if lengths is not None:  # padding may be NaN, which must not be multiplied by a zero gradient
             live = torch.arange(x.shape[0], device=x.device).unsqueeze(-1) < lengths.to(x.device)
             x = torch.where(live.unsqueeze(-1), x, x.new_zeros(()))
-        check_devices(x, {"weight_ih": weights.w_ih, "bias_ih": weights.b_ih})
-        wx = nn.functional.linear(x, weights.w_ih, weights.b_ih)  # type: ignore[arg-type]
-        columns = [wx, *(self._input(name, wx[..., : self.hidden_size]) for name in self.cell.inputs)]
+        if self.cell.raw_input is not None:
+            cell = self.kernels_of(x.shape[-1]).name
         given = weights._replace(w_ih=None, b_ih=None)
-        return self._layer_of_units(cell, torch.cat(columns, -1), given, states, lengths=lengths, **options)
+        return self._layer_of_units(cell, self.columns(x, weights), given, states, lengths=lengths, **options)
+
+    def kernels_of(self, width: int) -> Kernels:
+        """Return the kernels of a layer with this many inputs."""
+        return self.cell.variant(blocks_of(width, self.hidden_size) if self.cell.raw_input is not None else 1)
+
+    def columns(self, x: Tensor, weights: LayerWeights) -> Tensor:
+        """Return the kernels' input (…, columns·H): the product with W, the cell's further inputs, the raw input."""
+        assert weights.w_ih is not None
+        check_devices(x, {"weight_ih": weights.w_ih, "bias_ih": weights.b_ih})
+        H = self.hidden_size
+        columns = [nn.functional.linear(x, weights.w_ih, weights.b_ih)] if weights.w_ih.shape[0] else []
+        like = columns[0][..., :H] if columns else x.new_empty(1).expand(*x.shape[:-1], H)
+        columns += [self._input(name, like) for name in self.cell.inputs]
+        if self.cell.raw_input is not None:
+            columns.append(padded(x, -1, blocks_of(x.shape[-1], H) * H))
+        return torch.cat(columns, -1) if len(columns) > 1 else columns[0]
 
     @property
     def _layer_of_units(self) -> Callable[..., LayerResult]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 BRANCH = "Python cannot branch on a traced value: use torch.where(condition, a, b)"
 NO_NUMBER = "a comparison is not a number: use torch.where(condition, 1.0, 0.0)"
 IN_PLACE = "a value cannot be changed in place: write a = a + b instead of a += b"
+RAW_INPUT = "x.n(v): expected a cell with raw_input=, whose input matrices multiply vectors of the input's width"
 CONVERSION = "kernels compute in float32 (float64 in float64) and convert stored values themselves: omit it"
 #: Alternatives to unsupported attributes and functions, by name.
 BY_NAME = dict.fromkeys(("float", "double", "half", "bfloat16", "to", "type", "type_as"), CONVERSION)

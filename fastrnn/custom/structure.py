@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from fastrnn.custom.graph import Graph, Node, reached, substituted
 from fastrnn.custom.operations import REDUCTIONS
@@ -31,10 +31,6 @@ class Traced:
         first, second: the matrices that multiply h, and those that multiply another vector.
         staged: True if the step has stages.
         groups: the products of a step with stages, h's first if there are any; the matrices are stored in this order.
-        copies: a matrix that multiplies several vectors counts once for each; numbers after those of all matrices are
-            such copies, of the matrices given here.
-        calls: for each matrix, the number of the copy (or of the matrix itself) that each of its calls in the step
-            uses.
     """
 
     graph: Graph
@@ -44,8 +40,6 @@ class Traced:
     second: tuple[int, ...]
     staged: bool = False
     groups: tuple[Group, ...] = ()
-    copies: tuple[int, ...] = ()
-    calls: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def vectors(self) -> tuple[Node, ...]:
@@ -55,33 +49,23 @@ class Traced:
         return () if self.vector is None else (self.vector,)
 
 
-def structure(
-    graph: Graph, new: tuple[Node, ...], gates: int, names: Sequence[str], called: Mapping[int, Node]
-) -> Traced:
+def structure(graph: Graph, new: tuple[Node, ...], gates: int) -> Traced:
     """Arrange the products of a step in which ("r", g) are products of h, and all others are nodes.
 
     Args:
         new: the new states.
         gates: the number of matrices that belong to a gate; there may be more.
-        names: the names of the matrices.
-        called: the matrices that multiply another vector than h, whether or not a state depends on them.
-
-    Raises:
-        ValueError: a product is unused, or a matrix multiplies both h and another vector.
     """
     nodes = reached(new)
     first = tuple(sorted(n.leaf[1] for n in nodes if n.leaf[0] == "r"))
     products = [n for n in nodes if n.op == "product"]
-    for k in set(called) - {n.leaf[1] for n in products}:
-        raise ValueError(f"{names[k]}: expected a product that a new state depends on, got an unused one")
-    for k in set(called) & set(first):
-        raise ValueError(f"{names[k]}: expected either R·h or the product with a vector, got both")
+    called = [n.leaf[1] for n in products]
     vectors = {n.args[0].index for n in products}
     chained = any(n.op == "product" for n in reached(p.args[0] for p in products))
     more = any(k >= gates for k in (*first, *called))
     if len(vectors) > 1 or chained or more or any(n.op in REDUCTIONS for n in nodes):
         return _staged(graph, new, first)
-    second = tuple(sorted(n.leaf[1] for n in products))
+    second = tuple(sorted(called))
     states = substituted(new, {n.index: graph.leaf("q", n.leaf[1]) for n in products})
     return Traced(graph, states, products[0].args[0] if products else None, first, second)
 

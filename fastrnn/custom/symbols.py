@@ -124,6 +124,15 @@ class Symbol:
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = __imod__ = _in_place
 
 
+class Gate(Symbol):
+    """``x.n``: W_n·x_t + b_n; called with a vector ``v`` as ``x.n(v)``: W_n·v + b_n."""
+
+    __slots__ = ()
+
+    def __call__(self, vector: Any) -> Symbol:
+        return self.trace.input_product(self.node.leaf[1], vector)
+
+
 class Recurrent(Symbol):
     """``r.n``: R_n·h; called with a vector ``v`` as ``r.n(v)``: R_n·v."""
 

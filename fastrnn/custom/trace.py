@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from fastrnn.custom import autograd_functions, remedies
 from fastrnn.custom.graph import Graph, Node
 from fastrnn.custom.names import Names
 from fastrnn.custom.operations import OPERATIONS
+from fastrnn.custom.recorded import Recorded, recorded
 from fastrnn.custom.repeatable import same_twice
 from fastrnn.custom.source_lines import place
 from fastrnn.custom.special import SPECIAL
-from fastrnn.custom.structure import Traced, structure
-from fastrnn.custom.symbols import BY_FUNCTION, Condition, Recurrent, Symbol
+from fastrnn.custom.symbols import BY_FUNCTION, Condition, Gate, Recurrent, Symbol
 
 
 class CellError(TypeError):
@@ -46,10 +45,12 @@ NAMES = frozenset(
 class Trace:
     """Records calls on symbols as nodes of `graph`."""
 
-    def __init__(self, step: Callable, matrices: int = 0) -> None:
+    def __init__(self, step: Callable, matrices: int = 0, input_products: int | None = None) -> None:
         self.step, self.graph = step, Graph()
         self.grad_enabled = torch.is_grad_enabled()
         self.matrices = matrices
+        #: the number of the first gate's input matrix; None in a cell without a raw input
+        self.input_products = input_products
         self.begin()
 
     def begin(self) -> None:
@@ -110,8 +111,6 @@ class Trace:
 
     def product(self, matrix: int, vector: Any) -> Symbol:
         node = self.node(vector)
-        if node.leaf == ("s", 0):
-            raise self.error("expected r.n without a call for the product with h itself, got r.n(h)")
         calls = self.calls.setdefault(matrix, [])
         number = next((k for k in calls if self.multiplied[k] is node), None)
         if number is None and not calls:
@@ -122,6 +121,12 @@ class Trace:
         self.multiplied[number] = node
         calls.append(number)
         return Symbol(self, self.graph.product(number, node))
+
+    def input_product(self, gate: int, vector: Any) -> Symbol:
+        """Return W_gate·vector."""
+        if self.input_products is None:
+            raise self.error(remedies.RAW_INPUT)
+        return self.product(self.input_products + gate, vector)
 
     def of_units(self, op: str, x: Any, dim: Any = None, keepdim: bool = False) -> Symbol:
         """Return a mean or sum over the units of each row."""
@@ -179,24 +184,37 @@ def _new_states(trace: Trace, arguments: Sequence[Names], states: Sequence[str])
 
 def traced(
     step: Callable,
-    gates: Sequence[str],
+    columns: Sequence[str],
     states: Sequence[str],
     parameters: Sequence[str],
     matrices: Sequence[str] = (),
-) -> Traced:
-    """Run `step` on symbols, twice, and return its graph.
+    gates: int | None = None,
+    raw_input: bool = False,
+) -> Recorded:
+    """Run `step` on symbols, twice, and return what it computes.
+
+    Args:
+        columns: the names in ``x``: gates, then inputs, then if `raw_input` that of the raw input.
+        states, parameters, matrices: the other names.
+        gates: the number of gates; None for all columns.
 
     Raises:
         CellError: the step is not supported, or the second run differs.
     """
-    trace = Trace(step, len(gates) + len(matrices))
+    gates = len(columns) if gates is None else gates
+    own = len(columns) + len(matrices)
+    trace = Trace(step, own + (gates if raw_input else 0), own if raw_input else None)
     arguments = []
-    for kind, names in (("x", gates), ("r", (*gates, *matrices)), ("s", states), ("p", parameters)):
+    for kind, names in (("x", columns), ("r", (*columns, *matrices)), ("s", states), ("p", parameters)):
         if kind == "p" and not parameters:
             continue
-        symbols = [
-            Recurrent(trace, k) if kind == "r" else Symbol(trace, trace.graph.leaf(kind, k)) for k in range(len(names))
-        ]
+        symbols: list[Symbol] = []
+        for k in range(len(names)):
+            if kind == "r":
+                symbols.append(Recurrent(trace, k))
+            else:
+                leaf = trace.graph.leaf(kind, k)
+                symbols.append(Gate(trace, leaf) if kind == "x" and k < gates else Symbol(trace, leaf))
         arguments.append(Names(kind, names, symbols, trace.error))
     new = same_twice(lambda: _new_states(trace, arguments, states))
     if new is None:
@@ -204,10 +222,11 @@ def traced(
             f"{place(step)}: expected a step that computes the same each time it is run, got different results, which "
             "kernels would repeat; pass noise and masks as `inputs=`, functions called at each call"
         )
-    names = [f"r.{name}" for name in (*gates, *matrices)]
-    names += [names[k] for k in trace.copies]
+    all_names = [f"r.{name}" for name in (*columns, *matrices)]
+    all_names += [f"x.{name}" for name in columns[:gates]] if raw_input else []
+    calls = {k: tuple(numbers) for k, numbers in trace.calls.items()}
+    raw = len(columns) - 1 if raw_input else None
     try:
-        result = structure(trace.graph, new, len(gates), names, trace.multiplied)
+        return recorded(trace.graph, new, tuple(columns), gates, tuple(all_names), tuple(trace.copies), calls, raw)
     except ValueError as error:
         raise CellError(f"{place(step)}: {error}") from None
-    return replace(result, copies=tuple(trace.copies), calls={k: tuple(calls) for k, calls in trace.calls.items()})

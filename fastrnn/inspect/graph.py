@@ -25,7 +25,7 @@ _WITHOUT_FUNCTION: dict[str, Callable[..., Tensor]] = {
 
 
 def gate_values(layer: Layer, wx: Tensor, before: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Return the value of every logistic function in the step, (T, B, H) by name.
+    """Return the value of every logistic function in the step, (T, B, H) by name, of those with H units.
 
     Args:
         layer: a layer of a cell made by `fastrnn.cell`.
@@ -33,8 +33,10 @@ def gate_values(layer: Layer, wx: Tensor, before: tuple[Tensor, ...]) -> dict[st
         before: the states before each time step, (T, B, H) each.
     """
     assert layer.cell is not None
-    step = layer.cell._compiled.step
-    nodes = _gate_nodes(step, (*layer.cell.gates, *layer.cell.inputs), layer.spec.states)
+    kernels = layer.kernels
+    step = kernels.compiled.step
+    nodes = _gate_nodes(step, kernels.compiled.gates, layer.spec.states)
+    nodes = {name: node for name, node in nodes.items() if not kernels.has_input_width(node)}
     values = _Values(layer, step, wx, before)
     return {name: values(node).expand_as(before[0]) for name, node in nodes.items()}
 
@@ -70,7 +72,7 @@ class _Values:
     def __init__(self, layer: Layer, step: Traced, wx: Tensor, before: tuple[Tensor, ...]) -> None:
         assert layer.cell is not None
         self._step, self._before, self._like = step, before, before[0]
-        self._columns = wx.chunk(len(layer.cell.gates) + len(layer.cell.inputs), -1)
+        self._columns = wx.chunk(len(layer.kernels.compiled.gates), -1)
         self._matrices = {k: number for number, k in enumerate(step.first + step.second)}
         w_hh, parameters = layer.weights.w_hh, len(layer.cell.parameters)
         self._w, self._b, self._H = w_hh, layer.weights.b_hh, layer.hidden

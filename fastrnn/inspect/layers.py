@@ -18,6 +18,7 @@ from fastrnn import _paths, _torch, cells, reference
 from fastrnn._networks import is_recurrent, parts_of
 from fastrnn.cells import CellSpec
 from fastrnn.custom import Cell
+from fastrnn.custom.kernels import Kernels
 from fastrnn.custom.module import Network
 from fastrnn.functional import LayerWeights
 from fastrnn.modules import _initial
@@ -58,7 +59,17 @@ class Layer:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks of H rows in ``w_hh``, in order; a custom cell may have none."""
-        return self.spec.gate_names if self.cell is None else self.cell.blocks
+        if self.cell is None:
+            return self.spec.gate_names
+        return tuple(self.cell.matrix_name(block.matrix) for block in self.kernels.blocks)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels of a cell made by `fastrnn.cell`."""
+        assert self.cell is not None
+        assert self.network is not None
+        assert self.weights.w_ih is not None
+        return self.network.kernels_of(self.weights.w_ih.shape[1])
 
     @property
     def hidden(self) -> int:
@@ -72,11 +83,9 @@ class Layer:
     def columns(self, x: Tensor) -> Tensor:
         """Return W·x + b (T, B, G·H) for x (T, B, I), followed by the cell's further inputs."""
         assert self.weights.w_ih is not None
-        wx = F.linear(x, self.weights.w_ih, self.weights.b_ih)
-        if self.network is None or self.cell is None or not self.cell.inputs:
-            return wx
-        like = wx[..., : self.hidden]
-        return torch.cat([wx, *(self.network._input(name, like) for name in self.cell.inputs)], -1)
+        if self.network is not None:
+            return self.network.columns(x, self.weights)
+        return F.linear(x, self.weights.w_ih, self.weights.b_ih)
 
     def initial(self, like: Tensor, batch: int) -> States:
         """Return zeros: h (B, P), the others (B, H)."""

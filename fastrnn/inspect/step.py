@@ -67,7 +67,9 @@ def matrices(layer: Layer) -> dict[str, Tensor]:
     blocks = [w_hh[k * H : (k + 1) * H] for k in range(len(layer.blocks))]
     if w_hr is not None:
         blocks = [block @ w_hr.detach() for block in blocks]
-    return dict(zip(layer.blocks, (_wide(block) for block in blocks), strict=True))
+    square = layer.blocks if layer.cell is None else layer.cell.recurrent
+    pairs = zip(layer.blocks, blocks, strict=True)
+    return {name: _wide(block) for name, block in pairs if name in square}
 
 
 def _wide(matrix: Tensor) -> Tensor:

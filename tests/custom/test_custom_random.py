@@ -126,7 +126,7 @@ def test_a_long_step():
     from fastrnn.custom.differentiate import differentiate, renamed, values_to_save
     from fastrnn.custom.trace import traced
 
-    step = traced(long, ["a"], ["h"], [])
+    step = traced(long, ["a"], ["h"], []).arranged().traced
     gradients = differentiate(step, 1, 0)
     assert values_to_save(step, gradients)
     assert renamed(step.graph, gradients.all(), {})
