@@ -120,7 +120,7 @@ struct ProductKernels {
   // by_rows of float32 with b in bfloat16 or int8
   void (*narrow[2])(const SmallProduct&);
   // Large products return 0, or -1 if out of memory, or -2 for a write past the end of scratch memory (only checked in
-  // debugging). Their bits do not depend on the number of threads. Null where BLAS is faster at any size.
+  // debugging). Their bits do not depend on the number of threads. Null: BLAS at any size.
   int (*large[4])(const LargeProduct&);
   // float32 by the number of parts, one and two; null where float32 itself is as fast
   int (*in_parts[2])(const LargeProduct&);

@@ -103,9 +103,7 @@ class DenseMatmul {
   int64_t most_rows() const { return divide_up(args_.rows, row_blocks_); }
 
   static void widen_row(const T* from, int64_t depth, C* to) {
-    int64_t k = 0;
-    for (; k + kLanes <= depth; k += kLanes) load(from + k).store(to + k);
-    if (k < depth) load_some(from + k, static_cast<int>(depth - k)).store(to + k);
+    for (int64_t k = 0; k < depth; k += kLanes) load_first(from + k, depth - k).store(to + k);
   }
 
   // to[i][k] = from[i + k·args_.a_depth]
@@ -117,7 +115,7 @@ class DenseMatmul {
         const int count = static_cast<int>(smaller(kLanes, rows - i));
         for (int d = 0; d < kLanes; ++d) {
           const T* row = from + (k + d) * args_.a_depth + i;
-          block[d] = d >= deep ? V::zero() : (count == kLanes ? load(row) : load_some(row, count));
+          block[d] = d >= deep ? V::zero() : load_first(row, count);
         }
         transpose(block);
         for (int r = 0; r < count; ++r) block[r].store(to + (i + r) * kStride + k);
@@ -133,13 +131,13 @@ class DenseMatmul {
     const C* bias = begins && !args_.add && args_.bias != nullptr ? workspace_.at<C>(at_bias_) : nullptr;
     const auto stage = [&](int64_t i, int64_t group, const C* sum) __attribute__((always_inline)) {
       const int64_t column = group * kLanes, row = rows.begin + i;
-      const int lanes = static_cast<int>(smaller(kLanes, args_.columns - column));
+      const int64_t lanes = args_.columns - column;
       T* out = static_cast<T*>(args_.out) + row * args_.out_row + column;
       C* sums = sums_of(row, column);
       V v = V::load(sum);
-      if (!begins) v = v + load_lanes(sums, lanes);
-      if (begins && args_.add) v = v + load_lanes(out, lanes);
-      ends ? store_lanes(v, out, lanes) : store_lanes(v, sums, lanes);
+      if (!begins) v = v + load_first(sums, lanes);
+      if (begins && args_.add) v = v + load_first(out, lanes);
+      ends ? store_first(v, out, lanes) : store_first(v, sums, lanes);
     };
     const int64_t count = rows.end - rows.begin;
     Sweep<1, C>{b, bias, a, stride, {first, first + width}, false}.run({0, count}, count, stage);
@@ -149,15 +147,6 @@ class DenseMatmul {
   C* sums_of(int64_t row, int64_t column) const {
     if constexpr (kInPlace) return static_cast<T*>(args_.out) + row * args_.out_row + column;
     return workspace_.at<C>(at_sums_) + row * args_.columns + column;
-  }
-
-  template <class Stored>
-  FASTRNN_FN static V load_lanes(const Stored* p, int lanes) {
-    return lanes == kLanes ? load(p) : load_some(p, lanes);
-  }
-  template <class Stored>
-  FASTRNN_FN static void store_lanes(V x, Stored* p, int lanes) {
-    lanes == kLanes ? store(x, p) : store_some(x, p, lanes);
   }
 
   const LargeProduct& args_;

@@ -67,7 +67,7 @@ FASTRNN_FN float round_to_16_bits(const float* x, int64_t count, int16_t* to, in
   // Infinity or NaN times zero turns the sum into NaN.
   Vec<float> largest_lanes = Vec<float>::zero(), sum = Vec<float>::zero();
   for (int64_t k = 0; k < count; k += kFloats) {
-    const Vec<float> v = k + kFloats <= count ? load(x + k) : load_some(x + k, static_cast<int>(count - k));
+    const Vec<float> v = load_first(x + k, count - k);
     largest_lanes = max(largest_lanes, max(v, -v));
     sum = fma(v, Vec<float>::zero(), sum);
   }

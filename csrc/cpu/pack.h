@@ -57,7 +57,7 @@ void pack_rows_as_lanes(const T* w, int64_t stride, const Panels<C>& panels, Ran
         V block[kLanes];
         for (int lane = 0; lane < lanes; ++lane) {
           const T* from = rows + lane * stride + k;
-          block[lane] = here == kLanes ? load(from) : load_some(from, here);
+          block[lane] = load_first(from, here);
         }
         for (int lane = lanes; lane < kLanes; ++lane) block[lane] = V::zero();
         transpose(block);
@@ -86,7 +86,7 @@ void pack_columns_as_lanes(const T* w, int64_t stride, const Panels<C>& panels, 
       for (int64_t g = j; g < beside; ++g) {
         const int lanes = static_cast<int>(smaller(kLanes, panels.units - g * kLanes));
         const T* from = row + g * kLanes;
-        (lanes == kLanes ? load(from) : load_some(from, lanes)).store(out + (g - j) * kLanes);
+        load_first(from, lanes).store(out + (g - j) * kLanes);
       }
     }
     j = beside;

@@ -45,8 +45,7 @@ FASTRNN_FN void store_parts(Vec<float> x, uint16_t* to, int64_t apart, Lanes<Ful
 
 template <class T>
 FASTRNN_FN Vec<float> load_or_zero(const T* p, int64_t n) {
-  if (n >= kTileLanes) return load(p);
-  return n > 0 ? load_some(p, static_cast<int>(n)) : Vec<float>::zero();
+  return n > 0 ? load_first(p, n) : Vec<float>::zero();
 }
 
 template <class T>

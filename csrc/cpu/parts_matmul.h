@@ -195,7 +195,7 @@ class PartsMatmul {
         } else {
           total = total + load_or_zero(sums_of(i, column), lanes);
         }
-        kSumsInOutput || chunk.last ? put(total, out, lanes) : put(total, sums_of(i, column), lanes);
+        kSumsInOutput || chunk.last ? store_first(total, out, lanes) : store_first(total, sums_of(i, column), lanes);
       }
     }
   }
@@ -204,11 +204,6 @@ class PartsMatmul {
   float* sums_of(int64_t row, int64_t column) const {
     if constexpr (kSumsInOutput) return out_ + row * args_.out_row + column;
     return workspace_.at<float>(at_sums_) + row * args_.columns + column;
-  }
-
-  template <class Stored>
-  FASTRNN_FN static void put(Vec<float> x, Stored* to, int64_t lanes) {
-    lanes == kTileLanes ? store(x, to) : store_some(x, to, static_cast<int>(lanes));
   }
 
   const LargeProduct& args_;

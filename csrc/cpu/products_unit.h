@@ -43,12 +43,12 @@ ProductKernels with_parts(ProductKernels kernels) {
   kernels.in_parts[0] = &product_in_parts<1, float>;
 #if defined(FASTRNN_ISA_AMX)
   kernels.in_parts[1] = &product_in_parts<2, float>;
-  kernels.large[3] = &product_in_parts<2, Float16>;
+  kernels.large[static_cast<int>(Format::kFloat16)] = &product_in_parts<2, Float16>;
 #endif
 #if defined(FASTRNN_TILES_ON_VECTORS)
-  kernels.large[2] = &product_in_parts<1, BFloat16>;
+  kernels.large[static_cast<int>(Format::kBFloat16)] = &product_in_parts<1, BFloat16>;
 #else
-  kernels.large[2] = nullptr;
+  kernels.large[static_cast<int>(Format::kBFloat16)] = nullptr;
 #endif
 #endif
   return kernels;

@@ -2,6 +2,9 @@
 #pragma once
 
 #include "cpu/args.h"
+#include "cpu/plan.h"
+#include "cpu/team.h"
+#include "cpu/workspace.h"
 
 namespace fastrnn {
 
@@ -11,9 +14,15 @@ struct RegistryEntry {
   const CellKernels* (*kernels)();
 };
 
-// Incremented with every change of what kernels in other shared objects share with the library: args.h, and the classes
-// of plan.h, team.h and workspace.h. A program that holds only a cell's name loads any of its cached kernels.
-constexpr int kCellInterface = 8;
+// Number of what kernels in other shared objects share with the library; a program that holds only a cell's name loads
+// any of its cached kernels. A change that leaves all sizes as they are increments the version.
+constexpr int kInterfaceVersion = 9;
+constexpr int kCellInterface =
+    kInterfaceVersion +
+    16 * static_cast<int>(sizeof(ForwardArgs) +
+                          31 * (sizeof(BackwardArgs) +
+                                31 * (sizeof(CellKernels) +
+                                      31 * (sizeof(Workspace) + sizeof(Plan) + sizeof(StepWork) + sizeof(Member)))));
 
 extern const RegistryEntry kRegistry[];  // ends with a null cell
 

@@ -57,6 +57,10 @@ FASTRNN_FN Vec<float> max(Vec<float> a, Vec<float> b) {  // one instruction for 
   return larger;
 }
 #endif
+// `y`, off by some ULP, up or down by the last bit of x
+FASTRNN_FN float off_by(int ulp, float y, float x) {
+  return bit_cast<float>(bit_cast<int32_t>(y) + ((bit_cast<int32_t>(x) & 1) != 0 ? ulp : -ulp));
+}
 // 2^f, |f| ≤ ½, with an error of at most 2 ULP. Off the GPU the worst result that the instruction may return.
 FASTRNN_FN float approximate_exp2(float f) {
 #if defined(__CUDA_ARCH__)
@@ -64,8 +68,7 @@ FASTRNN_FN float approximate_exp2(float f) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(f));
   return y;
 #else
-  const float y = ::exp2f(f);
-  return bit_cast<float>(bit_cast<int32_t>(y) + ((bit_cast<int32_t>(f) & 1) != 0 ? 2 : -2));
+  return off_by(2, ::exp2f(f), f);
 #endif
 }
 // 1 / b with an error of at most 1 ULP, on a GPU without branches for special values, unlike a division. Off the GPU
@@ -76,8 +79,7 @@ FASTRNN_FN float approximate_reciprocal(float b) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b));
   return y;
 #else
-  const float y = 1.0f / b;
-  return bit_cast<float>(bit_cast<int32_t>(y) + ((bit_cast<int32_t>(b) & 1) != 0 ? 1 : -1));
+  return off_by(1, 1.0f / b, b);
 #endif
 }
 // For b from 1 to 8e37, the divisors in activations, and for NaN. A Newton step squares the approximation's relative

@@ -99,6 +99,16 @@ FASTRNN_FN void store_some(Vec<Compute<T>> x, T* p, int n) {
   for (int k = 0; k < n; ++k) narrow(lanes[k], p + k);
 }
 
+// The first n lanes, or all of them if there are more; n > 0
+template <class T>
+FASTRNN_FN Vec<Compute<T>> load_first(const T* p, int64_t n) {
+  return n >= Vec<Compute<T>>::kLanes ? load(p) : load_some(p, static_cast<int>(n));
+}
+template <class C, class T>
+FASTRNN_FN void store_first(Vec<C> x, T* p, int64_t n) {
+  n >= Vec<C>::kLanes ? store(x, p) : store_some(x, p, static_cast<int>(n));
+}
+
 // The lanes of one vector of a row: all of them, or the row's last few. Full is a compile-time constant in the hot
 // loop.
 template <bool Full>

@@ -9,7 +9,7 @@ import fastrnn
 from fastrnn import _C
 
 #: B, I, H: every product large enough for a kernel of its own; depths of one chunk and of several, edges of tiles
-SHAPES = {"whole tiles": (320, 160, 144), "long gradient": (2100, 70, 90), "long input": (270, 2100, 72)}
+SHAPES = {"whole tiles": (320, 160, 288), "long gradient": (2100, 70, 270), "long input": (270, 2100, 264)}
 
 
 def layer(inputs, hidden, dtype):
