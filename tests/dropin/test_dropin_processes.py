@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import multiprocessing
 import os
 import tempfile
@@ -93,12 +95,14 @@ def test_distributed_data_parallel():
 def train_on_a_share(rank, ranks, folder, name, queue, done):
     """Two steps of training on this rank's rows; rank 0 sends the parameters."""
     torch.set_num_threads(1)
+    importlib.import_module("torch._dynamo")  # later, with the group initialised, it keeps gloo's threads until the end
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     try:
         parameters = train_on_rows(name, slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks), distributed=True)
         if rank == 0:
             queue.put([p.tolist() for p in parameters])
     finally:
+        gc.collect()
         # gloo aborts the process now and then if the other leaves during a collective operation, its barrier included.
         done.wait(60)
         torch.distributed.destroy_process_group()

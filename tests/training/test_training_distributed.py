@@ -58,6 +58,8 @@ def train(rank, size, wrap):
 PLAIN = PROGRAM.replace(", reset=None, initial=None)", ")").replace(", reset=reset, initial=initial)", ")")
 
 WORKER = """
+import gc
+import torch._dynamo  # imported later, by DistributedDataParallel, it keeps gloo's threads alive to the end
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,6 +70,7 @@ losses, weights = train(rank, size, lambda m: DistributedDataParallel(m, find_un
 distributed.all_reduce(losses)
 if rank == 0:
     torch.save((losses / size, {name.removeprefix("module."): w for name, w in weights.items()}), sys.argv[1])
+gc.collect()
 distributed.barrier()  # gloo aborts now and then where one leaves while the other still talks to it
 distributed.destroy_process_group()
 """

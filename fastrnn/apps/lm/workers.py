@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -24,11 +26,15 @@ def process_group() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
+    # DistributedDataParallel imports this, and a group initialised by then is never destroyed. gloo's threads then
+    # outlive the training, and one that releases a tensor while the interpreter ends aborts the process.
+    importlib.import_module("torch._dynamo")
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
         yield
     finally:
+        gc.collect()  # models of the group that are parts of reference cycles
         dist.destroy_process_group()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -11,6 +15,7 @@ from lm_runs import CLOCK, arguments, losses, rows, start, tiny, wait_for_rows
 from fastrnn.apps import lm
 from fastrnn.apps.lm.workers import Workers
 
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
 
 
@@ -63,3 +68,34 @@ def test_rows_are_shared_out_evenly(monkeypatch):
     assert workers.mine(12) == range(8, 12)
     with pytest.raises(ValueError, match="batch: expected a multiple of the 3 processes, got 10"):
         workers.mine(10)
+
+
+THREADS = """
+import os
+import torch
+from torch import nn
+from fastrnn.apps.lm.workers import Workers, process_group
+
+
+def train():
+    model = Workers("cpu").wrap(nn.Linear(3, 2))
+    for _ in range(3):
+        model(torch.ones(2, 3)).sum().backward()
+
+
+with process_group():
+    train()
+names = {open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")}
+assert not {name for name in names if "gloo" in name}, names
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of threads")
+def test_no_thread_of_gloo_outlives_the_training(tmp_path):
+    # One that still releases a tensor while the interpreter ends aborts the process, now and then.
+    script = tmp_path / "training.py"
+    script.write_text(THREADS, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
