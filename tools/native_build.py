@@ -35,8 +35,10 @@ FLAGS += ["-fno-trapping-math", "-DNDEBUG", "-Wall"]
 # gcc 12 finds uses of uninitialized variables hundreds of times in its own AVX-512 headers.
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 KERNEL_FLAGS = ["-O3"]
+# The loops that are hot use vectors and only need unrolling. -O3 of gcc makes 36 % more code, which is not faster.
+KERNEL_FLAGS_GCC = ["-O2", "-fpeel-loops"]
 # Nothing of what faces torch is hot but one loop (csrc/ops/finite.cpp), which -O2 of gcc would not vectorise.
-TORCH_FLAGS = ["-O2", "-ftree-loop-vectorize"]
+TORCH_FLAGS = ["-O2", "-ftree-loop-vectorize", "-DAT_PER_OPERATOR_HEADERS"]
 TORCH_FLAGS_GCC = ["-fvect-cost-model=dynamic"]
 TORCH_LIBRARIES = ("c10", "torch_cpu", "torch_python")
 
@@ -100,6 +102,7 @@ class Build:
         self._lines += ["rule link", f"  command = {_quoted(compiler.command)} $in -o $out $options"]
         self._operators: dict[str, str] = {}  # the object, by torch's version
         self._targets: list[Path] = []
+        self._gcc = self.compiler.version.startswith("gcc")
         self._add_kernels()
         self._module_objects = self._compile(module_sources, "module", ["-O2"])
 
@@ -109,8 +112,7 @@ class Build:
 
     def add_part(self, torch: Torch, python: Python) -> Path:
         """Add the module for a torch and a Python; return where it will be."""
-        gcc = self.compiler.version.startswith("gcc")
-        options = [*TORCH_FLAGS, *(TORCH_FLAGS_GCC if gcc else []), *(f"-I{folder}" for folder in torch.includes)]
+        options = [*TORCH_FLAGS, *(TORCH_FLAGS_GCC if self._gcc else []), *(f"-I{folder}" for folder in torch.includes)]
         if torch.version not in self._operators:
             sources = generate_units.generate_operators(self.folder / "units")
             self._operators[torch.version] = self._compile(sources, f"torch-{torch.version}", options)
@@ -142,8 +144,9 @@ class Build:
 
     def _add_kernels(self) -> None:
         units = generate_units.generate(self.folder / "units", self.compiler.arch)
-        objects = self._compile(sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), "kernels", KERNEL_FLAGS)
-        objects += " " + self._compile(units, "kernels", KERNEL_FLAGS, "compile_unit")
+        options = KERNEL_FLAGS_GCC if self._gcc else KERNEL_FLAGS
+        objects = self._compile(sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), "kernels", options)
+        objects += " " + self._compile(units, "kernels", options, "compile_unit")
         if sys.platform == "darwin":
             link = ["-dynamiclib", "-install_name", f"@rpath/{KERNELS}", "-undefined", "dynamic_lookup"]
         else:

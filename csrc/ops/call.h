@@ -1,13 +1,14 @@
 // A call of one layer in one direction over a whole sequence: the arguments of the operators, on every device.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <array>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "ops/aten.h"
 
 namespace fastrnn {
 

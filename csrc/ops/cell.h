@@ -1,7 +1,6 @@
 // Cells for the operators of every device: sizes that follow from their traits, and the lookup of kernels.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ctype.h>
 #include <stdint.h>
 
@@ -10,6 +9,7 @@
 #include <functional>
 #include <string>
 
+#include "ops/aten.h"
 #include "simd/cell_traits.h"
 
 namespace fastrnn {

@@ -1,7 +1,7 @@
 // Check of many values for infinity and NaN.
 #pragma once
 
-#include <ATen/ATen.h>
+#include "ops/aten.h"
 
 namespace fastrnn {
 

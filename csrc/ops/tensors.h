@@ -1,8 +1,7 @@
 // Conversion of tensors for the kernels.
 #pragma once
 
-#include <ATen/ATen.h>
-
+#include "ops/aten.h"
 #include "ops/call.h"
 
 namespace fastrnn {

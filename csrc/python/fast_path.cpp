@@ -1,6 +1,5 @@
 #include "python/fast_path.h"
 
-#include <ATen/ATen.h>
 #include <ATen/FuncTorchTLS.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -12,6 +11,7 @@
 #include <atomic>
 
 #include "cpu/dispatch.h"
+#include "ops/aten.h"
 #include "python/attributes.h"
 #include "python/eager.h"
 #include "python/plain.h"

@@ -5,9 +5,9 @@
 // another process delays at most one piece (see ThreadLimit).
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <optional>
+
+#include "ops/aten.h"
 
 namespace fastrnn::blas {
 

@@ -1,9 +1,9 @@
 // Output memory of the kernels, with guards for debugging.
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <vector>
+
+#include "ops/aten.h"
 
 namespace fastrnn {
 

@@ -1,8 +1,7 @@
 // Memory of the kernels, all from torch's caching allocator.
 #pragma once
 
-#include <ATen/ATen.h>
-
+#include "ops/aten.h"
 #include "ops/tensors.h"
 
 namespace fastrnn::cuda {
