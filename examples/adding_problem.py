@@ -1,11 +1,11 @@
 """The adding problem: two of T numbers are marked; what is their sum? Does a network remember the first for so long?
 
-Each step of the input is a number from 0 to 1 and a mark, which is 1 at one step of either half and 0 elsewhere. Who
-always answers 1 has a mean squared error of 1/6 = 0.167. Less than 0.01 counts as solved here.
+Each step of the input is a number from 0 to 1 and a mark, which is 1 at one step of either half and 0 elsewhere.
+Always answering 1 gives a mean squared error of 1/6 = 0.167. Less than 0.01 counts as solved here.
 
 The task: Hochreiter & Schmidhuber, Long short-term memory, 1997, in the form of Le, Jaitly & Hinton, A simple way to
-initialize recurrent networks of rectified linear units, 2015 (arXiv:1504.00941), section 4.1: there LSTM and IRNN solve
-T = 150, and a tanh network does not. Arjovsky, Shah & Bengio, Unitary evolution recurrent neural networks, 2016
+initialize recurrent networks of rectified linear units, 2015 (arXiv:1504.00941), section 4.1: there LSTM and IRNN
+solve T = 150, and a tanh network does not. Arjovsky, Shah & Bengio, Unitary evolution recurrent neural networks, 2016
 (arXiv:1511.06464), go up to T = 750.
 
     python examples/adding_problem.py --cells lstm irnn tanh
@@ -127,19 +127,19 @@ def train(name: str, args: argparse.Namespace) -> float:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="The adding problem.")
     parser.add_argument("--cells", nargs="+", choices=NETWORKS, default=["lstm", "irnn", "tanh"])
-    parser.add_argument("--length", type=int, default=150, help="T")
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=4000, help="at most; who solves it stops earlier")
-    parser.add_argument("--lr", type=float, help="of learning; default: what suits the cell")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--length", type=int, default=150, help="time steps T (default: 150)")
+    parser.add_argument("--hidden", type=int, default=64, help="hidden units H (default: 64)")
+    parser.add_argument("--batch", type=int, default=32, help="batch rows B (default: 32)")
+    parser.add_argument("--steps", type=int, default=4000, help="at most (default: 4000); training stops when solved")
+    parser.add_argument("--lr", type=float, help="learning rate; default: chosen for each cell")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--quick", action="store_true", help="T = 30, within seconds")
     args = parser.parse_args(argv)
     if args.quick:
         args.length, args.hidden, args.steps = 30, 32, 1200
     torch.set_num_threads(args.threads)
-    print(f"T = {args.length}; always answering 1 has an error of {BASELINE:.3f}")
+    print(f"T = {args.length}; the constant answer 1 has a mean squared error of {BASELINE:.3f}")
     return {name: train(name, args) for name in args.cells}
 
 

@@ -114,13 +114,13 @@ def draw(rng: random.Random, digits: int) -> int:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="Numbers in words to digits.")
-    parser.add_argument("--digits", type=int, default=9, help="at most, 3 to 9")
-    parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--digits", type=int, default=9, help="maximum number of digits, 3 to 9 (default: 9)")
+    parser.add_argument("--hidden", type=int, default=96, help="hidden units H (default: 96)")
+    parser.add_argument("--batch", type=int, default=64, help="batch rows B (default: 64)")
+    parser.add_argument("--steps", type=int, default=800, help="training steps (default: 800)")
+    parser.add_argument("--lr", type=float, default=4e-3, help="learning rate (default: 4e-3)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--quick", action="store_true", help="numbers of three digits, within seconds")
     args = parser.parse_args(argv)
     if not 3 <= args.digits <= 9:
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         shown = sorted(unseen, key=lambda n: -len(in_words(n)))[:: len(unseen) // 3]
         for n, answer in zip(shown, model.translate(*batch_of(shown, backwards)[:2]), strict=True):
             print(f"  {' '.join(in_words(n))} -> {answer} ({'right' if answer == str(n) else 'wrong'})")
-    print(f"right of numbers never trained on: forwards {found['forwards']:.1%}, backwards {found['backwards']:.1%}")
+    print(f"correct on held-out numbers: forwards {found['forwards']:.1%}, backwards {found['backwards']:.1%}")
     return found
 
 

@@ -97,13 +97,13 @@ def train(model: Denoiser, args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="Noise is removed from a signal as it comes in.")
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--length", type=int, default=400, help="T of the sequences trained on")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=64, help="hidden units H (default: 64)")
+    parser.add_argument("--length", type=int, default=400, help="time steps T of the training sequences (default: 400)")
+    parser.add_argument("--batch", type=int, default=32, help="batch rows B (default: 32)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (default: 600)")
+    parser.add_argument("--lr", type=float, default=5e-3, help="learning rate (default: 5e-3)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--quick", action="store_true", help="a smaller network and fewer steps, within seconds")
     args = parser.parse_args(argv)
     if args.quick:

@@ -1,9 +1,10 @@
 """Many to one: is a review good or bad? Reviews of different lengths, in which "not" and its kin turn words round.
 
 A small grammar writes reviews of one, three or five parts such as "the plot was not at all dull". Each part is for or
-against the film, in three of ten with a negation, and the majority decides. Who counts words (a bag of words) sees most
-of it; who reads them in order can see all. Pang, Lee & Vaithyanathan, Thumbs up?, 2002, classified film reviews by
-their words; Socher et al., Recursive deep models for semantic compositionality, 2013, look into negation.
+against the film, in three of ten with a negation, and the majority decides. A bag of words, which only counts them,
+sees most of it; a network that reads them in order can see all. Pang, Lee & Vaithyanathan, Thumbs up?, 2002,
+classified film reviews by their words; Socher et al., Recursive deep models for semantic compositionality, 2013, look
+into negation.
 
 The last state of an LSTM goes to the classifier. `lengths=` says where each review ends, so nothing is sorted or
 packed, and `embedding=` takes the ids of the words as they are.
@@ -113,12 +114,12 @@ def train(model: nn.Module, args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="Good or bad reviews.")
-    parser.add_argument("--hidden", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=48, help="hidden units H (default: 48)")
+    parser.add_argument("--batch", type=int, default=64, help="batch rows B (default: 64)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: 1500)")
+    parser.add_argument("--lr", type=float, default=5e-3, help="learning rate (default: 5e-3)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--quick", action="store_true", help="fewer steps, within seconds")
     args = parser.parse_args(argv)
     if args.quick:
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train(reader, args)
     found = {"bag": accuracy(bag, usual), "reader": accuracy(reader, usual)}
     found |= {"bag, long": accuracy(bag, long), "reader, long": accuracy(reader, long)}
-    print("right of all reviews    1-5 parts   7-9 parts (longer than any trained on)")
+    print("accuracy                1-5 parts   7-9 parts (longer than any in training)")
     print(f"bag of words            {found['bag']:8.1%}   {found['bag, long']:8.1%}")
     print(f"LSTM                    {found['reader']:8.1%}   {found['reader, long']:8.1%}")
     text = "the cast was fine , but the plot was not good , and the pace was never funny"

@@ -29,7 +29,8 @@ class Explanation(NamedTuple):
     instruction_set: str
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.decisions), f"CPU kernels: {self.instruction_set}"])
+        lines = [*map(str, self.decisions)] or ["no recurrent module of fastrnn was called"]
+        return "\n".join([*lines, f"CPU kernels: {self.instruction_set}"])
 
 
 def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:

@@ -47,7 +47,7 @@ def why(error: ImportError) -> str:
     if versions:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         return f"the compiled kernels are built for Python {versions} and this is Python {python}"
-    return f"the compiled kernels are not built ({error})"
+    return f"the compiled kernels are not built (no module for torch {running} in {_parts.FOLDER})"
 
 
 def remedy() -> str:

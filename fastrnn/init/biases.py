@@ -39,7 +39,7 @@ def forget_bias_(target: Target, value: float = 1.0, *, gate: str | None = None)
             _lstm_gate(target, 1).fill_(value)
             return target
         for part in parts(target):
-            set_bias(part, _gate(part, gate if gate is not None else _forget_gate(part)), value)
+            set_bias(part, _gate(part, gate if gate is not None else _forget_gate(part, "gate")), value)
     return target
 
 
@@ -90,7 +90,7 @@ def chrono_(
         for part in parts(target):
             gates = (forget, input)
             if forget is None and input is None:
-                gates = (_forget_gate(part), "i" if "i" in part.gates else None)
+                gates = (_forget_gate(part, "forget"), "i" if "i" in part.gates else None)
             names = [None if name is None else _gate(part, name) for name in gates]
             bias = getattr(part.module, "bias_ih" + part.suffix)
             value = _log_uniform(bias[: bias.shape[0] // len(part.gates)], t_max, generator)
@@ -111,12 +111,13 @@ def _lstm_gate(bias: Tensor, k: int) -> Tensor:
     return bias.chunk(4)[k]
 
 
-def _forget_gate(part: Part) -> str:
+def _forget_gate(part: Part, keyword: str) -> str:
     name = "z" if part.kind == "GRU" else "f"
     if name not in part.gates:
+        other = ", or the one that weights the new values, input=" if keyword == "forget" else ""
         raise ValueError(
-            f"module: expected a cell with a forget gate, got {part.kind} with the gates {', '.join(part.gates)}; "
-            "pass the name of the gate that acts as one"
+            f"module: expected a cell with a gate {name}, got {part.kind} with the gates {', '.join(part.gates)}; "
+            f"name the one that weights the old state, {keyword}={other}"
         )
     return name
 

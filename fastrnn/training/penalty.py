@@ -100,7 +100,8 @@ class GradientNormPenalty:
 def _check(call: Call, spec: CellSpec, backend: str) -> None:
     traits, x = _ops.traits_of(call.cell), call.x
     if traits.second or traits.totals or not traits.recurrent:
-        raise ValueError(f"penalty: expected a cell with one product of R and h, got {spec.name}")
+        expected = "a cell with one product of R and h, and no sums over the units"
+        raise ValueError(f"penalty: expected {expected}, got {spec.name}")
     if backend == "reference":
         raise ValueError("penalty: expected the fused kernels, got backend='reference'")
     if here.is_compiling() or here.is_transformed():

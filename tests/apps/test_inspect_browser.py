@@ -97,7 +97,7 @@ def test_the_readout_has_the_number_and_what_was_expected(window, page):
     assert f"{abs(value):.3f}" in text
     both = reading.bits[int(reading.ends[k - 1]) + 1 : step + 1]  # é has two bytes
     assert len(both) == 2
-    cost = float(re.findall(r"had cost the model ([\d.]+) bits", text)[0])
+    cost = float(re.findall(r"cost the model ([\d.]+) bits", text)[0])
     assert cost == pytest.approx(sum(round(16 * float(b)) for b in both) / 16, abs=0.051)
     rows = window.run("[...document.querySelectorAll('#expected tr')].map(r => r.innerText)")
     assert len(rows) == 3

@@ -186,11 +186,11 @@ def test_command(run, tmp_path, capsys):
     assert main(["inspect", str(run / "run"), str(text), *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     size = out.stat().st_size
-    assert re.fullmatch(rf"{out}: 50 bytes of text, \d\.\d{{3}} bits each, {size:,} bytes", lines[0])
+    assert re.fullmatch(rf"{out} \({size:,} bytes\): 50 bytes of text, \d\.\d{{3}} bits per byte", lines[0])
     assert lines[1].startswith("more text follows; continue with --begin 53, or use")
     found = content(out.read_text(encoding="utf-8"))
     assert found["text"] == text.read_bytes()[3:53].decode()
-    assert found["about"].startswith("lstm 2×9 (step-00000012.pt) reads text.txt, bytes 4 to 53. 90 of 90 curves")
+    assert found["about"].startswith("lstm 2×9 (step-00000012.pt) reads bytes 4 to 53 of text.txt. 90 of 90 curves")
     first = found["tracks"][0]
     assert (first["layer"], first["quantity"], first["unit"]) == (1, "c", 6)
     assert len(lines) == 2
@@ -210,7 +210,7 @@ def test_command(run, tmp_path, capsys):
         (["RUN", "nix.txt"], 2, "argument TEXT: expected a text file, got 'nix.txt', which is not a file"),
         (["RUN", "TEXT", "--unit", "c:3"], 2, "argument --unit: expected LAYER:NAME:UNIT as in 2:c:17"),
         (["RUN", "TEXT", "--unit", "1:r:3"], 2, "argument --unit: expected one of h, c, i, f, o in 1:r:3, got 'r'"),
-        (["RUN", "TEXT", "--begin", "99999"], 2, "argument TEXT: expected some after the first 99,999 bytes"),
+        (["RUN", "TEXT", "--begin", "99999"], 2, "argument --begin: expected less than the length of"),
         (["RUN", "TEXT", "--limit", "0"], 2, "argument --limit: expected at least 1, got 0"),
         (["RUN", "TEXT", "--max-bytes", "0"], 2, "argument --max-bytes: expected at least 1, got 0"),
         (["RUN", "TEXT", "--threads", "0"], 2, "argument --threads: expected at least 1, got 0"),

@@ -74,7 +74,7 @@ def test_initialisations():
     for text in ("xavier", "orthogonal:x", "default:1", "identity:inf"):
         with pytest.raises(ValueError, match="init: expected one of default, orthogonal, identity, np_rnn"):
             parsed(text)
-    with pytest.raises(ValueError, match=r"init: forget: .*expected a cell with a forget gate, got RNN"):
+    with pytest.raises(ValueError, match=r"init: forget: .*expected a cell with a gate f, got RNN"):
         initialise(fastrnn.RNN(3, 4), "forget")
 
 
@@ -103,7 +103,7 @@ def test_command_writes_figure_and_numbers(tmp_path, capsys, monkeypatch):
     assert "against lag" in drawing
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["flow.of.two.json: the numbers", "flow.of.two.png, flow.of.two.svg: the figure"]
-    assert lines[2].startswith("rnn_tanh, default: ‖∂L/∂h‖ 0.745 at the last step, ")
+    assert lines[2].startswith("rnn_tanh, default: ‖∂L/∂h‖ is 0.745 at the last step and ")
 
 
 def test_the_figure_says_what_is_not_there(tmp_path):
@@ -115,7 +115,7 @@ def test_the_figure_says_what_is_not_there(tmp_path):
     assert drawing.count("no matrix R") == 1
     assert drawing.count("not finite") == 1
     assert "largest |λ| 0<" not in drawing
-    assert drawing.count("of the Jacobian of step 4") == 3  # of 6
+    assert drawing.count("of the Jacobian, step 4") == 3  # of 6
 
 
 def test_without_matplotlib_the_numbers_are_there_and_the_error_says_what_to_do(tmp_path, capsys, monkeypatch):

@@ -186,7 +186,7 @@ def test_chrono_of_custom_cells():
     network = init.chrono_(gallery.min_gru(3, 4), 50, input="z")  # h' = (1 - z)·h + z·n
     z = network.cell.gates.index("z")
     assert (network.bias_ih_l0[4 * z : 4 * z + 4] < 0).all()
-    with pytest.raises(ValueError, match=r"expected a cell with a forget gate, got min_gru"):
+    with pytest.raises(ValueError, match=r"expected a cell with a gate f, got min_gru"):
         init.chrono_(gallery.min_gru(3, 4), 50)
 
 
@@ -231,7 +231,7 @@ def test_generator_leaves_the_default_one_alone():
         (lambda: init.orthogonal_(fastrnn.GRU(2, 3), gates=3), TypeError, r"the names of a module.s gates, got 3"),
         (lambda: init.orthogonal_(fastrnn.GRU(2, 3), gates="f"), ValueError, r"\(r, z, n\), got 'f'"),
         (lambda: init.forget_bias_(fastrnn.LSTM(2, 3, bias=False)), ValueError, r"biases, got LSTM with bias=False"),
-        (lambda: init.forget_bias_(fastrnn.RNN(2, 3)), ValueError, r"with a forget gate, got RNN with the gates h"),
+        (lambda: init.forget_bias_(fastrnn.RNN(2, 3)), ValueError, r"with a gate f, got RNN with the gates h"),
         (lambda: init.forget_bias_(fastrnn.LSTM(2, 3), gate="z"), ValueError, r"LSTM \(i, f, g, o\), got 'z'"),
         (lambda: init.forget_bias_(torch.zeros(6)), ValueError, r"the bias of an LSTM, \(4·H\), got \(6,\)"),
         (lambda: init.chrono_(fastrnn.LSTM(2, 3), 2), ValueError, r"t_max: expected more than 2 steps, got 2"),

@@ -128,7 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "training text; default: the standard library's sources"
     model.add_argument("--text", type=_readable, metavar="FILE", help=text)
     model.add_argument("--lm-steps", type=positive, metavar="N", help=f"default: 300, quick {QUICK_MODEL_STEPS}")
-    out = "directory for bench.json, .md, .svg and .png (busy.*, scaling.*); default: bench-out"
+    out = "directory for bench.json, bench.md, bench.svg and bench.png (busy.*, scaling.* with these modes); "
+    out += "default: bench-out"
     output.add_argument("--out", type=_directory, default=Path("bench-out"), metavar="DIR", help=out)
     output.add_argument("--json", type=_output, metavar="PATH", help="also write the JSON here")
     output.add_argument("--plot", type=_picture, metavar="PATH", help="also write the figure here (.svg, .png, .pdf)")

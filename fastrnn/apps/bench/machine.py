@@ -62,9 +62,9 @@ class Peaks:
     def describe(self) -> str:
         """Return one line of text."""
         products = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.flops.items())
-        reads = ", ".join(f"{_bytes(size)} {rate / 1e9:,.0f}" for size, rate in sorted(self.read.items()))
+        reads = ", ".join(f"{_bytes(size)} at {rate / 1e9:,.0f} GB/s" for size, rate in sorted(self.read.items()))
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
-        return f"Peaks measured with {threads}: products {products}; reading (GB/s) {reads}."
+        return f"Peaks measured with {threads}: products {products}; reading a block of {reads}."
 
 
 def _bytes(size: int) -> str:

@@ -215,8 +215,8 @@ def _model(model: ModelResult, labels: dict[str, str]) -> Section:
     settings, text = model.settings, model.text
     lines = [
         f"{settings.layers}-layer LSTM of {settings.hidden} units, embedding {settings.embedding}, "
-        f"{settings.batch} streams × {settings.chunk} characters, {len(model.losses['baseline'])} of {settings.steps} "
-        f"steps on {text['bytes']:,} bytes ({text['vocabulary']} different), float32."
+        f"{settings.batch} batch rows × {settings.chunk} characters, {len(model.losses['baseline'])} of "
+        f"{settings.steps} steps, float32; text: {text['bytes']:,} bytes with {text['vocabulary']} distinct values."
     ]
     if model.ok and model.comparison:
         paces = {side: model.characters_per_second(side) for side in SIDES}
@@ -240,7 +240,7 @@ def _busy_sections(results: Results) -> list[Section]:
         labels = {side: label for side, label in results.settings.labels.items() if side in timed}
         header, total = ["row"], ["geometric mean"]
         for side, label in labels.items():
-            header += [f"{label}\nquiet", f"{label}\nslower (mean)"]
+            header += [f"{label}\nquiet", f"{label}, busy / quiet\nmedian (mean)"]
             figures = [[row.slowdown(kind, side, figure) for row in results.rows] for figure in ("median", "mean")]
             total += [NOTHING, format_slowdown(*(geometric_mean(v for v in values if v) for values in figures))]
 

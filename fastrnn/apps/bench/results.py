@@ -271,7 +271,8 @@ class Results:
         if self.doubts:
             return []
         timed = [(row.case.name, metric, row.speedup(metric)) for row in self.rows for metric in row.case.metrics]
-        return [f"{name}: {m} {s.median:.2f}×" for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
+        found = [(name, m, s) for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
+        return [f"{name}: {'training' if m == 'total' else m} {s.median:.2f}×" for name, m, s in found]
 
     def as_dict(self) -> dict[str, Any]:
         options = {name: value for name, value in vars(self.settings).items() if name not in ("cases", "model")}

@@ -292,7 +292,7 @@ def run(results: Results, text: bytes = b"") -> None:
             if results.peaks:
                 row.bounds = machine.bounds(row.case, results.peaks)
             results.rows.append(row)
-            runner.progress.end(outcome(row))
+            runner.progress.end(outcome(row, settings.labels))
         if results.peaks and any(trust.exceeds_limit(row, settings.precision) for row in results.rows):
             results.peaks = results.peaks.higher(runner.measure_peaks([row.case for row in rows]))
             for row in results.rows:
@@ -300,12 +300,12 @@ def run(results: Results, text: bytes = b"") -> None:
         if settings.model is not None:
             results.model = ModelResult(settings=settings.model, text=describe_text(text))
             runner.run_model(text, results.model)
-            runner.progress.end(outcome(results.model))
+            runner.progress.end(outcome(results.model, settings.labels))
     finally:
         runner.close()
 
 
-def outcome(result: Row | ModelResult) -> str:
+def outcome(result: Row | ModelResult, labels: dict[str, str]) -> str:
     """Summarise a result in a few words."""
     if not result.ok:
         return result.describe()
@@ -315,7 +315,7 @@ def outcome(result: Row | ModelResult) -> str:
     words = {"total": "training", "inference": "inference", "stream": "inference"}
     parts = [f"{word} {s.median:.2f}×" for metric, word in words.items() if (s := result.speedup(metric))]
     slower = [(side, result.slowdown("inference", side, "mean")) for side in SIDES]
-    parts += [f"inference of the {side} {mean:.2f}× slower" for side, mean in slower if mean]
+    parts += [f"inference of {labels[side]} takes {mean:.2f} times as long" for side, mean in slower if mean]
     parts += [f"doubtful: {why}" for why in trust.doubts_of_row(result)]
     return ", ".join([*parts, *(f"{name} {peer.status}" for name, peer in result.peers.items() if not peer.ok)])
 

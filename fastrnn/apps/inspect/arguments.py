@@ -12,24 +12,27 @@ INITIALISATIONS = (
     "(Talathi and Vartak 2015); forget:X: the module's own with forget gate bias X (default: 1); chrono:X: gate biases "
     "for memory lengths up to X steps (default: 100; Tallec and Ollivier 2018)"
 )
+CHECKPOINT = "a checkpoint file, or a folder, whose newest checkpoint is used"
 
 INSPECT = (
     "Write a self-contained web page that shows how a language model of fastrnn train reads a text: coloured by a "
     "unit's state or gate, with the units that track quotes, comments, indentation, …, the saturation of the gates, "
-    "and the predictions at each place. Exit status: 0; 1 if a file cannot be read or written, 2 for wrong arguments."
+    "and the predictions at each place. Exit status: 0; 1 if the checkpoint cannot be read or the page not be written; "
+    "2 for wrong arguments or a missing text."
 )
 GRADFLOW = (
     "Draw the flow of gradients back through time: their norms against the lag, by time step and by unit, "
     "eigenvalues of R and of a step's Jacobian, and the effect of clipping; for new networks, or for a checkpoint of "
-    "fastrnn train on a text. Writes PNG, SVG and the numbers as JSON. Exit status: 0; 1 if a file cannot be read or "
-    "written or matplotlib is missing (the JSON file is still written), 2 for wrong arguments."
+    "fastrnn train on a text. Writes PNG, SVG and the numbers as JSON. Exit status: 0; 1 if the checkpoint cannot be "
+    "read, a file not be written, or matplotlib is missing (the JSON file is still written); 2 for wrong arguments or "
+    "a missing text."
 )
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `fastrnn.apps.inspect.read` and `as_html`."""
     parser.description = INSPECT
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder: its newest")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     parser.add_argument("text", metavar="TEXT", help="the file to read")
     parser.add_argument("--out", default="inspect.html", metavar="FILE", help="the page (default: inspect.html)")
     parser.add_argument(
@@ -40,8 +43,9 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
         help="include this unit whatever it tracks, as in 2:c:17: layer and unit count from 1, NAME is a state or "
         "gate; may be repeated, the first unit is shown first",
     )
-    parser.add_argument("--begin", type=int, default=0, metavar="N", help="units (bytes or characters) to skip")
-    parser.add_argument("--limit", type=int, default=20_000, metavar="N", help="units to read (default: 20000)")
+    parser.add_argument("--begin", type=int, default=0, metavar="N", help="bytes or characters to skip (default: 0)")
+    limit = "bytes or characters to read (default: 20000)"
+    parser.add_argument("--limit", type=int, default=20_000, metavar="N", help=limit)
     parser.add_argument(
         "--top", type=int, default=3, metavar="K", help="most likely next characters shown (default: 3)"
     )
@@ -56,9 +60,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 def add_gradflow_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `fastrnn.inspect.compare` and `fastrnn.apps.inspect.of_checkpoint`."""
     parser.description = GRADFLOW
-    parser.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint, or a folder with checkpoints: its newest"
-    )
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help=CHECKPOINT)
     parser.add_argument("text", nargs="?", metavar="TEXT", help="a text file for it to read (10 MB at most)")
     parser.add_argument(
         "--cell", metavar="NAMES", help="lstm, gru, rnn_tanh, rnn_relu, cells of the gallery; without checkpoint: lstm"

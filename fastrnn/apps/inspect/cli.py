@@ -84,20 +84,19 @@ def _inspect(args: argparse.Namespace) -> int:
     options, vocabulary = model.options, model.vocabulary
     text, more = _text(model, args.text, args.begin, args.limit)
     if not text:
-        raise ValueError(f"text: expected some after the first {args.begin:,} {vocabulary.units}, got none")
+        raise ValueError(f"begin: expected less than the length of {args.text} in {vocabulary.units}, got {args.begin}")
     reading = read(model, text, top=args.top, syntax=args.syntax)
     symbols = vocabulary.characters.__getitem__ if isinstance(vocabulary, Characters) else byte_symbol
-    what = f"{vocabulary.units} {args.begin + 1:,} to {args.begin + len(text):,}" if more or args.begin else "all"
-    about = (
-        f"{options.cell} {options.layers}×{options.hidden} ({newest(args.checkpoint).name}) reads "
-        f"{Path(args.text).name}, {what}"
-    )
+    part = f"{vocabulary.units} {args.begin + 1:,} to {args.begin + len(text):,}" if more or args.begin else "all"
+    what = f"{part} of {Path(args.text).name}"
+    about = f"{options.cell} {options.layers}×{options.hidden} ({newest(args.checkpoint).name}) reads {what}"
     page = as_html(reading, about, tracks=wanted, symbols=symbols, ranks=args.ranks, max_bytes=args.max_bytes).encode(
         "utf-8"
     )
     Path(args.out).write_bytes(page)
     bits = float(reading.bits[1:].mean()) if reading.steps > 1 else float("nan")
-    print(f"{args.out}: {len(text):,} {vocabulary.units} of text, {bits:.3f} bits each, {len(page):,} bytes")
+    cost = f"{bits:.3f} bits per {vocabulary.unit}"
+    print(f"{args.out} ({len(page):,} bytes): {len(text):,} {vocabulary.units} of text, {cost}")
     if len(page) > args.max_bytes:
         print(
             f"larger than --max-bytes {args.max_bytes}: the text, its predictions and one unit need this much; use "
@@ -141,7 +140,6 @@ def _gradflow(args: argparse.Namespace) -> int:
     print(f"{paths[0]}, {paths[1]}: the figure")
     for run in runs:
         for state, norms in run.norms.items():
-            print(
-                f"{run.label}: ‖∂L/∂{state}‖ {norms[0]:.3g} at the last step, {norms[-1]:.3g} {len(norms) - 1} before"
-            )
+            ends = f"{norms[0]:.3g} at the last step and {norms[-1]:.3g} at lag {len(norms) - 1}"
+            print(f"{run.label}: ‖∂L/∂{state}‖ is {ends}")
     return 0

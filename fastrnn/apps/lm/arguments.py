@@ -67,10 +67,12 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `fastrnn.apps.lm.sample`."""
     parser.description = SAMPLE
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a folder: its newest")
+    checkpoint = "a checkpoint file, or a folder, whose newest checkpoint is used"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=checkpoint)
     parser.add_argument("--prime", default="", metavar="TEXT", help="text to continue, which is printed first")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0: most likely unit (default: 1)")
+    temperature = "divides the logits; 0: always the most likely byte or character (default: 1)"
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help=temperature)
     parser.add_argument("--length", type=int, default=1000, metavar="N", help="bytes or characters (default: 1000)")
     parser.add_argument("--seed", type=int, metavar="N", help="default: a different text each time")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw only among the K most likely units")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely only")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")

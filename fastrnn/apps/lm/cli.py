@@ -76,13 +76,13 @@ class _Printer:
         elif isinstance(event, events.Logged):
             self._print(progress(event))
         elif isinstance(event, events.Sampled):
-            self._print(f"--- sample after {event.step:,} steps\n{printable(event.text)}\n---")
+            self._print(f"--- sample after step {event.step:,}\n{printable(event.text)}\n---")
 
     def end(self, result: events.Result) -> None:
         """Print the last line: the checkpoint, and how to resume."""
         if not result.stopped:
             if result.step == self._begun:
-                self._print(f"nothing left to do, the run ends after {result.step:,} steps: {result.checkpoint}")
+                self._print(f"nothing left to do, the run has ended at step {result.step:,}: {result.checkpoint}")
                 return
             self._print(f"done after {result.step:,} steps: {result.checkpoint}")
             return

@@ -40,7 +40,8 @@ def train(options: Options, report: Report | None = None, stop: Stop | None = No
     existing = checkpoint.all_in(Path(options.out))
     if existing:
         raise ValueError(
-            f"out: expected a folder without checkpoints for a new run, got {existing[-1][1]}; use resume to continue"
+            f"out: expected a folder without checkpoints for a new run, got {options.out} with {existing[-1][1].name}; "
+            "resume that run, or choose another folder"
         )
     return _run(options, None, report, stop)
 
@@ -53,7 +54,7 @@ def resume(
     This holds for the same build, processor, threads, device and number of processes.
 
     Args:
-        path: a checkpoint, or a folder with checkpoints: its newest.
+        path: a checkpoint file, or a folder, whose newest checkpoint is used.
         report, stop: as for `train`.
         changes: options with a new value: the end of the run (``steps`` or ``epochs`` replace all ends that are not
             named; ``minutes`` alone does not), intervals, ``keep``, ``out``, ``threads``, ``device``, ``compile``,

@@ -21,7 +21,7 @@ def load(path: str | os.PathLike[str], engine: str = "fastrnn") -> LanguageModel
     """Load the model of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
-        path: a checkpoint of ``fastrnn train``, or a folder with checkpoints: its newest.
+        path: a checkpoint file of ``fastrnn train``, or a folder, whose newest checkpoint is used.
         engine: ``"fastrnn"`` or ``"torch"``, irrespective of the one that trained it.
 
     Raises:
@@ -61,9 +61,9 @@ def sample(
         prime: text that the model reads first; it is not returned. If empty, the model reads a line feed (or the first
             unit of a vocabulary without one).
         length: number of units to draw, bytes or characters.
-        temperature: divides the logits: below 1 more conservative, above 1 more random; 0 takes the most likely unit.
+        temperature: divides the logits: below 1 more conservative, above 1 more random; 0 takes the most likely one.
         seed: the same seed gives the same text; None for a different text each time.
-        top_k: draw only among the k most likely units.
+        top_k: draw only among the k most likely bytes or characters.
 
     Raises:
         ValueError: a number is out of range, or ``prime`` has characters outside the vocabulary.

@@ -36,7 +36,7 @@ def test_lines_of_a_run(tmp_path, capsys):
     assert re.fullmatch(rf"step 4/10  epoch {number}{loss}{tail}", lines[3])
     assert re.fullmatch(rf"step 5/10  epoch {number}{validation}{tail}", lines[4])
     assert re.fullmatch(rf"step 8/10  epoch {number}{loss}{tail}", lines[5])
-    assert lines[6] == "--- sample after 8 steps"
+    assert lines[6] == "--- sample after step 8"
     assert re.fullmatch(rf"step 10/10  epoch {number}{loss}{validation}{tail}", lines[lines.index("---") + 1])
     assert lines[-1] == f"done after 10 steps: {tmp_path}/run/step-00000010.pt"
 

@@ -165,7 +165,7 @@
     byId("readout").replaceChildren(
       make("code", { textContent: symbol(characters[at]) }), ` line ${line + 1}, column ${at - lines[line] + 1}`, make("br"),
       `${describe(current)}: `, make("b", { textContent: number(valueOf(current, level)) }), make("br"),
-      at === 0 ? "the first: nothing was expected" : `had cost the model ${cost} bits`,
+      at === 0 ? "first character: not predicted" : `cost the model ${cost} bits (−log₂ of its probability)`,
     );
     const following = characters[at + 1] === undefined ? null : characters[at + 1];
     const rows = [];
