@@ -76,7 +76,7 @@ style: deps  ## ruff and clang-format, changing nothing
 	@$(PY) -m ruff format --check .
 	@$(CPP_FILES) | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
-format: deps  ## what style asks for
+format: deps  ## ruff and clang-format, changing the files
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 	@$(CPP_FILES) | xargs $(VENV)/bin/clang-format -i

@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what, how = parser.add_argument_group("what to measure"), parser.add_argument_group("how to measure")
     model, output = parser.add_argument_group("language model"), parser.add_argument_group("output")
     natural, positive = _at_least(0), _at_least(1)
-    busy = "time each engine alone and next to N processes that keep a core busy, and report the slowdown"
+    busy = "time each engine alone and next to N processes that each keep a core busy, and report the slowdown"
     modes.add_argument("--busy", type=positive, metavar="N", help=busy)
     scaling = "time per time step against hidden size, batch size, length and threads, with a figure"
     modes.add_argument("--scaling", action="store_true", help=scaling)
