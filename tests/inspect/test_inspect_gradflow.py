@@ -115,7 +115,7 @@ def test_the_figure_says_what_is_not_there(tmp_path):
     assert drawing.count("no matrix R") == 1
     assert drawing.count("not finite") == 1
     assert "largest |λ| 0<" not in drawing
-    assert drawing.count("of the Jacobian, step 4") == 3  # of 6
+    assert drawing.count("eigenvalues of the Jacobian, step 4") == 3  # of 6
 
 
 def test_without_matplotlib_the_numbers_are_there_and_the_error_says_what_to_do(tmp_path, capsys, monkeypatch):

@@ -144,7 +144,7 @@ def _draw_run(panel: Any, run: Run, scale: tuple[float, float]) -> None:
     _draw_heat(panel, heat, run, scale)
     _draw_eigenvalues(matrix, run.recurrent, "eigenvalues of R", "no matrix R")
     middle = (len(run.heat) - 1) // 2 + 1  # steps count from 1; 0 is the initial state
-    _draw_eigenvalues(step, {"": run.step}, f"of the Jacobian, step {middle}", "not finite")
+    _draw_eigenvalues(step, {"": run.step}, f"eigenvalues of the Jacobian, step {middle}", "not finite")
     _draw_clipping(norms, run)
 
 
