@@ -17,7 +17,7 @@ CHECKPOINT = "a checkpoint file, or a folder, whose newest checkpoint is used"
 INSPECT = (
     "Write a self-contained web page that shows how a language model of fastrnn train reads a text: coloured by a "
     "unit's state or gate, with the units that track quotes, comments, indentation, …, the saturation of the gates, "
-    "and the predictions at each place. Exit status: 0; 1 if the checkpoint cannot be read or the page not be written; "
+    "and the predictions at each place. Exit status: 0; 1 if the checkpoint cannot be read or the page cannot be written; "
     "2 for wrong arguments or a missing text."
 )
 GRADFLOW = (
