@@ -17,14 +17,14 @@ CHECKPOINT = "a checkpoint file, or a folder, whose newest checkpoint is used"
 INSPECT = (
     "Write a self-contained web page that shows how a language model of fastrnn train reads a text: coloured by a "
     "unit's state or gate, with the units that track quotes, comments, indentation, …, the saturation of the gates, "
-    "and the predictions at each place. Exit status: 0; 1 if the checkpoint cannot be read or the page cannot be written; "
-    "2 for wrong arguments or a missing text."
+    "and the predictions at each place. Exit status: 0; 1 if the checkpoint cannot be read or the page cannot be "
+    "written; 2 for wrong arguments or a missing text."
 )
 GRADFLOW = (
     "Draw the flow of gradients back through time: their norms against the lag, by time step and by unit, "
     "eigenvalues of R and of a step's Jacobian, and the effect of clipping; for new networks, or for a checkpoint of "
     "fastrnn train on a text. Writes PNG, SVG and the numbers as JSON. Exit status: 0; 1 if the checkpoint cannot be "
-    "read, a file not be written, or matplotlib is missing (the JSON file is still written); 2 for wrong arguments or "
+    "read, a file cannot be written, or matplotlib is missing (the JSON file is still written); 2 for wrong arguments or "
     "a missing text."
 )
 
