@@ -24,8 +24,8 @@ GRADFLOW = (
     "Draw the flow of gradients back through time: their norms against the lag, by time step and by unit, "
     "eigenvalues of R and of a step's Jacobian, and the effect of clipping; for new networks, or for a checkpoint of "
     "fastrnn train on a text. Writes PNG, SVG and the numbers as JSON. Exit status: 0; 1 if the checkpoint cannot be "
-    "read, a file cannot be written, or matplotlib is missing (the JSON file is still written); 2 for wrong arguments or "
-    "a missing text."
+    "read, a file cannot be written, or matplotlib is missing (the JSON file is still written); 2 for wrong arguments "
+    "or a missing text."
 )
 
 
