@@ -17,14 +17,17 @@ TEXT = """\
 # The gallery
 
 Cells of the literature, each a few lines in [fastrnn/gallery/](../fastrnn/gallery/__init__.py). The docstring of each
-names the paper, the shapes and the initialisation: [all of them](reference/gallery.md). `from fastrnn import gallery`,
-then `gallery.nas(input_size, hidden_size)` is a network; `gallery.CELLS` has all cells by name.
-[Write your own cell](write-your-own-cell.md) explains how they are made.
+names the paper, the shapes and the initialisation: [all of them](reference/gallery.md). Import it with
+`from fastrnn import gallery` (`import fastrnn` is not enough). `gallery.nas(input_size, hidden_size)` is a network;
+`gallery.CELLS` has all cells by name. [Write your own cell](write-your-own-cell.md) explains how they are made.
 
-In the equations, `*` is element-wise and `k~` stands for W_k·x + b_k + R_k·h + b_rk, for a gate k; in `nas`, `ak` is
-W_k·x + b_k and `mk` is R_k·h + b_rk. "Operations" is the number of element-wise multiply-adds for each unit and time
-step in the generated kernels, forward + backward. The recurrent products, H multiply-adds for each gate that uses r,
-come on top of it.
+In the equations, `*` is element-wise, σ is the sigmoid, and a prime marks a new value: h' is the new h. `k~` stands for
+W_k·x + b_k + R_k·h + b_rk, for a gate k; in `nas`, `ak` is W_k·x + b_k and `mk` is R_k·h + b_rk. Where W, R and b have
+no index, every gate has its own. LN(v; g, b) is layer normalisation of v with gain g and shift b; k, k_c and k_h are
+random masks; in `rate_noisy`, ξ is normally distributed noise and σ its size. "Operations" is the number of
+element-wise multiply-adds for each unit and time step in the generated kernels, forward + backward. It does not include
+the recurrent products, which need H multiply-adds for each gate that uses r.
+
 {measured}
 
 {table}
@@ -82,9 +85,10 @@ def render() -> str:
     measured = "There are no measured figures yet: `python benchmarks/cells.py`."
     if result:
         measured = textwrap.fill(
-            "The last columns give fastrnn's speed-up in training (B×T×H, float32) over a loop in PyTorch / over the "
-            "faster of that loop compiled as a whole and the loop with only its step compiled by torch.compile. With "
-            "a *, only the compiled step was measured, as torch.compile takes minutes for a whole loop. "
+            "The last columns, one for each shape B×T×H, give two speed-ups in training (float32): over a loop in "
+            "PyTorch and, after the slash, over the same loop with torch.compile. For the second, either the whole "
+            "loop or only its step is compiled, and the faster one counts. With a *, only the step was compiled, as "
+            "torch.compile takes minutes for a whole loop. A dash means not measured. Machine: "
             f"{describe(result['environment'])}.",
             120,
         )
