@@ -307,8 +307,8 @@ def equations(cell: Compiled) -> str:
     states = "state" if len(cell.states) == 1 else f"{len(cell.states)} states"
     saved = f", and {', '.join(names['m'])}, which R is multiplied with" if vector else ""
     sums = f", {len(cell.totals)} sums a step" if cell.totals else ""
-    out.append(f"saved for backward: {len(cell.saved)} values a unit and step (k…){sums}{saved}, and the {states}")
-    out.append(f"element-wise operations a unit and step, in multiply-adds: {ahead:.0f} forward, {back:.0f} backward")
+    out.append(f"saved for backward: {len(cell.saved)} values per unit and step (k…){sums}{saved}, and the {states}")
+    out.append(f"element-wise operations per unit and step, in multiply-adds: {ahead:.0f} forward, {back:.0f} backward")
     return "\n".join(out)
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def _where(trace: Trace, condition: Any, yes: Any, no: Any) -> Symbol:
     if not isinstance(condition, Condition):
         got = type(condition).__name__
-        raise trace.error(f"torch.where: expected a comparison (a < b) of traced values as its condition, got {got}")
+        expected = "a comparison (a < b) of values of the step"
+        raise trace.error(f"torch.where: expected {expected} as its condition, got {got}")
     nodes = (condition.left, condition.right, trace.node(yes), trace.node(no))
     return Symbol(trace, trace.graph.make(condition.less, *nodes))
 

@@ -73,10 +73,10 @@ class Symbol:
         raise self.trace.error(remedies.BRANCH)
 
     def __iter__(self) -> Any:
-        raise self.trace.error("a traced value cannot be iterated over: it has one number for each row and unit")
+        raise self.trace.error("a value of the step cannot be iterated over: it has one number for each row and unit")
 
     def __float__(self) -> float:
-        raise self.trace.error("a traced value has no number: use torch's functions instead of math's and Python's")
+        raise self.trace.error("a value of the step has no number: use functions of torch, not of math and Python")
 
     __int__ = __index__ = __float__
 
@@ -88,7 +88,7 @@ class Symbol:
         raise self.trace.unknown(name)
 
     def __getitem__(self, key: Any) -> Any:
-        raise self.trace.error("a traced value cannot be indexed: it has one number for each row and unit")
+        raise self.trace.error("a value of the step cannot be indexed: it has one number for each row and unit")
 
     def __matmul__(self, other: Any) -> Any:
         raise self.trace.error("a matrix product is r.n for R_n·h, and r.n(v) for R_n·v with another vector v")
@@ -105,7 +105,7 @@ class Symbol:
         return self.trace.call(torch.pow, (base, self), {})
 
     def _floor_division(self, other: Any) -> Any:
-        raise self.trace.error("no operation // on a traced value: use (a - a % b) / b")
+        raise self.trace.error("no operation // on a value of the step: use (a - a % b) / b")
 
     __floordiv__ = __rfloordiv__ = _floor_division
 
@@ -113,7 +113,7 @@ class Symbol:
         return self.trace.operation("remainder", (self, other))
 
     def _equal(self, other: Any) -> Any:
-        raise self.trace.error("expected <, <=, > or >= on a traced value, got == or !=")
+        raise self.trace.error("expected <, <=, > or >= on a value of the step, got == or !=")
 
     __eq__ = __ne__ = _equal
     __hash__ = object.__hash__

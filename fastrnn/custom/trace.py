@@ -67,7 +67,7 @@ class Trace:
 
     def unknown(self, name: str) -> CellError:
         """Return the error for an unsupported operation, with the remedy."""
-        problem = f"unsupported operation {name!r} on a traced value"
+        problem = f"unsupported operation {name!r} on a value of the step"
         if name.endswith("_") and not name.endswith("__"):
             return self.error(f"{problem}: {remedies.IN_PLACE}")
         if name in remedies.BY_NAME:
@@ -94,7 +94,10 @@ class Trace:
         if isinstance(value, Names):
             raise self.error(value.whole())
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise self.error(f"expected a traced value or a number, got {what}; per-unit weights are `parameters`")
+        remedy = "weights for each unit are `parameters=`, other tensors `inputs=`"
+        if value is None:
+            what, remedy = "None", "is a `return` missing?"
+        raise self.error(f"expected a value of the step or a number, got {what}; {remedy}")
 
     def operation(self, op: str, args: Sequence[Any]) -> Symbol:
         nodes = [self.node(a) for a in args]

@@ -298,7 +298,7 @@ class Recurrent(ExportedKeywords, _initial.LearnedStates):
 
     def _forward_packed(self, input: PackedSequence, hx: Any, options: Options) -> tuple[Any, Any]:
         if options.lengths is not None:
-            raise ValueError("lengths: expected None with a PackedSequence, which has its own lengths, got some")
+            raise ValueError("lengths: expected None with a PackedSequence, which has lengths of its own, got a tensor")
         if options.reset is not None:
             raise ValueError(
                 "reset: expected None with a PackedSequence; pass the padded input with reset= and lengths= instead"

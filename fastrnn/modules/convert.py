@@ -86,7 +86,7 @@ def _report_skipped(model: nn.Module, to: str, classes: dict[type, type], skippe
     found = [f"{name or 'model'} ({_name(type(module))}): {reason}" for name, module, reason in reasons if reason]
     if not found:
         return
-    message = f"convert: expected modules that can be converted to {to}, not converted: {'; '.join(found)}"
+    message = f"convert: expected modules that can be converted to {to}; these stay as they are: {'; '.join(found)}"
     if skipped == "raise":
         raise ValueError(message)
     warnings.warn(message, stacklevel=3)

@@ -320,7 +320,7 @@ def test_says_where_and_why(step):
         (lambda x, r, s: (x.a, r.a), "h", "expected 1 new states .*got 2"),
         (lambda x, r, s: {"h": x.a}, "h c", "expected the new states h, c, got h"),
         (lambda x, r, s: {"h": x.a, "d": r.a}, "h c", "expected the new states h, c, got h, d"),
-        (lambda x, r, s: None, "h", "got NoneType"),
+        (lambda x, r, s: None, "h", "got None; is a `return` missing"),
         (lambda x, r, s: torch.zeros(3), "h", r"shape \(3,\)"),
         (lambda x, r, s: x.a < 0, "h", "comparison"),
     ],

@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help=precision)
     isa = "limit all engines to an instruction set, by their own switches; onnxruntime has none and is excluded"
     what.add_argument("--isa", choices=("avx2", "avx512"), help=isa)
-    what.add_argument("--quick", action="store_true", help="few shapes, few rounds: takes less than a minute")
+    what.add_argument("--quick", action="store_true", help="few shapes, few rounds: about a minute on a quiet machine")
     engine = (
         "engine to compare with torch.nn: fastrnn, torch (which shows the noise of the method), or an importable "
         "module with LSTM, GRU and RNN; default: fastrnn"

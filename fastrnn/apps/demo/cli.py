@@ -64,7 +64,7 @@ def _shown(console: Console, comparisons: Iterable[Comparison]) -> Iterable[Comp
 
 def lines_of(one: Comparison) -> list[str]:
     """Format a comparison for the terminal: parity and two bars."""
-    parity = "" if one.error is None else f"  largest error {one.error:.1f} times that of {one.other}"
+    parity = "" if one.error is None else f"  largest error against float64 {one.error:.1f} times that of {one.other}"
     head = f"[bold]{escape(multiply_signs(one.name))}[/bold]{parity}"
     if one.seconds is None:
         return [head, f"  [red]{escape(one.problem)}[/red]"]
@@ -88,7 +88,7 @@ def _end(console: Console, compared: Sequence[Comparison], args: argparse.Namesp
         console.print(f"figure: {escape(str(args.picture))}", soft_wrap=True)
     else:
         console.print("no figure: matplotlib is not installed")
-    console.print("more: fastrnn bench, fastrnn --help, docs/write-your-own-cell.md")
+    console.print("more: fastrnn bench, fastrnn --help; in a checkout docs/write-your-own-cell.md")
     if any(one.error is not None and one.seconds is None for one in compared):
         return 1
     return UNTRUSTED_STATUS if doubts else 0

@@ -68,13 +68,14 @@ class _Printer:
     def __init__(self) -> None:
         self.closed = False
         self._begun: int | None = None
+        self._unit = "character"
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.Started):
-            self._begun = event.step
+            self._begun, self._unit = event.step, event.options.unit
             self._print(started(event))
         elif isinstance(event, events.Logged):
-            self._print(progress(event))
+            self._print(progress(event, self._unit))
         elif isinstance(event, events.Sampled):
             self._print(f"--- sample after step {event.step:,}\n{printable(event.text)}\n---")
 
@@ -110,7 +111,7 @@ def started(event: events.Started) -> str:
         f"text: {event.text}, {event.units:,} {unit}, vocabulary {event.vocabulary}",
         f"model: {options.cell} {options.layers}×{options.hidden}, {event.parameters:,} parameters, {options.dtype}, "
         f"engine {options.engine}",
-        f"run: {end}, {event.steps_per_epoch:,} an epoch, {options.batch}×{options.truncation} characters a step, "
+        f"run: {end}, {event.steps_per_epoch:,} per epoch, {options.batch}×{options.truncation} {unit} per step, "
         f"in {options.out}",
     ]
     if event.processes > 1:
@@ -120,17 +121,18 @@ def started(event: events.Started) -> str:
     return "\n".join(lines)
 
 
-def progress(event: events.Logged) -> str:
-    """Format a row of the log as one line."""
+def progress(event: events.Logged, unit: str) -> str:
+    """Format a row of the log as one line; unit: byte or character."""
     row: dict[str, Any] = event.row
+    unit = "char" if unit == "character" else unit
     total = f"/{event.total:,}" if event.total is not None else ""
     parts = [f"step {row['step']:,}{total}", f"epoch {row['epoch']:.2f}"]
     if "loss" in row:
-        parts.append(f"loss {row['loss']:.4f} nats, {row['bits_per_character']:.3f} bits/char")
+        parts.append(f"loss {row['loss']:.4f} nats, {row['bits_per_character']:.3f} bits/{unit}")
     if "validation_loss" in row:
         best = " (best)" if event.best else ""
-        parts.append(f"validation {row['validation_bits_per_character']:.3f} bits/char{best}")
-    parts += [f"lr {row['learning_rate']:.3g}", f"{row['characters_per_second']:,.0f} chars/s"]
+        parts.append(f"validation {row['validation_bits_per_character']:.3f} bits/{unit}{best}")
+    parts += [f"lr {row['learning_rate']:.3g}", f"{row['characters_per_second']:,.0f} {unit}s/s"]
     return "  ".join(parts)
 
 

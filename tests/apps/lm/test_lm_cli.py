@@ -28,11 +28,11 @@ def test_lines_of_a_run(tmp_path, capsys):
     size = (tmp_path / "text.txt").stat().st_size
     assert lines[0] == f"text: {tmp_path}/text.txt, {size:,} bytes, vocabulary 256"
     assert re.fullmatch(r"model: lstm 2×9, [\d,]+ parameters, float32, engine fastrnn", lines[1])
-    assert re.fullmatch(rf"run: 10 steps, [\d,]+ an epoch, 4×11 characters a step, in {tmp_path}/run", lines[2])
+    assert re.fullmatch(rf"run: 10 steps, [\d,]+ per epoch, 4×11 bytes per step, in {tmp_path}/run", lines[2])
     number = r"[\d.,e-]+"
-    loss = rf"  loss {number} nats, {number} bits/char"
-    validation = rf"  validation {number} bits/char \(best\)"
-    tail = rf"  lr 0.002  {number} chars/s"
+    loss = rf"  loss {number} nats, {number} bits/byte"
+    validation = rf"  validation {number} bits/byte \(best\)"
+    tail = rf"  lr 0.002  {number} bytes/s"
     assert re.fullmatch(rf"step 4/10  epoch {number}{loss}{tail}", lines[3])
     assert re.fullmatch(rf"step 5/10  epoch {number}{validation}{tail}", lines[4])
     assert re.fullmatch(rf"step 8/10  epoch {number}{loss}{tail}", lines[5])
