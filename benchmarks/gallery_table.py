@@ -17,16 +17,17 @@ TEXT = """\
 # The gallery
 
 Cells of the literature, each a few lines in [fastrnn/gallery/](../fastrnn/gallery/__init__.py). The docstring of each
-names the paper, the shapes and the initialisation: [all of them](reference/gallery.md). Import it with
-`from fastrnn import gallery` (`import fastrnn` is not enough). `gallery.nas(input_size, hidden_size)` is a network;
+names the paper, the shapes and the initialisation: [all of them](reference/gallery.md). Import the gallery with `from
+fastrnn import gallery` (`import fastrnn` is not enough). `gallery.nas(input_size, hidden_size)` is a network;
 `gallery.CELLS` has all cells by name. [Write your own cell](write-your-own-cell.md) explains how they are made.
 
 In the equations, `*` is element-wise, σ is the sigmoid, and a prime marks a new value: h' is the new h. `k~` stands for
 W_k·x + b_k + R_k·h + b_rk, for a gate k; in `nas`, `ak` is W_k·x + b_k and `mk` is R_k·h + b_rk. Where W, R and b have
-no index, every gate has its own. LN(v; g, b) is layer normalisation of v with gain g and shift b; k, k_c and k_h are
-random masks; in `rate_noisy`, ξ is normally distributed noise and σ its size. "Operations" is the number of
-element-wise multiply-adds for each unit and time step in the generated kernels, forward + backward. It does not include
-the recurrent products, which need H multiply-adds for each gate that uses r.
+no index, every gate has its own. LN(v; g, b) is layer normalisation of v with gain g and shift b. In `zoneout_lstm` and
+`recurrent_dropout_lstm`, k, k_c and k_h are random masks; in `rate_noisy`, ξ is normally distributed noise and σ its
+size. "Operations" is the number of element-wise multiply-adds for each unit and time step in the generated kernels,
+forward + backward. It does not include the recurrent products, which need H multiply-adds for each gate with a matrix
+R.
 
 {measured}
 
