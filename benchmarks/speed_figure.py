@@ -17,7 +17,7 @@ def rows_of(page: str) -> list[tuple[str, list[float]]]:
     """Return the shape and the speed-ups of LSTM, GRU and RNN of each row of the table, without the means."""
     lines = page[page.index(HEADING) :].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [(shape, [float(r.rstrip("×")) for r in ratios]) for shape, *ratios in cells if re.match(r"\d", shape)]
+    return [(shape, [float(r.strip("~×")) for r in ratios]) for shape, *ratios in cells if re.match(r"\d", shape)]
 
 
 def draw(rows: list[tuple[str, list[float]]]) -> Any:

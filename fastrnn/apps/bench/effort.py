@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Effort:
         """Return the share of time lost to other processes: for the calling thread, or for all threads if higher."""
         if self.wall <= 0:
             return 0.0
-        return max(0.0, 1 - self.cpu / self.wall, self.waited / (self.wall * threads))
+        share = max(1 - self.cpu / self.wall, self.waited / (self.wall * threads))
+        return min(max(share, 0.0), 1.0)  # more threads than ``threads`` may wait
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, Effort]:
@@ -43,9 +45,8 @@ def measured(work: Callable[[], Any]) -> tuple[Any, Effort]:
 def _waited() -> float:
     """Return the seconds that this process's threads were runnable without running (Linux: schedstat)."""
     total = 0
-    try:
+    with contextlib.suppress(OSError):  # another system
         for task in _TASKS.iterdir():
-            total += int((task / "schedstat").read_text().split()[1])
-    except (OSError, IndexError, ValueError):  # another system, or a thread that has just ended
-        return 0.0
+            with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that has just ended
+                total += int((task / "schedstat").read_text().split()[1])
     return total / 1e9

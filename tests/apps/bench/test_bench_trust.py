@@ -179,6 +179,7 @@ def test_disturbed_rounds_are_timed_again():
 def test_time_that_others_took():
     assert Effort(wall=2.0, cpu=1.5, waited=0.0).lost(threads=2) == 0.25
     assert Effort(wall=2.0, cpu=2.0, waited=2.0).lost(threads=2) == 0.5
+    assert Effort(wall=1.0, cpu=1.0, waited=5.0).lost(threads=2) == 1.0
     assert Effort(wall=1.0, cpu=1.001, waited=0.0).lost(threads=1) == 0.0
     _, asleep = measured(lambda: time.sleep(0.05))
     assert asleep.wall >= 0.05
