@@ -211,6 +211,7 @@ def test_command(run, tmp_path, capsys):
         (["RUN", "TEXT", "--unit", "c:3"], 2, "argument --unit: expected LAYER:NAME:UNIT as in 2:c:17"),
         (["RUN", "TEXT", "--unit", "1:r:3"], 2, "argument --unit: expected one of h, c, i, f, o in 1:r:3, got 'r'"),
         (["RUN", "TEXT", "--begin", "99999"], 2, "argument --begin: expected less than the length of"),
+        (["RUN", "EMPTY"], 2, "argument TEXT: expected some text, got"),
         (["RUN", "TEXT", "--limit", "0"], 2, "argument --limit: expected at least 1, got 0"),
         (["RUN", "TEXT", "--max-bytes", "0"], 2, "argument --max-bytes: expected at least 1, got 0"),
         (["RUN", "TEXT", "--threads", "0"], 2, "argument --threads: expected at least 1, got 0"),
@@ -219,7 +220,8 @@ def test_command(run, tmp_path, capsys):
 )
 def test_command_with_wrong_arguments(run, args, status, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    places = {"RUN": str(run / "run"), "TEXT": str(run / "text.txt")}
+    places = {"RUN": str(run / "run"), "TEXT": str(run / "text.txt"), "EMPTY": str(run / "empty.txt")}
+    (run / "empty.txt").touch()
     assert main(["inspect", *(places.get(a, a) for a in args)]) == status
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -18,14 +18,13 @@ from fastrnn.apps.bench.engines import ENGINES, PEERS
 from fastrnn.apps.bench.environment import describe
 from fastrnn.apps.bench.ratios import RANGE_BELOW
 from fastrnn.apps.bench.report import (
-    METRIC_WORDS,
     format_seconds,
     format_speedup,
     multiply_signs,
     title,
     warning,
 )
-from fastrnn.apps.bench.results import SIDES, WORDS, ModelResult, Results, Row
+from fastrnn.apps.bench.results import METRIC_WORDS, SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
 
 INSTALL = "no plot: matplotlib is not installed; install it with: python -m pip install 'fastrnn[plot]'"

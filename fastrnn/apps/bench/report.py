@@ -20,7 +20,7 @@ from fastrnn.apps.bench.explanations import (
     STEPS_EXPLANATION,
 )
 from fastrnn.apps.bench.ratios import MINIMUM_ROUNDS, Speedup, geometric_mean
-from fastrnn.apps.bench.results import BEST_PEER, SIDES, WORDS, ModelResult, Results, Row
+from fastrnn.apps.bench.results import BEST_PEER, METRIC_WORDS, SIDES, WORDS, ModelResult, Results, Row
 from fastrnn.apps.bench.runner import AXES
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 NOTHING = "–"
 MIB = 2**20
 UNTRUSTED = "Unreliable times"
-METRIC_WORDS = {"total": "training", "inference": "inference"}
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -193,7 +192,7 @@ def _summaries(results: Results) -> list[Section]:
     means = {(f"{m['cell']} {m['dtype']}", m["metric"], m["against"]): m for m in results.summary()}
     counts = {name: f"{mean['rows']}/{mean['of']}" for (name, _, _), mean in means.items()}
     labels, sides = results.settings.labels, ("baseline", *results.settings.peers, BEST_PEER)
-    words = {"total": "training", "forward": "forward", "backward": "backward", "inference": "inference"}
+    words = {metric: METRIC_WORDS.get(metric, metric) for metric in ("total", "forward", "backward", "inference")}
     rows, compared = [], []
     for name, count in counts.items():
         rows.append([name, count, *(format_means(means.get((name, metric, "baseline"))) for metric in words)])

@@ -20,6 +20,7 @@ from fastrnn.apps.bench.parity import Parity
 SIDES = ("baseline", "candidate")
 WORDS = {"failed": "FAILED parity", "error": "ERROR", "skipped": "skipped"}
 BEST_PEER = "best peer"
+METRIC_WORDS = {"total": "training", "inference": "inference"}
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class Results:
             return []
         timed = [(row.case.name, metric, row.speedup(metric)) for row in self.rows for metric in row.case.metrics]
         found = [(name, m, s) for name, m, s in timed if s and s.median < 1.0 and not s.uncertain]
-        return [f"{name}: {'training' if m == 'total' else m} {s.median:.2f}×" for name, m, s in found]
+        return [f"{name}: {METRIC_WORDS.get(m, m)} {s.median:.2f}×" for name, m, s in found]
 
     def as_dict(self) -> dict[str, Any]:
         options = {name: value for name, value in vars(self.settings).items() if name not in ("cases", "model")}

@@ -19,7 +19,7 @@ from fastrnn.apps.bench.engines import find_engine
 from fastrnn.apps.bench.language_model import compare_curves, describe_text
 from fastrnn.apps.bench.parity import FACTORS, check_parity, check_peer
 from fastrnn.apps.bench.process import Worker, WorkerDiedError, WorkerError
-from fastrnn.apps.bench.results import SIDES, ModelResult, Results, Row, Settings, Verdict
+from fastrnn.apps.bench.results import METRIC_WORDS, SIDES, ModelResult, Results, Row, Settings, Verdict
 
 FAILURES = (WorkerError, WorkerDiedError)
 #: Largest number of times that a row's rounds are timed if other load on the machine disturbs them.
@@ -312,7 +312,7 @@ def outcome(result: Row | ModelResult, labels: dict[str, str]) -> str:
     if isinstance(result, ModelResult):
         speedup = result.speedup()
         return f"speed-up {speedup.median:.2f}×" if speedup else "done"
-    words = {"total": "training", "inference": "inference", "stream": "inference"}
+    words = {**METRIC_WORDS, "stream": "inference"}
     parts = [f"{word} {s.median:.2f}×" for metric, word in words.items() if (s := result.speedup(metric))]
     slower = [(side, result.slowdown("inference", side, "mean")) for side in SIDES]
     parts += [f"inference of {labels[side]} takes {mean:.2f} times as long" for side, mean in slower if mean]

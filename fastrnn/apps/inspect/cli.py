@@ -83,6 +83,8 @@ def _inspect(args: argparse.Namespace) -> int:
     model = load(args.checkpoint)
     options, vocabulary = model.options, model.vocabulary
     text, more = _text(model, args.text, args.begin, args.limit)
+    if not text and not args.begin:
+        raise ValueError(f"text: expected some text, got {args.text}, which is empty")
     if not text:
         raise ValueError(f"begin: expected less than the length of {args.text} in {vocabulary.units}, got {args.begin}")
     reading = read(model, text, top=args.top, syntax=args.syntax)
